@@ -11,10 +11,14 @@ ERROR = '<?xml version="1.0" encoding="UTF-8"?><Error><Code>{0}</Code><Message>{
 
 
 class Faults:
-    """`on(text, times, fault)`: the next answers to requests with a text in `METHOD path` get a fault; `asked` are all requests."""
+    """`on(text, times, fault)`: the next answers to requests with a text in `METHOD path` get a fault.
+
+    `asked` are all requests, and `most_at_once` of them were made before another was answered.
+    """
 
     def __init__(self):
         self._rules, self._lock, self.asked = [], threading.Lock(), []
+        self._under_way = self.most_at_once = 0
 
     def on(self, text, times, fault):
         """The fault.
@@ -26,6 +30,18 @@ class Faults:
     def clear(self):
         self._rules.clear()
         self.asked.clear()
+        self.most_at_once = 0
+
+    @contextmanager
+    def under_way(self):
+        with self._lock:
+            self._under_way += 1
+            self.most_at_once = max(self.most_at_once, self._under_way)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._under_way -= 1
 
     def next(self, method, path, headers):
         with self._lock:
@@ -82,7 +98,11 @@ def between(url):
             self.end_headers()
             self.wfile.write(content)
 
-        do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _pass  # noqa: N815
+        def _counted(self):
+            with faults.under_way():
+                self._pass()
+
+        do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _counted  # noqa: N815
 
     class Server(ThreadingHTTPServer):
         request_queue_size = 64

@@ -49,7 +49,7 @@ def test_a_long_listing_takes_no_memory_of_its_own(monkeypatch):
 def test_the_headers_of_tar_files_are_read_once(tmp_path, monkeypatch):
     tar = write_tar(tmp_path / "a.tar", [("x.png", png(0)), ("y.png", png(1))])
     first = open_source(tar, indexes=tmp_path / "indexes")
-    monkeypatch.setattr("nst_data.sources.tar.members", None)
+    monkeypatch.setattr("nst_data.sources.tar_index.members", None)
     again = open_source(tar, indexes=tmp_path / "indexes")
     assert again.read(1) == first.read(1) == png(1)
     monkeypatch.undo()

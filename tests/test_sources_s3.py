@@ -147,6 +147,17 @@ def test_an_index_of_tar_files_is_kept_and_made_anew_for_other_bytes_of_the_same
     assert first.stamps().tolist() == again.stamps().tolist() != other.stamps().tolist()
 
 
+def test_several_tar_files_are_asked_for_their_headers_at_once(server, faults, tmp_path):
+    for name in "abcd":
+        write_tar(tmp_path / f"{name}.tar", [(f"{name}.png", bytes(100))])
+        FileTree("s3://nst/four").upload(tmp_path / f"{name}.tar", f"{name}.tar")
+    faults.most_at_once = 0
+    faults.on(".tar", 4, ("slow", 0.4))
+    source = open_source("s3://nst/four")
+    assert faults.most_at_once >= 2
+    assert [source.key(row) for row in range(4)] == [f"{name}.tar:{name}.png" for name in "abcd"]
+
+
 @pytest.mark.parametrize("fault", [("status", 503, "SlowDown"), ("status", 500, "InternalError"), ("cut", 100), ("slow", 3)])
 @pytest.mark.parametrize("name", ["images", "tars", "parquet"])
 def test_what_passes_is_waited_for_with_a_warning_and_nothing_is_lost(server, faults, files, caplog, name, fault):

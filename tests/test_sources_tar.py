@@ -2,6 +2,8 @@ import io
 import os
 import tarfile
 import threading
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +13,9 @@ from pictures import contents, keys, png, tar_bytes, write_tar
 from nst_data.errors import NstError, UsageError
 from nst_data.sources import open_source
 from nst_data.sources import tar as tar_module
+from nst_data.sources.members import members
+from nst_data.sources.range_file import HeaderFile
+from nst_data.sources.tar_index import TarHeaders, skipped_in
 
 THREE = [("a.png", bytes(range(200)) * 5), ("a.cls", b"1"), ("b.png", b"x" * 700), ("c.png", b"y" * 512)]
 HEADER, PADDED = 512, 1024  # each of a.png and b.png takes its header and 1,024 bytes
@@ -196,6 +201,69 @@ def test_many_tar_files_are_read_by_threads_with_few_open(tmp_path):
     assert tar_module._opened.cache_info().currsize <= 64
     here = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")]
     assert sum(path.startswith(str(tmp_path)) for path in here) <= 64
+
+
+def headers_of(folder, before, at_once=2):
+    """Of the tar files in a folder; `before` is called with the number of each before it is opened."""
+    paths = sorted(folder.glob("*.tar"))
+
+    def opened_at(file):
+        before(file)
+        return paths[file].open("rb")
+
+    return TarHeaders([path.name for path in paths], opened_at, at_once)
+
+
+def test_the_headers_of_two_tar_files_are_read_at_once_and_come_in_order(tmp_path):
+    write_tar(tmp_path / "a.tar", [("x.png", b""), ("x.cls", b"1"), ("y.heic", b""), ("y.cls", b"2"), ("z.png", b""), ("z.cls", b"3")])
+    write_tar(tmp_path / "b.tar", [("z.json", b"")])
+    write_tar(tmp_path / "c.tar", [("x.png", b""), ("x.cls", b"4"), ("v.heic", b""), ("v.cls", b"0")])
+    both, classes = threading.Barrier(2), []
+    index = headers_of(tmp_path, lambda file: file < 2 and both.wait(20)).index(classes)
+    assert (index["file"].to_pylist(), index["name"].to_pylist()) == ([0, 0, 2], ["x.png", "z.png", "x.png"])
+    assert (classes, skipped_in(index)) == (["1", "3", "4"], {".heic": 2})
+
+
+def test_the_first_tar_file_that_is_refused_is_named_and_the_others_are_not_read_to_their_end(tmp_path):
+    write_tar(tmp_path / "a.tar", [("a.cls", b"1"), ("b.png", b"")])
+    write_tar(tmp_path / "b.tar", [("b.png", b"")])
+    write_tar(tmp_path / "c.tar", [(f"{index}.png", b"") for index in range(2000)])
+    (tmp_path / "b.tar").write_bytes(b"damaged")
+    second, slow = threading.Event(), []
+
+    class Slow(io.FileIO):
+        def read(self, size=-1):
+            time.sleep(0.002)
+            slow.append(self.tell())
+            return super().read(size)
+
+    def before(file):
+        if file:
+            second.set()
+        else:
+            assert second.wait(20)
+
+    headers = headers_of(tmp_path, before, at_once=3)
+    with pytest.raises(NstError, match=r"^a\.tar: b\.png has no class"):
+        TarHeaders(headers.paths, lambda file: Slow(tmp_path / "c.tar") if file == 2 else headers.open(file), 3).index([])
+    so_far = len(slow)
+    time.sleep(0.2)
+    assert len(slow) <= so_far + 4  # to the next member
+
+
+@pytest.mark.parametrize(("size", "requests", "most_bytes"), [(1_000, 1, 10**5), (600_000, 7, 26_000_000), (1_500_000, 39, 7 * 10**6)])
+def test_members_are_read_through_where_they_are_small_and_else_their_headers_alone(tmp_path, size, requests, most_bytes):
+    write_tar(tmp_path / "x.tar", [(f"{index}.png", bytes(size)) for index in range(40)])
+    content, asked = (tmp_path / "x.tar").read_bytes(), []
+
+    def read(_, start, stop):
+        asked.append(stop - start)
+        return content[start:stop]
+
+    file = HeaderFile(SimpleNamespace(read=read), "x.tar", len(content))
+    assert [member.name for member in members("x.tar", file)] == [f"{index}.png" for index in range(40)]
+    assert len(asked) <= requests
+    assert sum(asked) <= most_bytes
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,8 @@ def _checked(content: bytes | MissingError, size: int) -> Content:
 class AddressedTars(TarFiles):
     """Tar files at an address: members are read by ranges, neighboring ones at once."""
 
+    _files_at_once = 16  # answers are waited for
+
     def __init__(
         self,
         location: str,

@@ -33,10 +33,13 @@ class Listing:
 
 
 class Spool:
-    """Record batches one after the other: in memory or, when they are many, in a nameless temporary file that is memory-mapped."""
+    """Record batches one after the other: in memory or, when they are many, in a nameless temporary file that is memory-mapped.
 
-    def __init__(self, schema: pa.Schema) -> None:
-        self._schema = schema
+    So many `spools` at a time take the memory of one.
+    """
+
+    def __init__(self, schema: pa.Schema, spools: int = 1) -> None:
+        self._schema, self._in_memory_rows = schema, IN_MEMORY_ROWS // spools
         self._batches: list[pa.RecordBatch] = []
         self._rows = 0
         self._file: IO[bytes] | None = None
@@ -45,7 +48,7 @@ class Spool:
         """Add one batch."""
         self._batches.append(pa.record_batch(columns, schema=self._schema))
         self._rows += self._batches[-1].num_rows
-        if self._rows > IN_MEMORY_ROWS:
+        if self._rows > self._in_memory_rows:
             if self._file is None:
                 self._file = tempfile.TemporaryFile()  # noqa: SIM115 - `table` closes it
                 self._writer = pa.ipc.new_file(self._file, self._schema)

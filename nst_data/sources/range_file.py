@@ -9,6 +9,7 @@ from nst_data.store.file_tree import FileTree
 
 _LOOK_BYTES = 2**16  # where the next header is far away
 _BLOCK_BYTES = 4 * 2**20  # where it is near
+_NEAR_BYTES = 2**20  # one more request takes longer than reading so much
 
 
 class RangeFile(io.RawIOBase):
@@ -62,11 +63,14 @@ class RangeFile(io.RawIOBase):
 class HeaderFile(RangeFile):
     """For reading from header to header: in blocks where the next one is near, else what is around it."""
 
+    _stop = 0  # of what was read last
+
     def _between(self, start: int, stop: int) -> bytes:
         (first, content), *_ = self._pieces or [(0, b"")]
         if not first <= start <= stop <= first + len(content):
-            is_near = 0 <= start - first - len(content) < _BLOCK_BYTES
+            is_near = 0 <= start - self._stop < _NEAR_BYTES
             ahead = max(stop - start, _BLOCK_BYTES if is_near else _LOOK_BYTES)
             first, content = start, self._tree.read(self._name, start, min(start + ahead, self._size))
             self._pieces = [(first, content)]
+        self._stop = stop
         return content[start - first : stop - first]

@@ -44,6 +44,11 @@ class Skipped:
             self._counts[NO_SUFFIX] += 1
         return True
 
+    def add(self, other: "Skipped") -> None:
+        """What another one has counted."""
+        self._counts.update(other._counts)
+        self._odd.update(other._odd)
+
     @property
     def counts(self) -> dict[str, int]:
         """Files by suffix, the most frequent first; those with rare odd ones together."""

@@ -17,21 +17,17 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from nst_data.errors import NstError
-from nst_data.sources.files import OpenFile, check_whole
+from nst_data.sources.files import OpenFile
 from nst_data.sources.labels import LabelsAsked, encode, number_labels, whole_numbers
-from nst_data.sources.listing import PIECE, Spool, listed, read_listing, utf8, write_listing
-from nst_data.sources.members import Member, documents, members
-from nst_data.sources.pairing import CLASS_SUFFIX, Part, classes_of_members, is_class, key_of
-from nst_data.sources.skipped import Skipped, phrase
+from nst_data.sources.listing import listed, write_listing
+from nst_data.sources.members import documents
+from nst_data.sources.pairing import CLASS_SUFFIX, key_of
+from nst_data.sources.skipped import phrase
 from nst_data.sources.source import Content, Row, Source, Wanted, in_pieces, rows_of_table
+from nst_data.sources.tar_index import TarHeaders, read_index, skipped_in
 from nst_data.store.indexes import Indexes
 
-_INDEX = pa.schema(
-    [("file", pa.int32()), ("name", pa.large_string()), ("offset", pa.int64()), ("size", pa.int64()), ("problem", pa.large_string())]
-)
-_MOST_CLASS_BYTES = 1024
 _INTEGER = re.compile(r"-?\d+")
-_SKIPPED = b"skipped"  # counts, in the metadata of an index
 
 
 class TarFiles(Source):
@@ -41,6 +37,8 @@ class TarFiles(Source):
     found out once, by reading every header, and kept in `indexes`.
     """
 
+    _files_at_once = 4  # few, for disks that seek; their headers are read so
+
     def __init__(
         self, location: str, files: Sequence[str], names: Sequence[str], labels: LabelsAsked | None, indexes: Indexes | None = None
     ) -> None:
@@ -48,10 +46,10 @@ class TarFiles(Source):
         self._files, self._names = files, names
         self._marks = self._look()
         self._listing = listed([(list(names), [size for size, _ in self._marks])])
-        self._skipped = Skipped()
         classes: list[str] | None = [] if labels else None
-        self._index = self._kept_index(indexes) if classes is None else self._read_index(classes)
-        self.skipped = json.loads((self._index.schema.metadata or {}).get(_SKIPPED, b"{}"))
+        headers = TarHeaders(files, self._opened, self._files_at_once)
+        self._index = self._kept_index(headers, indexes) if classes is None else headers.index(classes)
+        self.skipped = skipped_in(self._index)
         if not len(self):
             but = f", but {phrase(self.skipped)}" if self.skipped else ""
             raise NstError(f"{location}: expected images in the tar files, found none{but}")
@@ -145,18 +143,12 @@ class TarFiles(Source):
     def _read(self, file: int, offset: int, size: int) -> bytes:
         return _opened(self._files[file], *self._marks[file]).read(size, offset)
 
-    def _read_index(self, classes: list[str] | None = None) -> pa.Table:
-        spool = Spool(_INDEX)
-        for columns in self._indexed(classes):
-            spool.append(columns)
-        return spool.table().replace_schema_metadata({_SKIPPED: json.dumps(self._skipped.counts)})
-
-    def _kept_index(self, indexes: Indexes | None) -> pa.Table:
+    def _kept_index(self, headers: TarHeaders, indexes: Indexes | None) -> pa.Table:
         if indexes is None:
-            return self._read_index()
+            return headers.index()
         index = self._index_in(indexes)
         if index is None:
-            index = self._read_index()
+            index = headers.index()
             indexes.keep(self._index_name, partial(write_listing, table=index))
             index = self._index_in(indexes) or index  # so that no temporary file stays
         return index
@@ -164,67 +156,16 @@ class TarFiles(Source):
     def _index_in(self, indexes: Indexes) -> pa.Table | None:
         """What is kept there of where the members lie; None where nothing is, or it is damaged."""
         try:
-            if (kept := indexes.find(self._index_name)) is None:
-                return None
-            index = read_listing(kept)
-            index.validate(full=True)
-            json.loads((index.schema.metadata or {}).get(_SKIPPED, b"{}"))
-        except (OSError, ValueError, pa.ArrowException):
+            kept = indexes.find(self._index_name)
+        except (OSError, ValueError):
             return None
-        return index if index.schema.equals(_INDEX) and _is_sound(index, len(self._files)) else None
+        return None if kept is None else read_index(kept, len(self._files))
 
     @property
     def _index_name(self) -> str:
         """Another one for files that were written to since."""
         digest = hashlib.sha256(json.dumps([[self._place(file) for file in self._files], self._marks]).encode()).hexdigest()
         return f"{digest}.arrow"
-
-    def _indexed(self, classes: list[str] | None) -> Iterator[list[pa.Array]]:
-        """The columns of the index, piece by piece; the class of each image is added to `classes`."""
-        waiting: list[tuple[int, Member]] = []
-        for file, path in enumerate(self._files):
-            samples: list[Part] = []
-            with self._opened(file) as opened:
-                for member in members(path, opened, self._skipped):
-                    has_class = is_class(member.name)
-                    if not (has_class or member.is_skipped):
-                        waiting.append((file, member))
-                    if classes is not None and member.name.startswith("@"):
-                        raise NstError(f"{path}: {member.problem}")  # the rest may hold the class of any image
-                    if classes is not None:
-                        samples.append(Part(member.name, _class(path, opened, member) if has_class else None, member.is_skipped))
-                    if len(waiting) == PIECE:
-                        yield _columns(waiting)
-                        waiting.clear()
-            if classes is not None:
-                classes += classes_of_members(samples, path)
-        yield _columns(waiting)
-
-
-def _is_sound(index: pa.Table, files: int) -> bool:
-    """Whether each member of an index is in one of so many files, at a place that there may be."""
-    known = all(not index[name].null_count for name in ("file", "name", "offset", "size"))
-    least = {name: pc.min(index[name]).as_py() or 0 for name in ("file", "offset", "size")}
-    return known and min(least.values()) >= 0 and (pc.max(index["file"]).as_py() or 0) < files
-
-
-def _class(path: str, file: BinaryIO, member: Member) -> str:
-    where = f"{path}: {member.name}"
-    expected = "expected one line with a class number or UTF-8 name"
-    if member.problem is not None:
-        raise NstError(f"{where}: {member.problem}")
-    if member.size > _MOST_CLASS_BYTES:
-        raise NstError(f"{where}: {expected}, found {member.size:,} bytes")
-    file.seek(member.offset)
-    content = file.read(member.size)
-    check_whole(len(content), member.size)
-    try:
-        text = content.decode("utf-8-sig").strip()
-    except UnicodeDecodeError:
-        raise NstError(f"{where}: {expected}") from None
-    if len(text.splitlines()) > 1 or "\0" in text:
-        raise NstError(f"{where}: {expected}, found {text[:40]!r}")
-    return text
 
 
 def _object(path: str, name: str, content: bytes | None) -> dict[str, Any]:
@@ -249,17 +190,6 @@ def _numbered(classes: list[str], location: str, most_names: int) -> tuple[NDArr
         return encode(classes)
     number_of = dict(zip(words, numbers, strict=True))
     return number_labels([number_of[text] for text in classes], None, what, most_names)
-
-
-def _columns(found: list[tuple[int, Member]]) -> list[pa.Array]:
-    names, offsets, sizes, problems = zip(*(member[:4] for _, member in found), strict=True) if found else ((), (), (), ())
-    return [
-        pa.array([file for file, _ in found], type=pa.int32()),
-        utf8(list(names)),
-        pa.array(offsets, type=pa.int64()),
-        pa.array(sizes, type=pa.int64()),
-        pa.array(problems, type=pa.large_string()),
-    ]
 
 
 @lru_cache(maxsize=64)

@@ -1,0 +1,161 @@
+"""Where the members of tar files lie, from their headers, several files at once."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+from typing import BinaryIO
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nst_data.errors import NstError
+from nst_data.prefetch import in_threads
+from nst_data.sources.files import check_whole
+from nst_data.sources.listing import PIECE, Spool, read_listing, utf8
+from nst_data.sources.members import Member, members
+from nst_data.sources.pairing import Part, classes_of_members, is_class
+from nst_data.sources.skipped import Skipped
+
+_INDEX = pa.schema(
+    [("file", pa.int32()), ("name", pa.large_string()), ("offset", pa.int64()), ("size", pa.int64()), ("problem", pa.large_string())]
+)
+_MOST_CLASS_BYTES = 1024
+_SKIPPED = b"skipped"  # counts, in the metadata of an index
+
+
+@dataclass(frozen=True)
+class TarHeaders:
+    """Tar files whose headers are read, so many `at_once`. `paths` are for errors, `open` opens the file of a number."""
+
+    paths: Sequence[str]
+    open: Callable[[int], AbstractContextManager[BinaryIO]]
+    at_once: int
+
+    def index(self, classes: list[str] | None = None) -> pa.Table:
+        """The images, in the order of the files and of the members in them; the class of each is added to `classes`.
+
+        Raises NstError for the first of the files that holds what is refused.
+        """
+        spool, skipped, stopped = Spool(_INDEX), Skipped(), Event()
+
+        def tables() -> Iterator[pa.Table]:
+            for _, found in in_threads(lambda file: self._read(file, classes is not None, stopped), range(len(self.paths)), self.at_once):
+                skipped.add(found.skipped)
+                if classes is not None:
+                    classes.extend(found.classes)
+                yield found.table
+
+        try:
+            for columns in _regrouped(tables()):
+                spool.append(columns)
+        finally:
+            stopped.set()  # else Ctrl-C would wait for the ends of the files that are read
+        return spool.table().replace_schema_metadata({_SKIPPED: json.dumps(skipped.counts)})
+
+    def _read(self, file: int, has_classes: bool, stopped: Event) -> "_OfFile":
+        path, skipped = self.paths[file], Skipped()
+        spool = Spool(_INDEX, self.at_once)
+        waiting: list[Member] = []
+        samples: list[Part] = []
+        with self.open(file) as opened:
+            for member in members(path, opened, skipped):
+                if stopped.is_set():
+                    return _OfFile(spool.table(), skipped, [])
+                if not (is_class(member.name) or member.is_skipped):
+                    waiting.append(member)
+                if has_classes:
+                    samples.append(_part(path, opened, member))
+                if len(waiting) == PIECE:
+                    spool.append(_columns(file, waiting))
+                    waiting.clear()
+        spool.append(_columns(file, waiting))
+        return _OfFile(spool.table(), skipped, classes_of_members(samples, path))
+
+
+@dataclass(frozen=True)
+class _OfFile:
+    """What one tar file holds."""
+
+    table: pa.Table
+    skipped: Skipped
+    classes: list[str]
+
+
+def skipped_in(index: pa.Table) -> dict[str, int]:
+    """How many files of which suffix were skipped when it was made."""
+    counts: dict[str, int] = json.loads((index.schema.metadata or {}).get(_SKIPPED, b"{}"))
+    return counts
+
+
+def read_index(path: Path, files: int) -> pa.Table | None:
+    """The index of so many files that is kept there; None where it is damaged."""
+    try:
+        index = read_listing(path)
+        index.validate(full=True)
+        skipped_in(index)
+    except (OSError, ValueError, pa.ArrowException):
+        return None
+    return index if index.schema.equals(_INDEX) and _is_sound(index, files) else None
+
+
+def _is_sound(index: pa.Table, files: int) -> bool:
+    """Whether each member of an index is in one of so many files, at a place that there may be."""
+    known = all(not index[name].null_count for name in ("file", "name", "offset", "size"))
+    least = {name: pc.min(index[name]).as_py() or 0 for name in ("file", "offset", "size")}
+    return known and min(least.values()) >= 0 and (pc.max(index["file"]).as_py() or 0) < files
+
+
+def _regrouped(tables: Iterable[pa.Table]) -> Iterator[list[pa.Array]]:
+    """Columns of many rows each: a tar file may hold a single image."""
+    waiting: list[pa.RecordBatch] = []
+    rows = 0
+    for batch in (batch for table in tables for batch in table.to_batches()):
+        waiting.append(batch)
+        rows += len(batch)
+        if rows >= PIECE:
+            yield _joined(waiting)
+            waiting, rows = [], 0
+    yield _joined(waiting)
+
+
+def _joined(batches: list[pa.RecordBatch]) -> list[pa.Array]:
+    return [column.combine_chunks() for column in pa.Table.from_batches(batches, schema=_INDEX).columns]
+
+
+def _columns(file: int, found: list[Member]) -> list[pa.Array]:
+    names, offsets, sizes, problems = zip(*(member[:4] for member in found), strict=True) if found else ((), (), (), ())
+    return [
+        pa.array([file] * len(found), type=pa.int32()),
+        utf8(list(names)),
+        pa.array(offsets, type=pa.int64()),
+        pa.array(sizes, type=pa.int64()),
+        pa.array(problems, type=pa.large_string()),
+    ]
+
+
+def _part(path: str, file: BinaryIO, member: Member) -> Part:
+    if member.name.startswith("@"):
+        raise NstError(f"{path}: {member.problem}")  # the rest may hold the class of any image
+    return Part(member.name, _class(path, file, member) if is_class(member.name) else None, member.is_skipped)
+
+
+def _class(path: str, file: BinaryIO, member: Member) -> str:
+    where = f"{path}: {member.name}"
+    expected = "expected one line with a class number or UTF-8 name"
+    if member.problem is not None:
+        raise NstError(f"{where}: {member.problem}")
+    if member.size > _MOST_CLASS_BYTES:
+        raise NstError(f"{where}: {expected}, found {member.size:,} bytes")
+    file.seek(member.offset)
+    content = file.read(member.size)
+    check_whole(len(content), member.size)
+    try:
+        text = content.decode("utf-8-sig").strip()
+    except UnicodeDecodeError:
+        raise NstError(f"{where}: {expected}") from None
+    if len(text.splitlines()) > 1 or "\0" in text:
+        raise NstError(f"{where}: {expected}, found {text[:40]!r}")
+    return text
