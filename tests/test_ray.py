@@ -16,15 +16,19 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import sick_nodes
 from conftest import png
 from labels import write_teacher
 from watched import Ended, Said
+from wording import is_line
 
 from nst_data.errors import NstError
 from nst_data.features.under_way import begin
 from nst_data.sources import open_source
 from nst_data.store.file_tree import FileTree
 from nst_data.store.store import Store
+from nst_train.cluster.workers import open_workers
+from nst_train.cluster_settings import ClusterSettings
 from nst_train.features.embed import embed
 from nst_train.labeling.label import label
 from nst_train.settings import EmbedRunSettings, EmbedSettings, LabelRunSettings, LabelSettings
@@ -260,6 +264,31 @@ def test_features_on_s3_that_one_process_began_are_finished_by_a_cluster_with_th
     assert features.matrix().tobytes() == one.matrix().tobytes()
     assert not store.mirror.tree.files("runs/features")
     assert not [file.name for file in store.mirror.tree.files("runs") if "seen-by-workers" in file.name]
+
+
+def test_a_node_that_loses_one_worker_after_the_other_gets_no_more_work_and_the_others_do_it_all(work, cluster):
+    import ray
+
+    top, _ = work
+    sick = node(8)
+    nodes = [cluster.add_node(**node(6)), cluster.add_node(**sick)]
+    log, said = top / "losses", Said()
+    log.touch()
+    ray.cloudpickle.register_pickle_by_value(sick_nodes)  # workers know no module of the tests
+    job = sick_nodes.FailingJob("NST_MIRRORS", sick["env_vars"]["NST_MIRRORS"], log)
+    settings = ClusterSettings(engine="ray", address=cluster.address, gpus_per_worker=0)
+    with open_workers(job, settings, 9, said) as workers:
+        steps = list(workers.fill(range(9), lambda shard: False))
+    assert sorted(step.shard for step in steps if step.is_whole) == list(range(9))
+    assert sum(step.rows for step in steps) == 9 * 3
+    lost = log.read_text().split()
+    assert len(set(lost)) == len(lost) == sick_nodes.LOSSES  # none was lost there twice
+    (line,) = [line for line in said.lines if line.startswith("warning: ")]
+    assert is_line(
+        line, "warning: node …: 3 workers in a row were lost on it, the last by … Read-only file system: '/scratch'; it gets no work"
+    )
+    for one in nodes:
+        cluster.remove_node(one)
 
 
 def test_a_node_that_lacks_the_pool_is_named_before_any_work(work, cluster):

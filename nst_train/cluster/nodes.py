@@ -25,9 +25,16 @@ class Node:
     name: str
     room: int
     cpus: int
-    failures: int = field(default=0)  # of workers that were lost before they had opened anything
+    losses: int = field(default=0)  # of workers in a row, that is, with no shard written in between
+    lost_at: float = field(default=0.0)  # when the last of them was
     is_checked: bool = field(default=False)
     refused: str = field(default="")  # why it gets no work
+
+    def lose(self, began: float, now: float) -> None:
+        """Count a worker that is lost, with what it began then; those that one event ends, at whatever they were, are one loss."""
+        if began >= self.lost_at:
+            self.losses += 1
+            self.lost_at = now
 
 
 @contextmanager

@@ -1,13 +1,14 @@
 """Workers on the nodes of a Ray cluster, and the shards that they fill.
 
 Ray starts and watches processes and nodes. A worker that is lost, with its process or its node, is not waited for: its shard goes to
-another one, and where there is room a new one is started. Nodes that join are looked at every few seconds.
+one on another node, and where there is room a new one is started. A node that loses one after the other gets no more work. Nodes that
+join are looked at every few seconds.
 """
 
 import re
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +22,7 @@ from nst_train.cluster_settings import ClusterSettings
 
 _LOOK_EVERY_SECONDS = 2.0
 _SAY_AFTER_SECONDS = 30.0
-_MOST_LOSSES = 3  # of workers in a row at one shard, or on one node before they have opened anything
+_MOST_LOSSES = 3  # of workers in a row at one shard, or on one node
 
 _HEX, _MOST_SIGNS = re.compile(r"\b[0-9a-f]{24,} ?"), 200  # of what Ray says
 
@@ -50,6 +51,7 @@ class _Started:
     stream: Any = None
     shard: int = -1
     rows: int = 0
+    began: float = field(default_factory=time.monotonic)  # what it does now
 
     @property
     def waited_for(self) -> Any:  # noqa: ANN401 - what Ray waits for
@@ -82,7 +84,7 @@ class Workers:
     _first_nodes: set[str] = field(default_factory=set)  # those that were there when the work began
     _checks: dict[Any, Node] = field(default_factory=dict)
     _started: list[_Started] = field(default_factory=list)
-    _losses: Counter[int] = field(default_factory=Counter)
+    _losses: defaultdict[int, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))  # by shard, of each node
     _looked: float = 0.0
     _said: set[str] = field(default_factory=set)
 
@@ -108,11 +110,13 @@ class Workers:
             busy = sum(one.stream is not None for one in self._started)
             self._look_for_nodes()
             self._start(len(left) + busy)
-            for worker in [one for one in self._started if one.waited_for is None]:
-                while left and is_done(left[0]):
-                    yield Step(left.popleft(), is_others=True)
-                if left:
-                    worker.shard, worker.rows = left.popleft(), 0
+            for worker in self._idle():
+                while (shard := self._next_for(worker, left)) is not None and is_done(shard):
+                    left.remove(shard)
+                    yield Step(shard, is_others=True)
+                if shard is not None:
+                    left.remove(shard)
+                    worker.shard, worker.rows, worker.began = shard, 0, time.monotonic()
                     worker.stream = worker.actor.fill.options(num_returns="streaming").remote(worker.shard)
             for step in self._wait():
                 if step.is_lost:
@@ -124,10 +128,11 @@ class Workers:
         while True:
             self._look_for_nodes()
             self._start(1)
-            idle = [one for one in self._started if one.waited_for is None]
+            idle = self._idle()
             if not idle:
                 self._wait()
                 continue
+            idle[0].began = time.monotonic()
             try:
                 return self.ray.get(idle[0].actor.ask.remote(method))
             except self.ray.exceptions.RayError as error:
@@ -139,13 +144,26 @@ class Workers:
             self.ray.kill(one.actor)
         self._started.clear()
 
+    def _idle(self) -> list[_Started]:
+        return [one for one in self._started if one.waited_for is None and not one.node.refused]
+
+    def _next_for(self, worker: _Started, left: Iterable[int]) -> int | None:
+        """The first shard that no worker on another node should rather take, as its own has lost it more often."""
+        nodes = {one.node.id for one in self._started if not one.node.refused}
+
+        def is_for(shard: int) -> bool:
+            losses = self._losses.get(shard)
+            return losses is None or losses[worker.node.id] == min(losses[node] for node in nodes)
+
+        return next(filter(is_for, left), None)
+
     def _look_for_nodes(self) -> None:
         if self._looked and time.monotonic() - self._looked < _LOOK_EVERY_SECONDS:
             return
         self._looked = time.monotonic()
         alive = {node.id: node for node in nodes_of(self.ray, self.settings)}
         self._nodes = {key: self._nodes.get(key, node) for key, node in alive.items()}
-        for worker in [one for one in self._started if one.waited_for is None and one.node.id not in alive]:
+        for worker in [one for one in self._started if one.waited_for is None and (one.node.refused or one.node.id not in alive)]:
             self._end(worker)
         for node in self._nodes.values():
             if not node.is_checked and node not in self._checks.values():
@@ -173,14 +191,14 @@ class Workers:
         return NodeAffinitySchedulingStrategy(node.id, soft=False)
 
     def _start(self, wanted: int) -> None:
-        """Start workers where there is room, no more than there is work for, evenly over the nodes."""
+        """Start workers where there is room, no more than there is work for, evenly over the nodes and first where none was just lost."""
         most = min(wanted, self.settings.workers or wanted)
         taken = Counter(one.node.id for one in self._started)
         while len(self._started) < most:
             free = [node for node in self._nodes.values() if node.is_checked and not node.refused and taken[node.id] < node.room]
             if not free:
                 return
-            node = min(free, key=lambda node: taken[node.id])
+            node = min(free, key=lambda node: (node.losses, taken[node.id]))
             taken[node.id] += 1
             kind = self.ray.remote(Worker).options(
                 num_cpus=node.cpus, num_gpus=self.settings.gpus_per_worker, scheduling_strategy=self._at(node)
@@ -240,7 +258,6 @@ class Workers:
             self._lose_or_raise(worker, error)
         else:
             worker.opening = None
-            worker.node.failures = 0
             self.about = self.about or about
             if about != self.about:
                 self._end(worker)
@@ -252,7 +269,8 @@ class Workers:
             rows = self.ray.get(next(worker.stream))
         except StopIteration:
             worker.stream = None
-            self._losses[worker.shard] = 0
+            self._losses.pop(worker.shard, None)
+            worker.node.losses = 0
             return [Step(worker.shard, is_whole=True)]
         except self.ray.exceptions.RayError as error:
             return self._lose_or_raise(worker, error)
@@ -273,11 +291,12 @@ class Workers:
             raise error
         self._end(worker)
         reason = why_lost(cause or error)
+        self._count_loss(worker, reason)
         if worker.stream is None:
-            self._count_failure(node, reason)
             return []
-        self._losses[worker.shard] += 1
-        if self._losses[worker.shard] == _MOST_LOSSES:
+        losses = self._losses[worker.shard]
+        losses[node.id] += 1
+        if losses.total() == _MOST_LOSSES:
             raise NstError(
                 f"shard {worker.shard}: {_MOST_LOSSES} workers in a row were lost on it, the last on node {node.name}: {reason}; "
                 "finished work is kept; the same command resumes"
@@ -285,13 +304,14 @@ class Workers:
         self.progress.say(f"node {node.name}: lost a worker ({reason}); another worker takes over its shard")
         return [Step(worker.shard, -worker.rows, is_lost=True)]
 
-    def _count_failure(self, node: Node, reason: str) -> None:
-        """Of a worker that ended before it could begin, unless its node has ended."""
+    def _count_loss(self, worker: _Started, reason: str) -> None:
+        """Of its node, unless that has ended; one that has lost several in a row gets no work any more."""
+        node = worker.node
         self._looked = 0.0
         self._look_for_nodes()
-        node.failures += 1
-        if node.id in self._nodes and node.failures == _MOST_LOSSES:
-            node.refused = f"node {node.name}: {_MOST_LOSSES} workers in a row ended before they could begin: {reason}"
+        node.lose(worker.began, time.monotonic())
+        if node.id in self._nodes and node.losses >= _MOST_LOSSES and not node.refused:
+            node.refused = f"node {node.name}: {_MOST_LOSSES} workers in a row were lost on it, the last by {reason}"
             self._leave_out(node)
 
     def _end(self, worker: _Started) -> None:
