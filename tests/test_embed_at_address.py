@@ -226,10 +226,10 @@ def test_of_two_machines_at_once_one_finishes_and_both_have_the_result(teacher, 
 def test_where_two_machines_wrote_one_shard_differently_it_is_written_again(teacher, pool, machine, tree, tmp_path, monkeypatch):
     create, tried = FileTree.create, []
 
-    def create_late(tree, name, content):
+    def create_late(tree, name, content, **options):
         if name.endswith("shards/00002.json") and not tried:
             tried.append(create(tree, name, content.replace(b'"errors": []', b'"errors": [] ')))  # another machine was first
-        return create(tree, name, content)
+        return create(tree, name, content, **options)
 
     monkeypatch.setattr(FileTree, "create", create_late)
     said = Counted()

@@ -18,7 +18,7 @@ from nst_data.errors import NstError
 from nst_data.selection.editions import balance
 from nst_data.settings import BalanceSettings
 from nst_data.sources import listing as listing_module
-from nst_data.sources import open_source, opening, tar
+from nst_data.sources import open_source, opening, tar_index
 from nst_data.sources.listing import listed, listed_in, read_listing, write_listing
 from nst_data.store.file_tree import FileTree
 from nst_data.store.indexes import FOLDER, Indexes
@@ -341,7 +341,7 @@ def test_what_one_machine_has_found_out_others_take_from_the_address_of_the_stor
     first = open_source(f"file://{tmp_path}/{kind}", indexes=one)
     there = names(tmp_path / "store" / FOLDER)
     assert len(there) == len(names(one.folder)) == (2 if kind == "tars" else 1)
-    monkeypatch.setattr(tar, "members", None)  # no header is read again
+    monkeypatch.setattr(tar_index, "members", None)  # no header is read again
     listings.clear()
     for _ in range(2):
         again = PlaceOfImages.of(first).open(other)
