@@ -54,10 +54,10 @@ if __name__ == "__main__":
     labeled, pool = open_source(given["labeled"], labeled=True), open_source(given["pool"])
     made = [label(store, "bare", "tiny-teacher@gen-0", pool, LabelSettings(batch_size=4, rows_per_shard=6))]
     run = RunSettings(workers=1, decode_threads=1, tracker=["none"])
-    made.append(train(store, "student", labeled, settings, edition=store.open("tiny@gen-1.1"), run=run))
+    made.append(train(store, "student", labeled, settings, pseudo=store.open("tiny@gen-1.1"), run=run))
     made.append(pull(store, given["ref"]))
     multiprocessing.set_start_method("forkserver", force=True)  # Linux's own from Python 3.14 on
-    made.append(train(store, "other", None, settings.model_copy(update={"preset": None}), edition=made[-1], run=run))
+    made.append(train(store, "other", None, settings.model_copy(update={"preset": None}), pseudo=made[-1], run=run))
     assert store.unfinished() == []
     print(json.dumps([{name: sealed.sha256 for name, sealed in one.manifest.files.items()} for one in made]))
 """
