@@ -247,7 +247,7 @@ def test_images_that_could_not_be_read_are_not_left_to_review_and_similar_ones_n
         expect(page.locator("#viewer .finished")).not_to_contain_text("left without an answer")
         visit.open(address, "#image=0")
         expect(page.locator("#viewer .left")).to_have_text("4 left to review")
-        expect(page.locator("#viewer .panel")).to_contain_text("Similar images: after nst embed")
+        expect(page.locator("#viewer .panel")).to_contain_text("Similar images appear after nst embed")
 
 
 def test_an_export_opens_from_disk_and_filters_and_asks_nobody(browser, digits, tmp_path):

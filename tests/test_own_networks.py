@@ -69,22 +69,20 @@ def masked(classes):
     return network
 
 
-def test_a_mask_that_would_be_averaged_with_the_weights_is_refused_before_any_step(tiny_store):
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (masked, r"own_masked: mask has infinite values, .*; register it with `persistent=False`"),
+        (tied, r"own_tied: 2\.weight and 3\.weight share their weights, .*choose another `model`, or untie them"),
+    ],
+)
+def test_weights_that_no_checkpoint_could_hold_are_refused_before_any_step(tiny_store, make, said):
     store, labeled, _ = tiny_store
-    register_network("own_masked", masked, image_size=16)
-    settings = TrainSettings(**SETTINGS | {"model": "own_masked"})
-    with pytest.raises(NstError, match=r"own_masked: mask has infinite values, .*; register it with `persistent=False`"):
-        train(store, "own-masked", open_source(str(labeled), labeled=True), settings, run=RUN)
-    assert "own-masked@gen-0" not in store.unfinished()
-
-
-def test_weights_that_two_layers_share_are_refused_before_any_step(tiny_store):
-    store, labeled, _ = tiny_store
-    register_network("own_tied", tied, image_size=16)
-    settings = TrainSettings(**SETTINGS | {"model": "own_tied"})
-    with pytest.raises(NstError, match=r"own_tied: 2\.weight and 3\.weight share their weights, .*choose another `model`, or untie them"):
-        train(store, "own-tied", open_source(str(labeled), labeled=True), settings, run=RUN)
-    assert "own-tied@gen-0" not in store.unfinished()
+    register_network(f"own_{make.__name__}", make, image_size=16)
+    settings = TrainSettings(**SETTINGS | {"model": f"own_{make.__name__}"})
+    with pytest.raises(NstError, match=said):
+        train(store, "refused", open_source(str(labeled), labeled=True), settings, run=RUN)
+    assert "refused@gen-0" not in store.unfinished()
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,7 @@ def test_an_export_of_an_edition_names_the_review_that_has_the_other_images(labe
     store, rows = labeled_images
     edition, said = balance(store, "tiny@gen-1", EASY, reviews=answers_of(store, rows)), Said()
     export(store, edition, tmp_path / "labels", to="csv", progress=said)
-    assert f"{edition.ref} was drawn with tiny@review-1; the images that people gave a class are in that, export it too" in said.lines
+    assert f"{edition.ref} was drawn with tiny@review-1, which has the images that people gave a class: export that too" in said.lines
 
 
 @pytest.mark.slow

@@ -160,7 +160,7 @@ def test_a_copy_that_looked_before_another_was_done_takes_nothing_of_it_away(tmp
     assert not [name for name in names(address) if name.startswith("runs/corpora/")]
 
 
-def test_what_another_begins_while_a_version_is_discarded_stays(address, faults):
+def test_what_another_begins_while_a_version_is_discarded_stays(address, faults, monkeypatch):
     tree = FileTree(address)
     run = RemoteRun(Store(address).mirror, "runs/corpora/c/gen-1")
     assert run.claim("{}")
@@ -174,11 +174,9 @@ def test_what_another_begins_while_a_version_is_discarded_stays(address, faults)
             begun.append(run.claim("{1}"))
             tree.write("runs/corpora/c/gen-1/owner.000001", b"")
 
-    FileTree.remove = remove_and_begin
-    try:
+    with monkeypatch.context() as patch:
+        patch.setattr(FileTree, "remove", remove_and_begin)
         run.discard()
-    finally:
-        FileTree.remove = remove
     assert begun == [True]
     assert names(address) == ["runs/corpora/c/gen-1/owner.000001", "runs/corpora/c/gen-1/request.json"]
 

@@ -89,7 +89,7 @@ def export(
     labeled = labeled_images(store, version, place, to not in _WITHOUT_IMAGES)
     progress = progress or on_this_terminal()
     if reviews := version.manifest.request.inputs.by_role.get("reviews"):
-        progress.say(f"{version.ref} was drawn with {reviews.ref}; the images that people gave a class are in that, export it too")
+        progress.say(f"{version.ref} was drawn with {reviews.ref}, which has the images that people gave a class: export that too")
     if not target.is_done:
         with progress.task(f"export {version.ref}", labeled.count, "images") as task:
             _WRITERS[to](_Export(target.folder, labeled, link, probs, task.advance))

@@ -53,15 +53,10 @@ def reason_of(error: BaseException, storage: str) -> tuple[str, bool]:
         return "the server failed (500)", True
     if names & _UNREACHED:
         return f"the server cannot be reached; check the network{_ENDPOINTS.get(storage, '')}", True
-    if (
-        isinstance(error, TimeoutError | ConnectionError)
-        or (names | codes) & _BROKEN
-        or (isinstance(error, OSError) and error.errno in _BUSY)
-    ):
+    number = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, TimeoutError | ConnectionError) or (names | codes) & _BROKEN or number in _BUSY:
         return "the connection broke or was silent for too long", True
-    if "400" in codes or (
-        isinstance(error, OSError) and error.errno == errno.EINVAL
-    ):  # also what aiohttp calls an answer that is cut short
+    if "400" in codes or number == errno.EINVAL:  # also what aiohttp calls an answer that is cut short
         return "the server rejects the request (400); check the address", False
     return f"cannot be read or written ({type(error).__name__})", False
 

@@ -44,7 +44,7 @@ class Look:
     counts: NDArray[np.int64]  # labeled images of each class
     sides_px: NDArray[np.int64]  # shorter side of some labeled images and of some in the pool, upright
     unread: int  # of the sampled images
-    of_measured: list[str] = field(default_factory=list)  # unreadable classes of images that are measured on; copies of labeled ones
+    faults: list[str] = field(default_factory=list)  # unreadable classes, labeled images in two classes or among those measured on
 
     @property
     def class_names(self) -> list[str]:
@@ -102,9 +102,9 @@ def look_at(photos: Path | str | None, **named: str | None) -> Look:
     check_classes_are_readable(labeled)
     test, validation = opened.get("test"), opened.get("validation")
     measured = [one for one in (test, validation) if one]
-    lost = [f"{one.location}: {phrase(classes)}" for one in measured if (classes := _lost(one))]
-    lost += _of_copies(labeled, measured)
-    return Look(found, labeled, pool, test, validation, counts, read, len(sides) - len(read), lost)
+    faults = [f"{one.location}: {phrase(classes)}" for one in measured if (classes := _lost(one))]
+    faults += _of_equal_bytes(labeled, measured)
+    return Look(found, labeled, pool, test, validation, counts, read, len(sides) - len(read), faults)
 
 
 def check_classes_are_readable(labeled: Source) -> None:
@@ -114,13 +114,13 @@ def check_classes_are_readable(labeled: Source) -> None:
         raise lost_class(labeled.location, images, names[name], first)
 
 
-def _of_copies(labeled: Source, measured: list[Source]) -> Iterator[str]:
-    """Labeled images that stand in two classes, or among those that are measured on, by their bytes; nothing is read of many."""
+def _of_equal_bytes(labeled: Source, measured: list[Source]) -> Iterator[str]:
+    """A line where labeled images stand in two classes, or among those that are measured on; many labeled images are not read for it."""
     if len(labeled) > _FEW_LABELED:
         return
     of_labeled = [hashed for _, hashed in image_hashes(labeled.rows(np.arange(len(labeled))))]
     if line := in_two_classes(labeled, np.array([bytes.fromhex(hashed or "0" * 32) for hashed in of_labeled], HASH)):
-        yield line.removeprefix("warning: ")
+        yield line
     known = {*of_labeled}
     for source in measured:
         some = source.rows(np.linspace(0, len(source) - 1, min(len(source), _COMPARED), dtype=np.int64))
@@ -285,7 +285,7 @@ def _of_images(look: Look) -> Iterator[str]:
     if look.unread:
         they = "they" if look.unread > 1 else "it"
         yield f"{look.unread:,} of {look.unread + len(look.sides_px):,} images that were looked at cannot be read: {they} will be skipped"
-    yield from look.of_measured
+    yield from look.faults
 
 
 def counted(number: int, noun: str) -> str:

@@ -64,7 +64,7 @@ def unreadable_images(store: Store, staging: Staging, role: str, source: Source,
                 if not faults:
                     decoded.keep(hashes)
             if line := in_two_classes(source, hashes):
-                progress.say(line)
+                progress.say(f"warning: {line}")
             Reading(staging.build, role).keep(hashes)
             faults = staging.remembered(name, faults)
     for line in list(faults.values())[:3]:
@@ -125,7 +125,7 @@ def say_in_both(staging: Staging, validation: Source, progress: Progress) -> Non
 
 
 def in_two_classes(source: Source, hashes: NDArray[np.void]) -> str | None:
-    """A warning where images of different classes have the same bytes, of which `hashes` has the hash of each row, 0 for an unread one."""
+    """A line where images of different classes have the same bytes. `hashes` has the hash of each row, 0 for an unread one."""
     labels, names = labels_in(source), source.class_names or []
     read = np.flatnonzero(hashes != np.zeros(1, HASH))
     halves = hashes[read].view("<u8").reshape(-1, 2)
@@ -137,9 +137,7 @@ def in_two_classes(source: Source, hashes: NDArray[np.void]) -> str | None:
         return None
     one, other = (f"{source.key(row)!r} of {names[labels[row]]!r}" for row in map(int, order[pairs[0] : pairs[0] + 2]))
     stand = f"{images:,} image{'s stand' if images > 1 else ' stands'}"
-    return (
-        f"warning: {source.location}: {stand} in two or more classes with the same bytes, such as {one} and {other}; remove the wrong ones"
-    )
+    return f"{source.location}: {stand} in two or more classes with the same bytes, such as {one} and {other}; remove the wrong ones"
 
 
 def check_classes(source: Source, labeled: LabeledImages, faults: Mapping[str, str], progress: Progress) -> list[str]:

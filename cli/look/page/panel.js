@@ -202,7 +202,7 @@ const panel = {
       );
       parts.push(make("h3", {}, "Similar images"), make("ul", { class: "similar" }, entries));
     } else if (!overview.figures.can.similar && viewer.canReview() && !detail.error)
-      parts.push(make("p", { class: "quiet" }, "Similar images: after nst embed, when nst look is started again."));
+      parts.push(make("p", { class: "quiet" }, "Similar images appear after nst embed and a restart of nst look."));
     return parts.length ? make("div", {}, parts) : null;
   },
 };
