@@ -48,7 +48,7 @@ def _print(begun: "Beginning") -> None:
     import shlex
 
     from nst_data.progress import as_text
-    from nst_train.recipe_schema import SCHEMA_FILE
+    from nst_train.recipes.schema import SCHEMA_FILE
     from nst_train.starting.looking import counted
 
     look, recipe = begun.look, shlex.quote(str(begun.path))

@@ -17,7 +17,7 @@ from .tables import WIDTH, print_table
 
 if TYPE_CHECKING:
     from nst_data.store.store import Store
-    from nst_train.finished_run import Generation
+    from nst_train.recipes.finished_run import Generation
 
 
 def run(
@@ -41,7 +41,7 @@ def run(
     ] = None,
 ) -> None:
     """Run the loop that a recipe describes. Resumes where it stopped when rerun, and does nothing when complete."""
-    from nst_train.recipe_changes import changes_of
+    from nst_train.recipes.changes import changes_of
 
     there, values = open_store(store), changes_of(changes or [])
     if show_settings:
@@ -77,7 +77,7 @@ def demo(
 ) -> None:
     """Noisy Student Training on real digits that need no download: a teacher, two students and a supervised control, in minutes."""
     from nst_data.digits import write_digits
-    from nst_train.recipe_schema import write_schema
+    from nst_train.recipes.schema import write_schema
 
     there = open_store(store)
     name = "digits" if seed == 0 else f"digits-seed-{seed}"
@@ -95,7 +95,7 @@ def demo(
 
 
 def _run(recipe: Path, store: "Store", changes: Mapping[str, Any]) -> list[dict[str, Any]]:
-    from nst_train.recipe import load_recipe
+    from nst_train.recipes.reading import load_recipe
 
     settings = load_recipe(recipe, changes=changes)
     from nst_train.noisy_student import self_training
@@ -113,7 +113,7 @@ def _dry_run(path: Path, store: "Store", json: bool, changes: Mapping[str, Any])
     import dataclasses
 
     from nst_data.store.files import disk_use
-    from nst_train.recipe import load_recipe
+    from nst_train.recipes.reading import load_recipe
 
     recipe = load_recipe(path, changes=changes)
     from nst_train.starting.dry_run import dry_run
@@ -160,8 +160,8 @@ def _show_settings(path: Path, store: "Store", json: bool, changes: Mapping[str,
     from nst_data.errors import NstError
     from nst_data.selection.holdout import hold_out, kept_holdouts
     from nst_data.sources import open_source
-    from nst_train.recipe import as_written, load_recipe
-    from nst_train.recipe_settings import inherited, of_finetuning
+    from nst_train.recipes.reading import as_written, load_recipe
+    from nst_train.recipes.recipe import inherited, of_finetuning
     from nst_train.settings import over
 
     from .origins import origins

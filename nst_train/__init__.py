@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from nst_train.evaluation_settings import EvaluateSettings
     from nst_train.features.embed import embed
     from nst_train.features.picking import pick
-    from nst_train.finished_run import Generation
     from nst_train.labeling.label import extend, label, label_like
     from nst_train.networks.own_networks import register_network
     from nst_train.noise_settings import Noise
     from nst_train.noisy_student import self_training
-    from nst_train.recipe import load_recipe
-    from nst_train.recipe_settings import Recipe
+    from nst_train.recipes.finished_run import Generation
+    from nst_train.recipes.reading import load_recipe
+    from nst_train.recipes.recipe import Recipe
     from nst_train.settings import (
         EmbedRunSettings,
         EmbedSettings,
@@ -66,12 +66,12 @@ _MODULES = {
     "EmbedSettings": "settings",
     "EvaluateSettings": "evaluation_settings",
     "ExportedNetwork": "classifiers.export",
-    "Generation": "finished_run",
+    "Generation": "recipes.finished_run",
     "LabelRunSettings": "settings",
     "LabelSettings": "settings",
     "Noise": "noise_settings",
     "ReadSettings": "settings",
-    "Recipe": "recipe_settings",
+    "Recipe": "recipes.recipe",
     "RunSettings": "settings",
     "TrainSettings": "settings",
     "ZeroShot": "zero_shot_settings",
@@ -81,7 +81,7 @@ _MODULES = {
     "extend": "labeling.label",
     "label": "labeling.label",
     "label_like": "labeling.label",
-    "load_recipe": "recipe",
+    "load_recipe": "recipes.reading",
     "pick": "features.picking",
     "register_network": "networks.own_networks",
     "self_training": "noisy_student",

@@ -15,9 +15,9 @@ from itertools import groupby
 from nst_data.arguments import with_checked_arguments
 from nst_data.progress import Progress, on_this_terminal
 from nst_data.store.store import Store
-from nst_train.finished_run import FinishedRun, Generation
-from nst_train.opened_sources import OpenedSources
-from nst_train.recipe_settings import Recipe
+from nst_train.recipes.finished_run import FinishedRun, Generation
+from nst_train.recipes.opened_sources import OpenedSources
+from nst_train.recipes.recipe import Recipe
 
 
 @with_checked_arguments
@@ -43,9 +43,9 @@ def self_training(store: Store, recipe: Recipe, *, progress: Progress | None = N
     if (finished := run.generations(progress)) is not None:
         return finished
     from nst_train.holdout import say_trained_on
-    from nst_train.recipe_checks import say_idle  # torch, timm and torchvision, which take seconds to import
-    from nst_train.recipe_data import RecipeData
-    from nst_train.recipe_steps import Labels, Publishing, Trainings, is_control_of_before
+    from nst_train.recipes.checks import say_idle  # torch, timm and torchvision, which take seconds to import
+    from nst_train.recipes.run_data import RecipeData
+    from nst_train.recipes.steps import Labels, Publishing, Trainings, is_control_of_before
 
     say_idle(recipe, progress)
     data = RecipeData.open(recipe, store, progress, sources=sources)

@@ -31,7 +31,7 @@ from nst_data.sources import open_source
 from nst_data.sources.class_texts import texts_in_yaml
 from nst_data.store.manifest import parse_manifest
 from nst_data.store.store import Store
-from nst_train.recipe import parse_recipe
+from nst_train.recipes.reading import parse_recipe
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 NAMES = ["ant", "bee", "cat"]

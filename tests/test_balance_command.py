@@ -21,7 +21,7 @@ from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
 from nst_data.store.store import Store
 from nst_train.noisy_student import self_training
-from nst_train.recipe import parse_recipe
+from nst_train.recipes.reading import parse_recipe
 
 NAMES = ["ant", "bee", "cat"]
 LABELS = [(0, 0.875), (0, 0.75), (0, 0.625), (0, 0.375), (1, 0.75), (1, 0.5)]  # four ants, two bees, no cat

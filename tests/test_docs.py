@@ -21,7 +21,7 @@ from markdown_it import MarkdownIt
 from nst_cli.commands import COMMANDS
 
 from nst_data.digits import write_digits
-from nst_train.recipe import parse_recipe
+from nst_train.recipes.reading import parse_recipe
 
 ROOT = Path(__file__).parent.parent
 QUICK_START = ROOT / "docs" / "index.md"

@@ -18,7 +18,7 @@ from nst_data.sources.listing import write_listing
 from nst_data.store.store import Store
 from nst_train.classifiers.inference import Computation
 from nst_train.noisy_student import self_training
-from nst_train.recipe import load_recipe
+from nst_train.recipes.reading import load_recipe
 from nst_train.settings import RunSettings, TrainSettings
 from nst_train.starting import dry_run as module
 from nst_train.starting import timing

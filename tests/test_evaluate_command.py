@@ -244,7 +244,7 @@ def test_a_recipe_evaluates_every_generation(tmp_path):
 )
 def test_an_evaluation_that_a_recipe_cannot_mean_is_refused_with_its_line(tmp_path, evaluate, said):
     from nst_data.errors import UsageError
-    from nst_train.recipe import load_recipe
+    from nst_train.recipes.reading import load_recipe
 
     recipe = write_tiny_recipe(tmp_path, generations=[TINY, TINY], evaluate=evaluate)
     lines = recipe.read_text().splitlines()
@@ -254,7 +254,7 @@ def test_an_evaluation_that_a_recipe_cannot_mean_is_refused_with_its_line(tmp_pa
 
 
 def test_published_suites_and_clean_results_have_names_of_their_own(tmp_path):
-    from nst_train.recipe import load_recipe
+    from nst_train.recipes.reading import load_recipe
 
     evaluate = [{"suite": "imagenet-a", "data": "a"}, {"suite": "imagenet-c", "data": "c", "name": "small"}, {"suite": ["fgsm"]}]
     recipe = load_recipe(write_tiny_recipe(tmp_path, generations=[TINY, TINY], evaluate=evaluate))
@@ -274,7 +274,7 @@ def test_published_suites_and_clean_results_have_names_of_their_own(tmp_path):
 )
 def test_two_results_of_a_recipe_do_not_share_a_name(tmp_path, evaluate):
     from nst_data.errors import UsageError
-    from nst_train.recipe import load_recipe
+    from nst_train.recipes.reading import load_recipe
 
     with pytest.raises(UsageError, match=r"`evaluate`.*'(x-imagenet-a|test-fgsm|test)' in metrics\.json.*`name`"):
         load_recipe(write_tiny_recipe(tmp_path, generations=[TINY, TINY], evaluate=evaluate))
@@ -305,7 +305,7 @@ def test_an_evaluation_that_would_fail_stops_the_recipe_before_any_training(tmp_
 
 
 def test_an_evaluation_has_the_recipes_seed_where_it_names_none(tmp_path):
-    from nst_train.recipe import load_recipe
+    from nst_train.recipes.reading import load_recipe
 
     evaluate = [{"suite": "corruptions"}, {"suite": "pgd", "random_start": True, "seed": 3}]
     recipe = load_recipe(write_tiny_recipe(tmp_path, generations=[TINY, TINY], evaluate=evaluate, seed=5))

@@ -16,10 +16,10 @@ from watched import Said
 from wording import tells
 
 from nst_data.store.store import Store
-from nst_train.finished_run import FinishedRun
 from nst_train.noisy_student import self_training
-from nst_train.opened_sources import OpenedSources
-from nst_train.recipe import load_recipe
+from nst_train.recipes.finished_run import FinishedRun
+from nst_train.recipes.opened_sources import OpenedSources
+from nst_train.recipes.reading import load_recipe
 
 RECIPE = {
     "label": {"batch_size": 4, "rows_per_shard": 100},

@@ -38,8 +38,8 @@ from nst_train.holdout import say_leaks, say_not_excluded, say_trained_on
 from nst_train.labeling.label import label as label_pool
 from nst_train.labeling.label import label_like
 from nst_train.noisy_student import self_training
-from nst_train.recipe import load_recipe, parse_recipe
-from nst_train.recipe_data import RecipeData
+from nst_train.recipes.reading import load_recipe, parse_recipe
+from nst_train.recipes.run_data import RecipeData
 from nst_train.settings import RunSettings, TrainSettings
 from nst_train.training.train import train
 

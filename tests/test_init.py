@@ -24,10 +24,10 @@ from nst_data.sources import open_source
 from nst_data.store.store import Store
 from nst_train import device
 from nst_train.noisy_student import self_training
-from nst_train.recipe import load_recipe
-from nst_train.recipe_checks import check_recipe
-from nst_train.recipe_schema import MODELINE, SCHEMA_FILE
-from nst_train.recipe_settings import Recipe
+from nst_train.recipes.checks import check_recipe
+from nst_train.recipes.reading import load_recipe
+from nst_train.recipes.recipe import Recipe
+from nst_train.recipes.schema import MODELINE, SCHEMA_FILE
 from nst_train.settings import RunSettings, TrainSettings, workers_for
 from nst_train.starting import writing
 from nst_train.starting.choosing import (

@@ -17,7 +17,7 @@ from labels import write_teacher
 
 from nst_data.store.store import Store
 from nst_train.noisy_student import self_training
-from nst_train.recipe import load_recipe
+from nst_train.recipes.reading import load_recipe
 
 pytestmark = pytest.mark.slow
 

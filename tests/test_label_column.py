@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from nst_data.progress import Progress
 from nst_data.store.store import Store
 from nst_train.noisy_student import self_training
-from nst_train.recipe import parse_recipe
+from nst_train.recipes.reading import parse_recipe
 
 NETWORK = ["--model", "test_resnet", "--image-size", "16", "--epochs", "1", "--batch-size", "4", "--workers", "0", "--name", "kinds"]
 KINDS = ["ant", "bee", "cat"] * 3

@@ -11,7 +11,7 @@ from earlier_store import ZIP
 from nst_data.settings import AdoptSettings, BalanceSettings, Later, Settings, later_fields
 from nst_data.store.manifest import BEFORE, BEFORE_OF_NOISED_LABELS, json_digest
 from nst_train.noise_settings import Noise, PseudoNoise
-from nst_train.recipe import load_recipe
+from nst_train.recipes.reading import load_recipe
 from nst_train.settings import LabelSettings, TrainSettings
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

@@ -23,7 +23,7 @@ from nst_train.features.embed import embed
 from nst_train.features.linear_probe import STATED_STRENGTH, STRENGTHS, fit
 from nst_train.labeling.label import label
 from nst_train.noisy_student import self_training
-from nst_train.recipe import load_recipe
+from nst_train.recipes.reading import load_recipe
 from nst_train.settings import EmbedSettings, LabelRunSettings, RunSettings, TrainSettings
 from nst_train.training.train import train
 

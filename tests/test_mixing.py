@@ -10,9 +10,9 @@ from timm.data import Mixup
 from nst_data.errors import NstError, UsageError
 from nst_data.sources import open_source
 from nst_train.batches.batches import TrainingBatch
-from nst_train.recipe import load_recipe
-from nst_train.recipe_checks import check_recipe
-from nst_train.recipe_settings import GenerationSettings
+from nst_train.recipes.checks import check_recipe
+from nst_train.recipes.reading import load_recipe
+from nst_train.recipes.recipe import GenerationSettings
 from nst_train.seeds import seed_of
 from nst_train.settings import RunSettings, TrainSettings
 from nst_train.training.loss import joint_cross_entropies

@@ -12,7 +12,7 @@ from timm.data.auto_augment import augment_and_mix_transform, posterize
 
 from nst_data.errors import UsageError
 from nst_train.noise_settings import Noise, PseudoNoise
-from nst_train.recipe import load_recipe
+from nst_train.recipes.reading import load_recipe
 from nst_train.seeds import seed_of, seed_transforms
 from nst_train.settings import TrainSettings
 from nst_train.transforms.crops import RandomResizedCrop

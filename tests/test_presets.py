@@ -8,9 +8,9 @@ from nst_data.errors import UsageError
 from nst_train.networks.models import check_names, check_network_name, parameters_of
 from nst_train.noise_settings import Noise
 from nst_train.presets import DEFAULTS_PUBLISHED, PRESETS, PUBLISHED_INSTEAD
-from nst_train.recipe import load_recipe, parse_recipe
-from nst_train.recipe_sections import SelectSettings
-from nst_train.recipe_settings import GenerationSettings
+from nst_train.recipes.reading import load_recipe, parse_recipe
+from nst_train.recipes.recipe import GenerationSettings
+from nst_train.recipes.sections import SelectSettings
 from nst_train.settings import TrainSettings
 
 # Written from the paper: sections 3.1, 3.2 and A.3, table 8; dropout and magnitude below B7, and all of svhn: the released code.

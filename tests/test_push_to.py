@@ -7,7 +7,7 @@ from hub_commands import nst
 
 from nst_data.errors import UsageError
 from nst_data.sharing.push import check_tag
-from nst_train.recipe import load_recipe
+from nst_train.recipes.reading import load_recipe
 
 TO = {"corpus": "alice/bugs-pseudo", "teacher": "alice/bugs-teacher"}
 

@@ -19,7 +19,7 @@ from nst_train.cluster.job import PlaceOfImages, as_anywhere, folder_lacking, lo
 from nst_train.cluster.nodes import joined, nodes_of
 from nst_train.cluster.workers import Workers, why_lost
 from nst_train.cluster_settings import ClusterSettings
-from nst_train.recipe import load_recipe
+from nst_train.recipes.reading import load_recipe
 from nst_train.settings import EmbedRunSettings, LabelRunSettings, LabelSettings, RunSettings
 from nst_train.zero_shot_settings import ZeroShot
 

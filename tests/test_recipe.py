@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from nst_data.errors import UsageError
-from nst_train.recipe import load_recipe, parse_recipe
+from nst_train.recipes.reading import load_recipe, parse_recipe
 
 RECIPE = """\
 name: flowers

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 from wording import tells
 
 from nst_data.errors import UsageError
-from nst_train.recipe import load_recipe, parse_recipe
-from nst_train.recipe_changes import changes_of
+from nst_train.recipes.changes import changes_of
+from nst_train.recipes.reading import load_recipe, parse_recipe
 
 RECIPE = """\
 name: flowers

@@ -13,12 +13,12 @@ from nst_data.progress import Progress
 from nst_data.settings import BalanceSettings
 from nst_train.evaluation_settings import EvaluateSettings
 from nst_train.noise_settings import Noise, PseudoNoise
-from nst_train.opened_sources import _open
-from nst_train.recipe import parse_recipe
-from nst_train.recipe_checks import say_idle
-from nst_train.recipe_dead_keys import idle_of_first
-from nst_train.recipe_sections import EvaluationSettings, PushToSettings, SelectSettings, SourceSettings
-from nst_train.recipe_settings import GenerationSettings, Recipe, StudentSettings
+from nst_train.recipes.checks import say_idle
+from nst_train.recipes.dead_keys import idle_of_first
+from nst_train.recipes.opened_sources import _open
+from nst_train.recipes.reading import parse_recipe
+from nst_train.recipes.recipe import GenerationSettings, Recipe, StudentSettings
+from nst_train.recipes.sections import EvaluationSettings, PushToSettings, SelectSettings, SourceSettings
 from nst_train.settings import OF_PSEUDO_LABELS, LabelSettings, RunSettings, TrainSettings
 
 NETWORK = {"model": "test_resnet"}

@@ -10,8 +10,8 @@ from nst_cli.main import app
 from typer.testing import CliRunner
 
 from nst_data.errors import UsageError
-from nst_train.recipe import parse_recipe
-from nst_train.recipe_schema import MODELINE, SCHEMA_FILE, recipe_schema, schema_text, write_schema
+from nst_train.recipes.reading import parse_recipe
+from nst_train.recipes.schema import MODELINE, SCHEMA_FILE, recipe_schema, schema_text, write_schema
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))

@@ -19,9 +19,9 @@ from nst_data.progress import Progress
 from nst_data.sources import open_source
 from nst_data.store.store import Store
 from nst_train.noisy_student import self_training
-from nst_train.recipe import load_recipe
-from nst_train.recipe_sections import SourceSettings
-from nst_train.recipe_settings import Recipe
+from nst_train.recipes.reading import load_recipe
+from nst_train.recipes.recipe import Recipe
+from nst_train.recipes.sections import SourceSettings
 
 CLASSES = ["ant", "bee", "cat"]
 ROLES = ("labeled", "validation", "test", "pool", "evaluate")

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from nst_data.errors import UsageError
 from nst_data.store.metrics import Metrics
 from nst_data.store.store import Store
-from nst_train.recipe import parse_recipe
+from nst_train.recipes.reading import parse_recipe
 
 CLASSES = ["ant", "bee", "cat"]
 SHORT = TINY | {"epochs": 1}

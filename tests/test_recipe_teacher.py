@@ -15,8 +15,8 @@ from nst_data.sources import open_source
 from nst_data.store.store import Store
 from nst_train.labeling.label import label
 from nst_train.noisy_student import self_training
-from nst_train.recipe import load_recipe, parse_recipe
-from nst_train.recipe_checks import trained_model
+from nst_train.recipes.checks import trained_model
+from nst_train.recipes.reading import load_recipe, parse_recipe
 from nst_train.settings import RunSettings, TrainSettings
 from nst_train.training.train import train
 

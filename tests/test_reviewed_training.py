@@ -24,7 +24,7 @@ from nst_data.store.store import Store
 from nst_data.tables.label_tables import scan_labels
 from nst_train.batches.batches import without
 from nst_train.noisy_student import self_training
-from nst_train.recipe import load_recipe
+from nst_train.recipes.reading import load_recipe
 from nst_train.settings import RunSettings, TrainSettings
 from nst_train.starting.dry_run import dry_run
 from nst_train.training.train import train

@@ -7,7 +7,7 @@ import yaml
 from timm.scheduler import CosineLRScheduler
 
 from nst_data.errors import UsageError
-from nst_train.recipe_settings import GenerationSettings
+from nst_train.recipes.recipe import GenerationSettings
 from nst_train.settings import TrainSettings
 from nst_train.training.schedule import Schedule
 

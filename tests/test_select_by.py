@@ -15,7 +15,7 @@ from nst_data.sources import open_source
 from nst_data.store.store import Store
 from nst_train.labeling.label import label, label_like
 from nst_train.noisy_student import self_training
-from nst_train.recipe import load_recipe, parse_recipe
+from nst_train.recipes.reading import load_recipe, parse_recipe
 from nst_train.settings import LabelSettings
 
 CLASSES = ["ant", "bee", "cat"]

@@ -17,7 +17,7 @@ from wording import tells
 from nst_data.sources import open_source
 from nst_data.store.store import Store
 from nst_train.noisy_student import self_training
-from nst_train.recipe import load_recipe
+from nst_train.recipes.reading import load_recipe
 from nst_train.training.train import train
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

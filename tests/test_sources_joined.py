@@ -121,7 +121,7 @@ def test_a_teacher_is_trained_on_several_sources_and_says_which(two, tmp_path):
 
 def test_a_recipe_takes_several_labeled_sources_beside_it_and_one_pool(two, tmp_path):
     from nst_train import load_recipe
-    from nst_train.recipe_data import RecipeData
+    from nst_train.recipes.run_data import RecipeData
 
     shutil.copytree(two[0], tmp_path / "pool")
     recipe = tmp_path / "bugs.yaml"

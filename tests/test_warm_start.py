@@ -12,7 +12,7 @@ from nst_data.sources import open_source
 from nst_data.store.store import Store
 from nst_train.classifiers.teachers import load_classifier
 from nst_train.noisy_student import self_training
-from nst_train.recipe import load_recipe
+from nst_train.recipes.reading import load_recipe
 from nst_train.settings import RunSettings, TrainSettings
 from nst_train.training.train import train
 

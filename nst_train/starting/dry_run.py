@@ -22,8 +22,8 @@ from nst_data.store.inputs import Input
 from nst_data.store.manifest import ORDER, Kind, Request
 from nst_data.store.store import Number, Store, Version
 from nst_train.labeling.begin import check_not_moved
-from nst_train.recipe_data import RecipeData
-from nst_train.recipe_settings import GenerationSettings, Network, Recipe
+from nst_train.recipes.recipe import GenerationSettings, Network, Recipe
+from nst_train.recipes.run_data import RecipeData
 from nst_train.settings import TrainSettings
 from nst_train.starting.choosing import why_not_there
 from nst_train.starting.looking import check_classes_are_readable

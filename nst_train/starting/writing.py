@@ -12,8 +12,8 @@ from nst_data.errors import UsageError
 from nst_data.prefetch import cpus_of_this_process
 from nst_data.sources.addresses import is_address
 from nst_data.store.store import check_name
-from nst_train.recipe import parse_recipe
-from nst_train.recipe_schema import MODELINE, write_schema
+from nst_train.recipes.reading import parse_recipe
+from nst_train.recipes.schema import MODELINE, write_schema
 from nst_train.settings import workers_for
 from nst_train.starting.choosing import (
     CPU_NETWORK,

@@ -21,9 +21,9 @@ from nst_train.evaluation_settings import CORRUPTED, EXTRA_CORRUPTED
 from nst_train.networks.models import check_names, published_size, takes_momentum
 from nst_train.networks.outline import outline
 from nst_train.noise_settings import Noise
-from nst_train.recipe_dead_keys import idle_of_first
-from nst_train.recipe_sections import EvaluationSettings
-from nst_train.recipe_settings import Recipe
+from nst_train.recipes.dead_keys import idle_of_first
+from nst_train.recipes.recipe import Recipe
+from nst_train.recipes.sections import EvaluationSettings
 from nst_train.settings import TrainSettings
 from nst_train.teacher_names import TeacherName, is_in_store
 from nst_train.training.optimizer import check_optimizer

@@ -14,8 +14,8 @@ from nst_data.sources.addresses import address_of
 from nst_data.sources.opening import NotHereError
 from nst_data.store.indexes import Indexes
 from nst_data.store.store import Store
-from nst_train.recipe_sections import EvaluationSettings, SourceSettings
-from nst_train.recipe_settings import Recipe
+from nst_train.recipes.recipe import Recipe
+from nst_train.recipes.sections import EvaluationSettings, SourceSettings
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from nst_data.store.files import write_text
-from nst_train.recipe_settings import MAY_BE_EMPTY, Recipe
+from nst_train.recipes.recipe import MAY_BE_EMPTY, Recipe
 
 SCHEMA_FILE = "recipe.schema.json"
 MODELINE = f"# yaml-language-server: $schema={SCHEMA_FILE}"  # the first line of a recipe; the file is the one beside it

@@ -12,9 +12,9 @@ from nst_train.device import this_process
 from nst_train.evaluation.evaluate import load_candidate, measure
 from nst_train.evaluation.suites import open_suite
 from nst_train.labeling.label import label, label_like
-from nst_train.recipe_data import RecipeData
-from nst_train.recipe_sections import PushToSettings
-from nst_train.recipe_settings import GenerationSettings, Recipe
+from nst_train.recipes.recipe import GenerationSettings, Recipe
+from nst_train.recipes.run_data import RecipeData
+from nst_train.recipes.sections import PushToSettings
 from nst_train.settings import LabelRunSettings, LabelSettings, TrainSettings
 from nst_train.teacher_names import TeacherName
 from nst_train.training.train import train

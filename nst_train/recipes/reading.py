@@ -12,11 +12,11 @@ from nst_data.arguments import with_checked_arguments
 from nst_data.errors import ODD_YAML, UsageError, brief
 from nst_data.settings import in_words, unknown_key
 from nst_data.yaml_faults import yaml_fault
-from nst_train.recipe_changes import change_at, changed, changes_inside
-from nst_train.recipe_dead_keys import dead_keys
-from nst_train.recipe_sections import EvaluationSettings, SourceSettings, TeacherSettings
-from nst_train.recipe_settings import GenerationSettings, Recipe, StudentSettings
-from nst_train.recipe_sources import with_sources_beside
+from nst_train.recipes.changes import change_at, changed, changes_inside
+from nst_train.recipes.dead_keys import dead_keys
+from nst_train.recipes.recipe import GenerationSettings, Recipe, StudentSettings
+from nst_train.recipes.sections import EvaluationSettings, SourceSettings, TeacherSettings
+from nst_train.recipes.sources import with_sources_beside
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails

@@ -12,7 +12,7 @@ from nst_data.store.store import check_name
 from nst_data.store.version import is_review
 from nst_train.noise_settings import OF_RANDAUGMENT
 from nst_train.presets import PRESETS
-from nst_train.recipe_sections import (
+from nst_train.recipes.sections import (
     EvaluationSettings,
     LabelSectionSettings,
     PushToSettings,

@@ -8,8 +8,8 @@ from nst_data.errors import UsageError
 from nst_data.hub.reference import HubReference
 from nst_data.sources.addresses import address_of
 from nst_data.sources.patterns import is_pattern
-from nst_train.recipe_sections import EvaluationSettings, SourceSettings, TeacherSettings
-from nst_train.recipe_settings import Recipe
+from nst_train.recipes.recipe import Recipe
+from nst_train.recipes.sections import EvaluationSettings, SourceSettings, TeacherSettings
 
 
 def with_sources_beside(path: Path, recipe: Recipe) -> Recipe:

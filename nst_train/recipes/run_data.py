@@ -8,10 +8,10 @@ from nst_data.progress import Progress
 from nst_data.sources import Source
 from nst_data.store.store import Store
 from nst_train.holdout import held_out_together, say_leaks
-from nst_train.opened_sources import OpenedSources
-from nst_train.recipe_checks import check_evaluations, check_recipe, check_reviews, check_selection, trained_model
-from nst_train.recipe_sections import EvaluationSettings
-from nst_train.recipe_settings import Recipe
+from nst_train.recipes.checks import check_evaluations, check_recipe, check_reviews, check_selection, trained_model
+from nst_train.recipes.opened_sources import OpenedSources
+from nst_train.recipes.recipe import Recipe
+from nst_train.recipes.sections import EvaluationSettings
 from nst_train.teacher_names import TeacherName
 
 

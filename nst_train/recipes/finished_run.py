@@ -16,8 +16,8 @@ from nst_data.store.files import write_text
 from nst_data.store.manifest import installed_packages, json_digest, version_of
 from nst_data.store.metrics import Metrics
 from nst_data.store.store import Store, Version
-from nst_train.opened_sources import OpenedSources
-from nst_train.recipe_settings import Recipe
+from nst_train.recipes.opened_sources import OpenedSources
+from nst_train.recipes.recipe import Recipe
 from nst_train.teacher_names import is_in_store
 
 _OF_THE_RUN = (None, "", "teacher", "the first training")  # what `start` calls networks that the run trains itself

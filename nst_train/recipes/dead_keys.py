@@ -6,7 +6,7 @@ from typing import Any
 from nst_train.evaluation_settings import CORRUPTED, PGD
 from nst_train.noise_settings import INPUT_NOISE
 from nst_train.presets import PRESETS
-from nst_train.recipe_settings import Network, Recipe
+from nst_train.recipes.recipe import Network, Recipe
 from nst_train.settings import OF_AUGMENTATION, OF_LABEL_NOISE, OF_PROBE, OF_PSEUDO_LABELS, LabelSettings, TrainSettings
 
 Place = tuple[str | int, ...]
