@@ -1,9 +1,12 @@
 """This process among its peers, the device it computes on, and its threads."""
 
+import ctypes
 import os
+import platform
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -14,6 +17,7 @@ from torch import Tensor, distributed, nn
 from nst_data.errors import NstError, is_out_of_memory
 
 _LONGEST_WAIT = timedelta(hours=3)  # for the first process, which looks through all labeled images or selects for all
+_MALLOC = {-3: 2**30, -1: -1, -2: 2**26}  # M_MMAP_THRESHOLD: 1 GB; M_TRIM_THRESHOLD: never; M_TOP_PAD: 64 MB at once
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -91,10 +95,29 @@ def memory_of(gpu: torch.device) -> int:
     return int(torch.cuda.get_device_properties(gpu).total_memory)
 
 
-def set_threads(threads: int) -> None:
-    """Compute with as many CPU threads as the work began with: sums depend on how they are split."""
+def prepare_cpu(threads: int) -> None:
+    """Compute with as many CPU threads as the work began with, since sums depend on how they are split; and keep memory that is freed."""
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
+    _keep_freed_memory()
+
+
+@cache
+def _keep_freed_memory() -> None:
+    """Let glibc keep what one layer frees for the next. It returns large tensors to the system, which then clears every page anew.
+
+    Does nothing with another C library, or where the environment tunes malloc (`MALLOC_*` or `GLIBC_TUNABLES`, see man mallopt).
+    """
+    is_tuned = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or any(name.startswith("MALLOC_") for name in os.environ)
+    if platform.libc_ver()[0] == "glibc" and not is_tuned:
+        for parameter, value in _MALLOC.items():
+            ctypes.CDLL(None).mallopt(parameter, value)
+
+
+def release_memory() -> None:
+    """Return to the system what was kept; for the end of a training, which freed gigabytes."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextmanager

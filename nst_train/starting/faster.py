@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from nst_train.batches.batches import TrainingBatch
-from nst_train.device import DEFAULT_THREADS, set_threads, this_device
+from nst_train.device import DEFAULT_THREADS, prepare_cpu, this_device
 from nst_train.networks.attention import has_fused_attention
 from nst_train.networks.models import create_network, data_config_of, parameters_of
 from nst_train.networks.outline import outline
@@ -76,7 +76,7 @@ def _threads_kept() -> Iterator[None]:
     try:
         yield
     finally:
-        set_threads(before)
+        prepare_cpu(before)
 
 
 def _seconds(work: Callable[[], object]) -> float:
@@ -101,7 +101,7 @@ def _step(settings: TrainSettings, classes: int, per_step: int) -> tuple[Callabl
     batch = TrainingBatch(pixels, torch.randint(classes, (images,)), {})
 
     def take() -> object:
-        set_threads(threads)
+        prepare_cpu(threads)
         return step(0, batch)
 
     return take, images
