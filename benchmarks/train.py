@@ -130,7 +130,7 @@ class Loop:
     def bare_step(self) -> Callable[[], None]:
         """A step by PyTorch and timm alone."""
         s, device, classes = self.settings, this_device(), self._probs.shape[1]
-        prepare_cpu(s.compute_threads or torch.get_num_threads())
+        torch.set_num_threads(s.compute_threads or torch.get_num_threads())
         network = create_network(s, classes)
         network.drop_rate = s.noise.dropout  # timm's own dropout
         network = network.to(device).train()
@@ -265,8 +265,8 @@ def settings_of(model: str, size: int, batch_size: int) -> TrainSettings:
 def child(asked: argparse.Namespace) -> None:
     """A step for each line on standard input; its seconds, on the clock and of CPU time, on standard output."""
     settings = settings_of(asked.model, asked.size, asked.batch_size).model_copy(update=json.loads(asked.chosen))
-    if settings.compute_threads and asked.way != WAYS[1]:
-        prepare_cpu(settings.compute_threads)
+    if asked.way != WAYS[1]:
+        prepare_cpu(settings.compute_threads or torch.get_num_threads())
     if asked.folder:
         for one in (whole_nst if asked.way == "nst" else whole_bare)(asked, settings):
             print(*one)
