@@ -26,6 +26,7 @@ from nst_train.networks.batch_norm import freeze_batch_norm
 from nst_train.networks.freezing import freeze
 from nst_train.networks.heads import zero_heads
 from nst_train.networks.model_config import check_config, is_of_timm, read_config
+from nst_train.networks.network_noise import add_noise
 from nst_train.networks.probe import FAILURES, check_logits
 from nst_train.networks.transformers_networks import Logits, create_transformer, save_transformer
 from nst_train.networks.weights import (
@@ -216,6 +217,21 @@ def _check_training(network: nn.Module, settings: TrainSettings, images: Tensor,
     found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if found != (len(images), classes):
         raise NstError(f"{settings.model}: expected logits of shape ({len(images)}, {classes}) in training, found {found}")
+    _check_noised(trial, settings, torch.zeros(2, *images.shape[1:]), classes)
+
+
+def _check_noised(trial: nn.Module, settings: TrainSettings, images: Tensor, classes: int) -> None:
+    """Let a network in training see images with the noise in it, at least two: one would suit any number of rows. Raises NstError."""
+    noise = add_noise(trial, settings.noise, settings.of_pseudo.noise, classes, settings.seed)
+    noise.begin(0, range(len(images)), ())
+    try:
+        with torch.random.fork_rng(devices=[]):
+            trial(images)
+    except FAILURES as error:
+        raise NstError(
+            f"{settings.model}: stochastic depth or dropout for each image does not work with this network ({first_line(error)}); "
+            "set noise.stochastic_depth or noise.dropout to 0 for it"
+        ) from None
 
 
 def _images(number: int) -> str:
