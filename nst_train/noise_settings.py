@@ -38,7 +38,9 @@ class Noise(Settings):
         None, description="Instead of RandAugment, in timm's notation: rand-m9-mstd0.5-inc1, augmix-m3-w3, original, v0, 3a."
     )
     cutout: int = Field(0, ge=0, description="Cutout: side in pixels of the gray square; 0 turns it off.")
-    dropout: float = Field(0.5, ge=0, lt=1, description="Dropout before the classifier.")
+    dropout: float = Field(
+        0.5, ge=0, lt=1, description="Dropout before the classifier. Dropout in the configuration of a transformers network stays as it is."
+    )
     stochastic_depth: float = Field(
         0.2, ge=0, lt=1, description="Stochastic-depth rate of the last block; increases linearly from 0 at the first."
     )
