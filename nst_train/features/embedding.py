@@ -14,6 +14,7 @@ from nst_data.sources import Row, Source
 from nst_data.tables.shards import ShardPlan
 from nst_train.classifiers.inference import Computation, Prediction, choose_computation, predict
 from nst_train.features.backbone import Embedder
+from nst_train.networks.transformers_networks import Logits
 from nst_train.settings import EmbedSettings, ReadSettings
 
 
@@ -82,9 +83,10 @@ class Embedding:
 def _shape_of(embedder: Embedder) -> dict[str, Any]:
     """How images are prepared; the network's own values where the settings are silent."""
     (preprocessing,) = embedder.backbone.preprocessings
-    return {
-        name: value for name, value in vars(preprocessing).items() if name in ("input_size", "interpolation", "mean", "std", "crop_pct")
-    }
+    names = ["input_size", "interpolation", "mean", "std", "crop_pct"]
+    if isinstance(embedder.backbone.members[0].network, Logits) and vars(preprocessing)["crop_mode"] == "squash":
+        names.append("crop_mode")  # an earlier nst cropped these images; of timm's networks the name alone settles it
+    return {name: value for name, value in vars(preprocessing).items() if name in names}
 
 
 def _table(batch: _Batch, prediction: Prediction, kind: pa.Schema) -> pa.Table:
