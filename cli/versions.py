@@ -10,7 +10,7 @@ from nst_data.errors import NstError
 from nst_data.progress import as_text
 from nst_data.store.store import Store, Version
 
-from .messages import terminal
+from .messages import in_our_words, terminal
 from .options import JsonOption, StoreOption, open_store, print_json
 
 if TYPE_CHECKING:
@@ -21,6 +21,9 @@ _NAMED = 10  # names that are listed where none is the one asked for
 _Removable = Annotated[
     str,
     typer.Argument(metavar="REF", help="name@gen-N, name@gen-N.K, name@review-N or features@DIGEST, as `nst list` shows them."),
+]
+_Verified = Annotated[
+    list[str], typer.Argument(metavar="REF...", help="name@gen-N, name@gen-N.K or name@review-N; a name alone means its newest version.")
 ]
 Ref = Annotated[
     str, typer.Argument(metavar="REF", help="name@gen-N, name@gen-N.K or name@review-N; a name alone means its newest version.")
@@ -115,16 +118,30 @@ def _list_remote(repo: str, name: str | None, json: bool) -> None:
         print(as_text(f"{one.tag:<16} {one.manifest.kind if one.manifest else '':<11} {made:<10}  {about}{teacher}{size}"))
 
 
-def verify(ref: Ref, store: StoreOption = None, json: JsonOption = False) -> None:
-    """Recompute the checksums of the sealed files of a version: all but its card, pictures and recorded metrics."""
-    version = open_store(store).open(ref)
-    problems = version.verify()
+def verify(refs: _Verified, store: StoreOption = None, json: JsonOption = False) -> None:
+    """Recompute the checksums of the sealed files of versions: all but their cards, pictures and recorded metrics."""
+    there, found, faults = open_store(store), list[dict[str, Any]](), list[str]()
+    versions = [there.open(ref) for ref in dict.fromkeys(refs)]
+    for version in versions:
+        problems, fault = _checked(version)
+        found.append({"ref": version.ref, "sound": not problems, "problems": problems})
+        faults += [fault] * bool(problems)
+        if not json and (len(versions) > 1 or not problems):  # of one the error says it
+            print(as_text(in_our_words(fault)) if problems else as_sealed(version))
     if json:
-        print_json({"ref": version.ref, "sound": not problems, "problems": problems})
-    elif not problems:
-        print(as_sealed(version))
-    if problems:
-        raise NstError(f"{version.ref} is damaged: {'; '.join(problems)}. Remove it and make or pull it again")
+        print_json(found if len(versions) > 1 else found[0])
+    if faults:
+        damaged = [one["ref"] for one in found if not one["sound"]]
+        raise NstError(faults[0] if len(versions) == 1 else f"{len(damaged)} of {len(versions)} versions failed: {', '.join(damaged)}")
+
+
+def _checked(version: Version) -> tuple[list[str], str]:
+    """What does not hold of a version, and a line about it."""
+    try:
+        problems = version.verify()
+    except NstError as error:  # such as a manifest that cannot be read
+        return [str(error)], str(error)
+    return problems, f"{version.ref} is damaged: {'; '.join(problems)}. Remove it and make or pull it again"
 
 
 def remove(ref: _Removable, store: StoreOption = None) -> None:

@@ -197,6 +197,30 @@ def test_a_damaged_version_is_named_by_verify(tiny_store, tmp_path):
     assert "tiny-teacher@gen-0 is damaged: model.safetensors: sha256" in fails(1, "verify", "tiny-teacher", "--store", tmp_path / "store")
 
 
+def test_each_of_several_versions_is_verified(tiny_store, tmp_path):
+    """Also after one that is damaged, and after one whose manifest cannot be read."""
+    shutil.copytree(tiny_store[0].root, tmp_path / "store")
+    for name in ("damaged", "unreadable"):
+        shutil.copytree(tmp_path / "store" / "teachers" / "tiny-teacher", tmp_path / "store" / "teachers" / name)
+    (tmp_path / "store" / "teachers" / "damaged" / "gen-0" / "model.safetensors").write_bytes(b"")
+    (tmp_path / "store" / "teachers" / "unreadable" / "gen-0" / "nst.json").write_bytes(b"")
+    refs = ["damaged@gen-0", "unreadable", "tiny-teacher"]
+    result = CliRunner().invoke(app, ["verify", *refs, "--store", str(tmp_path / "store")])
+    assert result.exit_code == 1
+    damaged, unreadable, sound = result.stdout.splitlines()
+    assert is_line(damaged, "damaged@gen-0 is damaged: model.safetensors: sha256 … pull it again")
+    assert tells(unreadable, "unreadable/gen-0/nst.json")
+    assert is_line(sound, "tiny-teacher@gen-0: … verified")
+    assert is_line(result.stderr.strip(), "nst: 2 of 3 versions …: damaged@gen-0, unreadable@gen-0")
+    as_json = json.loads(CliRunner().invoke(app, ["verify", *refs, "--json", "--store", str(tmp_path / "store")]).stdout)
+    assert [(one["ref"], one["sound"]) for one in as_json] == [
+        ("damaged@gen-0", False),
+        ("unreadable@gen-0", False),
+        ("tiny-teacher@gen-0", True),
+    ]
+    assert "nothing called 'nowhere'" in fails(2, "verify", "tiny-teacher", "nowhere", "--store", tmp_path / "store")
+
+
 def test_a_corrupt_image_among_good_ones_goes_to_errors_and_the_command_succeeds(tiny_store, tmp_path):
     pool = write_pool(tmp_path / "pool", 2, 1)
     (pool / "broken.jpg").write_bytes(b"\xff\xd8 not a jpeg")
