@@ -94,6 +94,11 @@ def test_a_folder_without_weights_is_refused(tmp_path):
         load_classifier(f"local-dir:{tmp_path}", Store(tmp_path / "store"))
 
 
+def test_a_folder_whose_name_is_not_in_utf_8_is_refused():
+    with pytest.raises(NstError, match=r"local-dir:m.xe9: .*UTF-8; rename it"):
+        check_names(TrainSettings(model="local-dir:m\udce9"))
+
+
 def test_training_never_starts_from_a_pickle(saved):
     _, folder = saved
     (folder / "model.safetensors").rename(folder / "other.safetensors")

@@ -1,10 +1,12 @@
 import os
 import random
 import threading
+from pathlib import Path
 
 import pytest
 from datasets import Dataset
-from pictures import contents, keys, png, write_files
+from pictures import contents, keys, png, write_files, write_table
+from wording import tells
 
 from nst_data.errors import NstError
 from nst_data.sources import folder as folder_module
@@ -52,12 +54,28 @@ def test_a_folder_with_two_names_is_read_under_the_first(tmp_path):
     assert keys(open_source(str(tmp_path))) == ["a/c.png"]
 
 
-def test_a_name_that_is_not_in_utf_8_is_an_error(tmp_path):
+def test_an_image_whose_name_is_not_in_utf_8_is_left_out_and_named(tmp_path):
     write_files(tmp_path, "a.png")
-    with open(os.fsencode(tmp_path) + b"/caf\xe9.png", "wb"):
-        pass
-    with pytest.raises(NstError, match=r"b'caf.xe9\.png':.*UTF-8; rename this file"):
-        open_source(str(tmp_path))
+    for name in (b"caf\xe9.png", b"\xff.png"):
+        Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name))).write_bytes(png(0))
+    source = open_source(str(tmp_path))
+    assert keys(source) == ["a.png"]
+    assert source.skipped == {"not named in UTF-8": 2}
+    (line,) = source.remarks()
+    assert tells(line, rf"{tmp_path}: skipped 2 files: 2 not named in UTF-8; rename … {tmp_path}/")
+    assert r"caf\xe9.png" in line or r"\xff.png" in line
+
+
+@pytest.mark.parametrize("where", ["class folder", "location", "table", "pattern"])
+def test_another_name_that_is_not_in_utf_8_is_an_error(tmp_path, where):
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/\xe9.parquet")
+    if where in ("class folder", "location"):
+        write_files(Path(odd), "a.png")
+    else:
+        os.rename(write_table(tmp_path / "a", image=[png(0)]), odd)
+    location = {"location": odd, "pattern": f"{tmp_path}/*.parquet"}.get(where, str(tmp_path))
+    with pytest.raises(NstError, match=rf"{tmp_path}/.xe9\.parquet: .*UTF-8; rename it"):
+        open_source(location, labeled=where == "class folder")
 
 
 def test_an_image_that_cannot_be_read_is_a_row_with_its_error(tmp_path):

@@ -1,5 +1,7 @@
 """What lies beside the images of a source and is not read is counted; splits side by side are asked about."""
 
+import os
+
 import pytest
 from conftest import write_class_folders, write_pool
 from pictures import png, write_files, write_table, write_tar
@@ -71,6 +73,16 @@ def test_members_of_tar_files_are_counted_also_when_the_index_was_kept(tmp_path)
         source = open_source(pool, indexes=tmp_path / "indexes")
         assert source.skipped == {".heic": 1, "without a suffix": 1}
         assert [bytes(row.read()) for row in source.rows(range(2))] == [image, image]
+
+
+def test_a_member_whose_name_is_not_in_utf_8_is_left_out_with_its_class(tmp_path):
+    odd = os.fsdecode(b"caf\xe9")
+    members = [("a.png", png(0)), ("a.cls", b"ant"), (f"{odd}.png", png(1)), (f"{odd}.cls", b"bee"), ("b.png", png(1)), ("b.cls", b"cat")]
+    pool = write_tar(tmp_path / "pool.tar", members)
+    source = open_source(pool, labeled=True)
+    assert [source.key(row) for row in range(len(source))] == ["pool.tar:a.png", "pool.tar:b.png"]
+    assert source.class_names == ["ant", "cat"]
+    assert open_source(pool).remarks() == [f"{pool}: skipped 1 file: 1 not named in UTF-8; rename those that are not named in UTF-8"]
 
 
 def test_nothing_but_skipped_files_says_what_they_are(tmp_path):

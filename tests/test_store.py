@@ -279,6 +279,11 @@ def test_verify_sees_a_flipped_bit(store):
     assert problem.startswith("data/a.txt: sha256 ")
 
 
+def test_a_folder_whose_name_is_not_in_utf_8_is_refused():
+    with pytest.raises(NstError, match=r"/st.xe9: .*UTF-8; rename it"):
+        Store("st\udce9")
+
+
 def test_verify_sees_a_missing_file(store):
     version = make(store)
     (version.folder / "data" / "a.txt").unlink()

@@ -16,6 +16,7 @@ from nst_data.sources.listing import PIECE, listed, utf8
 from nst_data.sources.skipped import LOOKED_AT_BYTES, Skipped
 from nst_data.sources.source import Row, Source, Wanted, in_pieces, rows_of_table
 from nst_data.sources.splits import check_splits
+from nst_data.utf8_names import check_utf8, is_utf8
 
 _FOLDER = -1  # in place of a size
 
@@ -85,7 +86,7 @@ class ImageFolder(Files):
         skipped = Skipped()
         entries = walk(location, IMAGE_SUFFIXES, skipped)
         self._listing = listed(entries if classes is None else (_of_classes(classes, *one) for one in entries))
-        self.skipped = skipped.counts
+        self.skipped, self.not_utf8 = skipped.counts, skipped.not_utf8
         if labeled and len(self):
             self._read_classes(_folders(location), is_whole=classes is None)
 
@@ -134,7 +135,7 @@ def walk(top: str, suffixes: frozenset[str], skipped: Skipped | None = None) -> 
     """(names, sizes) of the files below a folder with one of the suffixes, piece by piece, in bytewise order of relative paths.
 
     Hidden names are left out; links are followed, and a folder is entered once. A file that cannot be looked at has size 0. `skipped`
-    sees the files with other suffixes.
+    sees the files with other suffixes, and those whose names are not in UTF-8: without it, and for a folder, that is an NstError.
     """
     seen: set[tuple[int, int]] = set()
     inside = [_folder(top, "", suffixes, seen, skipped)]
@@ -177,9 +178,14 @@ def _sorted_pieces(folder: str, suffixes: frozenset[str], skipped: Skipped | Non
             if name[0] == ".":
                 continue
             if _is_folder(entry):
+                check_utf8(entry.path)
                 names.append(name + "/")
                 sizes.append(_FOLDER)
             elif name[name.rfind(".") :].lower() in suffixes:
+                if skipped is not None and not is_utf8(name):
+                    skipped.see_not_utf8(entry.path)
+                    continue
+                check_utf8(entry.path)
                 names.append(name)
                 sizes.append(regular_size(entry))
             elif skipped is not None:

@@ -3,8 +3,6 @@
 import hashlib
 import json
 import mmap
-import os
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,7 +15,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from nst_data.errors import NstError
 from nst_data.store.files import replacing
 
 PIECE, IN_MEMORY_ROWS = 65_536, 2**20
@@ -131,27 +128,14 @@ def _regrouped(entries: Iterable[tuple[list[str], list[int]]]) -> Iterator[tuple
 
 
 def utf8(names: list[str]) -> pa.Array:
-    """File names as Arrow text. Raises NstError for one that is not in UTF-8.
+    """Names in UTF-8 as Arrow text.
 
     Made of its buffers: `pa.array` would import pandas, to ask whether this is a series.
     """
-    try:
-        encoded = [name.encode() for name in names]
-    except UnicodeEncodeError:
-        odd = next(name for name in names if not _is_utf8(name))
-        encoding = sys.getfilesystemencoding()
-        remedy = "rename this file" if encoding == "utf-8" else f"names are read as {encoding} here: set PYTHONUTF8=1"
-        raise NstError(f"{os.fsencode(odd)!r}: expected file names in UTF-8; {remedy}") from None
+    encoded = [name.encode() for name in names]
     offsets = np.zeros(len(names) + 1, np.int64)
     np.cumsum([len(name) for name in encoded], out=offsets[1:])
     return pa.LargeStringArray.from_buffers(len(names), pa.py_buffer(offsets), pa.py_buffer(b"".join(encoded)))
-
-
-def _is_utf8(name: str) -> bool:
-    try:
-        return bool(name.encode()) or True
-    except UnicodeEncodeError:
-        return False
 
 
 def what_changed(before: pa.Table, now: pa.Table) -> str:

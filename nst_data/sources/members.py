@@ -10,6 +10,7 @@ from nst_data.errors import NstError, UsageError
 from nst_data.sources.files import has_image_suffix
 from nst_data.sources.pairing import is_class
 from nst_data.sources.skipped import LOOKED_AT_BYTES, Skipped
+from nst_data.utf8_names import is_utf8
 
 _END_BYTES = 2**20  # zeros that a packer may fill its last record with
 _MOST_DOCUMENT_BYTES = 2**24
@@ -41,7 +42,10 @@ def members(path: str, file: BinaryIO, skipped: Skipped | None = None) -> Iterat
     tar, position = _open(file), 0
     while tar is not None and (info := _next(tar)) is not None and tar.offset > position:
         position = tar.offset
-        if _is_wanted(info):
+        if skipped is not None and _is_wanted(info) and not is_class(info.name) and not is_utf8(info.name):
+            skipped.see_not_utf8(f"{path}:{info.name}")
+            yield Member(info.name, info.offset_data, 0, is_skipped=True)
+        elif _is_wanted(info):
             if info.issparse():
                 raise UsageError(f"{path}: {info.name} is stored with holes (sparse); unpack it and pack it without --sparse")
             yield Member(info.name, info.offset_data, min(info.size, _MOST_BYTES), _problem(info))

@@ -29,6 +29,7 @@ from nst_data.sources.source import Source
 from nst_data.sources.splits import check_split_files
 from nst_data.sources.tar import TarFiles
 from nst_data.store.indexes import Indexes
+from nst_data.utf8_names import check_utf8
 
 _log = logging.getLogger(__name__)
 _SAVED_DATASET_FILES = ("state.json", "dataset_dict.json")
@@ -159,6 +160,7 @@ def _check_beside(location: str, path: Path) -> None:
 
 
 def _local(location: str, path: Path, labels: LabelsAsked | None, column: str | None, indexes: Indexes | None) -> Source:
+    check_utf8(str(path))
     if path.is_dir():
         if any((path / name).is_file() for name in _SAVED_DATASET_FILES):
             return saved_dataset(str(path), labels, column)
@@ -201,6 +203,7 @@ def _tables_and_tars(path: Path, skipped: Mapping[str, int]) -> list[str]:
 def _files(location: str, files: list[str], labels: LabelsAsked | None, column: str | None, indexes: Indexes | None) -> Source:
     """Tar or parquet files, in bytewise order of their paths below the folder that they share."""
     for file in files:
+        check_utf8(file)
         check_regular(file)
     parent = Path(os.path.commonpath([os.path.dirname(file) for file in files]))
     named = sorted((Path(file).relative_to(parent).as_posix(), file) for file in files)

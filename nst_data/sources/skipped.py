@@ -1,8 +1,11 @@
 """Files beside the images of a source that are not read and may be images, or hold some: counted, so that nobody takes them for read."""
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
+
+from nst_data.utf8_names import check_utf8, escaped
 
 _RAW = "3fr arw cr2 cr3 crw dcr dng erf iiq kdc mef mos mrw nef nrw orf pef raf raw rw2 rwl sr2 srf srw x3f"
 _OTHERS = "apng dcm dds exr fits hdr heic heics heif hif ico j2c j2k jpf jpx jxl jxr mpo pcx psd qoi svg"
@@ -14,13 +17,15 @@ _NO_IMAGES += " pdf pkl pth ps1 pt py pyc rst safetensors sh sha256 sql sqlite s
 NO_IMAGES = frozenset(f".{kind}" for kind in _NO_IMAGES.split())
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
 LOOKED_AT_BYTES = 16
-NO_SUFFIX, OTHER_SUFFIXES = "without a suffix", "with other suffixes"
+NO_SUFFIX, OTHER_SUFFIXES, NOT_UTF8 = "without a suffix", "with other suffixes", "not named in UTF-8"
 _NAMED = re.compile(r"\.[a-z][a-z0-9~]{0,7}")  # others are more often a number, a date or the end of an address
 _MOST_NAMED = 8
 
 
 class Skipped:
-    """Counts such files by their suffix."""
+    """Counts such files by their suffix. `not_utf8` is the first image whose name is not in UTF-8, if there is one."""
+
+    not_utf8: str = ""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
@@ -43,6 +48,13 @@ class Skipped:
         else:
             self._counts[NO_SUFFIX] += 1
         return True
+
+    def see_not_utf8(self, path: str) -> None:
+        """An image whose name is not in UTF-8. Raises NstError where names are read in another encoding, which may be why."""
+        if sys.getfilesystemencoding() != "utf-8":
+            check_utf8(path)
+        self._counts[NOT_UTF8] += 1
+        self.not_utf8 = self.not_utf8 or escaped(path)
 
     def add(self, other: "Skipped") -> None:
         """What another one has counted."""
@@ -71,14 +83,15 @@ def _is_image(start: bytes) -> bool:
     )
 
 
-def phrase(counts: Mapping[str, int]) -> str:
-    """What was skipped, and what to do; empty where nothing was."""
+def phrase(counts: Mapping[str, int], not_utf8: str = "") -> str:
+    """What was skipped, and what to do; empty where nothing was. `not_utf8` is one of those that are not named in UTF-8."""
     if not counts:
         return ""
     total = sum(counts.values())
     kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in counts.items())
     todo = ["convert them to .jpg or .png"] if counts.keys() & SUFFIXES - _IS_PACKED else []
-    todo += ["rename images to end in .jpg or .png"] if counts.keys() - SUFFIXES - {NO_SUFFIX} else []
+    todo += ["rename images to end in .jpg or .png"] if counts.keys() - SUFFIXES - {NO_SUFFIX, NOT_UTF8} else []
     todo += ["add the missing suffixes"] if NO_SUFFIX in counts else []
     todo += ["pass archives as separate sources"] if counts.keys() & _IS_PACKED else []
+    todo += [f"rename {f'files such as {not_utf8}' if not_utf8 else 'those that are not named in UTF-8'}"] if NOT_UTF8 in counts else []
     return f"skipped {total:,} file{'s' * (total > 1)}: {kinds}; {', '.join(todo)}"

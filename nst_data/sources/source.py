@@ -57,8 +57,8 @@ class Source(ABC):
     `labels` holds a class index per row, shape (rows,), int64; `class_names[index]` is its name.
     `location` is an absolute path or, for the Hub, the reference with its commit, which is the `revision`.
     `image_column` and `label_column` are the columns that were asked for, None where they were found. `skipped` counts by suffix the files
-    beside the images that may be images too and are not read, `empty_classes` names class folders without images. `left_out` are labeled
-    rows that are not to be trained on.
+    beside the images that may be images too and are not read, `not_utf8` is one of them whose name is not in UTF-8, `empty_classes` names
+    class folders without images. `left_out` are labeled rows that are not to be trained on.
     """
 
     labels: NDArray[np.int64] | None = None
@@ -68,6 +68,7 @@ class Source(ABC):
     image_column: str | None = None
     label_column: str | None = None
     skipped: Mapping[str, int] = MappingProxyType({})
+    not_utf8: str = ""
     empty_classes: Sequence[str] = ()
     left_out: Sequence[int] = ()
     _listing: Listing
@@ -121,7 +122,7 @@ class Source(ABC):
 
     def remarks(self) -> list[str]:
         """What is left out of it, in lines for a person."""
-        return [f"{self.location}: {phrase(self.skipped)}"] if self.skipped else []
+        return [f"{self.location}: {phrase(self.skipped, self.not_utf8)}"] if self.skipped else []
 
     def listing(self) -> pa.Table:
         """What pins the images, columns `name` and `bytes`: files and their sizes, or one row with a dataset's fingerprint or commit."""

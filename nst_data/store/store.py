@@ -24,6 +24,7 @@ from nst_data.store.ownership import beside, check_nobody_at_work
 from nst_data.store.remote_run import RemoteRun
 from nst_data.store.staging import Staging
 from nst_data.store.version import Number, Version
+from nst_data.utf8_names import check_utf8
 
 __all__ = ["Number", "Staging", "Store", "Version", "check_name"]
 
@@ -49,6 +50,7 @@ class Store:
         self.root = Path(root).absolute() if self.mirror is None else self.mirror.root
         if self.mirror is None and self.root.exists() and not self.root.is_dir():
             raise UsageError(f"{root}: expected the folder of a store or s3://BUCKET/PREFIX, found a file")
+        check_utf8(str(self.root))
 
     def __repr__(self) -> str:
         return f"Store({self.location!r})"

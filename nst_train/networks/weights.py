@@ -19,6 +19,7 @@ from nst_data.hub.retries import check_hub_resolves, retried
 from nst_data.store.files import hash_file
 from nst_data.store.inputs import Input
 from nst_data.store.manifest import json_digest
+from nst_data.utf8_names import check_utf8
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FOLDER, HUB = "local-dir:", "hf-hub:"
@@ -125,7 +126,8 @@ def initial_weights(name: str) -> Input:
 
 
 def check_folder(name: str) -> Path:
-    """The folder that local-dir:FOLDER names. Raises UsageError where no network is there."""
+    """The folder that local-dir:FOLDER names. Raises UsageError where no network is there, NstError for a name that is not in UTF-8."""
+    check_utf8(name)
     folder = Path(name.removeprefix(FOLDER))
     if not (folder / CONFIG).is_file() or not any(folder.glob("*.safetensors")):
         raise UsageError(f"{name}: expected a folder with {CONFIG} and {WEIGHTS} in timm's or transformers' format")

@@ -1,0 +1,29 @@
+"""Names of files that are not in UTF-8, which no table holds."""
+
+import os
+import sys
+
+from nst_data.errors import NstError
+
+
+def is_utf8(name: str) -> bool:
+    """Whether the bytes of a name are UTF-8: Python reads others as halves of surrogate pairs."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def check_utf8(path: str) -> None:
+    """Raises NstError for a path that is not in UTF-8."""
+    if is_utf8(path):
+        return
+    encoding = sys.getfilesystemencoding()
+    remedy = "rename it" if encoding == "utf-8" else f"names are read as {encoding} here: set PYTHONUTF8=1"
+    raise NstError(f"{escaped(path)}: expected a name in UTF-8; {remedy}")
+
+
+def escaped(path: str) -> str:
+    """A path as text, with escapes for what is not in UTF-8."""
+    return os.fsencode(path).decode(errors="backslashreplace")
