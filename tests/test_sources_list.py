@@ -1,5 +1,6 @@
 import pytest
 from pictures import contents, keys, png, write_files
+from wording import tells
 
 from nst_data.errors import NstError, UsageError
 from nst_data.sources import open_source
@@ -25,6 +26,8 @@ def test_a_missing_file_is_a_row_with_its_error(tmp_path):
     assert there == png(0, 0)
     assert folder.startswith("IsADirectoryError: ")
     assert source.listing()["bytes"].to_pylist() == [0, len(png(0, 0)), 0]
+    (line,) = source.remarks()
+    assert tells(line, f"pool.txt: 2 of its image files … the first: {tmp_path}/gone.png; relative paths start at … or correct the paths")
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_path(tmp_path):

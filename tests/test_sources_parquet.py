@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, Features, Image, Value, config
 from pictures import contents, keys, png, write_table
-from wording import is_line
+from wording import is_line, tells
 
 from nst_data.errors import NstError, UsageError
 from nst_data.sources import open_source
@@ -72,6 +72,18 @@ def test_an_empty_cell_is_a_row_with_its_error(tmp_path):
         assert contents(source) == ["NstError: no image in this row"] * 2 + [png(1)]
         with pytest.raises(NstError, match="no image in this row"):
             source.read(1)
+
+
+def test_named_files_that_are_missing_are_counted_and_it_is_said_where_the_first_was_looked_for(tmp_path):
+    named = [{"bytes": None, "path": path} for path in ("a.png", "gone.png", "sub/gone.png", "../outside.png")]
+    with_bytes = [{"bytes": png(1), "path": "not there.png"}, {"bytes": None, "path": "gone too.png"}]
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(png(0))
+    structs = pa.array(named * 2 + with_bytes, pa.struct({"bytes": pa.binary(), "path": pa.string()}))
+    source = open_source(write_table(tmp_path / "in" / "x.parquet", row_group_size=4, image=structs))
+    assert [source.empty_files(rows) for rows in (1, 2, 10)] == [(0, ""), (1, "x.parquet:1"), (4, "x.parquet:1")]
+    (line,) = source.remarks()
+    assert tells(line, f"x.parquet: 4 of its image files … the first: {tmp_path}/in/gone.png; relative paths … or correct the paths")
 
 
 def test_a_cell_may_name_a_file_below_the_folder_of_its_parquet_file_and_no_other(tmp_path):

@@ -2,6 +2,7 @@ import json
 
 import pytest
 from conftest import png, write_class_folders
+from pictures import write_files
 from wording import is_line
 
 from nst_data.errors import NstError, UsageError
@@ -213,6 +214,7 @@ def test_what_is_no_such_table_is_one_line(tmp_path, name, text, said):
     ],
 )
 def test_classes_that_may_be_slips_are_remarked(tmp_path, name, text):
+    write_files(tmp_path, "x", "y", "z")
     (tmp_path / name).write_text(text)
     assert open_source(tmp_path / name, labeled=True).remarks() == [
         f"{tmp_path / name}: warning: classes that differ in case alone: Dress and dress",
@@ -222,6 +224,7 @@ def test_classes_that_may_be_slips_are_remarked(tmp_path, name, text):
 
 
 def test_words_that_may_be_classes_are_classes(tmp_path):
+    write_files(tmp_path, "x", "y")
     (tmp_path / "a.csv").write_text("path, region,dose\nx,EU,0.5\ny,NA,1.5\n")
     regions = open_source(tmp_path / "a.csv", labeled=True, label_column=" region")  # as the header has it
     assert regions.class_names == open_source(tmp_path / "a.csv", labeled=True, label_column="region").class_names == ["EU", "NA"]

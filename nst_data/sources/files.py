@@ -57,6 +57,14 @@ def check_file_size(size: int, listed_bytes: int) -> None:
         raise NstError(f"has {size:,} bytes, {listed_bytes:,} when the pool was listed")
 
 
+def missing_remark(location: str, missing: int, first: str) -> str:
+    """What to say of image files that tables name and that are not there; `first` is where the first was looked for."""
+    are, which = ("are", ", the first") if missing > 1 else ("is", "")
+    files = f"{missing:,} of its image files {are} missing or empty{which}"
+    where = "relative paths start at the folder of the file that lists them"
+    return f"{location}: {files}: {first}; {where}; move the images there, or correct the paths"
+
+
 def check_whole(size: int, expected_bytes: int) -> None:
     """Raises NstError where a file ends before what a header in it says."""
     if size != expected_bytes:

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from nst_data.errors import NstError
-from nst_data.sources.files import IMAGE_SUFFIXES, read_file, read_start, regular_size
+from nst_data.sources.files import IMAGE_SUFFIXES, missing_remark, read_file, read_start, regular_size
 from nst_data.sources.labels import encode
 from nst_data.sources.listing import PIECE, listed, utf8
 from nst_data.sources.skipped import LOOKED_AT_BYTES, Skipped
@@ -60,6 +60,11 @@ class Files(Source):
         empty = pc.equal(self._listing.table["bytes"].slice(0, rows), 0)
         count = pc.sum(empty).as_py()
         return count, self.key(pc.index(empty, True).as_py()) if count else ""
+
+    def _missing(self) -> list[str]:
+        """A remark on those that are not there, of files that name them."""
+        count, first = self.empty_files(len(self))
+        return [missing_remark(self.location, count, os.path.join(self._top, first))] if count else []
 
     def _paths(self) -> Iterator[str]:
         for piece in self._keys():

@@ -54,9 +54,9 @@ class ImageTable(Files):
             self._read_labels(frame.drop(name), labels)
 
     def remarks(self) -> list[str]:
-        """With what may be a slip among the classes."""
+        """With what may be a slip among the classes, and where images that are not there were looked for."""
         slips = [] if self._is_coco else likely_slips(self.class_names or ())
-        return [*super().remarks(), *(f"{self.location}: {line}" for line in slips)]
+        return [*super().remarks(), *(f"{self.location}: {line}" for line in slips), *self._missing()]
 
     def _read_labels(self, frame: pl.DataFrame, asked: LabelsAsked) -> None:
         table = frame.to_arrow()

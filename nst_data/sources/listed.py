@@ -21,6 +21,10 @@ class ImageList(Files):
         if not len(self):
             raise NstError(f"{location}: expected the path of an image on each line, found none")
 
+    def remarks(self) -> list[str]:
+        """With where those that are not there were looked for."""
+        return [*super().remarks(), *self._missing()]
+
 
 def _lines_with_sizes(location: str, top: str) -> Iterator[Entries]:
     names: list[str] = []

@@ -2,11 +2,11 @@
 
 import glob
 import os
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -22,9 +22,10 @@ from nst_data.hub.quiet import quiet
 from nst_data.parquet_footer import DAMAGE, column_chunks
 from nst_data.sources.cells import ByPath, Cells, below, cell_of, holds_images, image_column, is_below, nowhere
 from nst_data.sources.features import Features, card_names, class_columns, feature_names
-from nst_data.sources.files import check_file_size, read_start
+from nst_data.sources.files import check_file_size, missing_remark, read_start
 from nst_data.sources.kinds import EXPECTED, claims_parquet, no_source
 from nst_data.sources.labels import LabelsAsked, class_values, label_column, labels_of
+from nst_data.sources.listed import sizes_of
 from nst_data.sources.listing import PIECE, listed
 from nst_data.sources.plain_pages import NO_GROUPS, PlainPages, plain_groups
 from nst_data.sources.source import Row, Source, Wanted, within
@@ -183,29 +184,57 @@ class ParquetFiles(Source):
         own, beside = files[files < len(self._files)], files[files >= len(self._files)] - len(self._files)
         rows = [np.empty(0, np.int64), *(np.arange(*self._starts[file : file + 2]) for file in own.tolist())]
         if len(beside):
-            rows.append(np.concatenate([np.arange(start, start + len(paths)) for start, paths in self._named_files()])[beside])
+            rows.append(np.concatenate([np.arange(start, start + len(paths)) for start, paths, _ in self._named_files()])[beside])
         return np.unique(np.concatenate(rows))
+
+    def empty_files(self, rows: int) -> tuple[int, str]:
+        """Of the image files that cells name."""
+        missing, _ = self._missing
+        count = bisect_left(missing, rows)
+        return count, self.key(int(missing[0])) if count else ""
+
+    def remarks(self) -> list[str]:
+        """With where image files that are not there were looked for."""
+        missing, first = self._missing
+        return [*super().remarks(), *([missing_remark(self.location, len(missing), first)] if len(missing) else [])]
+
+    @cached_property
+    def _missing(self) -> tuple[NDArray[np.int64], str]:
+        """Rows whose image files are empty or not there, shape (rows,), and the path of the first; of row groups that hold no bytes."""
+        missing, first = [np.empty(0, np.int64)], ""
+        for start, paths, are_all in self._named_files():
+            if are_all:
+                rows = [row for row, (path, size) in enumerate(zip(paths, sizes_of("", paths), strict=True)) if path and not size]
+                first = first or (paths[rows[0]] if rows else "")
+                missing.append(np.array(rows, np.int64) + start)
+        return np.concatenate(missing), first
 
     def _paths(self) -> Iterator[str]:
         yield from self._files
-        for start, paths in self._named_files():
-            folder = Path(self._files[self._file_of(start)]).parent
-            yield from (str(folder / path) if path and is_below(path) else "" for path in paths)
+        for _, paths, _ in self._named_files():
+            yield from paths
 
-    def _named_files(self) -> Iterator[tuple[int, list[str | None]]]:
-        """First row and paths of each row group in which cells name files in place of holding bytes."""
+    def _named_files(self) -> Iterator[tuple[int, list[str], bool]]:
+        """First row and paths of each row group in which cells name files in place of holding bytes, and whether all cells do.
+
+        The path is empty for a cell that names none below the folder of its parquet file.
+        """
         kind = self._schema.field(self._column).type if self._column else pa.null()
         if not (self._images_beside and pa.types.is_struct(kind) and kind.get_field_index("path") >= 0):
             return
         column = f"{self._column}.bytes"
         for file, start in zip(self._files, self._starts, strict=False):
+            folder = Path(file).parent
             with self._readable(file), self._opened(file) as parquet:
                 for group, chunks in enumerate(column_chunks(parquet.metadata, [column])):
                     known = next((chunk.statistics for chunk in chunks if chunk.physical_type == "BYTE_ARRAY"), None)
+                    rows = parquet.metadata.row_group(group).num_rows
                     if known is None or not known.has_null_count or known.null_count:
                         named = parquet.read_row_group(group, columns=[f"{self._column}.path"]).column(self._column)
-                        yield start, pc.struct_field(named, "path").to_pylist()
-                    start += parquet.metadata.row_group(group).num_rows
+                        found = pc.struct_field(named, "path").to_pylist()
+                        paths = [str(folder / path) if path and is_below(path) else "" for path in found]
+                        yield start, paths, bool(known and known.has_null_count and known.null_count == rows)
+                    start += rows
 
     def _keys(self) -> Iterator[pa.Array]:
         for name, start, stop in zip(self._names, self._starts[:-1], self._starts[1:], strict=True):
