@@ -464,6 +464,7 @@ def test_a_queue_is_shown_in_its_order_and_tells_how_its_images_were_picked(brow
     }
     keep_queue(store, "bugs", pl.DataFrame(picks).cast({"score": pl.Float32, "confidence": pl.Float32}))
     assert keys_of(browser, queue="random") == ["4.png", "1.png", "3.png"]
+    assert keys_of(browser, queue="random", sort="key") == ["1.png", "3.png", "4.png"]
     assert browser.get("/api/image/1").json()["pick"] == {"by": "random", "score": 2}
     answered(browser, id=1, **{"class": "ant"})
     assert keys_of(browser, queue="random", reviewed="no") == ["4.png", "3.png"]
@@ -509,6 +510,7 @@ def test_near_duplicates_are_those_of_the_perceptual_hash(tmp_path, pool):
     seal_generation(store, [row | {"phash": phash} for row, phash in zip(rows, hashes, strict=True)])
     contents = open_contents(store, "bugs@gen-1", pool=str(pool))
     assert [item["id"] for item in contents.grid({"near": "0"})["items"]] == [2, 4, 1]
+    assert [item["id"] for item in contents.grid({"near": "0", "sort": "key"})["items"]] == [1, 2, 4]
 
 
 def test_an_export_is_one_file_of_a_bounded_size_without_an_address_outside(tmp_path, store, pool):

@@ -107,7 +107,7 @@ class View:
             total, page = pl.collect_all([rows.select(pl.len()), rows.select("row").slice(query.offset, query.limit)])
             return int(total.item()), (first + page["row"].cast(pl.Int64)).to_list()
         with self._one_at_a_time:  # memory is that of one query, however fast a person types
-            values = rows.select("row", by).collect()
+            values = rows.select("row", by=by).collect()
             return values.height, (first + first_rows(values, query.sort in _LARGEST_FIRST, query.offset, query.limit)).tolist()
 
     def _order(self, query: Query) -> str | None:
@@ -115,7 +115,9 @@ class View:
         by = query.sort.removeprefix("-") if query.sort else None
         if by == "confidence" and "confidence" not in self.frame.columns:
             return None
-        return None if by == "key" and query.rows is None else "row" if by == "key" else by
+        if by == "key":  # in which rows are, but for those that are named one by one
+            return "row" if query.rows is not None or query.near is not None else None
+        return by
 
     def _left_out(self, query: Query) -> pl.LazyFrame:
         if query.rows is not None or query.without is not None or query.near is not None or query.disagree or query.before or query.after:
