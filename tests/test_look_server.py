@@ -540,6 +540,13 @@ def test_an_export_of_some_of_the_images_says_of_how_many(tmp_path, monkeypatch,
     assert sample(contents, False, Progress())["overview"]["sampled"] is None
 
 
+def test_an_export_has_what_people_answered_before_all_else(monkeypatch, store):
+    open_contents(store, "bugs@gen-1").answer({"id": 4, "class": "cat"})
+    monkeypatch.setattr("nst_cli.look.export.MOST_IMAGES", 4)
+    items = sample(open_contents(store, "bugs@gen-1"), False, Progress())["items"]
+    assert (items[0]["id"], items[0]["answer"]) == (4, {"class": "cat"})
+
+
 def test_a_card_shows_a_picture_of_the_export_where_that_is_asked_for(tmp_path, store, pool):
     sealed(store, pool)
     version = store.open("bugs@gen-2")

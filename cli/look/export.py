@@ -103,8 +103,10 @@ def _sampled(overview: dict[str, Any], shown: int) -> dict[str, int] | None:
 
 def chosen_rows(contents: Contents) -> list[int]:
     """Rows of all classes, in each from the least to the most confident; answered ones first, some that were left out, and errors."""
-    view = contents.view
-    rows: list[int] = contents.reviewing.rows("yes").tolist()[: MOST_IMAGES // 4] if contents.reviewing else []
+    view, rows = contents.view, list[int]()
+    if contents.reviewing:
+        contents.reviewing.refresh()
+        rows += contents.reviewing.rows("yes").tolist()[: MOST_IMAGES // 4]
     rows += _spread(view, MOST_IMAGES - len(rows))
     with suppress(UsageError):
         left_out = view.dropped.frame.height
