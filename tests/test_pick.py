@@ -84,6 +84,12 @@ def test_what_people_have_answered_is_not_asked_again_but_by_a_random_draw(tmp_p
         pick(store, version, PickSettings(by="margin", **BY_CLASSES))
 
 
+def test_an_answer_about_what_is_no_hash_is_about_no_image(tmp_path):
+    store = Store(tmp_path)
+    AnswerLog(store, "bugs").append("sha1:ab", "of another tool", class_name="ant")
+    assert pick(store, bugs(store), PickSettings(by="margin", **BY_CLASSES)).answered == 0
+
+
 def test_generations_that_disagree_make_an_image_suspicious(tmp_path):
     store = Store(tmp_path)
     version = bugs(store, generations=2)

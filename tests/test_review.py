@@ -225,6 +225,7 @@ def test_rows_that_disagree_about_an_image_are_both_named_and_nothing_is_added(l
         ({"key": "no.png", "class": "ant"}, r"line 1: tiny@gen-1.*'no\.png'.*`image_hash`$"),
         ({"image_hash": "aa", "class": "dog"}, r"line 1:.*no class 'dog'.*ant, bee, cat$"),
         ({"class": "ant"}, r"line 1: names no image.*`image_hash` or `key`$"),
+        ({"image_hash": "sha1:ab", "class": "ant"}, r"line 1: `image_hash` is 'sha1:ab'.*32 digits.*`key`$"),
         ({"key": "a"}, r"line 1:.*either a `class` or.*`excluded`$"),
         ({"key": "a", "class": 3}, r"line 1: `class` is 3, expected text$"),
         ({"key": "a", "excluded": "dull"}, r"line 1: `excluded` is 'dull'.*'none of these' or 'unusable'$"),

@@ -2,6 +2,7 @@
 
 import datetime
 import difflib
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from nst_data.tables.review_table import read_review
 COLUMNS = ("image_hash", "key", "class", "excluded", "picked_by", "seen_in", "reviewer", "time")
 _SUFFIXES = (*DELIMITERS, ".jsonl", ".json")
 _READ = (*_SUFFIXES, ".parquet")  # as `nst pick` writes lists
+_HASH = re.compile(r"[0-9a-f]{32}")
 
 
 @with_checked_arguments
@@ -70,6 +72,8 @@ def import_answers(store: Store, corpus: str, file: Path | str, *, reviewer: str
         if not image_hash:
             there = f"{labels.ref} has no image {row.key!r}" if labels else f"no labels of {corpus} are in the store to find {row.key!r} in"
             raise NstError(f"{where}: {there}; name its `image_hash`")
+        if not _HASH.fullmatch(image_hash):
+            raise NstError(f"{where}: `image_hash` is {image_hash!r}, expected 32 digits of 0-9 and a-f, as labels have it; name its `key`")
         answer = replace(row, image_hash=image_hash, key=key, time=now)
         before, there = first.setdefault(image_hash, (answer, where))
         if before.says != answer.says:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from nst_data.arguments import with_checked_arguments
 from nst_data.errors import NstError, UsageError
 from nst_data.features.features import Features
+from nst_data.inspection.row_columns import hash_numbers
 from nst_data.progress import Progress, on_this_terminal
 from nst_data.review.answers import settled
 from nst_data.review.distinct_images import DistinctImages, image_numbers, soft_labels_of
@@ -219,7 +220,8 @@ class _Picking:
     def _are_answered(self, images: DistinctImages, corpus: str) -> NDArray[np.bool_]:
         """Which images a person has said something of."""
         said = settled(self.store, corpus)
-        return np.isin(images.numbers, image_numbers([*said.answers, *said.disputed]))
+        hashes = pl.Series([*said.answers, *said.disputed], dtype=pl.String)
+        return np.isin(images.numbers, hash_numbers(hashes).to_numpy())
 
     def _embedded(self, model: str, source: Source) -> Features:
         from nst_train.features.embed import embed  # with torch, which picking by labels alone does without
