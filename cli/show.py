@@ -197,12 +197,14 @@ def _print_review(review: dict[str, Any]) -> None:
         print_wrapped(f"people answered about {review['answered']:,} of its {review['images']:,} different images; {excluded}")
     if estimate := review["estimate"]:
         others = ", ".join(f"{images:,} more {reason}" for reason, images in review["excluded_at_random"].items() if images)
+        is_part = review["estimated"] < review["images"]
+        over = f"the {review['estimated']:,} of its {review['images']:,} images that picks were drawn from" if is_part else "all images"
         print_wrapped(
-            f"estimated accuracy over all images {100 * estimate['accuracy']:.1f}%, 95% interval {100 * estimate['low']:.1f} to "
+            f"estimated accuracy over {over} {100 * estimate['accuracy']:.1f}%, 95% interval {100 * estimate['low']:.1f} to "
             f"{100 * estimate['high']:.1f}%, from {estimate['images']:,} picked at random{f' ({others})' * bool(others)}"
         )
     else:
-        print_wrapped("no estimate for all images: none was picked at random; `nst pick REF --by random` picks some")
+        print_wrapped("no estimate for all images: none was picked at random from all; `nst pick REF --by random` picks some")
     rows = [(how, share) for how, share in review["by_pick"].items()]
     print_table(
         ["picked by", "images", "correct", "accuracy", "from", "to (95%)"],

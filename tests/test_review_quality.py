@@ -3,6 +3,7 @@ import csv
 import polars as pl
 import pytest
 from nst_cli.look.opening import open_contents
+from sealed_labels import label_row, seal_generation
 
 from nst_data.errors import NstError, UsageError
 from nst_data.inspection.quality import quality
@@ -12,6 +13,7 @@ from nst_data.review.answers import AnswerLog
 from nst_data.review.freeze import freeze
 from nst_data.review.picks import write_list
 from nst_data.settings import PickSettings
+from nst_data.store.inputs import Input
 from nst_data.store.store import Store
 from nst_data.tables.label_tables import scan_labels
 from nst_train.features.picking import pick
@@ -69,6 +71,24 @@ def test_a_pick_from_another_selection_is_no_estimate(labeled):
     freeze(store, "tiny")
     assert quality(store, "tiny@gen-1", "tiny@review-1").review.estimate is None
     assert quality(store, "tiny@gen-1.1", "tiny@review-1").review.estimate.images == 1
+
+
+def test_a_pick_from_a_pool_that_has_grown_since_is_an_estimate_of_what_was_there(tmp_path):
+    store, log = Store(tmp_path), AnswerLog(Store(tmp_path), "bugs", "ann")
+    rows = [label_row(number, f"image {number}", number // 6, 0.9) for number in range(10)]
+    hashes = [row["image_hash"] for row in rows]
+    seal_generation(store, rows[:6])
+    seal_generation(store, rows, pool=Input(ref="/pool", digest="grown"))
+    for number in range(4):
+        log.append(hashes[number], "x", class_name="ant", picked_by="random", seen_in="bugs@gen-1")
+    old = quality(store, "bugs@gen-2", freeze(store, "bugs").ref).review
+    assert (old.images, old.estimated, old.estimate) == (10, 6, Share.of(4, 4, 6))
+    for number in (3, 6, 7):
+        log.append(hashes[number], "x", class_name="ant", picked_by="random", seen_in="bugs@gen-2")
+    log.append(hashes[3], "x", class_name="ant", picked_by="random", seen_in="bugs@gen-1")  # stays one of the newer draw
+    both = {ref: quality(store, ref, freeze(store, "bugs").ref).review for ref in ("bugs@gen-1", "bugs@gen-2")}
+    assert (both["bugs@gen-2"].estimated, both["bugs@gen-2"].estimate) == (10, Share.of(1, 3, 10))
+    assert (both["bugs@gen-1"].estimated, both["bugs@gen-1"].estimate) == (6, Share.of(4, 4, 6))
 
 
 def test_an_image_drawn_from_the_pool_and_from_an_edition_stays_in_the_sample_of_the_pool(labeled):

@@ -141,7 +141,7 @@ def quality(
         review = store.open(truth, "review")
         places = match_classes(review.manifest.class_names, names, review.ref, subset=True)
         measured = measure(scan_labels(version), truth_of_review(review, places), names, version.ref, pairs)
-        return replace(measured, review=review_quality(version, review, places))
+        return replace(measured, review=review_quality(store, version, review, places))
     where = truth if isinstance(truth, Source) else str(truth)
     columns = {"image_column": image_column, "label_column": label_column}
     read = read_truth(where, version, store, class_names=class_names, **columns, progress=progress)

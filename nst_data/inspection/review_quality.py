@@ -1,6 +1,7 @@
 """How good labels are by the answers of people, with an interval that accounts for how the images were picked.
 
-Images that were picked at random stand for all of a version; those that looked odd, or that somebody came upon, for themselves alone.
+Images that were picked at random stand for all that they were drawn from; those that looked odd, or that somebody came upon, for
+themselves alone.
 """
 
 import math
@@ -11,7 +12,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from nst_data.store.store import Version
+from nst_data.store.store import Store, Version
 from nst_data.tables.label_tables import collect, scan_labels
 from nst_data.tables.review_table import EXCLUDED, RANDOM, is_of_edition, read_review
 
@@ -48,8 +49,9 @@ class Share:
 class ReviewQuality:
     """Of the `images` of a version, those that people `answered`; each counts once, however many equal ones there are.
 
-    `by_pick` has the ones with a class by how they were picked. `estimate` is of the accuracy over all images of the version that show one
-    of the classes, from those that were picked at random; None where none was. `excluded_at_random` counts the others of these by reason.
+    `by_pick` has the ones with a class by how they were picked. `estimate` is of the accuracy over the `estimated` images of the version,
+    as far as they show one of the classes, from those that were picked at random; None where none was. `estimated` are all images, or those
+    of an earlier pool from which images were picked. `excluded_at_random` counts the others that were picked so, by reason.
     """
 
     images: int
@@ -57,10 +59,11 @@ class ReviewQuality:
     excluded: Mapping[str, int]
     by_pick: Mapping[str, Share]
     estimate: Share | None
+    estimated: int
     excluded_at_random: Mapping[str, int]
 
 
-def review_quality(version: Version, review: Version, places: NDArray[np.int64]) -> ReviewQuality:
+def review_quality(store: Store, version: Version, review: Version, places: NDArray[np.int64]) -> ReviewQuality:
     """Measure a generation or an edition; `places` are those of the review's classes among the version's."""
     answers = read_review(review)
     answers = answers.with_columns(truth=pl.Series(places).gather(answers["label"])).drop("label", "key")
@@ -70,25 +73,41 @@ def review_quality(version: Version, review: Version, places: NDArray[np.int64])
         labels.join(answers.lazy(), on="image_hash").unique("image_hash", keep="first", maintain_order=True),
         labels.select(pl.col("image_hash").n_unique()),
     )
-    population = int(images.item())
-    drawn_from = [seen_in for seen_in in joined["seen_in"].unique() if _stands_for(seen_in, version)]
-    at_random = joined.filter((pl.col("picked_by") == RANDOM) & pl.col("seen_in").is_in(drawn_from, nulls_equal=True))
+    drawn = joined.filter(pl.col("picked_by") == RANDOM)
+    stands_for = {seen_in: _images_stood_for(store, seen_in, version, int(images.item())) for seen_in in drawn["seen_in"].unique()}
+    population = max(stands_for.values(), default=0)  # where images were drawn again from a pool that has grown, these are the sample
+    drawn_from = [seen_in for seen_in, number in stands_for.items() if number == population > 0]
+    at_random = drawn.filter(pl.col("seen_in").is_in(drawn_from, nulls_equal=True))
     picked = joined.with_columns(picked_by=pl.col("picked_by").fill_null(BROWSING))
     by_pick = {str(how): _share(rows) for (how,), rows in sorted(picked.group_by("picked_by"))}
     shown = population - at_random["excluded"].count() * population // max(1, at_random.height)  # those that show a class, as far as known
     return ReviewQuality(
-        images=population,
+        images=int(images.item()),
         answered=joined.height,
         excluded=_excluded(joined),
         by_pick={how: share for how, share in by_pick.items() if share},
         estimate=_share(at_random, shown),
+        estimated=population,
         excluded_at_random=_excluded(at_random),
     )
 
 
-def _stands_for(seen_in: str | None, version: Version) -> bool:
-    """Whether what was drawn from a version, if it is known which, stands for this one: a whole pool does, another selection does not."""
-    return seen_in == version.ref or not is_of_edition(seen_in)
+def _images_stood_for(store: Store, seen_in: str | None, version: Version, images: int) -> int:
+    """How many of the `images` of a version are among those that were drawn from another one, if it is known which.
+
+    Of an edition none: it is a selection. Of a generation of the same pool all, or nearly so; of a pool that has grown since a part.
+    """
+    if seen_in == version.ref:
+        return images
+    if is_of_edition(seen_in):
+        return 0
+    named = [one for one in store.versions(seen_in.partition("@")[0]) if one.ref == seen_in] if seen_in else []
+    if not named or not named[0].is_readable or named[0].manifest.kind != "generation":
+        return images
+    hashes = [scan_labels(one).select("image_hash") for one in (version, named[0])]
+    refs = f"{version.ref} and {seen_in}"
+    (there,) = collect(refs, hashes[0].join(hashes[1], on="image_hash", how="semi").select(pl.col("image_hash").n_unique()))
+    return int(there.item())
 
 
 def _share(rows: pl.DataFrame, population: int | None = None) -> Share | None:

@@ -12,7 +12,7 @@ from nst_data.errors import NstError, UsageError
 from nst_data.safe_names import mistaken_for
 from nst_data.store.files import fsync, fsync_folder
 from nst_data.store.store import Store, check_name
-from nst_data.tables.review_table import EXCLUDED, RANDOM, Excluded, is_of_edition
+from nst_data.tables.review_table import EXCLUDED, RANDOM, Excluded, draw_rank
 
 __all__ = ["EXCLUDED", "RANDOM", "Answer", "AnswerLog", "Answers", "Excluded", "Settled", "settled"]
 
@@ -51,7 +51,7 @@ class Settled:
     """What all reviewers say: an answer for each image that they agree on, by its hash, and the answers of each disputed one.
 
     An image that was once picked at random stays so, however often it was answered since: else those that look odd would leave the sample.
-    One that was picked so from the whole pool and from an edition counts as of the pool, which stands for both.
+    One that was picked so several times counts as of the draw that stands for most (`draw_rank`).
     """
 
     answers: Mapping[str, Answer]
@@ -75,6 +75,11 @@ class Answers:
         """The answer of each reviewer who has one about an image."""
         return [file.standing[image_hash][-1] for file in self._of_reviewer.values() if file.standing.get(image_hash)]
 
+    def draws_of(self, image_hash: str) -> set[str | None]:
+        """The versions from which an image was picked at random, each time that somebody answered it as such."""
+        given = (answer for file in self._of_reviewer.values() for answer in file.standing.get(image_hash, ()))
+        return {answer.seen_in for answer in given if answer.picked_by == RANDOM}
+
     def images_of(self, reviewer: str) -> list[str]:
         """The hashes of the images that one reviewer has an answer about."""
         file = self._of_reviewer.get(reviewer)
@@ -94,7 +99,7 @@ class Answers:
                     together.setdefault(image_hash, []).append(given[-1])
                 for answer in given:
                     known = at_random.get(image_hash)
-                    if answer.picked_by == RANDOM and (known is None or is_of_edition(known.seen_in) or not is_of_edition(answer.seen_in)):
+                    if answer.picked_by == RANDOM and (known is None or draw_rank(answer.seen_in) >= draw_rank(known.seen_in)):
                         at_random[image_hash] = answer
         agreed, disputed = dict[str, Answer](), dict[str, Sequence[Answer]]()
         for image_hash, given in together.items():

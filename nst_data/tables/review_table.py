@@ -28,8 +28,18 @@ _COLUMNS: dict[str, type[pl.DataType]] = {
 
 def is_of_edition(seen_in: str | None) -> bool:
     """Whether images that were picked there are of a selection, which they stand for alone, and not of a whole pool."""
+    return draw_rank(seen_in) < 0
+
+
+def draw_rank(seen_in: str | None) -> int:
+    """Which of several random draws an image counts for, that of the highest rank: a whole pool's rather than an edition's, and of those
+    the newest generation's, whose pool may have grown.
+    """
     number = (seen_in or "").partition("@")[2]
-    return Number.is_one(number) and Number.parse(number).edition is not None
+    if not Number.is_one(number):
+        return 0
+    parsed = Number.parse(number)
+    return -1 if parsed.edition is not None else 1 + parsed.generation
 
 
 def read_review(version: Version) -> pl.DataFrame:
