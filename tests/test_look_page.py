@@ -342,4 +342,5 @@ def test_a_disputed_answer_is_shown_and_undone(browser, digits):
         expect(page.locator("#viewer")).to_contain_text(re.compile("3 by ana", re.DOTALL))
         page.keyboard.press("z")
         expect(page.locator("#viewer")).not_to_contain_text("disputed")
+        expect(page.locator("#viewer .given")).to_have_text("Answer of eva: unusable")
         assert visit.wrong == []

@@ -3,7 +3,9 @@ import hashlib
 import io
 import json
 import re
+import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -23,16 +25,18 @@ from starlette.testclient import TestClient
 from nst_data.errors import NstError, UsageError
 from nst_data.images import image_hash
 from nst_data.inspection.label_rows import LabelRows
+from nst_data.inspection.quality import quality
 from nst_data.progress import Progress
 from nst_data.review.freeze import freeze
 from nst_data.review.queues import keep_queue, keep_suspicion
 from nst_data.selection.editions import balance
-from nst_data.settings import BalanceSettings
+from nst_data.settings import BalanceSettings, PickSettings
 from nst_data.sources import open_source
 from nst_data.store.inputs import Input
 from nst_data.store.store import Store
 from nst_data.tables.schema import errors_schema
 from nst_data.tables.shards import write_parquet
+from nst_train.features.picking import pick
 
 HERE = "http://127.0.0.1:8000"
 HOSTILE = "<img src=x onerror=alert(1)>\"'{{7*7}}.png"
@@ -470,6 +474,57 @@ def test_a_queue_is_shown_in_its_order_and_tells_how_its_images_were_picked(brow
     assert keys_of(browser, queue="random", reviewed="no") == ["4.png", "3.png"]
     assert browser.get("/api/overview").json()["queues"] == [{"name": "random", "images": 2, "of": 3}]
     assert json.loads((store.root / "reviews/bugs/reviewer.jsonl").read_text())["picked_by"] == "random"
+
+
+def test_a_random_queue_asks_again_about_images_that_were_answered_for_another_reason(browser, store):
+    answered(browser, id=0, **{"class": "cat"})
+    pick(store, "bugs@gen-1", PickSettings(by="random", number=6))
+    (left,) = browser.get("/api/overview").json()["queues"]
+    assert left == {"name": "random", "images": 6, "of": 6}
+    asked = browser.get("/api/grid", params={"queue": "random", "reviewed": "no"}).json()["items"]
+    assert {(item["id"], item["answer"]) for item in asked} == {(row, None) for row in range(6)}
+    for row, name in ((0, "cat"), (1, "bee")):
+        answered(browser, id=row, **{"class": name})
+    assert browser.get("/api/overview").json()["queues"][0]["images"] == 4
+    assert sorted(keys_of(browser, queue="random", reviewed="no")) == ["2.png", "3.png", "4.png", "5.png"]
+    sample = quality(store, "bugs@gen-1", freeze(store, "bugs").ref).review
+    assert (sample.estimate.correct, sample.estimate.images) == (1, 2)
+    sealed(store, Path(store.open("bugs@gen-1").manifest.request.inputs.pool.ref), labels=[0] * 6)  # another generation of the same pool
+    pick(store, "bugs@gen-2", PickSettings(by="random", number=6))
+    assert [(one["name"], one["images"]) for one in browser.get("/api/overview").json()["queues"]] == [("random", 4), ("random-2", 4)]
+
+
+def test_what_reviewers_disagree_about_is_not_left_and_each_takes_back_their_own(store):
+    pick(store, "bugs@gen-1", PickSettings(by="margin", spread="classes", number=2))
+    ann, bob = (visit(open_contents(store, "bugs@gen-1", reviewer=name)) for name in ("ann", "bob"))
+    (row, *_) = [item["id"] for item in ann.get("/api/grid", params={"queue": "margin"}).json()["items"]]
+    answered(ann, id=row, **{"class": "ant"})
+    assert answered(bob, id=row, **{"class": "bee"}).json()["disputed"]
+    assert ann.get("/api/overview").json()["queues"] == [{"name": "margin", "images": 1, "of": 2}]
+    assert len(keys_of(ann, queue="margin", reviewed="no")) == 1
+    assert answered(bob, id=row, undo=True).json()["answer"] == {"class": "ant"}
+
+
+def test_figures_are_counted_while_another_answers(store):
+    contents = open_contents(store, "bugs@gen-1")
+    for row in range(3):
+        contents.answer({"id": row, "class": "ant"})
+    (file,) = contents.reviewing._answers._of_reviewer.values()
+    file.standing = Slow(file.standing)
+    with ThreadPoolExecutor(2) as threads:
+        counted = threads.submit(contents.reviewing.summary)
+        time.sleep(0.02)
+        threads.submit(contents.answer, {"id": 3, "class": "ant"}).result()
+    assert counted.result()["own"] in (3, 4)
+
+
+class Slow(dict):
+    """So many answers that others come while they are gone through."""
+
+    def items(self):
+        for item in super().items():
+            time.sleep(0.02)
+            yield item
 
 
 def test_only_answers_and_queues_about_images_of_the_view_count(tmp_path, store, pool):

@@ -103,7 +103,10 @@ class Contents:
         """One page of rows: how many there are in all, and the items. Raises UsageError for a query that is none."""
         query = self._with_rows(as_query(values), values)
         total, rows = self.view.page(query)
-        return {"total": total, "items": self.items(rows)}
+        items = self.items(rows)
+        if values.get("reviewed") == "no":  # an earlier answer is none to what is asked here
+            items = [item | {"answer": None} for item in items]
+        return {"total": total, "items": items}
 
     def items(self, rows: list[int]) -> list[dict[str, Any]]:
         """What the grid shows of each row."""
@@ -225,8 +228,9 @@ class Contents:
         if len(self.view) <= row < self.view.first_dropped:
             raise UsageError("this image could not be read: it has no hash, which identifies answers")
         key, hashed, _ = self._image(row)
-        answer = self.reviewing.append(hashed, key, class_name, excluded, undo)
-        return {"answer": answer, "disputed": self.reviewing.of(hashed)[1], "review": self.reviewing.summary()}
+        self.reviewing.append(hashed, key, class_name, excluded, undo)
+        answer, disputed = self.reviewing.of(hashed)
+        return {"answer": answer, "disputed": disputed, "review": self.reviewing.summary()}
 
     def _image(self, row: int) -> tuple[str, str, int]:
         """(key, hash, number in the pool) of a row."""
@@ -259,9 +263,9 @@ class Contents:
             if reviewed not in ("yes", "no", "disputed"):
                 raise UsageError(f"reviewed={reviewed}: expected yes, no or disputed")
             self.reviewing.refresh()
-            rows = self.reviewing.rows("disputed" if reviewed == "disputed" else "yes")
             if reviewed == "no":
-                return replace(query, without=rows)
+                return replace(query, without=self.reviewing.rows_done(values.get("queue") or None))
+            rows = self.reviewing.rows(reviewed)
             query = replace(query, rows=rows if query.rows is None else query.rows[np.isin(query.rows, rows)])
         return query
 

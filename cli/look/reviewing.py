@@ -12,7 +12,7 @@ from nst_data.inspection.view import View
 from nst_data.review.answers import RANDOM, Answer, AnswerLog, Answers, Settled
 from nst_data.review.queues import Queue, queues, read_queue
 from nst_data.store.store import Store
-from nst_data.tables.review_table import is_of_edition
+from nst_data.tables.review_table import draw_rank, is_of_edition
 
 _Pick = tuple[str, float | None, str | None]  # by what, the score, and the version it was picked from
 
@@ -29,6 +29,7 @@ class Reviewing:
         self._settled, self._store = Settled({}, {}), store
         self._seen_in = view.version.ref if view.version else None
         self._queues: dict[str, dict[str, _Pick]] = {}
+        self._pools: dict[str | None, str | None] = {}
 
     def refresh(self) -> None:
         """Read what was answered since the last time, by anybody."""
@@ -40,9 +41,11 @@ class Reviewing:
 
     def summary(self) -> dict[str, Any]:
         """How many images of the view have an answer, and how many have one by this reviewer."""
-        agreed = [self._settled.answers[hashed] for hashed in self._of_view(self._settled.answers)]
+        with self._lock:  # while others answer
+            settled, by_this_one = self._settled, self._answers.images_of(self.reviewer)
+        agreed = [settled.answers[hashed] for hashed in self._of_view(settled.answers)]
         excluded = sum(answer.excluded is not None for answer in agreed)
-        disputed, own = (len(self._of_view(hashes)) for hashes in (self._settled.disputed, self._answers.images_of(self.reviewer)))
+        disputed, own = (len(self._of_view(hashes)) for hashes in (settled.disputed, by_this_one))
         counts = {"answered": len(agreed) - excluded, "excluded": excluded, "disputed": disputed}
         return {"corpus": self.corpus, "reviewer": self.reviewer, **counts, "own": own}
 
@@ -53,26 +56,34 @@ class Reviewing:
 
     def of(self, image_hash: str) -> tuple[dict[str, str] | None, bool]:
         """The answer to show of an image, this reviewer's own first; and whether others say otherwise."""
-        given = self._answers.of(image_hash)
+        given = self._given(image_hash)
         own = [answer for answer in given if answer.reviewer == self.reviewer] or given
         return (_as_json(own[0]) if own else None), image_hash in self._settled.disputed
 
     def all_of(self, image_hash: str) -> list[dict[str, str]]:
         """The answer of each reviewer."""
-        return [{"reviewer": answer.reviewer, "time": answer.time, **_as_json(answer)} for answer in self._answers.of(image_hash)]
+        return [{"reviewer": answer.reviewer, "time": answer.time, **_as_json(answer)} for answer in self._given(image_hash)]
 
     def rows(self, which: str) -> NDArray[np.int64]:
         """The rows that are answered (`yes`) or `disputed`, by increasing numbers."""
         answered = self._settled.answers.keys() if which == "yes" else ()
         return self._rows_of([*answered, *self._settled.disputed])
 
+    def rows_done(self, queue: str | None) -> NDArray[np.int64]:
+        """The rows that nobody need be asked about, or that a queue need not ask about. Raises UsageError for a queue that is not there."""
+        if queue is None:
+            return self.rows("yes")
+        picks = self._picks(read_queue(self._store, self.corpus, queue))
+        return self._rows_of(hashed for hashed, pick in picks.items() if self._is_done(hashed, pick))
+
     def queue_summaries(self) -> list[dict[str, Any]]:
         """Each queue of the corpus that has images of the view, how many these are, and how many of them are left."""
         found = []
         for queue in queues(self._store, self.corpus):
-            picks = self._of_view(self._picks(queue))
-            left = sum(hashed not in self._settled.answers for hashed in picks)
-            found.append({"name": queue.name, "images": left, "of": len(picks)})
+            picks = self._picks(queue)
+            here = self._of_view(picks)
+            left = sum(not self._is_done(hashed, picks[hashed]) for hashed in here)
+            found.append({"name": queue.name, "images": left, "of": len(here)})
         return [queue for queue in found if queue["of"]]
 
     def queue_rows(self, name: str) -> NDArray[np.int64]:
@@ -89,8 +100,34 @@ class Reviewing:
     def _pick_of(self, image_hash: str) -> "_Pick | None":
         found = [self._picks(queue)[image_hash] for queue in queues(self._store, self.corpus) if image_hash in self._picks(queue)]
         drawn = [pick for pick in found if pick[0] == RANDOM]
-        whole = [pick for pick in drawn if not is_of_edition(pick[2])]
-        return next(iter([*whole, *drawn, *found]), None)
+        drawn.sort(key=lambda pick: (self._is_done(image_hash, pick), -draw_rank(pick[2])))
+        return next(iter([*drawn, *found]), None)
+
+    def _is_done(self, image_hash: str, pick: _Pick) -> bool:
+        """Whether the queue with this pick need not ask about an image.
+
+        A random draw asks once more about one that was answered for another reason: without those that looked odd it would be no sample.
+        """
+        if image_hash not in self._settled.answers and image_hash not in self._settled.disputed:
+            return False
+        with self._lock:
+            draws = self._answers.draws_of(image_hash)
+        return pick[0] != RANDOM or any(self._counts_for(drawn_from, pick[2]) for drawn_from in draws)
+
+    def _counts_for(self, drawn_from: str | None, other: str | None) -> bool:
+        """Whether an image that was drawn from one version and answered counts for a draw from another one too."""
+        if drawn_from == other or draw_rank(drawn_from) > draw_rank(other):
+            return True
+        pools = self._pool_of(drawn_from), self._pool_of(other)
+        return not is_of_edition(drawn_from) and not is_of_edition(other) and (None in pools or pools[0] == pools[1])
+
+    def _pool_of(self, ref: str | None) -> str | None:
+        """The digest of the pool of a version, None where that is not known."""
+        if ref not in self._pools:
+            versions = self._store.versions((ref or "").partition("@")[0]) if ref else []
+            found = [one.manifest.request.inputs.pool for one in versions if one.ref == ref and one.is_readable]
+            self._pools[ref] = found[0].digest if found and found[0] else None
+        return self._pools[ref]
 
     def _picks(self, queue: Queue) -> "dict[str, _Pick]":
         """Hash to how it was picked, its score and from where, in the order of the queue, which never changes."""
@@ -99,17 +136,21 @@ class Reviewing:
             self._queues[queue.name] = {hashed: (by, score, seen_in) for hashed, by, score, seen_in in rows.iter_rows()}
         return self._queues[queue.name]
 
-    def append(self, image_hash: str, key: str, class_name: str | None, excluded: Any, undo: bool) -> dict[str, str] | None:  # noqa: ANN401 - checked by the log
-        """Write an answer, which is on disk when this returns; the one that counts now."""
+    def _given(self, image_hash: str) -> list[Answer]:
+        """The answer of each reviewer; several threads read, and one may be at it to take in new ones."""
+        with self._lock:
+            return self._answers.of(image_hash)
+
+    def append(self, image_hash: str, key: str, class_name: str | None, excluded: Any, undo: bool) -> None:  # noqa: ANN401 - checked by the log
+        """Write an answer, which is on disk when this returns."""
         if not image_hash:
             raise UsageError(f"{key}: this image has no hash, which identifies answers")
         by, _, picked_from = self._pick_of(image_hash) or (None, None, None)
         seen_in = (picked_from if by == RANDOM else None) or self._seen_in
         with self._lock:
             said: dict[str, Any] = {"class_name": class_name, "excluded": excluded, "undo": undo}
-            answer = self._log.append(image_hash, key, **said, picked_by=by, seen_in=seen_in)
+            self._log.append(image_hash, key, **said, picked_by=by, seen_in=seen_in)
         self.refresh()
-        return _as_json(answer) if answer else None
 
     def _of_view(self, hashes: Iterable[str]) -> list[str]:
         """Those that are images of the view; all of them while that is not known, as it takes long with many images."""

@@ -47,8 +47,9 @@ const panel = {
     if (!viewer.canReview() || detail.error) return null;
     const button = (label, key, action, name = "") =>
       make("button", { type: "button", class: name, onclick: action }, label, " ", make("kbd", {}, key));
-    const given =
-      detail.answer && make("p", { class: "given" }, "Your answer: ", make("b", {}, answerText(detail.answer)));
+    const own = detail.answers.some((one) => one.reviewer === overview.figures.review.reviewer);
+    const whose = own ? "Your answer: " : `Answer of ${detail.answers[0]?.reviewer}: `;
+    const given = detail.answer && make("p", { class: "given" }, whose, make("b", {}, answerText(detail.answer)));
     return make(
       "div",
       { class: "review", role: "group", "aria-label": "Answer" },
