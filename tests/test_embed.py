@@ -11,8 +11,9 @@ import timm
 import torch
 from conftest import write_pool
 from datasets import load_dataset
-from labels import write_teacher
+from labels import write_named_pool, write_teacher
 from nst_cli.main import app
+from sealed_labels import label_row, seal_generation
 from test_teachers import write_transformer
 from typer.testing import CliRunner
 from watched import Ended, Said
@@ -20,6 +21,8 @@ from watched import Ended, Said
 from nst_data.errors import NstError, UsageError
 from nst_data.features.kept import kept_features, remove_features
 from nst_data.images import image_hash
+from nst_data.inspection.similar import similar_images
+from nst_data.inspection.view import View
 from nst_data.progress import Progress
 from nst_data.sources import open_source
 from nst_data.store.files import hash_file
@@ -226,3 +229,16 @@ def test_features_that_another_machine_computes_are_not_removed(tmp_path, monkey
     monkeypatch.setattr(shards, "STALLED_SECONDS", 0.0)
     assert remove_features(store, "features@0123") == claims.parent.parent
     assert not claims.parent.parent.exists()
+
+
+def test_similar_images_name_each_row_once_also_of_equal_images(teacher, tmp_path):
+    store, pool = Store(tmp_path / "store"), write_named_pool(tmp_path / "pool", ["0.png", "1.png", "2.png"])
+    (tmp_path / "pool" / "1-copy.png").write_bytes(pool.read(1))
+    pool = open_source(tmp_path / "pool")
+    embed(store, teacher, pool, SETTINGS, run=RUN)
+    version = seal_generation(store, [label_row(row, pool.read(row), 0, 0.5, key=pool.key(row)) for row in range(4)], pool=pool.lineage)
+    similar = similar_images(store, View(store, version, CLASSES))
+    assert [pool.key(row) for row in range(4)] == ["0.png", "1-copy.png", "1.png", "2.png"]
+    assert sorted(row for row, _ in similar.of(0)) == [1, 2, 3]
+    assert similar.of(1)[0] == (2, 1.0)
+    assert similar.of(2)[0] == (1, 1.0)

@@ -65,10 +65,9 @@ class SimilarImages:
                 hashes += batch["image_hash"].take(taken).to_pylist()
                 parts.append(values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12))
                 first += batch.num_rows
-        found = self.view.rows_of(hashes)
-        is_here = [hashed in found for hashed in hashes]
-        rows = np.array([found[hashed][0] for hashed in hashes if hashed in found], np.int64)
-        return rows, np.concatenate(parts).astype(np.float32)[np.array(is_here, np.bool_)]
+        found = {hashed: iter(rows) for hashed, rows in self.view.rows_of(hashes).items()}  # of equal images each has features
+        rows = np.array([next(found.get(hashed, iter(())), -1) for hashed in hashes], np.int64)
+        return rows[rows >= 0], np.concatenate(parts).astype(np.float32)[rows >= 0]
 
 
 def similar_images(store: Store, view: View) -> SimilarImages | None:
