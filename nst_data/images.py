@@ -41,6 +41,7 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _PNG_BIT_DEPTH = 24  # where it stands in the file
+_SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif", "JPEG2000": ".jp2"}  # by Pillow's name of the format, where they differ
 _ALPHA_MODES = {"RGBA", "LA", "PA", "La", "RGBa"}
 
 
@@ -108,6 +109,16 @@ def upright_size(encoded: bytes | memoryview) -> tuple[int, int]:
             width, height = image.tag_v2[IMAGEWIDTH], image.tag_v2[IMAGELENGTH]
         check_dimensions(width, height)
         return (height, width) if orientation_of(image, encoded) in LYING else (width, height)
+
+
+def image_suffix(encoded: bytes | memoryview) -> str:
+    """How the name of a file with these bytes ends, such as `.jpg`; empty where they are no image."""
+    try:
+        with _opened(encoded) as image:
+            kind = str(image.format)
+    except ImageError:
+        return ""
+    return _SUFFIXES.get(kind, f".{kind.lower()}")
 
 
 @contextmanager

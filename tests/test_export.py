@@ -1,4 +1,5 @@
 import csv
+import io
 import json
 import os
 import shutil
@@ -6,11 +7,13 @@ import signal
 import subprocess
 import sys
 import unicodedata
+from pathlib import Path
 
 import pytest
-from conftest import write_class_folders, write_pool
-from datasets import load_dataset
+from conftest import picture, write_class_folders, write_pool
+from datasets import Dataset, Image, load_dataset
 from nst_cli.main import app
+from pictures import png, write_table, write_tar
 from torchvision.datasets import ImageFolder
 from typer.testing import CliRunner
 from wording import tells
@@ -87,6 +90,49 @@ def test_webdataset_reads_tar_files_and_so_does_nst(tiny_store, tmp_path):
     assert found == {hashed: one[:2] for hashed, one in expected.items()}
     again = open_source(tmp_path / "out", labeled=True, class_names=str(tmp_path / "out" / "classes.txt"))
     assert [again.class_names[label] for label in again.labels] == [one[1] for one in expected.values()]
+
+
+def of_tables(kind, tmp_path):
+    """Labeled images inside a table or a tar file, under keys that do not end like an image's; half of them are JPEGs."""
+    photo = io.BytesIO()
+    picture(1, 9).save(photo, "JPEG")
+    cells = [{"bytes": content, "path": None} for content in (png(0), photo.getvalue(), png(2))]
+    columns = {"image": cells, "label": ["bee", "ant", "bee"]}
+    if kind == "parquet":
+        return write_table(tmp_path / "pool.parquet", **columns)
+    if kind == "saved":
+        Dataset.from_dict(columns).cast_column("image", Image()).save_to_disk(tmp_path / "saved")
+        return str(tmp_path / "saved")
+    members = [("again.png", png(0)), ("again.cls", b"bee"), ("photo.jpg", photo.getvalue()), ("photo.cls", b"ant")]
+    return write_tar(tmp_path / "pool.tar", [*members, ("again.png", png(2)), ("again.cls", b"bee")])
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves its files open
+@pytest.mark.parametrize("kind", ["parquet", "saved", "tar"])
+def test_images_of_tables_get_names_by_which_tools_know_them(kind, tmp_path):
+    wds = pytest.importorskip("webdataset")
+    store = Store(tmp_path / "store")
+    version = adopt(store, "inside", of_tables(kind, tmp_path), progress=Progress())
+    expected = {hashed: one[1] for hashed, one in truth(store, version.ref).items()}
+    suffixes = {hashed: [".png", ".jpg", ".png"][row] for row, hashed in enumerate(expected)}
+    assert len(expected) == 3
+    for to in ("folders", "imagefolder", "fiftyone", "label-studio", "webdataset"):
+        exported(store, tmp_path / to, to, version.ref)
+    for to in ("folders", "imagefolder", "fiftyone", "label-studio"):
+        images = [path for path in (tmp_path / to).rglob("0000000*") if path.is_file()]
+        assert {image_hash(path.read_bytes()): path.suffix for path in images} == suffixes
+    dataset = ImageFolder(tmp_path / "folders", allow_empty=True)
+    assert {image_hash(Path(place).read_bytes()): dataset.classes[number] for place, number in dataset.samples} == expected
+    rows = load_dataset("imagefolder", data_dir=str(tmp_path / "imagefolder"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert {row["image_hash"]: row["label"] for row in rows} == expected
+    (shard,) = (tmp_path / "webdataset").glob("*.tar")
+    samples = list(wds.WebDataset(str(shard), shardshuffle=False))
+    assert {image_hash(sample.get("png") or sample["jpg"]): json.loads(sample["json"])["label"] for sample in samples} == expected
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "folders").rglob("*.*g")}
+    marker = tmp_path / "folders" / MARKER
+    marker.write_text(marker.read_text().replace("true", "false"))
+    exported(store, tmp_path / "folders", "folders", version.ref)  # goes on, and writes none again
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "folders").rglob("*.*g")} == before
 
 
 def test_tables_have_a_row_for_each_image(tiny_store, tmp_path):

@@ -14,11 +14,13 @@ from xml.sax.saxutils import quoteattr  # nosec B406 # writes, parses nothing
 from nst_data.arguments import with_checked_arguments
 from nst_data.errors import NstError, UsageError
 from nst_data.formats.labeled_images import LabeledImages, LabeledRow, labeled_images
+from nst_data.images import image_suffix
 from nst_data.label_files import label_studio
 from nst_data.label_files.writing import csv_line, json_line, write_json
 from nst_data.progress import Progress, on_this_terminal
 from nst_data.safe_names import file_name, folder_names
 from nst_data.sources import Source
+from nst_data.sources.files import has_image_suffix
 from nst_data.store.files import clear_abandoned, replacing, write_text
 from nst_data.store.manifest import is_anonymous
 from nst_data.store.store import Store, Version
@@ -183,16 +185,24 @@ class _Export:
     def placed(self, folder_of: Callable[[LabeledRow], str]) -> Iterator[tuple[LabeledRow, str]]:
         """Write the image of each row below the folder that is given for it; with the path of each. Those that are there stay."""
         for row in self.labeled.rows():
-            path = f"{folder_of(row)}/{row.id:08d}-{file_name(row.key)}"
+            name, encoded = self.named(row)
+            path = f"{folder_of(row)}/{row.id:08d}-{name}"
             place = self.folder / path
             place.parent.mkdir(parents=True, exist_ok=True)
             if not place.exists() and not place.is_symlink():
-                self._place(row, place)
+                self._place(row, place, encoded or self.labeled.read(row))
             self.advance(1)
             yield row, path
 
-    def _place(self, row: LabeledRow, place: Path) -> None:
+    def named(self, row: LabeledRow) -> tuple[str, bytes | None]:
+        """The name of a row's image, by which other tools tell that it is one, and its bytes where they had to say how it ends."""
+        name = file_name(row.key)
+        if has_image_suffix(name):
+            return name, None
         encoded = self.labeled.read(row)
+        return name + image_suffix(encoded), encoded
+
+    def _place(self, row: LabeledRow, place: Path, encoded: bytes) -> None:
         if self.link:
             place.symlink_to(self.labeled.file_of(row))
             return
@@ -242,8 +252,9 @@ def _webdataset(export: _Export) -> None:
         if not place.exists():
             with replacing(place) as file, tarfile.open(mode="w|", fileobj=file, format=tarfile.GNU_FORMAT) as tar:  # type: ignore[call-overload]
                 for row in rows:
-                    suffix = Path(file_name(row.key)).suffix.lstrip(".").lower() or "img"
-                    members = {suffix: export.labeled.read(row), "cls": str(row.label).encode(), "json": json_line(export.described(row))}
+                    name, encoded = export.named(row)
+                    suffix, encoded = Path(name).suffix.lstrip(".").lower() or "img", encoded or export.labeled.read(row)
+                    members = {suffix: encoded, "cls": str(row.label).encode(), "json": json_line(export.described(row))}
                     for kind, content in members.items():
                         member = tarfile.TarInfo(f"{row.id:08d}.{kind}")
                         member.size = len(content)

@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from PIL import Image
 
 from nst_data.errors import NstError, UsageError
-from nst_data.images import image_hash
+from nst_data.images import image_hash, image_suffix
 from nst_data.progress import Progress
 from nst_data.review.distinct_images import DistinctImages, image_number
 from nst_data.review.queues import as_parquet
@@ -25,8 +24,6 @@ from nst_data.sources import Source
 from nst_data.store.files import not_overwritten, replacing
 from nst_data.store.version import Version
 from nst_data.tables.label_tables import collect, scan_labels
-
-_SUFFIXES = {"JPEG": "jpg", "TIFF": "tif"}  # of files by Pillow's name of the format, where they differ
 
 
 @dataclass(frozen=True)
@@ -182,10 +179,6 @@ def _rows_in(source: Source, picks: pl.DataFrame) -> NDArray[np.int64]:
 def _file_name(key: str, content: bytes) -> str:
     """A name of letters, digits, dots and dashes from the end of a key, with the suffix of the format that the bytes have."""
     last = re.sub(r"[^A-Za-z0-9._-]+", "-", re.split(r"[/:\\]", key)[-1]).strip(".-")[-80:]
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            suffix = _SUFFIXES.get(image.format or "", (image.format or "img").lower())
-    except Exception:  # decoders raise anything on hostile bytes
-        suffix = "img"
-    stem = re.sub(rf"\.({suffix}|jpeg)$", "", last, flags=re.IGNORECASE)
-    return f"{stem or 'image'}.{suffix}"
+    suffix = image_suffix(content) or ".img"
+    stem = re.sub(rf"({re.escape(suffix)}|\.jpeg)$", "", last, flags=re.IGNORECASE)
+    return f"{stem or 'image'}{suffix}"
