@@ -25,7 +25,7 @@ from nst_data.cards.described import Described
 from nst_data.cards.known_limits import known_limits
 from nst_data.cards.label_pictures import CLASSES, CONFIDENCE, LOOK, write_pictures
 from nst_data.cards.own_text import OwnText, own_text, read_card
-from nst_data.cards.published import Published, place_of, public_name, public_ref
+from nst_data.cards.published import Published, place_of, public_ref, public_setting
 from nst_data.cards.reproduction import command, thresholds
 from nst_data.cards.rights import rights
 from nst_data.hub.licenses import read_front_matter
@@ -180,8 +180,7 @@ def _settings(values: Mapping[str, Any], outer: str = "") -> Iterator[tuple[str,
         if isinstance(value, dict) and value:
             yield from _settings(value, f"{outer}{name}.")
         else:
-            shown = public_name(value) if isinstance(value, str) else value
-            yield f"{outer}{name}", "none" if value is None or value in ({}, []) else as_text(shown)
+            yield f"{outer}{name}", "none" if value is None or value in ({}, []) else as_text(public_setting(name, value))
 
 
 def _teachers(described: Described, published: Published | None) -> list[str]:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import quote
 
 from nst_data.hub.reference import HubReference
@@ -11,6 +11,8 @@ from nst_data.store.inputs import Input, is_of_model
 
 _HUB = "https://huggingface.co"
 _LOCAL = re.compile(r"local-dir:|[/~.\\]|[A-Za-z]:[\\/]")
+_OF_NAMES = ("exclude_class", "key", "label_column", "probs")
+_PART = re.compile(r" \([^()]*\)$")  # which of its images, behind the source of a result
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,15 @@ def public_name(ref: str) -> str:
     return re.split(r"[/\\]", ref.removeprefix("local-dir:").rstrip("/\\"))[-1] or "folder"
 
 
+def public_setting(name: str, value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    """As `public_name`, of each text in the value of a setting; the names of classes and columns stay, which may look like paths."""
+    if isinstance(value, str):
+        return value if name in _OF_NAMES else public_name(value)
+    if isinstance(value, Mapping):
+        return {key: public_setting(key, one) for key, one in value.items()}
+    return [public_setting(name, one) for one in value] if isinstance(value, list | tuple) else value
+
+
 def public_ref(made_from: Input) -> str:
     """As `public_name`, of each source where several were joined."""
     return " + ".join(map(public_name, made_from.sources or (made_from.ref,)))
@@ -76,4 +87,4 @@ def public_ref(made_from: Input) -> str:
 
 def is_local(ref: str) -> bool:
     """Whether a source, teacher or setting names a place on this machine."""
-    return bool(_LOCAL.match(ref)) or ("/" in ref and HubReference.of_dataset(ref) is None)
+    return bool(_LOCAL.match(ref)) or ("/" in ref and HubReference.of_dataset(_PART.sub("", ref)) is None)

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from nst_data.cards.described import Described
-from nst_data.cards.published import Published, is_local, place_of, public_name
+from nst_data.cards.published import Published, is_local, place_of, public_setting
 from nst_data.store.inputs import EditionInputs, GenerationInputs, Input, ReviewInputs, TeacherInputs
 from nst_data.store.manifest import ANONYMOUS, ORDER, EditionManifest
 
@@ -166,7 +166,7 @@ def _options(settings: Mapping[str, Any], with_pseudo: bool, in_public: bool, pr
         elif isinstance(value, list):
             yield from (word for one in value for word in (option, str(one)))
         else:
-            shown = public_name(value) if in_public and isinstance(value, str) else str(value)
+            shown = str(public_setting(key, value) if in_public else value)
             yield from (option, f"local-dir:{shown}" if shown != value and str(value).startswith("local-dir:") else shown)
 
 

@@ -1,9 +1,8 @@
 """What others see of a version: its manifest without paths of this machine, with the places on the Hub of what it was made from."""
 
-from collections.abc import Mapping
 from typing import Any
 
-from nst_data.cards.published import public_name, public_ref
+from nst_data.cards.published import public_name, public_ref, public_setting
 from nst_data.hub.reference import HubReference
 from nst_data.store.inputs import Input, is_of_model
 from nst_data.store.manifest import Manifest, content_digest
@@ -34,11 +33,10 @@ def published_manifest(version: Version, store: Store, anonymous_in: str | None 
             entry = entry.model_copy(update={"repo": lineage.repo, "revision": lineage.revision})
         return entry
 
-    inputs, settings = manifest.request.inputs.changed(published), without_paths(manifest.request.settings)
+    inputs, settings = manifest.request.inputs.changed(published), public_setting("settings", manifest.request.settings)
     request = manifest.request.model_copy(update={"settings": settings, "inputs": inputs})
     digest = content_digest(request, manifest.files, manifest.class_names)
-    counts = manifest.counts.model_validate(without_paths(manifest.counts.model_dump()))
-    return manifest.model_copy(update={"request": request, "digest": digest, "counts": counts})
+    return manifest.model_copy(update={"request": request, "digest": digest})
 
 
 def links(manifest: Manifest) -> dict[str, str]:
@@ -52,17 +50,9 @@ def links(manifest: Manifest) -> dict[str, str]:
     return found
 
 
-def without_paths(value: Any) -> Any:  # noqa: ANN401 - any JSON value
-    """The same with `public_name` in place of each text; keys stay."""
-    if isinstance(value, str):
-        return public_name(value)
-    if isinstance(value, Mapping):
-        return {key: without_paths(one) for key, one in value.items()}
-    return [without_paths(one) for one in value] if isinstance(value, list | tuple) else value
-
-
 def public_metrics(version: Version, anonymous: bool = False) -> Metrics:
     """A teacher's metrics as others may see them; `anonymous` leaves out on which images they were measured."""
     hidden = {"modified", "stamp", *(("source", "fingerprint") if anonymous else ())}
-    metrics: dict[str, Any] = without_paths(Metrics.read(version.folder).model_dump())
-    return Metrics({name: {key: value for key, value in one.items() if key not in hidden} for name, one in metrics.items()})
+    metrics: dict[str, Any] = Metrics.read(version.folder).model_dump()
+    shown = {name: {key: value for key, value in one.items() if key not in hidden} for name, one in metrics.items()}
+    return Metrics(public_setting("metrics", shown))
