@@ -171,6 +171,7 @@ def test_what_is_read_ahead_comes_in_order_and_tells_of_what_is_missing(tree):
     found = list(read_ahead(tree, iter(wanted)))
     assert [beside for beside, _ in found] == [beside for _, beside in wanted]
     assert isinstance(found[50][1], MissingError)
+    assert str(found[50][1]) == "no such file"  # as a reason it is published, and an address may name a bucket
     assert [content for beside, content in found if beside >= 0] == [b"%03d" % index for index in range(100)]
 
 

@@ -103,10 +103,19 @@ def test_a_cell_may_name_a_file_below_the_folder_of_its_parquet_file_and_no_othe
     image, gone, *refused = contents(source)
     assert image == source.read(0) == png(1)
     assert gone.startswith("FileNotFoundError: ")
-    below = f"which is not below {tmp_path / 'in'}"
+    below = "which is not below the folder of its table"
     assert refused == [f"NstError: names the file {path!r}, {below}" for path in paths[2:]]
     with pytest.raises(NstError, match="which is not below"):
         source.read(2)
+
+
+def test_a_file_that_has_gone_is_a_reason_without_its_path(tmp_path):
+    """It is kept in the table `errors`, which others see."""
+    for name in ("a", "b"):
+        write_table(tmp_path / "alice" / f"{name}.parquet", image=IMAGES[:2])
+    source = open_source(tmp_path / "alice")
+    (tmp_path / "alice" / "a.parquet").unlink()
+    assert contents(source) == ["NstError: a.parquet: No such file or directory"] * 2 + IMAGES[:2]
 
 
 def test_rows_of_a_damaged_row_group_say_so_and_the_others_are_read(tmp_path):

@@ -121,7 +121,7 @@ def below(folder: Path) -> ByPath:
 
 def _below(folder: Path, path: str) -> Content:
     if not is_below(path):
-        return NstError(f"names the file {path!r}, which is not below {folder}")
+        return NstError(f"names the file {path!r}, which is not below the folder of its table")
     return partial(read_file, str(folder / PurePosixPath(path)))
 
 

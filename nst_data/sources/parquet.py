@@ -29,6 +29,7 @@ from nst_data.sources.listed import sizes_of
 from nst_data.sources.listing import PIECE, listed
 from nst_data.sources.plain_pages import NO_GROUPS, PlainPages, plain_groups
 from nst_data.sources.source import Row, Source, Wanted, within
+from nst_data.store.file_tree import NO_FILE, MissingError
 
 _BATCH_BYTES = 8 * 2**20
 _BATCH_ROWS = 1024
@@ -266,7 +267,7 @@ class ParquetFiles(Source):
         except DAMAGE as error:
             self._stop_unless_damage(error)
             if isinstance(error, OSError) and error.errno:
-                raise NstError(f"{file}: cannot be read: {os.strerror(error.errno)}") from None
+                raise NstError(f"{file}: cannot be read: {reason_of(error)}") from None
             if not claims_parquet(file, self._start(file)):
                 raise NstError(no_source(file, self._expected)) from None
             raise NstError(f"{file}: corrupt parquet file ({first_line(error)}); recreate it") from None
@@ -295,7 +296,7 @@ class ParquetFiles(Source):
                     start = stop
         except (*DAMAGE, NstError) as error:
             self._stop_unless_damage(error)
-            yield start, self._starts[file + 1], NstError(f"{self._names[file]}: {first_line(error)}")
+            yield start, self._starts[file + 1], NstError(f"{self._names[file]}: {reason_of(error)}")
 
     def _group_stretches(self, file: int, parquet: pq.ParquetFile, group: int, start: int, stop: int) -> Iterator[Stretch]:
         try:
@@ -305,7 +306,7 @@ class ParquetFiles(Source):
             reason = "its pages end early"
         except DAMAGE as error:
             self._stop_unless_damage(error)
-            reason = first_line(error)
+            reason = reason_of(error)
         if start < stop:
             yield start, stop, NstError(f"row group {group} of {self._names[file]} is damaged ({reason})")
 
@@ -375,6 +376,13 @@ class ParquetFiles(Source):
             self._group = stretches[0][0], stretches[-1][1], stretches
         first, _, cells = next(stretch for stretch in stretches if stretch[0] <= row < stretch[1])
         return bytes(Row(row, "", cells[row - first] if isinstance(cells, Cells) else cells).read())
+
+
+def reason_of(error: Exception) -> str:
+    """Why rows cannot be read, without the path that errors of files name: a reason is kept in the table `errors`, which is published."""
+    if isinstance(error, MissingError):
+        return NO_FILE
+    return os.strerror(error.errno) if isinstance(error, OSError) and error.errno else first_line(error)
 
 
 def _has_images(schema: pa.Schema, column: str) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
-from nst_data.store.file_tree import FileTree, MissingError
+from nst_data.store.file_tree import NO_FILE, FileTree, MissingError
 
 T = TypeVar("T")
 
@@ -52,8 +52,8 @@ def _read(tree: FileTree, extent: Extent) -> bytes | MissingError:
         return b""
     try:
         return tree.read(extent.name, extent.start, extent.stop)
-    except MissingError as error:
-        return error
+    except MissingError:
+        return MissingError(NO_FILE)  # without the address: as a reason it is kept in the table `errors`, which is published
 
 
 def neighbors(wanted: Iterable[tuple[Extent, T]]) -> Iterator[tuple[Extent, list[tuple[Extent, T]]]]:

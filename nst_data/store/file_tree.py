@@ -26,6 +26,7 @@ from nst_data.store.storage_errors import code_of, is_missing_file, reason_of
 
 T = TypeVar("T")
 
+NO_FILE = "no such file"
 _log = logging.getLogger("nst_data")  # without handlers Python prints warnings on standard error
 for _library in ("azure", "gcsfs", "google"):
     logging.getLogger(_library).addHandler(logging.NullHandler())  # else Python writes its warnings to the screen
