@@ -5,6 +5,7 @@ import polars as pl
 import pytest
 import torch
 from conftest import TINY, write_class_folders, write_pool
+from torch.overrides import TorchFunctionMode
 
 from nst_data.errors import NstError
 from nst_data.images import decode
@@ -54,6 +55,30 @@ def test_a_batch_holds_labeled_images_and_ratio_times_as_many_pseudo_labeled_one
 def test_batches_are_the_same_with_and_without_workers(tiny_store, tmp_path, changes):
     alone, with_workers = (batches(tiny_store, tmp_path, range(4), workers=workers, **changes) for workers in (0, 2))
     assert all(same(left, right) for left, right in zip(alone, with_workers, strict=True))
+
+
+def test_the_parts_of_a_batch_are_joined_on_the_device(tiny_store, tmp_path):
+    """Not before: what is joined in memory does not lie in pinned memory, and is copied at once and not beside the step."""
+    (batch,) = batches(tiny_store, tmp_path, range(1))
+    parts = list(batch.parts(2, torch.device("cpu")))
+    assert torch.equal(parts[1].images, batch.images[[2, 3, 8, 9, 10, 11]])
+    assert (parts[1].labels.tolist(), parts[1].pseudo["probs"].tolist()) == (batch.labels[2:].tolist(), batch.pseudo["probs"][4:].tolist())
+    with DevicesOfJoined() as joined:
+        there = list(batch.parts(2, torch.device("meta")))
+    assert {one.images.device.type for one in there} == joined.devices == {"meta"}
+
+
+class DevicesOfJoined(TorchFunctionMode):
+    """Notes on which devices `torch.cat` joins tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.devices = set()
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.cat:
+            self.devices |= {one.device.type for one in args[0]}
+        return function(*args, **(kwargs or {}))
 
 
 def test_going_on_at_a_step_gives_the_batches_that_would_have_come(tiny_store, tmp_path):

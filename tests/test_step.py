@@ -252,7 +252,7 @@ def test_each_weights_rate_in_each_step_of_the_presets_is_timms(preset):
     step._gradients = lambda *_: (torch.zeros(0), torch.zeros(0))
     seen = []
     for number in range(40):
-        step(number, SimpleNamespace(parts=lambda _: [None]))
+        step(number, SimpleNamespace(parts=lambda *_: [None]))
         timms.step_update(number)
         ours, expected = ([group["lr"] for group in one.param_groups] for one in (step.optimizer, optimizer))
         assert ours == pytest.approx(expected, rel=1e-9, abs=1e-15), number

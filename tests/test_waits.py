@@ -9,16 +9,18 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from conftest import TINY, write_class_folders
 from wording import tells
 
 from nst_data.errors import NstError
 from nst_data.sources import Source, open_source
 from nst_data.store.store import Store
-from nst_train.batches.batches import check_room, training_batches, without
+from nst_train.batches.batches import batches_ahead, training_batches, without
 from nst_train.interruption import Interrupted, StopRequests
 from nst_train.settings import RunSettings, TrainSettings
 from nst_train.training.train import train
@@ -149,16 +151,47 @@ def test_a_signal_while_a_batch_does_not_come_writes_a_checkpoint_and_ends(tmp_p
 
 def test_batches_that_do_not_fit_are_refused_before_any_work():
     with pytest.raises(NstError, match=r"1,000,000,000 images of 224 px.*[\d,.]+ GB.*`batch_size`"):
-        check_room(10**9, 224, workers=0)
+        batches_ahead(10**9, 224, workers=0)
     free = shutil.disk_usage("/dev/shm").free
-    held = 9 * 3 * 224**2  # bytes of one image in four batches of each of two workers and in the one in use
+    held = 3 * 3 * 224**2  # bytes of one image in a batch of each of two workers and in the one in use
     images = free // held + 10
     with pytest.raises(NstError, match=r"shared memory \(/dev/shm\).*`workers` 0.*`docker run --shm-size`"):
-        check_room(images, 224, workers=2)
-    check_room(images, 224, workers=0)
-    check_room(images // 2, 224, workers=2)
+        batches_ahead(images, 224, workers=2)
+    batches_ahead(images, 224, workers=0)
+    batches_ahead(images // 2, 224, workers=2)
     with pytest.raises(NstError, match="too small"):
-        check_room(images // 2 + 10, 224, workers=2, processes_here=2)
+        batches_ahead(images // 2 + 10, 224, workers=2, processes_here=2)
+
+
+def test_workers_hold_fewer_batches_ready_where_shared_memory_has_not_the_room_for_four(monkeypatch):
+    batch = 12 * 3 * 16**2
+    for room, expected in ((9 * batch, 4), (9 * batch - 1, 2), (5 * batch, 2), (5 * batch - 1, 1), (3 * batch, 1)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=room: SimpleNamespace(free=free))
+        assert batches_ahead(12, 16, workers=2) == expected, room
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=3 * batch - 1))
+    with pytest.raises(NstError, match=r"too small: 2 workers need 0\.00 GB"):
+        batches_ahead(12, 16, workers=2)
+
+
+@pytest.mark.parametrize("ahead", [1, 2])
+def test_how_many_batches_a_worker_holds_ready_is_no_more_than_asked_and_changes_none(tmp_path, ahead):
+    labeled = without(open_source(str(write_class_folders(tmp_path / "labeled", ["ant", "bee", "cat"], 4)), labeled=True), {})
+    made = multiprocessing.get_context("fork").Value("i", 0)
+
+    def transform(encoded, seed):
+        with made.get_lock():
+            made.value += 1
+        return np.full((16, 16, 3), seed % 256, np.uint8)
+
+    settings = TrainSettings(**TINY)
+    alone = list(training_batches(settings, labeled, None, {"labeled": transform}, range(8), 0))
+    made.value = 0
+    with closing(training_batches(settings, labeled, None, {"labeled": transform}, range(8), 1, ahead=ahead)) as items:
+        first = next(items)
+        time.sleep(0.5)
+        assert made.value <= TINY["batch_size"] * (1 + ahead)
+        ahead_of_time = [first, *items]
+    assert all(torch.equal(one.images, other.images) for one, other in zip(alone, ahead_of_time, strict=True))
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ from nst_train.settings import TrainSettings
 from nst_train.transforms.noise import Transform
 
 _CHECKED_AT_ONCE = 64  # labeled images that a thread takes: not an object for each of them
-_AHEAD = 4  # batches of each worker
+_AHEAD = (4, 2, 1)  # batches that a worker holds ready: the most for which there is room
 _ENDING_SECONDS = 2.5  # of all workers together; schedulers kill 30 s after a signal, of which a step may have taken 20
 _REMEDIES = "use `workers` 0, a smaller `batch_size` or, in a container, a larger `docker run --shm-size`"
 _SHARED_MEMORY = Path("/dev/shm")  # nosec B108 # asked for its room alone; where torch puts the batches of workers on Linux
@@ -68,22 +68,26 @@ class TrainingBatch:
     labels: Int[Tensor, " labeled"]
     pseudo: Mapping[str, Tensor]
 
-    def parts(self, number: int) -> list["TrainingBatch"]:
-        """Split into `number` equal batches, each with its share of both kinds of images."""
-        if number == 1:
-            return [self]
+    def parts(self, number: int, device: torch.device) -> Iterator["TrainingBatch"]:
+        """Split into `number` equal batches on a device, one after the other, each with its share of both kinds of images."""
         labeled = len(self.labels)
-        images = zip(self.images[:labeled].tensor_split(number), self.images[labeled:].tensor_split(number), strict=True)
-        columns = {name: column.tensor_split(number) for name, column in self.pseudo.items()}
-        return [
-            TrainingBatch(torch.cat(both), labels, {name: chunks[index] for name, chunks in columns.items()})
-            for index, (both, labels) in enumerate(zip(images, self.labels.tensor_split(number), strict=True))
-        ]
+        kinds = [self.images] if number == 1 else [self.images[:labeled], self.images[labeled:]]
+        for index in range(number):
+            # joined on the device: what is joined here no longer lies in pinned memory
+            images = [_part(kind, number, index, device) for kind in kinds]
+            labels = _part(self.labels, number, index, device)
+            pseudo = {name: _part(column, number, index, device) for name, column in self.pseudo.items()}
+            yield TrainingBatch(torch.cat(images) if len(images) > 1 else images[0], labels, pseudo)
 
     def pin_memory(self) -> "TrainingBatch":
         """Copy to pinned memory; DataLoader calls this."""
         pseudo = {name: column.pin_memory() for name, column in self.pseudo.items()}
         return TrainingBatch(self.images.pin_memory(), self.labels.pin_memory(), pseudo)
+
+
+def _part(column: Tensor, number: int, index: int, device: torch.device) -> Tensor:
+    """One of `number` equal parts of a column, on a device."""
+    return column.tensor_split(number)[index].to(device, non_blocking=True)
 
 
 def unreadable(source: Source, threads: int, hashes: NDArray[np.void] | None = None, task: Task | None = None) -> dict[str, str]:
@@ -197,8 +201,9 @@ def training_batches(
     workers: int,
     process: int = 0,
     processes: int = 1,
+    ahead: int = _AHEAD[0],
 ) -> Generator[TrainingBatch, None, None]:
-    """The batches of `steps`, made by `workers` processes ahead of time. Their number changes nothing in what comes.
+    """The batches of `steps`, made by `workers` processes, each up to `ahead` of them ahead of time. Neither changes what comes.
 
     `transforms` are those of `labeled` and of `pseudo` images, by these names.
     """
@@ -207,7 +212,7 @@ def training_batches(
         batch_size=None,
         sampler=steps,
         num_workers=min(workers, len(steps)),
-        prefetch_factor=_AHEAD if workers and len(steps) else None,
+        prefetch_factor=ahead if workers and len(steps) else None,
         worker_init_fn=_end_quietly,
         pin_memory=torch.cuda.is_available(),
     )
@@ -264,8 +269,11 @@ def worker_failures() -> Iterator[None]:
         raise NstError(f"a data-loading worker died ({first_line(error)}), perhaps for lack of memory; {_REMEDIES}") from None
 
 
-def check_room(images: int, side_px: int, workers: int, processes_here: int = 1) -> None:
-    """Raises NstError where batches of so many images do not fit in memory, or those that workers hold ready not in shared memory."""
+def batches_ahead(images: int, side_px: int, workers: int, processes_here: int = 1) -> int:
+    """How many batches of so many images each worker may hold ready in shared memory.
+
+    Raises NstError where one batch does not fit in memory, or one of each worker not in shared memory.
+    """
     batch = images * 3 * side_px**2
     if batch > (memory := psutil.virtual_memory().total):
         raise NstError(
@@ -273,13 +281,15 @@ def check_room(images: int, side_px: int, workers: int, processes_here: int = 1)
             "use a smaller `batch_size` or `image_size`"
         )
     if not workers or not _SHARED_MEMORY.is_dir():
-        return
-    needed = batch * (workers * _AHEAD + 1) * processes_here
-    if needed > (free := shutil.disk_usage(_SHARED_MEMORY).free):
-        raise NstError(
-            f"the shared memory ({_SHARED_MEMORY}) is too small: {workers} workers need {_gigabytes(needed)} for prefetched batches; "
-            f"{_gigabytes(free)} is free; {_REMEDIES}"
-        )
+        return _AHEAD[0]
+    needed = {ahead: batch * (workers * ahead + 1) * processes_here for ahead in _AHEAD}
+    free = shutil.disk_usage(_SHARED_MEMORY).free
+    if fitting := next((ahead for ahead in _AHEAD if needed[ahead] <= free), None):
+        return fitting
+    raise NstError(
+        f"the shared memory ({_SHARED_MEMORY}) is too small: {workers} workers need {_gigabytes(min(needed.values()))} for prefetched "
+        f"batches; {_gigabytes(free)} is free; {_REMEDIES}"
+    )
 
 
 def _gigabytes(size: int) -> str:

@@ -15,7 +15,7 @@ from nst_data.self_contained.remote import StreamedEdition
 from nst_data.store.manifest import EditionManifest
 from nst_data.store.ownership import Sign
 from nst_data.store.store import Staging, Store, Version
-from nst_train.batches.batches import LabeledImages, TrainingBatch, check_room, training_batches, without
+from nst_train.batches.batches import LabeledImages, TrainingBatch, batches_ahead, training_batches, without
 from nst_train.batches.entries import PseudoLabeledImages, open_edition
 from nst_train.device import agreed_maxima, settled_channels_last, settled_precision, this_process
 from nst_train.interruption import Interrupted, StopRequests
@@ -52,6 +52,7 @@ class Training:
     unreadable: list[str]
     classes_without_images: list[str]
     data_config: dict[str, Any]
+    ahead: int
     validation: Validation | None
     unreadable_validation: int
     sign: Sign | None = None  # of the main process, that nobody else trains this
@@ -104,7 +105,8 @@ class Training:
             *(settled_precision(settings.precision, this_process().device), "on" if settings.channels_last else "off"),
         )
         images = settings.batch_size // processes * _images_per_labeled(settings, pseudo is not None)
-        check_room(images, data_config["input_size"][-1], run.workers_on(kind), int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        ahead = batches_ahead(images, data_config["input_size"][-1], run.workers_on(kind), here)
         at_once = images // settings.accumulate * (processes if settings.sync_batch_norm else 1)
         check_takes(network, settings, data_config, len(class_names), at_once)
         check_optimizer(settings, this_process().device)
@@ -120,7 +122,7 @@ class Training:
             per_epoch = round(counted * _images_per_labeled(settings, pseudo is not None))
             of_test = evaluation_data_config_of(network, settings)
             scores = Validation.of(validation, class_names, settings, of_test, step.schedule, per_epoch, run.decode_threads)
-        return cls(staging, step, labeled, pseudo, class_names, lines, empty, data_config, scores, unscored)
+        return cls(staging, step, labeled, pseudo, class_names, lines, empty, data_config, ahead, scores, unscored)
 
     def say_size(self, progress: Progress) -> None:
         """Say what is trained on for how long, and where batch size or warm-up do not suit that."""
@@ -160,6 +162,7 @@ class Training:
             run.workers_on(state.device.type),
             state.process_index,
             state.num_processes,
+            self.ahead,
         )
         per_step = settings.batch_size * _images_per_labeled(settings, self.pseudo is not None)
         kept = resumed.notes.get("trackers", {})

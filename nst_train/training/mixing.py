@@ -57,7 +57,7 @@ def mixing_of(settings: TrainSettings, step: int, images: Float[Tensor, "batch 3
     """
     if not settings.mixup and not settings.cutmix:
         return None
-    others = others_of(labeled, len(images) - labeled).to(images.device)
+    others = others_of(labeled, len(images) - labeled).to(images.device, non_blocking=True)
     draw = np.random.default_rng(seed_of(settings.seed, "mixing", step))
     is_cutmix = draw.random() < 0.5 if settings.mixup and settings.cutmix else bool(settings.cutmix)
     alpha = settings.cutmix if is_cutmix else settings.mixup

@@ -53,7 +53,8 @@ class Step:
         seed_network(seed_of(seed, process) if process else seed)  # for what a network draws beside ours
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.learning_rate(step) * group.get("lr_scale", 1.0)  # of `layer_decay`
-        losses = [self._gradients(step, number, part) for number, part in enumerate(batch.parts(self.settings.accumulate))]
+        parts = batch.parts(self.settings.accumulate, self.accelerator.device)
+        losses = [self._gradients(step, number, part) for number, part in enumerate(parts)]
         if self.accelerator.num_processes > 1:
             seed_network(seed_of(seed, "optimizer"))  # one that draws does so alike everywhere
         if self.settings.clip_grad:
@@ -67,12 +68,11 @@ class Step:
         return torch.cat([labeled for labeled, _ in losses]), torch.cat([pseudo for _, pseudo in losses])
 
     def _gradients(self, step: int, number: int, part: TrainingBatch) -> tuple[Tensor, Tensor]:
-        """Add the gradient of one part of a step; the cross-entropies of its images."""
-        settings, device, labeled = self.settings, self.accelerator.device, len(part.labels)
-        pseudo = {name: column.to(device, non_blocking=True) for name, column in part.pseudo.items()}
+        """Add the gradient of one part of a step, which is on the device; the cross-entropies of its images."""
+        settings, labeled = self.settings, len(part.labels)
         at = self.accelerator.process_index * settings.accumulate + number  # of parts of equal size
         self.noise.begin(step, *(range(at * size, (at + 1) * size) for size in (labeled, len(part.images) - labeled)))
-        images = self.normalize(part.images.to(device, non_blocking=True))
+        images = self.normalize(part.images)
         mixing = mixing_of(settings, step, images, labeled)
         if mixing:
             images = mixing.images(images)
@@ -80,12 +80,12 @@ class Step:
             images = images.contiguous(memory_format=torch.channels_last)
         is_last = number + 1 == settings.accumulate
         with nullcontext() if is_last else self.accelerator.no_sync(self.network):
-            with autocast(self.precision, device.type):
+            with autocast(self.precision, self.accelerator.device.type):
                 logits = self.network(images)
             against = partial(
                 joint_cross_entropies,
-                labels=part.labels.to(device, non_blocking=True),
-                pseudo=pseudo,
+                labels=part.labels,
+                pseudo=part.pseudo,
                 smoothing=settings.label_smoothing,
                 temperature=settings.pseudo_temperature,
                 class_weights=self.class_weights,
