@@ -156,13 +156,17 @@ def test_frozen_batch_norm_takes_one_image_at_once(frozen):
 class _OtherInTraining(torch.nn.Module):
     """Gives two outputs in training, as networks with an auxiliary classifier do."""
 
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
     def forward(self, images):
         logits = images.mean(dim=(2, 3))
         return (logits, logits) if self.training else logits
 
 
 def test_a_network_that_gives_something_else_in_training_is_refused():
-    settings = TrainSettings(model="test_resnet", image_size=16)
+    settings = TrainSettings(model="test_resnet", image_size=16, noise=Noise.none())
     with pytest.raises(NstError, match=r"test_resnet:.*\(2, 3\) in training, found tuple"):
         check_takes(_OtherInTraining(), settings, {"input_size": (3, 16, 16)}, 3)
 

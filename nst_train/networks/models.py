@@ -22,11 +22,10 @@ from nst_data.store.files import hash_file
 from nst_data.store.manifest import SealedFile
 from nst_train import small_efficientnet
 from nst_train.networks import transformers_networks
-from nst_train.networks.batch_norm import freeze_batch_norm
-from nst_train.networks.freezing import freeze
 from nst_train.networks.heads import zero_heads
 from nst_train.networks.model_config import check_config, is_of_timm, read_config
 from nst_train.networks.network_noise import add_noise
+from nst_train.networks.preparation import prepare
 from nst_train.networks.probe import FAILURES, check_logits
 from nst_train.networks.transformers_networks import Logits, create_transformer, save_transformer
 from nst_train.networks.weights import (
@@ -202,10 +201,8 @@ def _check_finite_buffers(network: nn.Module, name: str) -> None:
 
 def _check_training(network: nn.Module, settings: TrainSettings, images: Tensor, classes: int) -> None:
     """Let a copy see images as in training; what it draws and counts changes nothing. Raises NstError."""
-    trial = copy.deepcopy(network).train()
-    freeze(trial, settings)
-    if settings.freeze_batch_norm:
-        freeze_batch_norm(trial)
+    trial = copy.deepcopy(network)
+    prepare(trial, settings)
     try:
         with torch.random.fork_rng(devices=[]):
             logits = trial(images)

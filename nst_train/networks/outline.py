@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from nst_data.errors import NstError
-from nst_train.networks.attention import unfuse_attention
 from nst_train.networks.model_config import is_of_timm, read_config
 from nst_train.networks.models import create_network
 from nst_train.networks.network_noise import add_noise
+from nst_train.networks.preparation import prepare
 from nst_train.networks.probe import FAILURES
 from nst_train.networks.transformers_networks import Logits, outline_of_kind
 from nst_train.networks.weights import cached_folder, local_name
@@ -18,7 +18,7 @@ from nst_train.settings import TrainSettings
 
 
 def outline(settings: TrainSettings, classes: int) -> nn.Module | None:
-    """The network that settings ask for, with their noise in it. Asks the Hub nothing and reads no weights.
+    """The network that settings ask for, ready to be trained. Asks the Hub nothing and reads no weights.
 
     Of a network of the Hub whose config.json alone is in the cache it is one of the same kind; None where not even that is there.
     Raises NstError for what the network refuses.
@@ -45,8 +45,7 @@ def _made(settings: TrainSettings, classes: int, config: dict[str, Any] | None) 
 def _made_on(device: str, settings: TrainSettings, classes: int, config: dict[str, Any] | None) -> nn.Module:
     with torch.random.fork_rng(devices=[]), torch.device(device):
         network = create_network(settings, classes) if config is None else outline_of_kind(config, settings, classes)
-        if not settings.fused_attention:
-            unfuse_attention(network, settings.model)
+        prepare(network, settings)
         add_noise(network, settings.noise, settings.of_pseudo.noise, classes, settings.seed)
     return network
 

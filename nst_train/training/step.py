@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from nst_data.errors import UsageError
 from nst_train.batches.batches import TrainingBatch
 from nst_train.device import autocast, settled_channels_last, settled_precision, this_process
-from nst_train.networks.attention import unfuse_attention
-from nst_train.networks.batch_norm import decay_batch_norm, freeze_batch_norm, synchronize_batch_norm
-from nst_train.networks.freezing import freeze
+from nst_train.networks.batch_norm import synchronize_batch_norm
 from nst_train.networks.network_noise import NetworkNoise, add_noise
+from nst_train.networks.preparation import prepare
 from nst_train.networks.transformers_networks import Logits
 from nst_train.seeds import seed_network, seed_of
 from nst_train.settings import TrainSettings
@@ -122,17 +121,11 @@ def make_step(
     precision = settled_precision(settings.precision, accelerator.device)
     channels_last = settled_channels_last(settings.channels_last, network, accelerator.device.type, precision)
     settings = settings.model_copy(update={"channels_last": channels_last})
-    network = network.to(accelerator.device).train()
-    freeze(network, settings)
-    if settings.freeze_batch_norm:
-        freeze_batch_norm(network)
-    if settings.batch_norm_decay is not None:
-        decay_batch_norm(network, settings.batch_norm_decay)
+    network = network.to(accelerator.device)
     if channels_last:
         network = network.to(memory_format=torch.channels_last)
     averaged = ModelEmaV3(network, decay=settings.ema_decay, use_warmup=True, warmup_gamma=9.0, warmup_power=1.0)
-    if not settings.fused_attention:
-        unfuse_attention(network, settings.model)
+    prepare(network, settings)
     noise = add_noise(network, settings.noise, settings.of_pseudo.noise, classes, settings.seed)
     optimizer = make_optimizer(network, settings, schedule)
     if settings.compile:
