@@ -8,6 +8,7 @@ import yaml
 from conftest import TINY, write_class_folders, write_tiny_images, write_tiny_recipe
 from labels import SETTINGS
 from nst_cli.main import app
+from test_teachers import write_transformer
 from typer.testing import CliRunner
 from wording import tells
 
@@ -15,6 +16,7 @@ from nst_data.errors import NstError
 from nst_data.progress import Progress
 from nst_data.sources import open_source
 from nst_data.sources.listing import write_listing
+from nst_data.store.manifest import content_digest
 from nst_data.store.store import Store
 from nst_train.classifiers.inference import Computation
 from nst_train.noisy_student import self_training
@@ -91,6 +93,25 @@ def test_what_is_in_the_store_is_done_and_other_settings_differ(tmp_path, timed)
     assert states(evaluate={"suite": "fgsm", "name": "more", "data": {"source": "validation"}}) == ["done"] * 4  # with a warning
     assert states(validation={"source": "validation"}) == ["differs", "done", "differs", "differs"]
     assert sorted(store.root.rglob("*")) == files
+
+
+def test_a_network_whose_images_an_earlier_nst_prepared_otherwise_is_another_and_the_run_refuses_its_number(tmp_path, timed):
+    write_tiny_images(tmp_path)
+    network = {"model": write_transformer(tmp_path / "vit"), "image_size": None, "noise": {"stochastic_depth": 0}}
+    path, store = write_tiny_recipe(tmp_path, generations=[TINY | network, STUDENT], **PARTS), Store(tmp_path / "store")
+    self_training(store, load_recipe(path), progress=Progress())
+    assert [one.state for one in stages(store, path).stages] == ["done"] * 4
+    version = store.open("bugs-teacher@gen-0")
+    request = version.manifest.request.model_copy(update={"settings": dict(version.manifest.request.settings)})
+    assert request.settings.pop("preparation") == {"crop_mode": "squash"}
+    earlier = {"request": request, "digest": content_digest(request, version.manifest.files, version.manifest.class_names)}
+    (version.folder / "nst.json").write_text(version.manifest.model_copy(update=earlier).model_dump_json())
+    stage, *others = stages(store, path).stages
+    assert (stage.state, {one.state for one in others}) == ("differs", {"done"})
+    with pytest.raises(NstError) as refused:
+        self_training(store, load_recipe(path), progress=Progress())
+    assert str(refused.value) == stage.refusal
+    assert "(preparation: None there, {'crop_mode': 'squash'} asked)" in stage.refusal
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import transformers
 from conftest import TINY
 from safetensors.torch import load_file
 from test_teachers import write_transformer
@@ -13,12 +12,9 @@ from nst_data.images import decode
 from nst_data.sources import open_source
 from nst_train.classifiers.teachers import load_classifier
 from nst_train.labeling.label import label
-from nst_train.networks.models import create_network, evaluation_data_config_of, save_teacher
-from nst_train.networks.models import data_config_of as images_of
-from nst_train.networks.transformers_networks import Logits, _processor, data_config_of
 from nst_train.settings import LabelRunSettings, LabelSettings, RunSettings, TrainSettings
 from nst_train.training.train import train
-from nst_train.transforms.preprocessing import TimmPreprocessing, as_image, decode_pixels
+from nst_train.transforms.preprocessing import decode_pixels
 
 RUN = RunSettings(workers=0, decode_threads=1)
 QUIET = {"noise": {"operations": 0, "dropout": 0.2, "stochastic_depth": 0}}
@@ -103,72 +99,3 @@ def test_a_folder_that_holds_no_network_is_refused(tiny_store, tmp_path):
     settings = TrainSettings(**TINY | {"model": f"local-dir:{tmp_path}"})
     with pytest.raises(UsageError, match=r"local-dir:.*: expected.*config\.json and model\.safetensors"):
         train(store, "none", open_source(str(labeled), labeled=True), settings, run=RUN)
-
-
-def picture():
-    """A smooth image that is wider than high, so that cropping and squashing differ."""
-    coarse = torch.rand(3, 6, 8, generator=torch.Generator().manual_seed(0))
-    fine = torch.nn.functional.interpolate(coarse[None], size=(90, 130), mode="bilinear")[0]
-    return (fine * 255).to(torch.uint8)
-
-
-SQUARE, EDGE = {"size": {"height": 32, "width": 32}}, {"size": {"shortest_edge": 36}, "crop_size": {"height": 32, "width": 32}}
-PROCESSORS = {
-    "squashed": ("ViTImageProcessor", SQUARE),
-    "squashed by CLIP's kind": ("SiglipImageProcessor", SQUARE),
-    "not normalized": ("ViTImageProcessor", SQUARE | {"do_normalize": False}),
-    "not rescaled": ("ViTImageProcessor", SQUARE | {"do_rescale": False}),
-    "squashed and cropped": ("DeiTImageProcessor", {"size": {"height": 36, "width": 36}, "crop_size": {"height": 32, "width": 32}}),
-    "cropped": ("MobileNetV2ImageProcessor", EDGE),
-    "cropped of a side that rounds": ("BitImageProcessor", EDGE | {"size": {"shortest_edge": 37}}),
-    "cropped by a share": ("PoolFormerImageProcessor", {"size": {"shortest_edge": 36}, "crop_size": {"height": 36, "width": 36}}),
-    "LeViT": ("LevitImageProcessor", {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}),
-    "small ConvNeXT": ("ConvNextImageProcessor", {"size": {"shortest_edge": 32}}),
-    "large ConvNeXT": ("ConvNextImageProcessor", {"size": {"shortest_edge": 384}}),
-    "divided twice": ("EfficientNetImageProcessor", SQUARE),
-    "with an offset": ("EfficientNetImageProcessor", SQUARE | {"rescale_offset": True, "rescale_factor": 1 / 127.5}),
-}
-
-
-@pytest.mark.parametrize("name", PROCESSORS)
-def test_a_network_is_trained_on_images_as_its_own_processor_prepares_them(tmp_path, name):
-    kind, options = PROCESSORS[name]
-    getattr(transformers, kind)(**options).save_pretrained(tmp_path)
-    own = AutoImageProcessor.from_pretrained(tmp_path)(images=as_image(picture()), return_tensors="pt")["pixel_values"][0]
-    config = data_config_of(Logits(torch.nn.Identity(), _processor(tmp_path)), TrainSettings(model="a/b"))
-    preprocessing = TimmPreprocessing.of(config, exact=True)
-    ours = preprocessing.finish(preprocessing.prepare(picture())[None])[0]
-    assert ours.shape == own.shape
-    assert (ours - own).abs().mean() / own.std() < 0.01
-
-
-@pytest.mark.parametrize(
-    ("kind", "options", "why"),
-    [
-        ("MobileViTImageProcessor", EDGE, r"MobileViTImageProcessor reads channels as BGR"),
-        ("ViTImageProcessor", {"do_resize": False}, "does not resize images"),
-        ("PerceiverImageProcessor", {}, "crops images before it resizes them"),
-    ],
-)
-def test_what_training_cannot_do_as_the_processor_does_is_refused(resnet, tmp_path, kind, options, why):
-    settings = TrainSettings(model=f"local-dir:{tmp_path}", noise={"stochastic_depth": 0})
-    ResNetForImageClassification.from_pretrained(resnet).save_pretrained(tmp_path)
-    getattr(transformers, kind)(**options).save_pretrained(tmp_path)
-    with pytest.raises(NstError, match=rf"local-dir:.*{why}.*labeling with this one works"):
-        images_of(create_network(settings, 3), settings)
-
-
-@pytest.mark.parametrize("name", ["squashed", "squashed and cropped", "cropped", "not normalized", "with an offset"])
-def test_a_saved_student_labels_images_as_it_was_evaluated_on_them(resnet, tmp_path, name):
-    kind, options = PROCESSORS[name]
-    ResNetForImageClassification.from_pretrained(resnet).save_pretrained(tmp_path / "begun")
-    getattr(transformers, kind)(**options).save_pretrained(tmp_path / "begun")
-    settings = TrainSettings(model=f"local-dir:{tmp_path / 'begun'}", noise={"stochastic_depth": 0})
-    network = create_network(settings, 3).eval()
-    (tmp_path / "saved").mkdir()
-    save_teacher(network, tmp_path / "saved", ["ant", "bee", "cat"], settings)
-    evaluated = TimmPreprocessing.of(evaluation_data_config_of(network, settings), exact=True)
-    labeled = AutoImageProcessor.from_pretrained(tmp_path / "saved")(images=as_image(picture()), return_tensors="pt")["pixel_values"]
-    ours = evaluated.finish(evaluated.prepare(picture())[None])
-    assert ours.shape == labeled.shape
-    assert (ours - labeled).abs().mean() / labeled.std() < 0.01

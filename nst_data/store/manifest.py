@@ -23,6 +23,8 @@ SCHEMA_VERSION = 1
 MANIFEST_NAME = "nst.json"
 ANONYMOUS = "anonymous"  # the setting that says that no source is named
 ORDER = "order"  # the setting of a training that names the order of a self-contained edition's images
+PREPARATION = "preparation"  # the one that says how it prepares images otherwise than an earlier nst did for the same network
+NO_OPTIONS = (ORDER, PREPARATION)  # of a training: its inputs decide them
 Kind = Literal["generation", "edition", "review", "teacher"]
 
 _PACKAGES = (

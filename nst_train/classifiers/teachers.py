@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from nst_data.errors import NstError, UsageError
 from nst_data.sources import match_classes
 from nst_data.store.inputs import Input, numbered
-from nst_data.store.manifest import ORDER, json_digest
+from nst_data.store.manifest import NO_OPTIONS, json_digest
 from nst_data.store.store import Store
 from nst_train.classifiers.classifier import Classifier, shaping, weights_sha256
 from nst_train.classifiers.lineage import teacher_input
@@ -133,7 +133,8 @@ def _training_of(names: Sequence[TeacherName], store: Store, transform: Transfor
     version = store.open(name, "teacher")
     settings = version.manifest.request.settings
     try:
-        return TrainSettings.of_request({name: value for name, value in settings.items() if name != ORDER} | {"noise": settings["noise"]})
+        own = {name: value for name, value in settings.items() if name not in NO_OPTIONS}
+        return TrainSettings.of_request(own | {"noise": settings["noise"]})
     except (KeyError, ValidationError, UsageError):
         raise NstError(f"{version.ref}: its manifest does not record the noise of its training; remove `noise`") from None
 

@@ -21,7 +21,7 @@ from nst_data.settings import DENSE_CLASSES
 from nst_data.store.files import hash_file
 from nst_data.store.manifest import SealedFile
 from nst_train import small_efficientnet
-from nst_train.networks import transformers_networks
+from nst_train.networks import image_processors
 from nst_train.networks.heads import zero_heads
 from nst_train.networks.model_config import check_config, is_of_timm, read_config
 from nst_train.networks.network_noise import add_noise
@@ -131,7 +131,7 @@ def data_config_of(network: nn.Module, settings: TrainSettings) -> dict[str, Any
     """
     try:
         if isinstance(network, Logits):
-            return check_data_config(transformers_networks.data_config_of(network, settings))
+            return check_data_config(image_processors.data_config_of(network.processor, settings.image_size, settings.crop_pct))
         data_config = check_data_config(dict(resolve_model_data_config(network)))
     except (NstError, *FAILURES) as error:
         raise NstError(f"{settings.model}: {error}") from None

@@ -19,9 +19,11 @@ from nst_data.progress import Progress, on_this_terminal
 from nst_data.selection.editions import excluded_inputs
 from nst_data.settings import default_top_k
 from nst_data.store.inputs import Input
-from nst_data.store.manifest import ORDER, Kind, Request
+from nst_data.store.manifest import ORDER, PREPARATION, Kind, Request
 from nst_data.store.store import Number, Store, Version
 from nst_train.labeling.begin import check_not_moved
+from nst_train.networks.image_processors import preparation_of
+from nst_train.networks.weights import local_name
 from nst_train.recipes.recipe import GenerationSettings, Network, Recipe
 from nst_train.recipes.run_data import RecipeData
 from nst_train.settings import TrainSettings
@@ -91,6 +93,14 @@ def dry_run(store: Store, recipe: Recipe, *, progress: Progress | None = None) -
     progress = progress or on_this_terminal()
     data = RecipeData.open(recipe, store, progress, writes=False)
     return Estimate(list(_Stages(store, recipe, data, progress).all()), _free(store.root))
+
+
+def _preparation(settings: TrainSettings) -> dict[str, Any]:
+    """As the request of a training has it; nothing where its network is not here or refused, which is said where it is timed."""
+    changed, model = dict[str, Any](), local_name(settings.model)
+    with suppress(NstError):
+        changed = preparation_of(settings.model_copy(update={"model": model})) if model else {}
+    return {PREPARATION: changed} if changed else {}
 
 
 def _free(folder: Path) -> int:
@@ -173,7 +183,8 @@ class _Stages:
         steps = None if settings.probe else Schedule.of(settings, self._counted(settings)).steps
         asked = settings.of_probe() if settings.probe else settings if with_pseudo else settings.of_labeled_alone()
         asked = asked if self.data.validation and not settings.probe else asked.without_validation()
-        ref, (state, refusal) = f"{name}@{Number(number)}", self._state_of("teacher", name, Number(number), asked.for_request())
+        in_request = asked.for_request() | _preparation(asked)
+        ref, (state, refusal) = f"{name}@{Number(number)}", self._state_of("teacher", name, Number(number), in_request)
         what = f"{'probe' if settings.probe else 'train'} {public_name(settings.model)}"
         if state == "done":
             return Stage(ref, what, state, labeled, steps, 0.0, 0)

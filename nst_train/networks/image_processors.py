@@ -1,0 +1,180 @@
+"""The image processor of a transformers network as the `data_config` of timm that training, probes and features prepare images by."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from nst_data.errors import NstError, first_line
+from nst_train.networks.model_config import PROCESSOR, PROCESSORS, check_config, is_of_timm, read_config
+from nst_train.networks.probe import FAILURES
+from nst_train.networks.weights import FOLDER, download
+from nst_train.settings import TrainSettings
+from nst_train.transforms.preprocessing import TimmPreprocessing, as_image
+
+_DEFAULT_SIZE_PX = 224
+_INTERPOLATION = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers, which processors store
+_HALF = (0.5, 0.5, 0.5)
+_SQUASHED_BY_CONVNEXT_PX = 384
+_SHOWN = 120  # characters of what transformers says, which may be a list of all its kinds
+_READ = (
+    *("do_center_crop", "do_rescale", "do_normalize", "resample", "crop_pct"),
+    *("rescale_factor", "rescale_offset", "image_mean", "image_std", "include_top"),
+)
+
+
+def read_processor(name: str, folder: Path) -> dict[str, Any]:
+    """What the image processor in a network's folder does, with the defaults of its kind; empty where there is none.
+
+    Raises NstError, in one line that begins with `name`, where training cannot do the same: it has prepared an image when this returns.
+    """
+    if not any((folder / file).is_file() for file in (PROCESSOR, PROCESSORS)):
+        return {}
+    from transformers import AutoImageProcessor
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    try:
+        processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
+        sizes = json.loads(processor.to_json_string())
+        stored = {key: getattr(processor, key, None) for key in _READ} | {key: sizes.get(key) for key in ("size", "crop_size")}
+        stored["image_processor_type"] = type(processor).__name__
+        with torch.device("cpu"):  # also for the outline of a network, which is made on another
+            is_followed = _is_followed(processor, stored)
+    except (NstError, *FAILURES, OSError, ImportError) as error:
+        raise NstError(f"{name}: its image processor cannot be used ({first_line(error)[:_SHOWN]}); correct its {PROCESSOR}") from None
+    if not is_followed:
+        raise NstError(
+            f"{name}: its {stored['image_processor_type']} does more to images than training, probes and features can, which resize, crop "
+            "the middle and normalize RGB (not BGR); choose another model, or only label with this one"
+        )
+    return stored
+
+
+def _is_followed(processor: Any, stored: dict[str, Any]) -> bool:  # noqa: ANN401 - transformers' are not typed
+    """Whether an image comes out as the processor itself prepares it, but for a pixel to the side, as they round."""
+    image = _slopes()
+    preprocessing = TimmPreprocessing.of(data_config_of(stored))
+    ours = preprocessing.finish(preprocessing.prepare(image)[None])[0]
+    own: Tensor = processor(images=as_image(image), return_tensors="pt")["pixel_values"][0]
+    return own.shape == ours.shape and bool((ours - own).abs().mean() <= (0.02 + 2 / own.shape[-1]) * own.std())
+
+
+def _slopes() -> UInt8[Tensor, "3 160 240"]:
+    """An image that is wider than high and shows where each pixel of it went: red grows to the right, green down, blue to the left."""
+    right, down = torch.linspace(0, 255, 240).expand(160, -1), torch.linspace(0, 255, 160)[:, None].expand(-1, 240)
+    return torch.stack([right, down, 255 - right]).to(torch.uint8)
+
+
+def data_config_of(stored: dict[str, Any], image_size: int | None = None, crop_pct: float | None = None) -> dict[str, Any]:
+    """What timm's `resolve_model_data_config` gives for its own: size, crop, interpolation, mean and std, as a processor has them."""
+    size, crop = _sides(stored.get("size")), _sides(stored.get("crop_size") if stored.get("do_center_crop", True) else None)
+    resized = _resized_to(stored, size)
+    own = crop.get("height") or crop.get("shortest_edge") or size.get("height") or size.get("shortest_edge")
+    mean, std = _normalization(stored)
+    return {
+        "input_size": (3, *2 * (image_size or own or _DEFAULT_SIZE_PX,)),
+        "interpolation": _INTERPOLATION.get(stored.get("resample", 2), "bicubic"),
+        "mean": mean,
+        "std": std,
+        "crop_pct": crop_pct or (_crop_pct(own, resized, stored.get("crop_pct")) if own and resized else 1.0),
+        "crop_mode": "squash" if _squashes(stored, size) else "center",
+    }
+
+
+def _earlier_data_config_of(stored: dict[str, Any], image_size: int | None, crop_pct: float | None) -> dict[str, Any]:
+    """What an earlier nst made of the same JSON, whatever the kind of the processor and its defaults."""
+    size = stored.get("crop_size") or stored.get("size") or {}
+    side = image_size or (size if isinstance(size, int) else size.get("height") or size.get("shortest_edge")) or _DEFAULT_SIZE_PX
+    return {
+        "input_size": (3, side, side),
+        "interpolation": _INTERPOLATION.get(stored.get("resample", 2), "bicubic"),
+        "mean": tuple(stored.get("image_mean") or _HALF),
+        "std": tuple(stored.get("image_std") or _HALF),
+        "crop_pct": crop_pct or stored.get("crop_pct") or 1.0,
+        "crop_mode": "center",
+    }
+
+
+def preparation_of(settings: TrainSettings) -> dict[str, Any]:
+    """In what a training prepares images otherwise than an earlier nst did for the same network, as JSON values; nothing for timm's.
+
+    Raises NstError for an image processor that training cannot follow.
+    """
+    name = settings.model
+    if "/" not in name and not name.startswith(FOLDER):
+        return {}
+    folder = Path(name.removeprefix(FOLDER)) if name.startswith(FOLDER) else download(name)[0]
+    config = read_config(name, folder)
+    if is_of_timm(config):
+        return {}
+    check_config(name, folder, config)
+    path, changed = folder / PROCESSOR, (settings.image_size, settings.crop_pct)
+    now = data_config_of(read_processor(name, folder), *changed)
+    before = _earlier_data_config_of(json.loads(path.read_text("utf-8")) if path.is_file() else {}, *changed)
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in now.items() if value != before[key]}
+
+
+def write_processor(folder: Path, data_config: dict[str, Any]) -> None:
+    """Write a preprocessor_config.json that prepares images as timm's evaluation transform does.
+
+    It resizes the shorter side, or squashes to a square, and crops the middle.
+    """
+    from transformers import BitImageProcessor
+
+    side = data_config["input_size"][-1]
+    resized = int(side / data_config["crop_pct"])
+    BitImageProcessor(
+        size={"height": resized, "width": resized} if data_config["crop_mode"] == "squash" else {"shortest_edge": resized},
+        crop_size={"height": side, "width": side},
+        image_mean=list(data_config["mean"]),
+        image_std=list(data_config["std"]),
+        resample=next(number for number, name in _INTERPOLATION.items() if name == data_config["interpolation"]),
+    ).save_pretrained(folder)
+
+
+def _sides(size: Any) -> dict[str, int]:  # noqa: ANN401 - anything that JSON can hold
+    return {"shortest_edge": size} if isinstance(size, int) else {name: side for name, side in (size or {}).items() if side}
+
+
+def _squashes(stored: dict[str, Any], size: dict[str, int]) -> bool:
+    """Whether an image is resized to a square whatever its shape. ConvNeXT's processor does so from 384 pixels on."""
+    is_large = _is_of(stored, "ConvNext") and size.get("shortest_edge", 0) >= _SQUASHED_BY_CONVNEXT_PX
+    return is_large or ("height" in size and "width" in size)
+
+
+def _resized_to(stored: dict[str, Any], size: dict[str, int]) -> int | None:
+    """The side in pixels that an image has before its middle is cut out."""
+    side = size.get("height") or size.get("shortest_edge")
+    if side is None or _squashes(stored, size):
+        return side
+    if _is_of(stored, "Levit"):
+        return int(256 / 224 * side)  # as its processor has it
+    return int(side / stored["crop_pct"]) if stored.get("crop_pct") else side
+
+
+def _is_of(stored: dict[str, Any], kind: str) -> bool:
+    return str(stored.get("image_processor_type", "")).startswith(kind)
+
+
+def _crop_pct(side: int, resized: int, own: float | None) -> float:
+    """The share by which timm, which rounds down, resizes to just this side: the processor's own, or the simplest one."""
+    shares = (own, side / resized, math.nextafter(side / resized, 0))
+    return next(share for share in shares if share and math.floor(side / share) == resized)
+
+
+def _normalization(stored: dict[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of RGB values from 0 to 1, whatever scale the processor computes in."""
+    is_scaled, is_normalized = stored.get("do_rescale", True), stored.get("do_normalize", True)
+    scale = 255 * (stored.get("rescale_factor") or 1 / 255) if is_scaled else 255.0
+    offset = float(bool(is_scaled and stored.get("rescale_offset")))
+    mean = tuple(stored.get("image_mean") or _HALF) if is_normalized else (0.0,) * 3
+    std = tuple(stored.get("image_std") or _HALF) if is_normalized else (1.0,) * 3
+    twice = std if stored.get("include_top") else (1.0,) * 3  # EfficientNet's divides once more
+    if scale == 1 and not offset:
+        return mean, tuple(one * again for one, again in zip(std, twice, strict=True))
+    return tuple((one + offset) / scale for one in mean), tuple(one * again / scale for one, again in zip(std, twice, strict=True))
