@@ -56,7 +56,7 @@ def pick(
     json: JsonOption = False,
 ) -> None:
     """Pick images to review: the most informative ones, or those whose labels may be wrong. `nst look` opens them."""
-    from nst_data.errors import UsageError
+    from nst_data.errors import NstError, UsageError
     from nst_data.review.picks import check_folder, check_list_name, copy_images, write_list
     from nst_data.sources import open_source
     from nst_data.store.store import Version
@@ -94,6 +94,8 @@ def pick(
         print_json({"ref": picks.ref, "queue": picks.queue, "images": picks.images, "not_found": picks.not_found, "picks": picks.as_json()})
     else:
         _print(picks, settings.number, f"{ref} --corpus {corpus}" if corpus else ref, output, copy_to)
+    if look and not picks.queue:
+        raise NstError(f"--look: there is no queue to open, since {there.location} cannot be written to")
     if look:
         from .look.opening import open_contents
         from .looking import show_page

@@ -223,6 +223,21 @@ def test_images_that_a_pool_lacks_are_left_out_and_counted(tiny_store, tmp_path)
     assert (len(picks.rows), picks.images, picks.not_found) == (10, 15, 5)
 
 
+@pytest.mark.parametrize("by", ["random", "suspicion"])
+def test_a_store_that_cannot_be_written_to_is_picked_from_all_the_same(tiny_store, tmp_path, monkeypatch, by):
+    store = Store(shutil.copytree(tiny_store[0].root, tmp_path / "store", ignore=shutil.ignore_patterns("features", "reviews")))
+    there, words = sorted(store.root.rglob("*")), ["tiny@gen-1", "--by", by, "--number", 3, "--store", store.root, "--json"]
+    with monkeypatch.context() as sealed:
+        sealed.setattr("nst_data.store.files.os.access", lambda *_: False)
+        read_only = CliRunner().invoke(app, ["pick", *map(str, words)], catch_exceptions=False)
+        assert read_only.stderr.count("store cannot be written to: these picks are not kept as a queue") == 1
+        assert tells(nst(1, *words, "--queue", "mine"), "cannot be written to; remove --queue")
+        assert tells(nst(1, *words, "--look"), "--look: … cannot be written to")
+    assert sorted(store.root.rglob("*")) == there
+    found, kept = json.loads(read_only.stdout), json.loads(nst(0, *words))
+    assert kept == found | {"queue": by}
+
+
 @pytest.mark.slow
 def test_a_wrong_label_among_labeled_images_is_suspected(tmp_path):
     store = Store(tmp_path / "store")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from nst_data.progress import Progress, Task, on_this_terminal
 from nst_data.sources import Source
 from nst_data.sources.changes import HASH, Reading
 from nst_data.sources.unreadable import check_readable
+from nst_data.store.files import is_writable
 from nst_data.store.staging import NotReadyError
 from nst_data.store.store import Store, Version
 from nst_train.features.backbone import Embedder, load_backbone
@@ -62,9 +64,15 @@ def embed(
 
 
 def embed_by(
-    store: Store, embedder: Embedder, data: Source, settings: EmbedSettings, run: ReadSettings | None, progress: Progress
+    store: Store,
+    embedder: Embedder,
+    data: Source,
+    settings: EmbedSettings,
+    run: ReadSettings | None,
+    progress: Progress,
+    scratch: Path | None = None,
 ) -> Features:
-    """As `embed`, with a backbone that is loaded already."""
+    """As `embed`, with a backbone that is loaded already. What a store lacks that cannot be written to is kept in the folder `scratch`."""
     run = run or ReadSettings()
     embedding = Embedding.begun(embedder, data, settings, run)
 
@@ -73,6 +81,8 @@ def embed_by(
             for rows in done:
                 task.advance(rows)
 
+    if scratch is not None and not is_writable(store.root) and find(store, embedding.about.request) is None:
+        store = Store(scratch)
     return _made(store, embedding.about, data, settings, run, progress, fill)
 
 

@@ -1,6 +1,8 @@
 """`nst pick`: which images of a generation, an edition or a labeled set a person should look at."""
 
+import tempfile
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -24,6 +26,7 @@ from nst_data.review.spreading import candidates, drawn, spread
 from nst_data.review.uncertainty import UNCERTAINTIES, uncertainty
 from nst_data.settings import PickSettings
 from nst_data.sources import Source, check_trainable, labels_in
+from nst_data.store.files import is_writable
 from nst_data.store.store import Store, Version
 from nst_train.features.linear_probe import cross_validated
 from nst_train.features.picking_sources import check_names_images, features_model, labeled_images, pool_of
@@ -50,7 +53,7 @@ def pick(
     run: ReadSettings | None = None,
     progress: Progress | None = None,
 ) -> Picks:
-    """The images that a person should look at. They are kept as a queue, which `nst look` opens.
+    """The images that a person should look at. They are kept as a queue, which `nst look` opens, where the store can be written to.
 
     Memory: some 100 bytes an image of a version, whatever its features; of labeled images all features.
 
@@ -75,19 +78,25 @@ def pick(
         NstError: The images are not in the pool, no image is left, or a table is damaged.
     """
     progress = progress or on_this_terminal()
-    picking = _Picking(store, settings or PickSettings(), model, embedding or EmbedSettings(), run or ReadSettings(), progress)
-    if isinstance(candidates, Source):
-        if labeled or pool:
-            raise UsageError(f"{candidates.location}: is labeled images, to which `labeled` and `pool` do not apply; remove them")
-        if queue and not corpus:
-            raise UsageError("`queue` of labeled images requires `corpus`, whose queue it is")
-        picks = picking.of_labeled(candidates, corpus)
-    else:
-        version = store.open(candidates, "generation", "edition")
-        if corpus is not None:
-            raise UsageError(f"`corpus` is for labeled images, and {version.ref} has one of its own; remove it")
-        picks, corpus = picking.of_version(version, labeled, pool), version.name
-    return replace(picks, queue=keep_queue(store, corpus, picks.rows, queue)) if corpus else picks
+    about, keeps = (settings or PickSettings(), model, embedding or EmbedSettings(), run or ReadSettings()), is_writable(store.root)
+    if queue and not keeps:
+        raise NstError(f"{store.location} cannot be written to; remove `queue`")
+    with tempfile.TemporaryDirectory(prefix="nst-pick-") as scratch:
+        picking = _Picking(store, Path(scratch), *about, progress)
+        if isinstance(candidates, Source):
+            if labeled or pool:
+                raise UsageError(f"{candidates.location}: is labeled images, to which `labeled` and `pool` do not apply; remove them")
+            if queue and not corpus:
+                raise UsageError("`queue` of labeled images requires `corpus`, whose queue it is")
+            picks = picking.of_labeled(candidates, corpus)
+        else:
+            version = store.open(candidates, "generation", "edition")
+            if corpus is not None:
+                raise UsageError(f"`corpus` is for labeled images, and {version.ref} has one of its own; remove it")
+            picks, corpus = picking.of_version(version, labeled, pool), version.name
+    if corpus and not keeps:
+        progress.say(f"{store.location} cannot be written to: these picks are not kept as a queue")
+    return replace(picks, queue=keep_queue(store, corpus, picks.rows, queue)) if corpus and keeps else picks
 
 
 def candidates_per_pick(by: str) -> int:
@@ -106,9 +115,10 @@ class _Beside:
 
 @dataclass(frozen=True)
 class _Picking:
-    """What is asked for, and how features are computed."""
+    """What is asked for, and how features are computed; where the store cannot be written to they are kept in `scratch` meanwhile."""
 
     store: Store
+    scratch: Path
     settings: PickSettings
     model: str | None
     embedding: EmbedSettings
@@ -124,7 +134,7 @@ class _Picking:
         beside = self._beside(version, images, by, labeled, pool)
         scores, featured = self._scores(version, images, by, beside), beside.featured
         if by == "suspicion":
-            keep_suspicion(self.store, version.name, str(version.number), hashes_of(version, images, scores))
+            self._keep_suspicion(version.name, str(version.number), hashes_of(version, images, scores))
         not_found = np.zeros(len(images), bool) if featured is None else ~featured.is_here
         answered = self._are_answered(images, version.name)
         scores = np.where(not_found | answered, -np.inf, scores).astype(np.float32)
@@ -193,7 +203,7 @@ class _Picking:
             chosen = self._chosen(np.where(answered, -np.inf, scores), labels, featured, by)
         if corpus and by == "suspicion":
             hashes = pl.Series(table["image_hash"]).gather(first)
-            keep_suspicion(self.store, corpus, LABELED, pl.DataFrame({"image_hash": hashes, "suspicion": scores}))
+            self._keep_suspicion(corpus, LABELED, pl.DataFrame({"image_hash": hashes, "suspicion": scores}))
         rows = pl.DataFrame(table.select(["image_hash", "key"]).take(first[chosen]))
         rows = with_labels(rows, labels[chosen], images.confidences[chosen], names, None if scores is None else scores[chosen], by)
         return Picks(source.location, rows, len(images), int(answered.sum()), estimated_errors=errors)
@@ -223,7 +233,13 @@ class _Picking:
         hashes = pl.Series([*said.answers, *said.disputed], dtype=pl.String)
         return np.isin(images.numbers, hash_numbers(hashes).to_numpy())
 
-    def _embedded(self, model: str, source: Source) -> Features:
-        from nst_train.features.embed import embed  # with torch, which picking by labels alone does without
+    def _keep_suspicion(self, corpus: str, version: str, suspicion: pl.DataFrame) -> None:
+        if is_writable(self.store.root):
+            keep_suspicion(self.store, corpus, version, suspicion)
 
-        return embed(self.store, model, source, self.embedding, run=self.run, progress=self.progress)
+    def _embedded(self, model: str, source: Source) -> Features:
+        from nst_train.features.backbone import load_backbone  # with torch, which picking by labels alone does without
+        from nst_train.features.embed import embed_by
+
+        backbone = load_backbone(model, self.store, self.embedding.image_size, self.embedding.crop_pct)
+        return embed_by(self.store, backbone, source, self.embedding, self.run, self.progress, self.scratch)
