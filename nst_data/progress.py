@@ -63,7 +63,11 @@ def _amount(done: int, total: int, unit: str) -> str:
     return f"{done / 1e6:,.1f}/{total / 1e6:,.1f} MB" if unit == "bytes" else f"{done:,}/{total:,} {unit}"
 
 
-def _rate(per_second: float, unit: str) -> str:
+def _rate(amount: int, seconds: float, unit: str) -> str:
+    """How fast so much was done; nothing where nothing was."""
+    if not amount:
+        return ""
+    per_second = amount / max(seconds, 1e-9)
     return f"{per_second / 1e6:,.1f} MB/s" if unit == "bytes" else f"{per_second:,.0f}/s"
 
 
@@ -88,11 +92,10 @@ class _LineTask:
     def print(self) -> None:
         self._said = (self._done, self._note)
         self._printed = time.monotonic()
-        rate = (self._done - self._before) / max(self._printed - self._began, 1e-9)
-        left = f", {(self._total - self._done) / rate:,.0f} s left" if rate and self._done < self._total else ""
-        note = f", {self._note}" if self._note else ""
-        line = f"{self._name}: {_amount(self._done, self._total, self._unit)}, {_rate(rate, self._unit)}{left}{note}"
-        print(as_text(line), file=sys.stderr, flush=True)
+        done, seconds, missing = self._done - self._before, self._printed - self._began, self._total - self._done
+        left = f"{missing * seconds / done:,.0f} s left" if done and missing > 0 else ""
+        parts = [_amount(self._done, self._total, self._unit), _rate(done, seconds, self._unit), left, self._note]
+        print(as_text(f"{self._name}: {', '.join(filter(None, parts))}"), file=sys.stderr, flush=True)
 
 
 class Bars(Lines):
@@ -133,8 +136,8 @@ class _BarTask:
 
     def advance(self, amount: int, note: str = "") -> None:
         self._done += amount
-        rate = (self._done - self._before) / max(time.monotonic() - self._began, 1e-9)
-        shown = {"amount": _amount(self._done, self._total, self._unit), "rate": _rate(rate, self._unit)}
+        rate = _rate(self._done - self._before, time.monotonic() - self._began, self._unit)
+        shown = {"amount": _amount(self._done, self._total, self._unit), "rate": rate}
         self._rich.update(self._task, advance=amount, note=note, **shown)
 
 

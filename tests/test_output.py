@@ -153,6 +153,17 @@ def test_the_end_of_long_work_is_printed_once(capsys, monkeypatch, every, lines)
 
 
 @pytest.mark.parametrize("progress", [Lines(), Bars()])
+def test_no_rate_is_shown_of_work_that_was_done_before(monkeypatch, progress):
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr(sys, "stderr", terminal := io.StringIO())
+    terminal.isatty = lambda: True
+    with progress.task("label bugs@gen-1", 240, "images", 240) as task:
+        task.advance(0)
+    assert "240/240 images" in terminal.getvalue()
+    assert "/s" not in terminal.getvalue()
+
+
+@pytest.mark.parametrize("progress", [Lines(), Bars()])
 def test_bytes_are_shown_as_megabytes(monkeypatch, progress):
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setattr(sys, "stderr", terminal := io.StringIO())
