@@ -12,6 +12,7 @@ from nst_data.review.label_scores import churn, ensemble_suspicion
 from nst_data.review.neighbors import outlier_scores
 from nst_data.review.spreading import candidates, drawn, most_of_a_class, spread, unit_length
 from nst_data.review.uncertainty import uncertainty
+from nst_train.features import linear_probe
 from nst_train.features.linear_probe import cross_validated, fit
 
 
@@ -113,6 +114,23 @@ def test_the_only_image_of_a_class_is_not_suspected():
     probs = cross_validated(np.concatenate([features, features[:1] + 50]), np.append(labels, 2), 3)
     assert np.isnan(probs[-1]).all()
     assert np.isfinite(probs[:-1]).all()
+
+
+def test_where_all_but_one_image_are_of_a_class_none_of_them_is_suspected():
+    features, labels = two_blobs(6)
+    probs = cross_validated(features[:7], labels[:7], 2)
+    assert np.isnan(probs[-1]).all()
+    assert (probs[:-1, 0] > 0.5).all()
+    assert np.isnan(cross_validated(features[5:7], labels[5:7], 2)).all()  # one image a class
+    assert (cross_validated(features[:6], labels[:6], 2)[:, 0] > 0.999).all()  # one class
+
+
+def test_a_sample_that_is_fitted_has_images_of_each_class(monkeypatch):
+    monkeypatch.setattr(linear_probe, "MOST_FITTED", 40)
+    rng, sizes = np.random.default_rng(0), [200, *[5] * 8]
+    labels = np.repeat(np.arange(9), sizes)
+    features = (5 * np.eye(9)[labels] + rng.normal(scale=0.3, size=(len(labels), 9))).astype(np.float32)
+    assert suspicion_of_labels(cross_validated(features, labels, 9), labels).max() < 0.5
 
 
 def test_a_probe_of_a_given_strength_has_the_probabilities_of_scikit_learns():

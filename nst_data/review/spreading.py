@@ -29,7 +29,7 @@ def candidates(scores: Float[np.ndarray, " images"], labels: Labels, number: int
     places = np.flatnonzero(np.isfinite(scores))
     ranked = places[np.argsort(-scores[places], kind="stable")]
     wanted = max(number, min(per_pick * number, _MOST_CLUSTERED))
-    first = ranked[_rank_in_class(labels[ranked]) < per_pick * most_of_a_class(labels[places], number)][:wanted]
+    first = ranked[rank_in_class(labels[ranked]) < per_pick * most_of_a_class(labels[places], number)][:wanted]
     return first if len(first) >= number else ranked[:number]
 
 
@@ -47,7 +47,7 @@ def spread(
         return _k_center(features, labels, number, most)
     else:
         order = _k_means(features, scores, number, seed)
-    is_allowed = _rank_in_class(labels[order]) < most
+    is_allowed = rank_in_class(labels[order]) < most
     return np.sort(np.concatenate([order[is_allowed], order[~is_allowed]])[:number])
 
 
@@ -100,7 +100,7 @@ def _k_means(features: Unit, scores: Float[np.ndarray, " _"], number: int, seed:
     return np.concatenate([np.sort(chosen), np.setdiff1d(np.arange(len(features)), chosen)])
 
 
-def _rank_in_class(labels: Labels) -> NDArray[np.int64]:
+def rank_in_class(labels: Labels) -> NDArray[np.int64]:
     """0 for the first of each class, 1 for the second, and so on."""
     of_class = np.argsort(labels, kind="stable")
     sizes = np.unique(labels, return_counts=True)[1]

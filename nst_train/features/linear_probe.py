@@ -8,11 +8,14 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
+from nst_data.review.spreading import rank_in_class
+
 FOLDS = 5
 STRENGTHS = tuple(float(10.0**power) for power in np.arange(-5, 1.5, 0.5))
 """Inverse strengths of the penalty that cross-validation tries: scikit-learn's `C`, on features of mean variance 1."""
 MOST_FITTED, MOST_SEARCHED = 20_000, 1_000  # images, of a cross-validation
 STATED_STRENGTH = 0.1  # where there are too few images for folds
+_LEAST_OF_A_CLASS = 5  # of them in the sample that is fitted
 _NEVER = -30.0  # the bias, below the lowest, of a class without images
 _MOST_ITERATIONS = 1_000
 
@@ -48,8 +51,8 @@ def fit(
     One scale for all features: the deviation of each, from a few images, is mostly noise (`benchmarks/results/linear_probe.md`).
 
     The strength is the one of `STRENGTHS` with the best likelihood over stratified folds, as many as the rarest class has images and at
-    most five; with a class of one image it is `STATED_STRENGTH`; or the one given. A class without images gets a bias that never wins.
-    With balanced `class_weights` all classes count the same, in the fit and in the likelihood.
+    most five; with a class of one image it is `STATED_STRENGTH`; or the one given. A class without images gets a bias that never wins,
+    also where all images are of one class. With balanced `class_weights` all classes count the same, in the fit and in the likelihood.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -59,6 +62,9 @@ def fit(
     scaled = (features - mean) / std
     counts = np.bincount(labels, minlength=classes)
     folds = min(FOLDS, int(counts[counts > 0].min()))
+    if np.count_nonzero(counts) == 1:  # scikit-learn asks for two
+        nothing = np.zeros((classes, features.shape[1]), np.float32)
+        return LinearProbe(nothing, np.where(counts > 0, 0, _NEVER).astype(np.float32), STATED_STRENGTH if strength is None else strength, 0, 0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the weakest penalties do not converge, and are not chosen
         is_given, strength = strength is not None, STATED_STRENGTH if strength is None else strength
@@ -83,8 +89,8 @@ def cross_validated(
 ) -> Float[np.ndarray, "images classes"]:
     """For each image the probabilities by a probe that was fitted without it: five stratified folds, at the strength that suits all.
 
-    A probe is fitted on at most `MOST_FITTED` images, a seeded sample of more, and the strength sought on `MOST_SEARCHED`. Probabilities of
-    the only image of a class are NaN.
+    A probe is fitted on about `MOST_FITTED` images, a seeded sample of more with some images of each class, and the strength sought on
+    `MOST_SEARCHED`. Probabilities of the only image of a class are NaN.
     """
     from sklearn.model_selection import StratifiedKFold
 
@@ -92,16 +98,23 @@ def cross_validated(
 
     def fitted(rows: NDArray[np.int64], strength: float | None) -> LinearProbe:
         most = MOST_SEARCHED if strength is None else MOST_FITTED
-        rows = np.sort(rng.choice(rows, most, replace=False)) if len(rows) > most else rows
+        if len(rows) > most:
+            drawn = rng.choice(rows, most, replace=False)
+            if strength is not None:  # else each image of a class that the probe has not seen would look wrong
+                drawn = np.union1d(drawn, rows[rank_in_class(labels[rows]) < _LEAST_OF_A_CLASS])
+            rows = np.sort(drawn)
         return fit(features[rows], labels[rows], classes, seed, strength=strength)
 
-    strength, probs = fitted(np.arange(len(labels)), None).strength, np.empty((len(labels), classes), np.float32)
+    probs, sizes = np.full((len(labels), classes), np.nan, np.float32), np.bincount(labels, minlength=classes)
+    if sizes.max() < 2:  # no image could be left out
+        return probs
+    strength = fitted(np.arange(len(labels)), None).strength
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a class has fewer images than there are folds
-        folds = min(FOLDS, int(np.bincount(labels).max()))
+        folds = min(FOLDS, int(sizes.max()))
         for inside, outside in StratifiedKFold(folds, shuffle=True, random_state=seed).split(features, labels):
             probs[outside] = fitted(inside, strength).probs(features[outside])
-    probs[np.bincount(labels, minlength=classes)[labels] == 1] = np.nan
+    probs[sizes[labels] == 1] = np.nan
     return probs
 
 

@@ -197,6 +197,11 @@ class _Picking:
             scores = outliers_within(featured, self.settings.seed)
         else:
             probs = cross_validated(features.matrix()[first], labels, len(names), self.settings.seed)
+            if not np.isfinite(probs).any():
+                raise NstError(
+                    f"{source.location}: expected a class with two images that differ, to tell by the one what the other is; found none; "
+                    "add images, or pick `by` outlier or random"
+                )
             images, errors = replace(images, confidences=1 - suspicion_of_labels(probs, labels)), self._errors(probs, labels)
             scores = self._scores_of_labeled(by, probs, images, featured)
         if scores is not None:
