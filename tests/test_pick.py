@@ -260,7 +260,7 @@ def test_a_wrong_label_among_labeled_images_is_suspected(tmp_path):
 def test_labels_of_one_image_a_class_say_nothing_of_each_other(tmp_path):
     model = write_teacher(tmp_path / "network", ["a", "b"], image_size=16)
     labeled = open_source(write_class_folders(tmp_path / "labeled", ["ant", "bee", "cat"], 1), labeled=True)
-    with pytest.raises(NstError, match="labeled: expected a class with two images.*`by` outlier or random$"):
+    with pytest.raises(NstError, match=r"labeled: expected a class with two images.*`by` outlier or random$"):
         pick(Store(tmp_path / "store"), labeled, model=model, **RUN)
 
 

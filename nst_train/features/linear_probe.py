@@ -62,12 +62,12 @@ def fit(
     scaled = (features - mean) / std
     counts = np.bincount(labels, minlength=classes)
     folds = min(FOLDS, int(counts[counts > 0].min()))
+    is_given, strength = strength is not None, STATED_STRENGTH if strength is None else strength
     if np.count_nonzero(counts) == 1:  # scikit-learn asks for two
-        nothing = np.zeros((classes, features.shape[1]), np.float32)
-        return LinearProbe(nothing, np.where(counts > 0, 0, _NEVER).astype(np.float32), STATED_STRENGTH if strength is None else strength, 0, 0)
+        bias_of_one = np.where(counts > 0, 0, _NEVER).astype(np.float32)
+        return LinearProbe(np.zeros((classes, features.shape[1]), np.float32), bias_of_one, strength, 0, 0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the weakest penalties do not converge, and are not chosen
-        is_given, strength = strength is not None, STATED_STRENGTH if strength is None else strength
         model = LogisticRegression(C=strength, max_iter=_MOST_ITERATIONS, class_weight=class_weights)
         scoring = _balanced_likelihood if class_weights else "neg_log_loss"
         if folds > 1 and not is_given:
