@@ -4,8 +4,12 @@ import shutil
 
 import polars as pl
 import pytest
+from conftest import write_pool
+from nst_cli.look.opening import open_contents
 
-from nst_data.errors import NstError
+from nst_data.errors import NstError, UsageError
+from nst_data.inspection.churn import diff
+from nst_data.inspection.quality import quality
 from nst_data.selection.editions import balance
 from nst_data.settings import BalanceSettings
 from nst_data.sharing.anonymous import anonymous_copy
@@ -73,3 +77,41 @@ def test_a_damaged_version_is_not_made_anonymous(versions, tmp_path):
     (tmp_path / "out").mkdir()
     with pytest.raises(NstError, match=r"^tiny@gen-1 is damaged:.*when.*was sealed; nothing.*$"):
         anonymous_copy(copy, copy.manifest, tmp_path / "out")
+
+
+@pytest.fixture(scope="module")
+def published(versions, tmp_path_factory):
+    """A store with both as they are published: `tiny@gen-1` and, holding its images, `tiny@gen-1.1`."""
+    store = Store(tmp_path_factory.mktemp("published") / "store")
+    for version in versions.values():
+        folder = store.root / "corpora" / "tiny" / version.folder.name
+        folder.mkdir(parents=True)
+        (folder / MANIFEST_NAME).write_text(anonymous_copy(version, version.manifest, folder).model_dump_json())
+    return store
+
+
+def test_what_needs_to_know_images_is_refused_where_row_numbers_stand_for_hashes(published, tmp_path):
+    line = r"^tiny@gen-1.* is anonymous and does not name its images; {} the version it was made from$"
+    with pytest.raises(UsageError, match=line.format("compare")):
+        diff(published, "tiny@gen-1", "tiny@gen-1.1")
+    with pytest.raises(UsageError, match=line.format("compare")):
+        quality(published, "tiny@gen-1", tmp_path)
+    with pytest.raises(UsageError, match=line.format("compare")):
+        open_contents(published, "tiny@gen-1.1", "tiny@gen-1")
+    with pytest.raises(UsageError, match=line.format("look at")):
+        open_contents(published, "tiny@gen-1.1", corpus="tiny")
+    with pytest.raises(UsageError, match=line.format("balance")):
+        balance(published, "tiny@gen-1", exclude=[open_source(write_pool(tmp_path / "test", 1, 2))])
+
+
+def test_the_page_shows_the_images_of_an_anonymous_edition_and_takes_no_answers(published, versions):
+    contents, named = open_contents(published, "tiny@gen-1.1"), open_contents(Store(versions["edition"].place.parents[2]), "tiny@gen-1.1")
+    for row in (0, 1):
+        (name, shown), (_, expected) = contents.jpeg(row, 64), named.jpeg(row, 64)
+        assert shown == expected
+        assert name == f"{published.open('tiny@gen-1.1').manifest.digest[:32]}-{row:032x}-64"  # row 0 of others has the same hash
+    assert contents.overview()["can"]["review"] is False
+    labels = open_contents(published, "tiny@gen-1")
+    assert labels.detail(0)["near_duplicates"] == []
+    assert [said["version"] for said in labels.detail(0)["history"]] == ["tiny@gen-1"]
+    assert contents.detail(0)["history"] == []

@@ -21,7 +21,9 @@ from nst_data.review.queues import LABELED, suspicion_of
 from nst_data.sources import Source, match_classes, open_source
 from nst_data.sources.addresses import is_address
 from nst_data.sources.patterns import is_pattern
+from nst_data.store.manifest import is_anonymous
 from nst_data.store.store import Number, Store, Version
+from nst_data.store.version import check_names_images
 from nst_data.tables.label_tables import damage_is_named
 
 from .contents import Contents, name_of
@@ -44,7 +46,9 @@ def open_contents(
         view, images, name = View(store, SourceRows(shown), shown.class_names or []), SourceImages(shown), corpus
     else:
         view, images = View(store, shown, shown.manifest.class_names), images_of(store, shown, pool)  # type: ignore[assignment]
-        name = corpus or shown.name
+        if corpus is not None:
+            check_names_images(shown, "look at")
+        name = None if is_anonymous(shown.manifest) else corpus or shown.name  # answers are known by hashes
     before = other if other is not None else generation_before(store, shown) if isinstance(shown, Version) else None
     if before is not None:
         try:
@@ -114,6 +118,9 @@ def generation_before(store: Store, version: Version) -> Version | None:
 def _comparison(store: Store, view: View, other: Version | Source) -> Callable[[], pl.DataFrame]:
     """What gives `label2` and `confidence2` of each row. Raises NstError where the classes are others."""
     what = name_of(other)
+    for version in (view.version, other):
+        if isinstance(version, Version):
+            check_names_images(version, "compare")
     if isinstance(other, Version):
         places = match_classes(other.manifest.class_names, view.class_names, what)
         if (kept := view.columns) is not None:
@@ -122,9 +129,9 @@ def _comparison(store: Store, view: View, other: Version | Source) -> Callable[[
         return lambda: _of_images(view, other, places)
     if view.version is None:
         raise UsageError(f"{what}: expected a version to compare labeled images with; name a generation or an edition")
-    version, truth = view.version, read_truth(other, view.version, store)
+    truth = read_truth(other, view.version, store)
     if view.rows.is_sample:
-        raise UsageError(f"{version.ref} is too large to show in full, and a sample cannot be compared with {what}")
+        raise UsageError(f"{view.name} is too large to show in full, and a sample cannot be compared with {what}")
     columns = view.columns
     assert columns is not None
 

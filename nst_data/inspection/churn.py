@@ -14,6 +14,7 @@ from nst_data.errors import NstError
 from nst_data.sources import match_classes
 from nst_data.sources.imagenet_names import places_of
 from nst_data.store.store import Store, Version
+from nst_data.store.version import check_names_images
 from nst_data.tables.confidence import confidence_bin
 from nst_data.tables.histogram import BINS, bounds
 from nst_data.tables.label_tables import check_label_range, collect, scan_labels
@@ -80,10 +81,12 @@ def diff(store: Store, before: Version | str, after: Version | str, *, pairs: in
         How many images are in both or in one alone, how many labels changed and how far confidences moved; by class and by confidence.
 
     Raises:
-        UsageError: One of them is a teacher or is not there.
+        UsageError: One of them is a teacher, is not there, or is anonymous.
         NstError: Their classes differ, or a table is damaged.
     """
-    first, second = (store.open(one, "generation", "edition") for one in (before, after))
+    first, second = [store.open(one, "generation", "edition") for one in (before, after)]
+    for version in (first, second):
+        check_names_images(version, "compare")
     names, what = first.manifest.class_names, f"{first.ref} and {second.ref}"
     others = matched_by_name(scan_labels(second), second.manifest.class_names, names, what)
     return measure(scan_labels(first), others, names, what, pairs)

@@ -17,7 +17,7 @@ from nst_data.progress import Progress, on_this_terminal
 from nst_data.sources import Source, match_classes
 from nst_data.sources.labels import ClassNames
 from nst_data.store.store import Store, Version
-from nst_data.store.version import is_review
+from nst_data.store.version import check_names_images, is_review
 from nst_data.tables.confidence import confidence_bin
 from nst_data.tables.histogram import BINS, bounds
 from nst_data.tables.label_tables import check_label_range, collect, scan_labels
@@ -132,10 +132,11 @@ def quality(
         Accuracy and calibration error in [0, 1], by confidence and by class, and the most frequent mistakes.
 
     Raises:
-        UsageError: The version is a teacher, or `truth` was opened without labels.
+        UsageError: The version is a teacher or is anonymous, or `truth` was opened without labels.
         NstError: The two have no image in common.
     """
     version, progress = store.open(version, "generation", "edition"), progress or on_this_terminal()
+    check_names_images(version, "compare")
     names = version.manifest.class_names
     if isinstance(truth, Version) or (isinstance(truth, str) and is_review(truth)):
         review = store.open(truth, "review")

@@ -18,7 +18,7 @@ from nst_data.inspection.query import Query
 from nst_data.inspection.row_columns import RowColumns, hash_numbers
 from nst_data.inspection.source_rows import SourceRows
 from nst_data.selection.hash_index import MAX_DISTANCE
-from nst_data.store.manifest import EditionManifest
+from nst_data.store.manifest import EditionManifest, is_anonymous
 from nst_data.store.parent import parent_of
 from nst_data.store.store import Store, Version
 from nst_data.tables.label_tables import errors_in
@@ -206,7 +206,7 @@ class View:
     @cached_property
     def _phashes(self) -> NDArray[np.int64] | None:
         """The perceptual hash of each row: an edition's are in its generation. None where they are not known."""
-        if not isinstance(self.rows, LabelRows) or self.version is None or self.columns is None:
+        if not isinstance(self.rows, LabelRows) or self.version is None or self.columns is None or is_anonymous(self.version.manifest):
             return None
         if "phash" in self.rows.schema:
             return self.columns.phashes()

@@ -36,6 +36,7 @@ from nst_data.store.files import clear_abandoned, temporary
 from nst_data.store.inputs import EditionInputs, Input
 from nst_data.store.manifest import EditionRequest, GenerationManifest, SealedFile
 from nst_data.store.store import Staging, Store, Version
+from nst_data.store.version import check_names_images
 from nst_data.tables import engines
 from nst_data.tables.label_tables import damage_is_named
 from nst_data.tables.review_table import REASONS as OF_REVIEW
@@ -116,7 +117,8 @@ def balance(
         the dropped ones by their reason.
 
     Raises:
-        UsageError: The settings name a class that the teacher does not know, or the pool is not to be opened.
+        UsageError: The settings name a class that the teacher does not know, the pool is not to be opened, or images are to be left out of
+            labels that are anonymous.
         NstError: No image is left, or too many of those that must be compared cannot be read.
     """
     engine, max_unreadable = engine or Engine(), ReadableSettings(max_unreadable=max_unreadable).max_unreadable
@@ -129,6 +131,8 @@ def balance(
     reviews = None if reviews is None else store.open(reviews, "review")
     progress, roles = progress or on_this_terminal(), _roles(exclude)
     check_classes_are_known(settings, generation.manifest.class_names)
+    if exclude or reviews:
+        check_names_images(generation, "balance")
     request = balance_request(generation, settings, exclude, pool, reviews)
     staging = store.begin(request, generation.name, generation.number.generation, edition)
     for role, source in roles.items():

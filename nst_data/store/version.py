@@ -9,7 +9,7 @@ from typing import Self
 from nst_data.errors import NstError, UsageError
 from nst_data.store.files import hash_file
 from nst_data.store.inputs import Input
-from nst_data.store.manifest import MANIFEST_NAME, Manifest, content_digest, read_manifest
+from nst_data.store.manifest import MANIFEST_NAME, Manifest, content_digest, is_anonymous, read_manifest
 from nst_data.store.mirror import Mirror, was_not_there
 from nst_data.store.places import may_be_pulled, places_of
 
@@ -150,3 +150,12 @@ class Version:
         found = [path for table in tables if table.is_dir() for path in table.iterdir()]
         strays = {path.relative_to(self.place).as_posix() for path in found if self.mirror is None or path.name[0] != "."} - files.keys()
         return problems + [was_not_there(name) + whose for name in sorted(strays)]
+
+
+def check_names_images(version: Version, instead: str) -> None:
+    """Raises UsageError for a version that was published without saying which images it has: numbers of rows stand for their hashes.
+
+    `instead` says what to do with the version that it was made from.
+    """
+    if is_anonymous(version.manifest):
+        raise UsageError(f"{version.ref}: is anonymous and does not name its images; {instead} the version it was made from")

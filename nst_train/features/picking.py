@@ -28,8 +28,9 @@ from nst_data.settings import PickSettings
 from nst_data.sources import Source, check_trainable, labels_in
 from nst_data.store.files import is_writable
 from nst_data.store.store import Store, Version
+from nst_data.store.version import check_names_images
 from nst_train.features.linear_probe import cross_validated
-from nst_train.features.picking_sources import check_names_images, features_model, labeled_images, pool_of
+from nst_train.features.picking_sources import features_model, labeled_images, pool_of
 from nst_train.settings import EmbedSettings, ReadSettings
 
 DEFAULT_BY, DEFAULT_BY_OF_LABELED = "mixed", "suspicion"  # what teaches most in benchmarks/results/pick.md
@@ -126,7 +127,7 @@ class _Picking:
     progress: Progress
 
     def of_version(self, version: Version, labeled: Source | None, pool: Source | None) -> Picks:
-        check_names_images(version)
+        check_names_images(version, "pick from")
         by, images = self.settings.by or DEFAULT_BY, DistinctImages.of(version)
         if by == "random":
             chosen = drawn(images.numbers, self.settings.number, self.settings.seed)

@@ -4,17 +4,10 @@ from nst_data.errors import UsageError
 from nst_data.sources import Source, open_source
 from nst_data.sources.labeled_pool import open_labeled_pool
 from nst_data.store.inputs import Input
-from nst_data.store.manifest import is_anonymous
 from nst_data.store.parent import parent_of
 from nst_data.store.store import Store, Version
 
 _NOWHERE = "needs features of its images; pass their current location with `pool`, or `by` margin and `spread` classes, which need none"
-
-
-def check_names_images(version: Version) -> None:
-    """Raises UsageError for a version that does not say which images it has."""
-    if is_anonymous(version.manifest):
-        raise UsageError(f"{version.ref}: is anonymous and does not name its images; pick from the version it was made from")
 
 
 def pool_of(version: Version, store: Store) -> Source:
