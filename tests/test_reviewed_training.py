@@ -1,8 +1,10 @@
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 from conftest import TINY, write_tiny_images, write_tiny_recipe
 from PIL import Image
@@ -16,6 +18,8 @@ from nst_data.images import image_hash
 from nst_data.review.answers import AnswerLog
 from nst_data.review.freeze import freeze
 from nst_data.review.labeled_part import LabeledPart
+from nst_data.selection import answered_rows
+from nst_data.selection.answered_rows import AnsweredRows
 from nst_data.selection.editions import balance
 from nst_data.settings import BalanceSettings
 from nst_data.sharing.lineage import lineage
@@ -64,6 +68,22 @@ def test_an_edition_leaves_out_what_people_answered_with_the_reason(labeled_imag
     assert "answered" not in balance(store, "tiny@gen-1", EASY).manifest.counts.dropped
     with pytest.raises(NstError, match=r"^tiny@review-1 is the parent of tiny@gen-1\.2; remove.*first$"):
         store.remove("tiny@review-1")
+
+
+def test_answered_images_are_written_piece_by_piece(tmp_path, monkeypatch):
+    monkeypatch.setattr(answered_rows, "_AT_ONCE", 2)
+    folder, size = tmp_path / "pool", 200_000
+    folder.mkdir()
+    for number in range(30):
+        (folder / f"{number:02d}.png").write_bytes(np.random.default_rng(number).bytes(size))
+    pool, in_memory = open_source(folder), []
+    read, before = pool.read, pa.total_allocated_bytes()
+    monkeypatch.setattr(pool, "read", lambda row: in_memory.append(pa.total_allocated_bytes() - before) or read(row))
+    rows = {"id": range(30), "key": [pool.key(row) for row in range(30)], "label": [0] * 30}
+    rows |= {"image_hash": [image_hash((folder / key).read_bytes()) for key in rows["key"]]}
+    AnsweredRows(pl.DataFrame(rows), ["ant", "bee"]).write(SimpleNamespace(build=tmp_path, work=tmp_path), pool, True)
+    assert len(in_memory) == 30
+    assert max(in_memory) < 10 * size
 
 
 def test_what_is_held_out_is_not_trained_on_because_somebody_answered(labeled_images, tmp_path):

@@ -45,8 +45,8 @@ class AnsweredRows:
         """The table, with the images of a `pool`, if given. Raises NstError for an image that is another by now."""
         file, schema = f"{ANSWERED}/train-00000-of-00001.parquet", answered_schema(self.class_names, with_images=pool is not None)
         tables = [self.rows.to_arrow()] if pool is None else self._with_images(pool, is_as_labeled)
-        tables = [table.select(schema.names).cast(schema) for table in tables]
-        return {file: write_parquet(staging.build / file, tables, schema, staging.work)}
+        made = (table.select(schema.names).cast(schema) for table in tables)
+        return {file: write_parquet(staging.build / file, made, schema, staging.work)}
 
     def _with_images(self, pool: Source, is_as_labeled: bool) -> Iterator[pa.Table]:
         numbers = self.rows["id"].to_numpy() if is_as_labeled else pool.rows_of(self.rows["key"].to_list())

@@ -379,7 +379,7 @@ def _parquet_columns(schema: pa.Schema) -> list[str]:
     return [names.column(index).path for index in range(len(names))]
 
 
-def write_parquet(path: Path, tables: Sequence[pa.Table], schema: pa.Schema, parts: Path | None = None) -> SealedFile:
+def write_parquet(path: Path, tables: Iterable[pa.Table], schema: pa.Schema, parts: Path | None = None) -> SealedFile:
     """Write tables as one parquet file, whole or not at all."""
     path.parent.mkdir(exist_ok=True)
     with replacing(path, parts) as file, parquet_writer(file, schema) as writer:
