@@ -172,6 +172,7 @@ def test_what_is_kept_is_not_measured_again(copied, monkeypatch):
             "--class-names … not … imagenet-c, … published folders",
         ),
         (["--suite", "imagenet-c", "--stream"], "--stream … not … imagenet-c, … published folders"),
+        (["--record", "fgsm", "--suite", "clean", "--suite", "fgsm"], "--record fgsm: … clean and of fgsm … choose another name"),
         (["--record", "../test"], "name '../test': expected letters, digits"),
         (["--record", "test", "test_resnet"], "--record: test_resnet … not a teacher"),
     ],

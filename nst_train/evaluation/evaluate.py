@@ -89,7 +89,7 @@ def measure_all(
     effort = Effort(kept_outcomes(store), run or ReadSettings(), progress or on_this_terminal())
     names = list(dict.fromkeys(settled(model, store) for model in models))
     if record is not None:
-        _check_recordable(store, names, record)
+        _check_recordable(store, names, record, settings.suite)
     if settings.of_published:
         if isinstance(data, Source):
             raise UsageError(f"{data.location}: expected the folder of {settings.suite[0]} as it was published, found a source")
@@ -114,9 +114,14 @@ def measure_all(
     return measured
 
 
-def _check_recordable(store: Store, models: Sequence[TeacherName], name: str) -> None:
-    """Raises UsageError where nothing can be kept under this name."""
+def _check_recordable(store: Store, models: Sequence[TeacherName], name: str, suites: Sequence[str]) -> None:
+    """Raises UsageError where nothing can be kept under this name, or two results would be."""
     check_name(name)
+    if len({recorded_name(name, suite) for suite in suites}) < len(suites):
+        raise UsageError(
+            f"`record` {name}: the results of {CLEAN} and of {name} would both be recorded under this name, and one of them be lost; "
+            "choose another name, such as test"
+        )
     for model in models:
         if isinstance(model, ZeroShot) or not is_in_store(model, store):
             raise UsageError(f"`record`: {model} is not a teacher in the store, so results cannot be recorded for it; remove `record`")
