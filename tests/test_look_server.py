@@ -26,6 +26,7 @@ from nst_data.errors import NstError, UsageError
 from nst_data.images import image_hash
 from nst_data.inspection.label_rows import LabelRows
 from nst_data.inspection.quality import quality
+from nst_data.inspection.row_columns import margin_and_entropy
 from nst_data.progress import Progress
 from nst_data.review.freeze import freeze
 from nst_data.review.queues import keep_queue, keep_suspicion
@@ -187,6 +188,8 @@ def test_margin_and_entropy_are_those_of_the_soft_labels(tmp_path, pool):
     by_margin, by_entropy = ([item["id"] for item in contents.grid({"sort": sort})["items"]] for sort in ("margin", "entropy"))
     assert by_margin == np.argsort(margins).tolist()
     assert by_entropy == np.argsort(np.negative(entropies)).tolist()
+    (margin,), (entropy,) = margin_and_entropy(np.float32([[0.6]]), 3)  # of the first class alone: 0.2 are left to each of the others
+    assert (margin, entropy) == pytest.approx((0.4, -0.6 * np.log(0.6) - 0.4 * np.log(0.2)))
 
 
 def test_labels_of_the_generation_before_stand_beside_and_what_moved_is_counted(store, pool):

@@ -123,11 +123,12 @@ class RowColumns:
 
 def margin_and_entropy(probs: NDArray[np.float32], classes: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Of soft labels, shape (rows, K): the two largest apart, and entropy in nats; what they lack is spread over the other `classes`."""
-    top = np.partition(probs, -2, axis=1)[:, -2:] if probs.shape[1] > 1 else np.pad(probs, ((0, 0), (1, 0)))
     entropy = -(probs * np.log(np.maximum(probs, 1e-12))).sum(axis=1)
-    if (others := classes - probs.shape[1]) > 0:
-        rest = np.clip(1 - probs.sum(axis=1), 0, 1)
+    others, rest = classes - probs.shape[1], np.clip(1 - probs.sum(axis=1), 0, 1)
+    if others > 0:
         entropy -= rest * np.log(np.maximum(rest / others, 1e-12))
+    largest = probs if probs.shape[1] > 1 else np.stack([rest / max(others, 1), probs[:, 0]], axis=1)
+    top = np.partition(largest, -2, axis=1)[:, -2:]
     return top[:, 1] - top[:, 0], entropy.astype(np.float32)
 
 
