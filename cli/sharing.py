@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from nst_data.sharing.lineage import LineageNode
+    from nst_data.store.version import Version
 
 
 def push(
@@ -91,13 +92,25 @@ def pull(
     if json:
         print_json({"ref": version.ref, "folder": version.location, "digest": manifest.digest, "kind": manifest.kind})
         return
-    following = {
-        "generation": f"nst balance {version.ref}",
-        "edition": f"nst train --labeled LABELED --pseudo {version.ref} --pool POOL --model MODEL --name NAME",
-        "review": f"nst show {version.name}@gen-N --truth {version.ref}",
-        "teacher": f"nst label POOL --teacher {version.ref} --corpus NAME",
-    }
-    print(f"{as_sealed(version)}\n  {version.location}\n  next: {following[manifest.kind]}")
+    print(f"{as_sealed(version)}\n  {version.location}\n  next: {_following(version)}")
+
+
+def _following(version: "Version") -> str:
+    """What to do with a version that was pulled."""
+    from nst_data.self_contained.images import needs_pool
+    from nst_data.store.manifest import is_anonymous
+
+    match version.manifest.kind:
+        case "generation":
+            return f"nst balance {version.ref}"
+        case "review":
+            return f"nst show {version.name}@gen-N --truth {version.ref}"
+        case "teacher":
+            return f"nst label POOL --teacher {version.ref} --corpus NAME"
+    if needs_pool(version) and is_anonymous(version.manifest):  # nobody can find its images
+        return f"nst show {version.ref}"
+    pool = " --pool POOL" if needs_pool(version) else ""
+    return f"nst train --labeled LABELED --pseudo {version.ref}{pool} --model MODEL --name NAME"
 
 
 def copy(

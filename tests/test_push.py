@@ -15,7 +15,9 @@ from hub_faults import ALWAYS, Fault
 from huggingface_hub import parse_eval_result_entries
 from wording import tells
 
+from nst_data import adopt, open_source
 from nst_data.cards.own_text import BEGIN
+from nst_data.progress import Progress
 from nst_data.review.answers import AnswerLog
 from nst_data.review.freeze import freeze
 from nst_data.sharing.croissant import CROISSANT
@@ -211,6 +213,53 @@ def test_a_pulled_version_has_the_same_bytes_and_is_verified_against_its_checksu
     assert not [path for path in (tmp_path / "store").rglob("*") if ".cache" in path.parts]
     kept = sum(path.stat().st_size for path in (tmp_path / "hf").rglob("*.parquet"))
     assert kept == 0, "the version is on disk once"
+
+
+def test_what_follows_a_pull_is_what_the_version_can_be_used_for(hub, tmp_path):
+    _, url, _, home, _ = hub
+    shutil.copytree(home / "store", tmp_path / "alice" / "store")
+    made, *pushed = nst(
+        url,
+        tmp_path / "alice",
+        ["balance", "tiny@gen-1", "--min-confidence", 0, "--per-class", 20, "--embed-images"],
+        ["push", "tiny@gen-1.2", "alice/whole"],
+        ["push", "tiny@gen-1.1", "alice/shown", "--anonymous"],
+        token=ALICE,
+    )
+    assert [one.status for one in (made, *pushed)] == [0, 0, 0], (made, pushed)
+    whole, plain, shown = nst(url, tmp_path, ["pull", "alice/whole"], ["pull", REPO], ["pull", "alice/shown", "--as", "shown"], token=ALICE)
+    assert whole.out.splitlines()[-1].startswith("  next: nst train --labeled LABELED --pseudo tiny@gen-1.2 --model ")
+    assert plain.out.splitlines()[-1].startswith("  next: nst train --labeled LABELED --pseudo tiny@gen-1.1 --pool POOL --model ")
+    assert shown.out.splitlines()[-1] == "  next: nst show shown@gen-1.1"
+
+
+def test_what_a_branch_names_when_it_is_pulled_is_remembered_by_its_commit(hub, tmp_path):
+    top, url, *_ = hub
+    (pulled,) = nst(url, tmp_path, ["pull", f"{REPO}@main"], token=ALICE)
+    assert pulled.status == 0, pulled.err
+    commit = head(top, REPO)
+    (place,) = json.loads((folder_of(tmp_path, "tiny@gen-1.1") / "hub.json").read_text())
+    assert (place["repo"], place["tag"], place["commit"]) == (REPO, commit, commit)
+
+
+def test_a_push_warns_of_keys_that_are_paths_of_this_machine(hub, tmp_path, tiny_store):
+    _, url, *_ = hub
+    pool = tiny_store[2]
+    images = sorted(pool.iterdir())
+    for name, prefix in (("listed", f"{pool}/"), ("beside", "pool/")):
+        table = tmp_path / f"{name}.csv"
+        table.write_text("path,label\n" + "".join(f"{prefix}{path.name},{'ab'[row % 2]}\n" for row, path in enumerate(images)))
+        (tmp_path / "pool").exists() or shutil.copytree(pool, tmp_path / "pool")
+        adopt(Store(tmp_path / "store"), name, table, pool=open_source(table), progress=Progress())
+    commands = [
+        ["push", "listed@gen-1", "alice/listed"],
+        ["push", "listed@gen-1", "alice/nobody", "--anonymous"],
+        ["push", "beside@gen-1", "alice/b"],
+    ]
+    listed, nobody, beside = nst(url, tmp_path, *commands, token=ALICE)
+    assert [one.status for one in (listed, nobody, beside)] == [0, 0, 0]
+    assert tells(listed.err, f"warning: listed@gen-1: keys … absolute paths, such as '{images[0]}' …; push with --anonymous")
+    assert "absolute" not in nobody.err + beside.err
 
 
 def test_a_version_that_is_taken_by_other_content_is_not_overwritten(hub, tmp_path, tiny_store):

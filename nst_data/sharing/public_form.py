@@ -2,6 +2,9 @@
 
 from typing import Any
 
+import pyarrow.parquet as pq
+
+from nst_data.cards.described import Described
 from nst_data.cards.published import public_name, public_ref, public_setting
 from nst_data.hub.reference import HubReference
 from nst_data.store.inputs import Input, is_of_model
@@ -10,6 +13,7 @@ from nst_data.store.metrics import Metrics
 from nst_data.store.places import places_of
 from nst_data.store.store import Store
 from nst_data.store.version import Version
+from nst_data.tables.label_tables import damage_is_named
 
 
 def published_manifest(version: Version, store: Store, anonymous_in: str | None = None) -> Manifest:
@@ -56,3 +60,13 @@ def public_metrics(version: Version, anonymous: bool = False) -> Metrics:
     metrics: dict[str, Any] = Metrics.read(version.folder).model_dump()
     shown = {name: {key: value for key, value in one.items() if key not in hidden} for name, one in metrics.items()}
     return Metrics(public_setting("metrics", shown))
+
+
+def absolute_key(version: Version) -> str | None:
+    """One of the keys that are absolute paths, as a list names its images; None of a version whose first keys are none."""
+    described = Described.of(version)
+    for file in [] if version.manifest.kind == "teacher" else described.files(described.table)[:1]:
+        with damage_is_named(version.ref), pq.ParquetFile(file) as parquet:
+            keys = parquet.read_row_group(0, columns=["key"])["key"].to_pylist() if parquet.num_row_groups else []
+        return next((key for key in keys if key and key.startswith("/")), None)
+    return None

@@ -31,9 +31,10 @@ _AT_ONCE = 8
 
 
 def find(reference: str, *kinds: Kind) -> tuple[Repository, str, str, Manifest]:
-    """The version that `owner/name[@revision]` means: (repository, tag or revision, commit, manifest). Nothing else is downloaded.
+    """The version that `owner/name[@revision]` means: (repository, tag or commit, commit, manifest). Nothing else is downloaded.
 
-    Without a revision it is the tag with the highest version number, of the kinds that are asked for. Raises NstError or UsageError.
+    Without a revision it is the tag with the highest version number, of the kinds that are asked for; of a branch, which moves, the
+    commit stands in place of a tag. Raises NstError or UsageError.
     """
     parsed = Repository.parse(reference)
     if parsed is None:
@@ -66,7 +67,7 @@ def find(reference: str, *kinds: Kind) -> tuple[Repository, str, str, Manifest]:
         )
     if kinds and manifest.kind not in kinds:
         raise UsageError(f"{repository.id}@{revision}: expected {' or '.join(kinds)}, found a {manifest.kind}; choose another version")
-    return repository, revision, commit, manifest
+    return repository, revision if revision in tags else commit, commit, manifest
 
 
 def _newest(tags: Mapping[str, str], kinds: Sequence[Kind]) -> str | None:

@@ -26,7 +26,7 @@ from nst_data.progress import Progress, on_this_terminal
 from nst_data.sharing.anonymous import anonymous_copy, without_sources
 from nst_data.sharing.croissant import CROISSANT, croissant
 from nst_data.sharing.eval_results import EVAL_RESULTS, eval_results
-from nst_data.sharing.public_form import links, public_metrics, published_manifest
+from nst_data.sharing.public_form import absolute_key, links, public_metrics, published_manifest
 from nst_data.sharing.remote_manifest import UntrustedError, kind_of_repo, manifest_at
 from nst_data.store.files import clear_abandoned, temporary, write_text
 from nst_data.store.manifest import MANIFEST_NAME, Manifest, is_anonymous
@@ -103,6 +103,11 @@ def push(
         raise UsageError(
             f"`anonymous`: {version.ref} identifies its images by their hashes alone; remove `anonymous`. "
             "Frozen with `anonymous`, a review does not name its reviewers"
+        )
+    if not settings.anonymous and (key := absolute_key(version)):
+        progress.say(
+            f"warning: {version.ref}: keys of its images are absolute paths, such as {key!r}, which others will see; "
+            "push with `anonymous`, or label a list with relative paths"
         )
     with quiet("huggingface_hub.utils"), _as_published(store, version, repository.id, settings, progress) as form:
         _make_room(repository, settings, progress)
