@@ -226,6 +226,7 @@ def seal_selection(store, generation, **changes):
 
 
 PLACE = Published("alice/bugs", "gen-1.1")
+NOT_NAMED = "Not named: the labels were made elsewhere, by a model or by people."
 TEST = {"test": {"top1": 0.948, "images": 500, "source": "/home/me/test"}}
 
 
@@ -363,6 +364,23 @@ def test_limits_are_those_of_this_version(store):
         "The teacher was noised",
     ):
         assert sentence in known
+
+
+@pytest.mark.parametrize("teacher", [None, "hf-hub:owner/net"])
+@pytest.mark.parametrize("kind", ["generation", "edition"])
+def test_of_adopted_labels_a_card_says_no_more_than_is_known(store, teacher, kind):
+    inputs = {"adopted": Input(ref="/data/labels.csv", digest="a")} | ({"teacher": Input(ref=teacher, digest="t")} if teacher else {})
+    version = seal_labels(store, inputs, top_k=1)
+    version = version if kind == "generation" else seal_selection(store, version)
+    card = dataset_card(version, PLACE)
+    known = section(card, "Known limits")
+    assert ("The labels are machine-made" in known, "by a machine or by people" in known) == (bool(teacher), not teacher)
+    assert "nst has checked their form, not where they come from" in known
+    assert "Whether the confidences are calibrated is not known." in known
+    assert "the rest is lost" not in known
+    assert split(card)[0]["annotations_creators"] == ["machine-generated" if teacher else "found"]
+    named = section(card, "Teacher")
+    assert named == (f"{teacher}; its accuracy is not known here" if teacher else NOT_NAMED)
 
 
 def test_an_edition_says_whether_held_out_images_were_left_out(store):

@@ -6,10 +6,13 @@ import sys
 
 import pyarrow.parquet as pq
 import pytest
+from conftest import write_class_folders
 from sealed_labels import label_row, seal_edition, seal_generation
 
+from nst_data import adopt
 from nst_data.cards.described import Described
 from nst_data.cards.published import Published
+from nst_data.progress import Progress
 from nst_data.sharing.croissant import CROISSANT, croissant
 from nst_data.store.inputs import Input
 from nst_data.store.store import Store
@@ -63,6 +66,14 @@ def test_an_anonymous_version_names_versions_alone(tmp_path):
             about = json.dumps(written(one, anonymous=anonymous))
             assert ("secret-net" in about) is not anonymous, one.ref
             assert "/home/me" not in about
+
+
+def test_of_labels_that_were_made_elsewhere_only_a_named_model_is_a_tool(tmp_path):
+    store, folders = Store(tmp_path / "store"), write_class_folders(tmp_path / "sorted", ["ant", "bee"], 1)
+    nobody, model = (adopt(store, "bugs", folders, teacher=teacher, progress=Progress()) for teacher in (None, "hf-hub:owner/net"))
+    assert "rai:machineAnnotationTools" not in written(nobody)
+    assert written(model)["rai:machineAnnotationTools"] == ["hf-hub:owner/net"]
+    assert all(written(one)["rai:dataAnnotationProtocol"].startswith("Labels that were made elsewhere") for one in (nobody, model))
 
 
 def test_of_many_classes_some_are_named(tiny_store, monkeypatch):

@@ -80,6 +80,7 @@ def dataset_metadata(described: Described, published: Published | None, earlier:
     counts = described.manifest.counts
     rows = counts.unique if isinstance(counts, EditionCounts) else counts.labeled if isinstance(counts, GenerationCounts) else 0
     is_review = isinstance(counts, ReviewCounts)
+    annotated = "expert-generated" if is_review else "found" if described.may_be_by_people else "machine-generated"
     rows = counts.answered if isinstance(counts, ReviewCounts) else rows
     places = {role: place_of(role, one, published) for role, one in described.inputs.by_role.items()}
     pool_source = pool_source_of(published, earlier)
@@ -87,7 +88,7 @@ def dataset_metadata(described: Described, published: Published | None, earlier:
         **license_of(published, earlier),
         "pretty_name": f"{published.repo.partition('/')[2] if published else described.target.parent.name} {described.target.name}",
         "task_categories": ["image-classification"],
-        "annotations_creators": ["expert-generated" if is_review else "machine-generated"],
+        "annotations_creators": [annotated],
         "source_datasets": _repos(places, "pool") or ["original"],
         "size_categories": [_size_category(rows)],
         "tags": ["nst", TAG, "reviews" if is_review else "pseudo-labels", "self-training"],

@@ -110,6 +110,7 @@ def _dataset_card(described: Described, published: Published | None) -> str:
         top_k=counts.top_k,
         per_class=_class_rows(described),
         teachers=_teachers(described, published),
+        is_adopted=described.is_adopted,
         calibration=described.calibration,
         limits=known_limits(described, published),
         pool_source=pool_source_of(published, earlier),

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from nst_data.errors import NstError
 from nst_data.store.counts import CalibrationCounts, EditionCounts, GenerationCounts, ReviewCounts
-from nst_data.store.inputs import EditionInputs, Input, Inputs, TeacherInputs
+from nst_data.store.inputs import EditionInputs, GenerationInputs, Input, Inputs, TeacherInputs
 from nst_data.store.manifest import EditionManifest, GenerationManifest, Manifest, ReviewManifest
 from nst_data.store.metrics import Metrics
 from nst_data.store.version import Number, Version
@@ -102,6 +102,17 @@ class Described:
         if not isinstance(self.inputs, EditionInputs) or self.inputs.like:
             return self
         return Described.of(self.parent) if self.parent else None
+
+    @property
+    def is_adopted(self) -> bool:
+        """Whether its labels are known to have been made elsewhere."""
+        labeled_by = self.labeled_by()
+        return labeled_by is not None and isinstance(labeled_by.inputs, GenerationInputs) and labeled_by.inputs.adopted is not None
+
+    @property
+    def may_be_by_people(self) -> bool:
+        """Whether its labels were made elsewhere, and nobody says by which model: it may have been people."""
+        return self.is_adopted and not self.teachers()
 
     @property
     def calibration(self) -> CalibrationCounts | None:

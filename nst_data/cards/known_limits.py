@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from nst_data.cards.described import Described
 from nst_data.cards.published import Published
+from nst_data.settings import default_top_k
 from nst_data.store.counts import EditionCounts, GenerationCounts
 from nst_data.store.inputs import EditionInputs, GenerationInputs
 from nst_data.store.manifest import EditionManifest, GenerationManifest
@@ -26,17 +27,22 @@ def known_limits(described: Described, published: Published | None = None) -> li
 def _of_labels(described: Described) -> Iterator[str]:
     seen = _seen_by_people(described)
     unseen = "" if seen and isinstance(described.manifest, GenerationManifest) else " and nobody has checked them"
-    yield (
-        f"The labels are machine-made{unseen}: they carry the teacher's mistakes and biases, "
-        "and images that belong to no class are labeled anyway."
-    )
+    if described.may_be_by_people:
+        yield "The labels were made elsewhere, by a machine or by people: nst has checked their form, not where they come from."
+    else:
+        yield (
+            f"The labels are machine-made{unseen}: they carry the teacher's mistakes and biases, "
+            "and images that belong to no class are labeled anyway."
+        )
     if seen:
         yield seen
     labeled_by = described.labeled_by()
-    if labeled_by is not None and isinstance(labeled_by.inputs, GenerationInputs) and labeled_by.inputs.adopted:
+    if described.is_adopted and not described.may_be_by_people:
         yield "How they were made is what the user who adopted them says: nst has checked their form, not where they come from."
     if labeled_by is None:
         yield "Whether the confidences are calibrated is not known here: the generation they come from says so."
+    elif described.is_adopted:
+        yield "Whether the confidences are calibrated is not known."
     elif described.calibration:
         images = described.calibration.images
         yield f"The confidences are calibrated by one temperature on {images:,} labeled images; on images of another kind they need not be."
@@ -45,7 +51,9 @@ def _of_labels(described: Described) -> Iterator[str]:
     counts = described.manifest.counts
     top_k = counts.top_k if isinstance(counts, GenerationCounts | EditionCounts) else None
     classes = len(described.manifest.class_names)
-    cut = f" Of {classes:,} classes the {top_k:,} most probable ones are kept; the rest is lost." if top_k else ""
+    is_whole = labeled_by is not None and described.is_adopted and not labeled_by.manifest.request.settings.get("top_k")
+    is_cut = top_k and not (is_whole and top_k != default_top_k(classes))  # else all that the adopted rows name is there
+    cut = f" Of {classes:,} classes the {top_k:,} most probable ones are kept; the rest is lost." if is_cut else ""
     yield f"Soft labels are rounded to float16: they add up to 1 within rounding only, and what is below 6e-8 is 0.{cut}"
     if labeled_by is not None and labeled_by.manifest.request.is_noised:
         yield "The teacher was noised while it labeled, which costs accuracy."

@@ -17,7 +17,7 @@ from nst_data.cards.known_limits import known_limits
 from nst_data.cards.published import HubPlace, Published, place_of, public_ref
 from nst_data.cards.reproduction import command
 from nst_data.hub.licenses import read_front_matter
-from nst_data.store.inputs import EditionInputs, GenerationInputs, Input
+from nst_data.store.inputs import EditionInputs, Input
 from nst_data.store.manifest import ReviewManifest
 from nst_data.store.version import VERSION_REF, Number
 
@@ -123,12 +123,13 @@ def _annotation(described: Described, published: Published) -> Iterator[tuple[st
     teachers = [one for one in described.teachers().values() if _may_be_named(one, published)]
     labeled_by = described.labeled_by()
     how = "Soft labels by a machine." if labeled_by is None else _OF_TEACHERS
-    if labeled_by is not None and isinstance(labeled_by.inputs, GenerationInputs) and labeled_by.inputs.adopted:
+    if described.is_adopted:
         how = "Labels that were made elsewhere and adopted from a table."
     how += " This is a selection of them." if isinstance(described.inputs, EditionInputs) else ""
     yield "rai:dataAnnotationProtocol", f"{how} Classes: {classes}"
     tools = [public_ref(one) + (f" at revision {one.revision}" if one.revision else "") for one in teachers]
-    yield "rai:machineAnnotationTools", [_software(described), *tools]
+    if tools := ([] if described.is_adopted else [_software(described)]) + tools:
+        yield "rai:machineAnnotationTools", tools
     yield "rai:annotationsPerItem", f"{max(1, len(described.teachers()))}"
     yield "rai:dataLimitations", known_limits(described, published)
 
