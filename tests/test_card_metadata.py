@@ -15,6 +15,7 @@ from nst_data.cards.described import Described
 from nst_data.cards.published import public_name
 from nst_data.errors import NstError
 from nst_data.hub.licenses import license_at, read_front_matter
+from nst_data.sharing.croissant import croissant
 from nst_data.store.inputs import Input
 from nst_data.store.manifest import TeacherRequest
 from nst_data.store.metrics import Metrics
@@ -210,6 +211,8 @@ def test_the_base_model_is_the_network_that_a_teacher_started_from_and_not_the_o
     ("given", "expected"),
     [
         ("MIT", {"license": "mit"}),
+        ("CC BY 4.0", {"license": "cc-by-4.0"}),
+        ("OpenRAIL++", {"license": "openrail++"}),
         (" apache-2.0\n", {"license": "apache-2.0"}),
         ("Research only", {"license": "other", "license_name": "research-only", "license_details": "Research only"}),
         ("許可", {"license": "other", "license_name": "custom", "license_details": "許可"}),
@@ -222,6 +225,27 @@ def test_the_base_model_is_the_network_that_a_teacher_started_from_and_not_the_o
 def test_a_license_is_one_of_the_hubs_or_another_with_a_name(given, expected):
     assert license_of(Published("a/b", "gen-1", license=given), {"license": "gpl", "license_link": "x"}) == expected
     assert expected["license"] in LICENSES | {"other"}
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("license: CC-BY-4.0", {"license": "cc-by-4.0"}),
+        ("license: my own", {"license": "other", "license_name": "my-own", "license_details": "my own"}),
+        ("license: other\nlicense_name: mine", {"license": "other", "license_name": "mine"}),
+    ],
+)
+def test_a_license_that_the_user_wrote_into_the_card_of_a_folder_is_published_as_the_hub_takes_it(store, line, expected):
+    version = seal_generation(store, rows(3))
+    written(version, dataset_card(version).replace("---\n", f"---\n{line}\n", 1))
+    published = Published("a/b", "gen-1")
+    data = DatasetCard(dataset_card(version, published)).data.to_dict()
+    assert {key: value for key, value in data.items() if key.startswith("license")} == expected
+    of_catalogs = json.loads(croissant(Described.of(version), published))["license"]
+    assert of_catalogs == expected.get("license_name", expected["license"])
+    accepted = "---\nlicense: of-a-later-hub\n---\n"  # what stands in the repository the Hub has taken
+    data = DatasetCard(dataset_card(version, Published("a/b", "gen-1", earlier=accepted))).data.to_dict()
+    assert {key: value for key, value in data.items() if key.startswith("license")} == {"license": "of-a-later-hub"}
 
 
 @pytest.mark.parametrize("words", HOSTILE)

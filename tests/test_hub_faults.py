@@ -63,11 +63,22 @@ def test_a_push_survives_what_passes_where_a_call_names_no_repository(home, tmp_
     assert [answer.status for answer in answers if answer.call == call] == [429, 200, 500, 200, 503, 200, 0, 200]
 
 
-@pytest.mark.parametrize(("call", "kind"), [("create", 401), ("create", 403), ("create", 404), ("validate", 400)])
-def test_a_push_that_is_refused_at_once_says_why_in_a_line(home, tmp_path, call, kind):
+@pytest.mark.parametrize(
+    ("call", "kind", "why"),
+    [
+        ("create", 401, "the Hub rejects your token"),
+        ("create", 403, "no write access …, or … storage is full; … make room"),
+        ("create", 404, "no such dataset"),
+        ("validate", 400, "metadata …; correct README.md, or … --license"),
+        ("commit", 400, "rejects the request (400); check the names"),
+        ("commit", 409, "409; try again later"),
+    ],
+)
+def test_a_push_that_is_refused_at_once_says_why_in_a_line(home, tmp_path, call, kind, why):
     with serving(tmp_path, [Fault(call, kind, times=ALWAYS)]) as (url, _):
         (done,) = nst(url, home, ["push", "tiny@gen-1.1", "alice/new"], token=ALICE)
     assert (done.status, is_one_line(done)) == (1, True), done.err
+    assert tells(done.err, why)
     assert not _tagged(tmp_path, "alice/new")
 
 

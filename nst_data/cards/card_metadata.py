@@ -12,15 +12,17 @@ import pyarrow.parquet as pq
 import yaml
 
 from nst_data.cards.described import Described
-from nst_data.cards.own_text import TAG
+from nst_data.cards.own_text import TAG, read_card
 from nst_data.cards.published import HubPlace, Published, place_of, public_name
 from nst_data.cards.rights import INITIAL_WEIGHTS, rights
+from nst_data.hub.licenses import read_front_matter
 from nst_data.hub.reference import HubReference
 from nst_data.store.counts import EditionCounts, GenerationCounts, ReviewCounts
 from nst_data.store.metrics import Metrics, Result
 
 _BOUNDS = ["1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T"]
 _MOST_NAMES = 1_000  # `datasets` takes half a second to read 10,000 names out of YAML; those of more classes it reads in the parquet files
+_OF_LICENSE = ("license", "license_name", "license_link", "license_details")
 _OWN_KEY = "nst"  # what the next rewriting takes over
 # https://huggingface.co/docs/hub/repositories-licenses
 LICENSES = frozenset(
@@ -48,16 +50,32 @@ def license_of(published: Published | None, earlier: Mapping[str, Any]) -> dict[
     """
     given = published.license if published else None
     if given is None or not given.strip():
-        keys = ("license", "license_name", "license_link", "license_details")
-        return {
-            key: earlier[key] for key in keys if isinstance(earlier.get(key), str) or (key == "license" and _is_names(earlier.get(key)))
-        }
-    words = " ".join(given.split())
-    if words.lower() in LICENSES:
-        return {"license": words.lower()}
-    link = {"license_link": words} if re.fullmatch(r"https?://\S+", words) else {}
+        taken = [key for key in _OF_LICENSE if isinstance(earlier.get(key), str) or (key == "license" and _is_names(earlier.get(key)))]
+        return {key: earlier[key] for key in taken}
+    return _as_license(given)
+
+
+def _as_license(words: str) -> dict[str, Any]:
+    words = " ".join(words.split())
     name = re.sub(r"[^a-z0-9.]+", "-", words.lower()).strip("-.")[:60].strip("-.")
+    if known := next((one for one in (words.lower(), name) if one in LICENSES), None):
+        return {"license": known}
+    link = {"license_link": words} if re.fullmatch(r"https?://\S+", words) else {}
     return {"license": "other", "license_name": name or "custom", **link, "license_details": words}
+
+
+def earlier_metadata(folder: Path, published: Published | None) -> dict[str, Any]:
+    """The YAML of the card in a version's folder and, over it, of that in the repository.
+
+    The user may have written a license into the former, which stands here as the Hub takes it: the Hub refuses a card with another one.
+    """
+    here, there = read_front_matter(read_card(folder)), read_front_matter(published.earlier if published else "")
+    license = here.get("license")
+    if "license" in there:
+        here = {key: value for key, value in here.items() if key not in _OF_LICENSE}
+    elif isinstance(license, str) and license.strip() and license not in LICENSES | {"other"}:
+        here |= _as_license(license)
+    return here | there
 
 
 def pool_source_of(published: Published | None, earlier: Mapping[str, Any]) -> str | None:

@@ -12,6 +12,7 @@ import jinja2
 
 from nst_data.cards.card_metadata import (
     dataset_metadata,
+    earlier_metadata,
     front_matter,
     library_of,
     license_of,
@@ -28,7 +29,6 @@ from nst_data.cards.own_text import OwnText, own_text, read_card
 from nst_data.cards.published import Published, place_of, public_ref, public_setting
 from nst_data.cards.reproduction import command, thresholds
 from nst_data.cards.rights import rights
-from nst_data.hub.licenses import read_front_matter
 from nst_data.store.counts import EditionCounts, GenerationCounts, ReviewCounts, in_words
 from nst_data.store.files import replacing, write_text
 from nst_data.store.inputs import ClassTexts, Input
@@ -138,12 +138,8 @@ def _model_card(described: Described, published: Published | None) -> str:
 
 def _earlier(folder: Path, published: Published | None) -> tuple[dict[str, Any], OwnText]:
     """What is taken over: front matter and own text of the card that is in the repository or, where there is none, in the folder."""
-    here = read_card(folder)
-    there = published.earlier if published else ""
-    own = own_text(there)
-    if not own.text.strip():
-        own = own_text(here)
-    return read_front_matter(here) | read_front_matter(there), own
+    own = own_text(published.earlier if published else "")
+    return earlier_metadata(folder, published), own if own.text.strip() else own_text(read_card(folder))
 
 
 def _about(described: Described, published: Published | None, earlier: Mapping[str, Any]) -> dict[str, Any]:

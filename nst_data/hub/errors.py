@@ -11,6 +11,7 @@ from nst_data.errors import NstError
 
 _LOG_IN = "log in with `hf auth login`"
 _UNAUTHORIZED, _FORBIDDEN, _TOO_MANY = 401, 403, 429
+_PASSING = (408, 409, 423, 425)  # another try may go through
 
 
 @contextmanager
@@ -58,8 +59,9 @@ def _reason(error: Exception, what: str, writing: bool, or_path: bool) -> str:
         return f"you are not logged in to the Hub; {_LOG_IN}, or set HF_TOKEN"
     if is_refused:
         return f"the Hub rejects your token; {_LOG_IN} again, with a token that has write access"
-    if status == _FORBIDDEN and writing:
-        return "your token has no write access there; use a repository of your own, or a token with write access"
+    if status == _FORBIDDEN and writing:  # the Hub says the latter so, too
+        access = "your token has no write access there, or the account's storage is full"
+        return f"{access}; use a repository of your own, a token with write access, or make room"
     if caused_by(errors.GatedRepoError) or (caused_by(DatasetNotFoundError) and "gated" in str(error)):
         return f"it is gated: request access on the {what}'s page, then {_LOG_IN}"
     if caused_by(*missing, errors.HFValidationError):
@@ -76,6 +78,10 @@ def _reason(error: Exception, what: str, writing: bool, or_path: bool) -> str:
         return f"your token has no read access to this {what}; ask its owner for access, or {_LOG_IN} with another one"
     if status == _TOO_MANY:
         return "the Hub answered 429, too many requests; run the same command again in some minutes"
+    if writing and any("Invalid metadata in README.md" in str(cause) for cause in causes):
+        return "the Hub rejects the metadata at the top of the card; correct README.md, or give the license with `license`"
+    if 400 <= status < 500 and status not in _PASSING:
+        return f"the Hub rejects the request ({status}); check the names in it, and that huggingface_hub is up to date"
     if status:
         return f"the Hub answered {status}; try again later"
     if caused_by(httpx.HTTPError, ConnectionError, TimeoutError):
@@ -86,7 +92,7 @@ def _reason(error: Exception, what: str, writing: bool, or_path: bool) -> str:
         return "its card names data files that are not in the repo; expected files of its own"
     if "scripts are no longer supported" in str(error):
         return "the dataset is a script, and nst runs no code of a repository; use one with data files"
-    return f"cannot be read from the Hub ({type(error).__name__})"
+    return f"cannot be {'written to' if writing else 'read from'} the Hub ({type(error).__name__})"
 
 
 def causes_of(error: BaseException | None) -> list[BaseException]:

@@ -11,12 +11,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nst_data.cards.card_metadata import license_of
+from nst_data.cards.card_metadata import earlier_metadata, license_of
 from nst_data.cards.described import Described
 from nst_data.cards.known_limits import known_limits
 from nst_data.cards.published import HubPlace, Published, place_of, public_ref
 from nst_data.cards.reproduction import command
-from nst_data.hub.licenses import read_front_matter
 from nst_data.store.inputs import EditionInputs, Input
 from nst_data.store.manifest import ReviewManifest
 from nst_data.store.version import VERSION_REF, Number
@@ -75,7 +74,7 @@ def croissant(described: Described, published: Published) -> str:
         "creator": {"@type": "sc:Organization", "name": published.repo.partition("/")[0]},
         "datePublished": manifest.created,
         "version": _semantic(manifest.version),
-        **_license(published),
+        **_license(described, published),
         **dict(_annotation(described, published)),
         "prov:wasDerivedFrom": list(_sources(described, published)),
         "prov:wasGeneratedBy": {
@@ -106,8 +105,8 @@ def _software(described: Described) -> str:
     return f"nst {described.manifest.packages.get('nst', '')}".strip()
 
 
-def _license(published: Published) -> dict[str, str]:
-    known = license_of(published, read_front_matter(published.earlier))
+def _license(described: Described, published: Published) -> dict[str, str]:
+    known = license_of(published, earlier_metadata(described.folder, published))
     name = known.get("license_link") or known.get("license_name") or known.get("license")
     return {"license": name} if isinstance(name, str) else {}
 
