@@ -66,7 +66,7 @@ def _is_followed(processor: Any, stored: dict[str, Any]) -> bool:  # noqa: ANN40
 
 def _slopes() -> UInt8[Tensor, "3 160 240"]:
     """An image that is wider than high and shows where each pixel of it went: red grows to the right, green down, blue to the left."""
-    right, down = torch.linspace(0, 255, 240).expand(160, -1), torch.linspace(0, 255, 160)[:, None].expand(-1, 240)
+    right, down = (torch.arange(240) * 255 // 239).expand(160, -1), (torch.arange(160) * 255 // 159)[:, None].expand(-1, 240)
     return torch.stack([right, down, 255 - right]).to(torch.uint8)
 
 
