@@ -259,6 +259,7 @@ def test_an_export_opens_from_disk_and_filters_and_asks_nobody(browser, digits, 
     with Visit(browser) as visit:
         page = visit.open((tmp_path / "page" / "index.html").as_uri(), "#class=8&sort=confidence")
         expect(page.locator("#seen")).to_have_text("1 answer")
+        assert not any("dropped" in name for name in shown(page))  # as on the page that is served
         assert confidences(page) == sorted(confidences(page))
         assert all(name.startswith("8, ") for name in shown(page))
         page.get_by_role("button", name=re.compile("^dropped, low confidence")).click()

@@ -66,7 +66,10 @@ const data = (() => {
       overview: async () => page.overview,
       grid: async ({ sort, offset = 0, limit = 60, ...filters }) => {
         const names = Object.keys(filters).filter((name) => passes[name]);
-        const items = page.items.filter((item) => names.every((name) => passes[name](item, filters[name])));
+        const asked = filters.errors || filters.reason; // else neither what was left out nor what could not be read
+        const items = page.items.filter(
+          (item) => (asked || !(item.reason || item.error)) && names.every((name) => passes[name](item, filters[name])),
+        );
         if (sort) items.sort(order(sort));
         return { total: items.length, items: items.slice(Number(offset), Number(offset) + Number(limit)) };
       },
