@@ -56,7 +56,7 @@ def look(
         from .look.export import export as export_page
 
         made = export_page(contents, export, anonymous, terminal(), there.open(ref, "generation", "edition") if card else None)
-        print(f"{made['images']:,} images, {made['bytes'] / 1e6:.1f} MB\n  {export / 'index.html'}")
+        print(f"{made['images']:,} image{'s' * (made['images'] != 1)}, {made['bytes'] / 1e6:.1f} MB\n  {export / 'index.html'}")
         return
     show_page(contents, host, port, opens_browser=not no_browser)
 

@@ -84,6 +84,13 @@ def test_what_people_have_answered_is_not_asked_again_but_by_a_random_draw(tmp_p
         pick(store, version, PickSettings(by="margin", **BY_CLASSES))
 
 
+@pytest.mark.parametrize("by", ["random", "margin"])
+def test_of_no_labels_none_is_picked(tmp_path, by):
+    store = Store(tmp_path)
+    with pytest.raises(NstError, match=r"^bugs@gen-1: expected labels.*found none.*errors"):
+        pick(store, seal_generation(store, []), PickSettings(by=by, **BY_CLASSES))
+
+
 def test_an_answer_about_what_is_no_hash_is_about_no_image(tmp_path):
     store = Store(tmp_path)
     AnswerLog(store, "bugs").append("sha1:ab", "of another tool", class_name="ant")

@@ -129,6 +129,8 @@ class _Picking:
     def of_version(self, version: Version, labeled: Source | None, pool: Source | None) -> Picks:
         check_names_images(version, "pick from")
         by, images = self.settings.by or DEFAULT_BY, DistinctImages.of(version)
+        if not len(images):
+            raise NstError(f"{version.ref}: expected labels to pick from, found none: no image was labeled; its table errors says why")
         if by == "random":
             chosen = drawn(images.numbers, self.settings.number, self.settings.seed)
             return Picks(version.ref, described(version, images.numbers[chosen], None, by), len(images))
