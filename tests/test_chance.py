@@ -40,6 +40,11 @@ def test_equal_models_do_not_differ():
     assert (found.mean, found.low, found.high, found.is_larger_than_chance) == (0, 0, 0, False)
 
 
+def test_of_five_images_no_difference_is_larger_than_chance():
+    assert not paired_bootstrap(np.zeros(5), np.ones(5)).is_larger_than_chance
+    assert paired_bootstrap(np.zeros(6), np.ones(6)).is_larger_than_chance
+
+
 def test_an_image_that_one_of_them_could_not_read_is_left_out():
     found = paired_bootstrap(np.array([0, 0, np.nan, 1.0]), np.array([1, 1, 1, np.nan]))
     assert (found.mean, found.low, found.high, found.images) == (1, 1, 1, 2)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 RESAMPLES = 10_000
+_LEAST_IMAGES = 6  # five come out on one side in 1 of 16 cases
 _FEW_VALUES = 512  # so many different differences are drawn by their counts, at a cost that does not grow with the images
 
 
@@ -24,8 +25,8 @@ class Difference:
 
     @property
     def is_larger_than_chance(self) -> bool:
-        """Whether 0 lies outside the interval."""
-        return not self.low <= 0 <= self.high
+        """Whether 0 lies outside the interval; not of so few images that all of them may be on one side by chance."""
+        return self.images >= _LEAST_IMAGES and not self.low <= 0 <= self.high
 
 
 def paired_bootstrap(first: NDArray[np.float64], second: NDArray[np.float64], seed: int = 0) -> Difference:
