@@ -51,6 +51,7 @@ def import_file(
     json: JsonOption = False,
 ) -> None:
     """Add the answers in a file to a reviewer's, all or nothing."""
+    from nst_data.corpora import label_versions
     from nst_data.review.answer_files import import_answers
 
     there = open_store(store)
@@ -58,7 +59,7 @@ def import_file(
     if json:
         print_json({"corpus": corpus, "reviewer": reviewer, "added": added, "unchanged": known})
         return
-    if not there.versions(corpus):
+    if not label_versions(there, corpus):
         print(f"warning: the store has no labels called {corpus!r}, so the classes were not checked")
     answers = f"{added:,} answer{'s' * (added != 1)}"
     print(f"{corpus}: {answers} of {reviewer} added, {known:,} were there already\n  next: nst review freeze {corpus}")

@@ -287,6 +287,8 @@ def test_the_commands_say_what_they_did_and_what_comes_next(labeled_images, tmp_
     said = run("review", "import", "photographs", str(elsewhere))
     assert tells(said, "warning: the store has no labels called 'photographs', …")
     assert "\nphotographs: 1 answer of reviewer added" in said
+    run("review", "freeze", "photographs")  # which has no labels either
+    assert tells(run("review", "import", "photographs", str(elsewhere)), "warning: the store has no labels called 'photographs', …")
     assert json.loads(run("review", "freeze", "tiny", "--json"))["counts"]["picked_by"] == {"margin": 1, "random": 1}
     assert "tiny@review-1" in run("list")
     assert "2 images answered, 2 with a class" in run("list", "tiny")
