@@ -1,6 +1,7 @@
 """Labels in the forms that people have them, as tables that name the images of a pool."""
 
 import json
+import unicodedata
 
 import numpy as np
 import pandas as pd
@@ -399,6 +400,18 @@ def test_images_are_found_by_keys_and_by_paths_from_elsewhere(tmp_path, pool, ke
     found = column.found_in(pool)
     assert [FILES[len(FILES) - 1 - row] for row in found.in_table.tolist()] == [pool.key(row) for row in found.in_pool.tolist()]
     assert column.remarks == ([f"the images of column `path` are found by {how}"] if how else [])
+
+
+@pytest.mark.parametrize(("on_disk", "in_table"), [("NFD", "NFC"), ("NFC", "NFD")])
+@pytest.mark.parametrize("folder", ["", "/mnt/Bilder/"])
+def test_images_are_found_by_names_whose_accents_are_written_in_another_way(tmp_path, on_disk, in_table, folder):
+    """As macOS writes them, and archives that were made there."""
+    names = ["cafés/été.png", "cafés/한국어.png", "plain.png"]
+    pool = write_named_pool(tmp_path / "pool", [unicodedata.normalize(on_disk, name) for name in names])
+    keys = [folder + unicodedata.normalize(in_table, name) for name in names]
+    write_lines(tmp_path / "t.jsonl", [{"path": key, "label": "ant"} for key in keys])
+    found = KeyColumn(open_labels(str(tmp_path / "t.jsonl"), Asked()).source, "path").found_in(pool)
+    assert [unicodedata.normalize("NFC", pool.key(row)) for row in found.in_pool] == [names[row] for row in found.in_table]
 
 
 def test_a_file_name_that_several_images_have_finds_none(tmp_path, pool):

@@ -68,10 +68,17 @@ def test_spaces_around_a_class_are_no_part_of_it_and_a_number_has_one_spelling(p
         open_source(table, labeled=True)
 
 
-def test_a_table_with_another_separator_is_told_so(photos):
-    table = write_rows(photos[0] / "labels.csv", ["path", "label"], [("a.png", "x")], ";")
+@pytest.mark.parametrize("row", [("a.png", "x"), ("a, b.png", "0,5")])
+def test_a_table_with_another_separator_is_told_so(photos, row):
+    table = write_rows(photos[0] / "labels.csv", ["path", "label"], [row], ";")
     with pytest.raises(NstError, match=r"'path;label'.*';'; expected commas"):
         open_source(table, labeled=True)
+
+
+def test_a_table_in_utf_16_is_told_so(photos):
+    (photos[0] / "labels.csv").write_text("path,label\na.png,x\n", encoding="utf-16")
+    with pytest.raises(NstError, match=r"labels\.csv: .*UTF-16; save it in UTF-8"):
+        open_source(photos[0] / "labels.csv", labeled=True)
 
 
 def test_other_columns_are_taken_by_name(photos):

@@ -1,5 +1,6 @@
 """Tables in text, read piece by piece: CSV and TSV with a header, JSON lines, and what stands in a JSON document."""
 
+import codecs
 import json
 import os
 from collections import Counter
@@ -40,11 +41,9 @@ def header(location: str, separator: str) -> list[str]:
 
 def _columns(location: str, separator: str) -> dict[str, bool]:
     """The columns, and whether blanks stand around the name of each, as in `path, label`; part of it where names differ by them alone."""
+    _check_separator(location, separator)
     with pa_csv.open_csv(location, pa_csv.ReadOptions(block_size=_BLOCK_BYTES), _parsing(separator)) as reader:
         names = [without_quote(name) for name in reader.schema.names]
-    if len(names) == 1 and separator not in names[0] and (other := next((one for one in ";\t|," if one in names[0]), None)):
-        kind = "commas" if separator == "," else "tabs"
-        raise ValueError(f"the header {names[0]!r} is separated by {other!r}; expected {kind}")
     if odd := [name for name in names if "\0" in name]:
         raise ValueError(f"the header has {odd[0]!r}, which is no text")
     twice = [name for name, count in Counter(names).items() if count > 1]
@@ -54,6 +53,18 @@ def _columns(location: str, separator: str) -> dict[str, bool]:
     if len(set(plain)) < len(plain):
         return dict.fromkeys(names, False)
     return {name: name != written for name, written in zip(plain, names, strict=True)}
+
+
+def _check_separator(location: str, separator: str) -> None:
+    """Raises ValueError for a file of another kind by its first line: its cells may hold commas, which would read as something else."""
+    with open(location, "rb") as file:
+        line = file.readline(_BLOCK_BYTES)
+    if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError("it is in UTF-16; save it in UTF-8")
+    header = line.decode("utf-8-sig", "replace").strip("\r\n")
+    if separator not in header and (other := next((one for one in ";\t|," if one in header), None)):
+        kind = "commas" if separator == "," else "tabs"
+        raise ValueError(f"the header {header!r} is separated by {other!r}; expected {kind}")
 
 
 def delimited(location: str, separator: str, wanted: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:

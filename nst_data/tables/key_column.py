@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -99,7 +100,7 @@ class KeyColumn:
         for how, alike in self._ways(pool):
             if pool.find_alike(self.pieces, found, alike):
                 return how
-        below_first = _without("^[^/]*/")  # of class folders that images of this pool were sorted into
+        below_first = partial(pc.replace_substring_regex, pattern="^[^/]*/", replacement="")  # of class folders of this pool's images
         is_found = pool.find_alike(lambda: map(below_first, self.pieces()), found) and len(np.unique(found)) == len(found)
         return "path below the first folder" if is_found else ""
 
@@ -170,4 +171,5 @@ def _keys_of(pool: Source) -> Iterator[pa.Array]:
 
 
 def _without(pattern: str) -> Callable[[pa.Array], pa.Array]:
-    return lambda keys: pc.replace_substring_regex(keys, pattern, "")
+    """Keys without what matches; letters with accents are the same composed or not: macOS and some archives write them in two."""
+    return lambda keys: pc.utf8_normalize(pc.replace_substring_regex(keys, pattern, ""), form="NFC")
