@@ -63,7 +63,7 @@ def test_the_same_call_finds_it(student):
 
 def test_its_card_says_what_it_was_trained_on(student):
     card = (student[1].folder / "README.md").read_text("utf-8")
-    assert "as a noised student on pseudo-labeled images:" in card
+    assert "as a student on pseudo-labeled images:" in card
     assert "trained on 20 pseudo-labeled entries" in card
     assert "labeled images" not in card.replace("pseudo-labeled images", "").partition("```")[0]
     command = next(block for block in card.split("```") if "nst train" in block)
