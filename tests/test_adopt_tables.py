@@ -402,6 +402,16 @@ def test_images_are_found_by_keys_and_by_paths_from_elsewhere(tmp_path, pool, ke
     assert column.remarks == ([f"the images of column `path` are found by {how}"] if how else [])
 
 
+@pytest.mark.parametrize("folder", ["", "/mnt/images/"])
+def test_names_without_their_suffix_may_hold_dots(tmp_path, folder):
+    """As those of FiftyOne's classification datasets: dates, versions, the row of a parquet file."""
+    names = ["IMG 2020.01.01.JPG", "a/photo.v2.png", "a/pool.parquet_3.png"]
+    pool = write_named_pool(tmp_path / "pool", names)
+    write_lines(tmp_path / "t.jsonl", [{"path": folder + name.rpartition(".")[0], "label": "ant"} for name in names])
+    found = KeyColumn(open_labels(str(tmp_path / "t.jsonl"), Asked()).source, "path").found_in(pool)
+    assert [pool.key(row) for row in found.in_pool] == [names[row] for row in found.in_table]
+
+
 @pytest.mark.parametrize(("on_disk", "in_table"), [("NFD", "NFC"), ("NFC", "NFD")])
 @pytest.mark.parametrize("folder", ["", "/mnt/Bilder/"])
 def test_images_are_found_by_names_whose_accents_are_written_in_another_way(tmp_path, on_disk, in_table, folder):

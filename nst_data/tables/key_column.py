@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from nst_data.errors import NstError
 from nst_data.sources import Source
+from nst_data.sources.files import IMAGE_SUFFIXES
 from nst_data.sources.keys import match_keys
 from nst_data.sources.listing import PIECE
 from nst_data.sources.source import Wanted
@@ -150,9 +151,12 @@ class KeyColumn:
         folders = [f"{pool.location}/", self._shared_folder()]
         below = _without(f"^(?:{'|'.join(re.escape(folder) for folder in folders if folder)}|(?:\\./)+)")
         suffix, all_folders = _without(r"\.[^./\\:]*$"), _without(r"^.*[/\\:]")
+        of_image = _without(rf"(?i)(?:{'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))})$")  # a name without it may still hold dots
         yield "path below the folder", below
+        yield "path without suffix", lambda keys: of_image(below(keys))
         yield "path without suffix", lambda keys: suffix(below(keys))
         yield "file name", all_folders
+        yield "file name without suffix", lambda keys: of_image(all_folders(keys))
         yield "file name without suffix", lambda keys: suffix(all_folders(keys))
 
     def _shared_folder(self) -> str:
