@@ -54,7 +54,7 @@ from nst_data.sources import Source, open_source
 from nst_data.store.store import Store, Version
 from nst_data.tables.shards import table_files
 from nst_train.batches.batches import TrainingBatch
-from nst_train.device import autocast, prepare_cpu, settled_channels_last, settled_precision, this_device
+from nst_train.device import autocast, keep_freed_memory, prepare_cpu, settled_channels_last, settled_precision, this_device
 from nst_train.labeling.label import label
 from nst_train.networks.attention import unfuse_attention
 from nst_train.networks.models import create_network, data_config_of
@@ -267,6 +267,7 @@ def child(asked: argparse.Namespace) -> None:
     settings = settings_of(asked.model, asked.size, asked.batch_size).model_copy(update=json.loads(asked.chosen))
     if asked.way != WAYS[1]:
         prepare_cpu(settings.compute_threads or torch.get_num_threads())
+        keep_freed_memory()
     if asked.folder:
         for one in (whole_nst if asked.way == "nst" else whole_bare)(asked, settings):
             print(*one)

@@ -96,17 +96,17 @@ def memory_of(gpu: torch.device) -> int:
 
 
 def prepare_cpu(threads: int) -> None:
-    """Compute with as many CPU threads as the work began with, since sums depend on how they are split; and keep memory that is freed."""
+    """Compute with as many CPU threads as the work began with, since sums depend on how they are split."""
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
-    _keep_freed_memory()
 
 
 @cache
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Let glibc keep what one layer frees for the next. It returns large tensors to the system, which then clears every page anew.
 
-    Does nothing with another C library, or where the environment tunes malloc (`MALLOC_*` or `GLIBC_TUNABLES`, see man mallopt).
+    For trainings: where threads decode huge images it would keep one for each. Does nothing with another C library, or where the
+    environment tunes malloc (`MALLOC_*` or `GLIBC_TUNABLES`, see man mallopt).
     """
     is_tuned = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or any(name.startswith("MALLOC_") for name in os.environ)
     if platform.libc_ver()[0] == "glibc" and not is_tuned:

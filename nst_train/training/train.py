@@ -14,7 +14,16 @@ from nst_data.sources import Source
 from nst_data.store.ownership import Sign
 from nst_data.store.store import Staging, Store, Version
 from nst_train.batches.batches import worker_failures
-from nst_train.device import DEFAULT_THREADS, agreed_text, memory_failures, prepare_cpu, release_memory, settled_precision, this_process
+from nst_train.device import (
+    DEFAULT_THREADS,
+    agreed_text,
+    keep_freed_memory,
+    memory_failures,
+    prepare_cpu,
+    release_memory,
+    settled_precision,
+    this_process,
+)
 from nst_train.networks.models import check_names
 from nst_train.settings import RunSettings, TrainSettings
 from nst_train.teacher_names import settled
@@ -162,6 +171,7 @@ def _train(
         this_process().wait_for_everyone()
         return
     prepare_cpu(machine["threads"])
+    keep_freed_memory()
     with staging.refusable():
         training = Training.prepare(store, staging, settings, material, run, progress)
     training.sign = sign
