@@ -200,11 +200,17 @@ def test_where_shared_memory_is_small_training_is_one_line_and_leaves_nothing(tm
     nst = [sys.executable, "-c", "from nst_cli.main import run; run()"]
     words = ["--labeled", labeled, "--model", "test_resnet", "--image-size", "128", "--batch-size", "64", "--name", "net"]
     train = [*nst, "train", *map(str, words), "--store", str(tmp_path / "store")]
-    small = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size=16m tmpfs /dev/shm && exec "$@"', "sh"]
-    if subprocess.run([*small, "true"], capture_output=True).returncode:
+
+    def with_room(mb, *command):
+        small = ["unshare", "-m", "sh", "-c", f'mount -t tmpfs -o size={mb}m tmpfs /dev/shm && exec "$@"', "sh"]
+        return subprocess.run([*small, *command], capture_output=True, text=True, timeout=120)
+
+    if with_room(8, "true").returncode:
         pytest.skip("needs the right to mount")
-    done = subprocess.run([*small, *train], capture_output=True, text=True, timeout=120)
+    done = with_room(8, *train)  # a batch has 3.1 MB: of each of two workers, and the one in use
     assert done.returncode == 1, done.stderr
     (line,) = done.stderr.splitlines()
     assert tells(line, "--workers 0, … --batch-size …, … `docker run --shm-size`")
     assert Store(tmp_path / "store").unfinished() == []
+    done = with_room(16, *train, "--workers", "2", "--epochs", "1")  # one batch of each worker has room, not four
+    assert done.returncode == 0, done.stderr
