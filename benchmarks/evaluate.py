@@ -24,7 +24,7 @@ from nst_train.classifiers.classifier import Classifier
 from nst_train.classifiers.inference import batches_of, choose_computation, placed
 from nst_train.classifiers.loading import load_images
 from nst_train.classifiers.teachers import Teacher
-from nst_train.device import prepare_cpu
+from nst_train.device import set_threads
 from nst_train.evaluation.attacks import PixelClassifier
 from nst_train.evaluation.conditions import Corrupted
 from nst_train.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
@@ -60,7 +60,7 @@ class Bench:
         ]
         self.network = PixelClassifier.of(placed(network, torch.device("cpu")), classifier.preprocessing)
         self.pixels = [np.ascontiguousarray(one.permute(1, 2, 0).numpy()) for batch in self.batches for one in batch][:count]
-        prepare_cpu(1)
+        set_threads(1)
 
     def corrupt(self) -> None:
         """A thread takes a batch under one condition, as the suite does it."""

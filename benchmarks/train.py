@@ -31,7 +31,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,7 +54,7 @@ from nst_data.sources import Source, open_source
 from nst_data.store.store import Store, Version
 from nst_data.tables.shards import table_files
 from nst_train.batches.batches import TrainingBatch
-from nst_train.device import autocast, keep_freed_memory, prepare_cpu, settled_channels_last, settled_precision, this_device
+from nst_train.device import autocast, freed_memory_kept, set_threads, settled_channels_last, settled_precision, this_device
 from nst_train.labeling.label import label
 from nst_train.networks.attention import unfuse_attention
 from nst_train.networks.models import create_network, data_config_of
@@ -130,7 +130,7 @@ class Loop:
     def bare_step(self) -> Callable[[], None]:
         """A step by PyTorch and timm alone."""
         s, device, classes = self.settings, this_device(), self._probs.shape[1]
-        torch.set_num_threads(s.compute_threads or torch.get_num_threads())
+        set_threads(s.compute_threads or torch.get_num_threads())
         network = create_network(s, classes)
         network.drop_rate = s.noise.dropout  # timm's own dropout
         network = network.to(device).train()
@@ -265,18 +265,19 @@ def settings_of(model: str, size: int, batch_size: int) -> TrainSettings:
 def child(asked: argparse.Namespace) -> None:
     """A step for each line on standard input; its seconds, on the clock and of CPU time, on standard output."""
     settings = settings_of(asked.model, asked.size, asked.batch_size).model_copy(update=json.loads(asked.chosen))
-    if asked.way != WAYS[1]:
-        prepare_cpu(settings.compute_threads or torch.get_num_threads())
-        keep_freed_memory()
-    if asked.folder:
-        for one in (whole_nst if asked.way == "nst" else whole_bare)(asked, settings):
-            print(*one)
-        return
-    step = step_of(asked.way, settings)
-    for _ in sys.stdin:
-        since = now()
-        step()
-        print(*(now() - since), flush=True)
+    is_plain = asked.way == WAYS[1]
+    if settings.compute_threads and not is_plain:
+        set_threads(settings.compute_threads)
+    with nullcontext() if is_plain else freed_memory_kept():
+        if asked.folder:
+            for one in (whole_nst if asked.way == "nst" else whole_bare)(asked, settings):
+                print(*one)
+            return
+        step = step_of(asked.way, settings)
+        for _ in sys.stdin:
+            since = now()
+            step()
+            print(*(now() - since), flush=True)
 
 
 def whole_nst(asked: argparse.Namespace, settings: TrainSettings) -> np.ndarray:

@@ -3,10 +3,9 @@
 import ctypes
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
-from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -17,7 +16,9 @@ from torch import Tensor, distributed, nn
 from nst_data.errors import NstError, is_out_of_memory
 
 _LONGEST_WAIT = timedelta(hours=3)  # for the first process, which looks through all labeled images or selects for all
-_MALLOC = {-3: 2**30, -1: -1, -2: 2**26}  # M_MMAP_THRESHOLD: 1 GB; M_TRIM_THRESHOLD: never; M_TOP_PAD: 64 MB at once
+_MMAP_THRESHOLD, _TOP_PAD, _TRIM_THRESHOLD = -3, -2, -1  # of glibc's malloc.h
+_KEEPING = {_MMAP_THRESHOLD: 2**30, _TOP_PAD: 2**26, _TRIM_THRESHOLD: -1}  # -1: never
+_RETURNING = {_MMAP_THRESHOLD: 2**25, _TOP_PAD: 2**17, _TRIM_THRESHOLD: 2**26}  # as glibc's own, once large blocks were freed
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -95,29 +96,40 @@ def memory_of(gpu: torch.device) -> int:
     return int(torch.cuda.get_device_properties(gpu).total_memory)
 
 
-def prepare_cpu(threads: int) -> None:
-    """Compute with as many CPU threads as the work began with, since sums depend on how they are split."""
+def set_threads(threads: int) -> None:
+    """Compute with as many CPU threads as the work began with: sums depend on how they are split."""
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
 
 
-@cache
-def keep_freed_memory() -> None:
+@contextmanager
+def freed_memory_kept() -> Iterator[None]:
     """Let glibc keep what one layer frees for the next. It returns large tensors to the system, which then clears every page anew.
 
-    For trainings: where threads decode huge images it would keep one for each. Does nothing with another C library, or where the
+    For training steps: where threads decode huge images it would keep one for each. Does nothing with another C library, or where the
     environment tunes malloc (`MALLOC_*` or `GLIBC_TUNABLES`, see man mallopt).
     """
-    is_tuned = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or any(name.startswith("MALLOC_") for name in os.environ)
-    if platform.libc_ver()[0] == "glibc" and not is_tuned:
-        for parameter, value in _MALLOC.items():
-            ctypes.CDLL(None).mallopt(parameter, value)
+    _tune_malloc(_KEEPING)
+    try:
+        yield
+    finally:
+        return_freed_memory()
 
 
-def release_memory() -> None:
-    """Return to the system what was kept; for the end of a training, which freed gigabytes."""
-    if platform.libc_ver()[0] == "glibc":
+def return_freed_memory() -> None:
+    """End `freed_memory_kept`, also in a process that was forked in it: what is free goes back to the system, and large blocks again do."""
+    if _tune_malloc(_RETURNING):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def _tune_malloc(parameters: Mapping[int, int]) -> bool:
+    """Whether that was done."""
+    is_tuned = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or any(name.startswith("MALLOC_") for name in os.environ)
+    if is_tuned or platform.libc_ver()[0] != "glibc":
+        return False
+    for parameter, value in parameters.items():
+        ctypes.CDLL(None).mallopt(parameter, value)
+    return True
 
 
 @contextmanager

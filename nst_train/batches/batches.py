@@ -31,6 +31,7 @@ from nst_data.progress import Task
 from nst_data.sources import Source, labels_in
 from nst_train.batches.entries import PseudoLabeledImages
 from nst_train.batches.order import draw
+from nst_train.device import return_freed_memory
 from nst_train.interruption import LONGEST_WAIT_SECONDS, STOP_SIGNALS
 from nst_train.seeds import seed_of
 from nst_train.settings import TrainSettings
@@ -213,7 +214,7 @@ def training_batches(
         sampler=steps,
         num_workers=min(workers, len(steps)),
         prefetch_factor=ahead if workers and len(steps) else None,
-        worker_init_fn=_end_quietly,
+        worker_init_fn=_begin_worker,
         pin_memory=torch.cuda.is_available(),
     )
     others = set(multiprocessing.active_children())
@@ -296,7 +297,12 @@ def _gigabytes(size: int) -> str:
     return f"{size / 1e9:,.2f} GB"
 
 
-def _end_quietly(worker: int) -> None:
+def _begin_worker(_: int) -> None:
+    return_freed_memory()  # a worker decodes images of any size, and computes no steps
+    _end_quietly()
+
+
+def _end_quietly() -> None:
     """When the parent is interrupted or killed, the thread that hands it tensors would print a stack trace for each of them.
 
     Errors in making a batch do not pass here: they travel to the parent, and so do those of handing it over.

@@ -23,7 +23,7 @@ from nst_data.sources import Row, Source
 from nst_train.classifiers.decoders import B, loaded
 from nst_train.classifiers.loading import Images, load_images
 from nst_train.classifiers.teachers import Teacher
-from nst_train.device import autocast, prepare_cpu, settled_precision, this_device
+from nst_train.device import autocast, set_threads, settled_precision, this_device
 
 GPU_BATCH_SIZE, LARGEST_BATCH_SIZE = 256, 1024
 _GPU_BATCH_PIXELS = GPU_BATCH_SIZE * 224 * 224  # 256 images of 800 pixels would take 70 GB in EfficientNet-L2
@@ -131,7 +131,7 @@ def predict(
     threads: int | None = None,
 ) -> Generator[tuple[B, Prediction], None, None]:
     """Each batch with its prediction, in order. A batch has at most `computation.batch_size` rows."""
-    prepare_cpu(computation.threads)
+    set_threads(computation.threads)
     forward = _Forward(teacher, computation, temperature)
 
     def answer(batch: B, images: Images) -> Prediction:

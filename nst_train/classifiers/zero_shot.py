@@ -14,7 +14,7 @@ from nst_data.prefetch import cpus_of_this_process, in_threads
 from nst_data.store.inputs import ClassTexts, Input
 from nst_data.store.manifest import json_digest
 from nst_train.classifiers.classifier import Classifier, shaping, weights_sha256
-from nst_train.device import prepare_cpu, this_device
+from nst_train.device import set_threads, this_device
 from nst_train.networks.image_text import TOKENIZER_FILES, ImageFeatures, ImageText, in_full_precision, is_image_text, load_image_text
 from nst_train.networks.model_config import check_config, read_config
 from nst_train.networks.models import check_network_name
@@ -71,12 +71,12 @@ def _features(model: ImageText, tokens: Sequence[Mapping[str, Tensor]]) -> list[
     model.images.to(device)
     on_device = [{name: values.to(device) for name, values in of_batch.items()} for of_batch in tokens]
     before = torch.get_num_threads()
-    prepare_cpu(1)
+    set_threads(1)
     try:
         found = in_threads(_without_gradient(model.text_features), on_device, cpus_of_this_process() if device.type == "cpu" else 1)
         return [features.float().cpu() for _, features in found]
     finally:
-        prepare_cpu(before)
+        set_threads(before)
         model.images.to("cpu")
 
 

@@ -23,7 +23,7 @@ from nst_train.classifiers.classifier import Classifier
 from nst_train.classifiers.inference import PlainBatch, choose_computation, placed, predict
 from nst_train.classifiers.loading import load_images
 from nst_train.classifiers.teachers import Teacher
-from nst_train.device import agreed_text, prepare_cpu, this_device
+from nst_train.device import agreed_text, set_threads, this_device
 from nst_train.evaluation.attacks import PixelClassifier, normalization_of
 from nst_train.evaluation.conditions import Condition
 from nst_train.evaluation.outcomes import OUTCOME, Keeping, Outcomes, outcomes_of
@@ -164,7 +164,7 @@ class _Observation:
 
         On a CPU that is all of it; on a GPU the threads corrupt, and the device attacks and classifies.
         """
-        prepare_cpu(self.computation.threads)
+        set_threads(self.computation.threads)
         threads = self._threads or cpus_of_this_process()
         loaded = in_threads(self._load, self._batches(rows), max(1, threads // 8))  # decoding is little beside what follows
         views = (_View(images, condition) for _, images in loaded for condition in range(len(self._conditions)))

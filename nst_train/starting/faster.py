@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from nst_train.batches.batches import TrainingBatch
-from nst_train.device import DEFAULT_THREADS, prepare_cpu, this_device
+from nst_train.device import DEFAULT_THREADS, freed_memory_kept, set_threads, this_device
 from nst_train.networks.attention import has_fused_attention
 from nst_train.networks.models import create_network, data_config_of, parameters_of
 from nst_train.networks.outline import outline
@@ -45,7 +45,7 @@ def faster_settings(settings: TrainSettings, classes: int) -> dict[str, Any]:
             candidates.append({"precision": "bf16", "fused_attention": False})
     if settings.compute_threads is None and DEFAULT_THREADS > 1:
         candidates.append({"compute_threads": 1})
-    with _threads_kept():
+    with _threads_kept(), freed_memory_kept():
         for candidate in candidates:
             if _is_faster(plain.model_copy(update=changes | candidate), plain.model_copy(update=changes), classes):
                 changes |= candidate
@@ -76,7 +76,7 @@ def _threads_kept() -> Iterator[None]:
     try:
         yield
     finally:
-        prepare_cpu(before)
+        set_threads(before)
 
 
 def _seconds(work: Callable[[], object]) -> float:
@@ -101,7 +101,7 @@ def _step(settings: TrainSettings, classes: int, per_step: int) -> tuple[Callabl
     batch = TrainingBatch(pixels, torch.randint(classes, (images,)), {})
 
     def take() -> object:
-        prepare_cpu(threads)
+        set_threads(threads)
         return step(0, batch)
 
     return take, images

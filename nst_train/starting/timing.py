@@ -16,7 +16,7 @@ from nst_train.classifiers.classifier import Classifier
 from nst_train.classifiers.inference import batches_of, choose_computation, predict
 from nst_train.classifiers.loading import load_images
 from nst_train.classifiers.teachers import Teacher
-from nst_train.device import DEFAULT_THREADS, memory_failures, prepare_cpu, this_device
+from nst_train.device import DEFAULT_THREADS, freed_memory_kept, memory_failures, set_threads, this_device
 from nst_train.networks.models import count_parameters, create_network, data_config_of, evaluation_data_config_of
 from nst_train.networks.weights import local_name
 from nst_train.noise_settings import Noise
@@ -81,12 +81,13 @@ def _seconds_a_step(
     data_config = data_config_of(network, settings)
     side, threads = data_config["input_size"][-1], settings.compute_threads or DEFAULT_THREADS
     whole = settings.model_copy(update={"batch_size": at_once, "ratio": 1})
-    prepare_cpu(threads)
+    set_threads(threads)
     step = make_step(network, whole, Schedule.of(whole, len(source)), data_config, classes)
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (at_once, side, side, 3), dtype=np.uint8)).permute(0, 3, 1, 2)
     batch = TrainingBatch(pixels, torch.arange(at_once) % classes, {})
-    compute = _timed(lambda: step(0, batch)[0].sum().item()) * images / at_once  # a schedule may end after it
-    prepare_cpu(DEFAULT_THREADS)
+    with freed_memory_kept():
+        compute = _timed(lambda: step(0, batch)[0].sum().item()) * images / at_once  # a schedule may end after it
+    set_threads(DEFAULT_THREADS)
     prepare = images * _seconds_to_prepare(settings, source, data_config)
     workers = run.workers_on(this_device().type)
     if not workers:
@@ -123,7 +124,7 @@ def _seconds_a_label(
         few = list(pool.rows(range(min(len(pool), _PREPARED))))
         load = _timed(lambda: load_images(few, teacher.preprocessings, len(few), hashes=True)) / len(few)
         seconds = max(seconds - load, load / threads)
-    prepare_cpu(DEFAULT_THREADS)
+    set_threads(DEFAULT_THREADS)
     return seconds
 
 

@@ -14,16 +14,7 @@ from nst_data.sources import Source
 from nst_data.store.ownership import Sign
 from nst_data.store.store import Staging, Store, Version
 from nst_train.batches.batches import worker_failures
-from nst_train.device import (
-    DEFAULT_THREADS,
-    agreed_text,
-    keep_freed_memory,
-    memory_failures,
-    prepare_cpu,
-    release_memory,
-    settled_precision,
-    this_process,
-)
+from nst_train.device import DEFAULT_THREADS, agreed_text, freed_memory_kept, memory_failures, set_threads, settled_precision, this_process
 from nst_train.networks.models import check_names
 from nst_train.settings import RunSettings, TrainSettings
 from nst_train.teacher_names import settled
@@ -111,11 +102,8 @@ def train(
     if isinstance(staging, Version):
         progress.say(f"{staging.ref} already exists: same images, labels and settings")
         return staging
-    try:
-        with _alone(staging, progress) as sign:
-            _train(store, staging, sign, settings, material, run, progress, trackers)
-    finally:
-        release_memory()
+    with _alone(staging, progress) as sign:
+        _train(store, staging, sign, settings, material, run, progress, trackers)
     return staging.version
 
 
@@ -170,13 +158,12 @@ def _train(
                 fit_probe(store, staging, settings, material.labeled, run, progress, machine, since, reviewed)
         this_process().wait_for_everyone()
         return
-    prepare_cpu(machine["threads"])
-    keep_freed_memory()
+    set_threads(machine["threads"])
     with staging.refusable():
         training = Training.prepare(store, staging, settings, material, run, progress)
     training.sign = sign
     training.say_size(progress)
-    with staging.refusable(lambda _: training.is_begun), worker_failures(), memory_failures():
+    with staging.refusable(lambda _: training.is_begun), worker_failures(), memory_failures(), freed_memory_kept():
         training.run(run, progress, since, trackers)
     if sign is not None:
         sign.check(staging.ref)

@@ -13,7 +13,7 @@ from nst_data.sources import Source, match_classes
 from nst_train.classifiers.classifier import Classifier
 from nst_train.classifiers.inference import choose_computation
 from nst_train.classifiers.teachers import Teacher
-from nst_train.device import over_processes, prepare_cpu, this_process
+from nst_train.device import over_processes, set_threads, this_process
 from nst_train.evaluation.evaluate import score
 from nst_train.evaluation.metrics import Score
 from nst_train.settings import TrainSettings
@@ -79,7 +79,7 @@ class Validation:
         first, last = (len(self.source) * process // state.num_processes for process in (state.process_index, state.process_index + 1))
         computation = choose_computation(teacher, None, "fp32", compile_network=False)
         own = score(teacher, computation, self.source, range(first, last), self._columns, self._threads)
-        prepare_cpu(threads)
+        set_threads(threads)
         total = Score.of_numbers(over_processes(torch.tensor(own.numbers, dtype=torch.float64), "sum").tolist())
         if not total.images:
             raise NstError(f"{self.source.location}: none of its {len(self.source)} validation images could be read")
