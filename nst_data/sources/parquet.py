@@ -267,7 +267,7 @@ class ParquetFiles(Source):
         except DAMAGE as error:
             self._stop_unless_damage(error)
             if isinstance(error, OSError) and error.errno:
-                raise NstError(f"{file}: cannot be read: {reason_of(error)}") from None
+                raise NstError(f"{file}: cannot be read: {reason_without_path(error)}") from None
             if not claims_parquet(file, self._start(file)):
                 raise NstError(no_source(file, self._expected)) from None
             raise NstError(f"{file}: corrupt parquet file ({first_line(error)}); recreate it") from None
@@ -296,7 +296,7 @@ class ParquetFiles(Source):
                     start = stop
         except (*DAMAGE, NstError) as error:
             self._stop_unless_damage(error)
-            yield start, self._starts[file + 1], NstError(f"{self._names[file]}: {reason_of(error)}")
+            yield start, self._starts[file + 1], NstError(f"{self._names[file]}: {reason_without_path(error)}")
 
     def _group_stretches(self, file: int, parquet: pq.ParquetFile, group: int, start: int, stop: int) -> Iterator[Stretch]:
         try:
@@ -306,7 +306,7 @@ class ParquetFiles(Source):
             reason = "its pages end early"
         except DAMAGE as error:
             self._stop_unless_damage(error)
-            reason = reason_of(error)
+            reason = reason_without_path(error)
         if start < stop:
             yield start, stop, NstError(f"row group {group} of {self._names[file]} is damaged ({reason})")
 
@@ -378,7 +378,7 @@ class ParquetFiles(Source):
         return bytes(Row(row, "", cells[row - first] if isinstance(cells, Cells) else cells).read())
 
 
-def reason_of(error: Exception) -> str:
+def reason_without_path(error: Exception) -> str:
     """Why rows cannot be read, without the path that errors of files name: a reason is kept in the table `errors`, which is published."""
     if isinstance(error, MissingError):
         return NO_FILE

@@ -16,7 +16,7 @@ from nst_data.sources.cells import Cells
 from nst_data.sources.features import Features
 from nst_data.sources.kept_listing import AddressListing
 from nst_data.sources.kinds import EXPECTED_AT_ADDRESS
-from nst_data.sources.parquet import ParquetFiles, Stretch, reason_of
+from nst_data.sources.parquet import ParquetFiles, Stretch, reason_without_path
 from nst_data.sources.range_file import RangeFile
 from nst_data.sources.read_ahead import PIECE_BYTES, Extent, read_ahead
 from nst_data.sources.source import Row, Wanted, within
@@ -84,7 +84,7 @@ class StreamedParquet(ParquetFiles):
                     footer = parquet.metadata
             except (*DAMAGE, NstError) as error:
                 self._stop_unless_damage(error)
-                yield Extent(name, 0, 0), (_Group(file, 0, first, last, reason_of(error)), 0)
+                yield Extent(name, 0, 0), (_Group(file, 0, first, last, reason_without_path(error)), 0)
                 continue
             for number in range(footer.num_row_groups):
                 stop = first + footer.row_group(number).num_rows
@@ -92,7 +92,7 @@ class StreamedParquet(ParquetFiles):
                     try:
                         start, end = _bounds(footer, number, self._column)
                     except DAMAGE as error:
-                        yield Extent(name, 0, 0), (_Group(file, number, first, stop, reason_of(error)), 0)
+                        yield Extent(name, 0, 0), (_Group(file, number, first, stop, reason_without_path(error)), 0)
                         first = stop
                         continue
                     for at in range(start, end, PIECE_BYTES):
