@@ -81,6 +81,22 @@ def test_with_balanced_classes_it_equals_scikit_learns_and_classes_count_the_sam
     assert not np.allclose(probe.weight, plain.weight, rtol=0.1)
 
 
+def test_of_a_large_set_the_strength_is_sought_on_a_sample_without_classes_too_rare_for_folds(monkeypatch):
+    monkeypatch.setattr("nst_train.features.linear_probe.MOST_FOLDED", 90)
+    features, labels = blobs([100, 100, 100, 2], seed=2)
+    probe, strengths = fit(features, labels, 4, seed=4, sampled=True), list(STRENGTHS)
+    scaled = (features - features.mean(0)) / np.sqrt(features.var(0).mean())
+    drawn = np.sort(np.random.default_rng(4).choice(302, 90, replace=False))
+    drawn = drawn[labels[drawn] < 3]
+    split = StratifiedKFold(5, shuffle=True, random_state=4)
+    means = [cross_val_score(regression(one), scaled[drawn], labels[drawn], cv=split, scoring="neg_log_loss").mean() for one in strengths]
+    assert (probe.strength, probe.folds) == (strengths[int(np.argmax(means))], 5)
+    exact = fit(features, labels, 4, strength=probe.strength)
+    np.testing.assert_allclose(probe.probs(features), exact.probs(features), atol=2e-3)
+    many = np.repeat(np.arange(30), 4)  # of which a sample has three images each, or fewer
+    assert fit(blobs([4] * 30)[0], many, 30, seed=4, sampled=True).folds in (2, 3)
+
+
 def test_too_few_images_for_folds_have_a_stated_strength_and_a_class_without_images_never_wins():
     features, labels = blobs([3, 1, 3])
     labels[labels == 2] = 3
