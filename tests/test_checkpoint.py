@@ -20,7 +20,7 @@ def load(folder, step, say=lambda _: None):
     return load_checkpoint(folder, step.network, step.averaged.module, step.optimizer.optimizer, say)
 
 
-@pytest.mark.parametrize("optimizer", ["rmsproptf", "adamw", "sgd"])
+@pytest.mark.parametrize("optimizer", ["rmsproptf", "adamw", "sgd", "lamb"])
 def test_a_checkpoint_carries_on_to_the_same_weights(tmp_path, optimizer):
     def after(steps, step, batch):
         for index in steps:
@@ -37,6 +37,20 @@ def test_a_checkpoint_carries_on_to_the_same_weights(tmp_path, optimizer):
     for expected, found in zip(whole, resumed, strict=True):
         assert all(torch.equal(expected[name], found[name]) for name in expected)
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000003"]
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("optimizer", ["adamw", "momentum"])
+def test_what_an_optimizer_keeps_of_a_weight_is_in_its_order_in_memory_after_a_resume_too(tmp_path, optimizer, channels_last):
+    step, batch = step_and_batch(optimizer=optimizer, channels_last=channels_last)
+    step(0, batch)
+    save(tmp_path, 1, step)
+    other, _ = step_and_batch(optimizer=optimizer, channels_last=channels_last)
+    load(tmp_path, other)
+    order = torch.channels_last if channels_last else torch.contiguous_format
+    kept = [value for state in other.optimizer.optimizer.state.values() for value in state.values() if value.ndim == 4]
+    assert len(kept) > 10
+    assert all(value.is_contiguous(memory_format=order) for value in kept)
 
 
 def test_the_last_checkpoints_are_kept_and_older_ones_dropped(tmp_path):

@@ -287,11 +287,16 @@ def test_a_temperature_on_hard_targets_is_refused():
 
 
 @pytest.mark.parametrize("changes", [{"channels_last": True}, {"optimizer": "lamb", "learning_rate": 0.01}])
-def test_a_training_is_checkpointed_and_sealed_whatever_its_memory_order_and_optimizer(tiny_store, changes):
+def test_a_training_is_checkpointed_resumed_and_sealed_whatever_its_memory_order_and_optimizer(tiny_store, changes):
     store, labeled, _ = tiny_store
+    source, settings = open_source(str(labeled), labeled=True), TrainSettings(**TINY | changes)
     run = RunSettings(workers=0, decode_threads=1, checkpoint_minutes=0)
-    version = train(store, "sealed", open_source(str(labeled), labeled=True), TrainSettings(**TINY | changes), run=run)
+    version = train(store, "sealed", source, settings, run=run)
     assert version.verify() == []
+    with pytest.raises(KeyboardInterrupt):
+        train(store, "sealed-again", source, settings, run=run, progress=Ended(4))
+    again = train(store, "sealed-again", source, settings, run=run)
+    assert again.manifest.files["model.safetensors"] == version.manifest.files["model.safetensors"]
 
 
 @pytest.mark.parametrize("optimizer", ["adafactorbv", "adahessian", "fusedadam"])

@@ -122,8 +122,17 @@ def load_checkpoint(
         state = _nested(saved["optimizer"], position["optimizer"])
         groups = [group | there for group, there in zip(optimizer.state_dict()["param_groups"], position["groups"], strict=True)]
         optimizer.load_state_dict({"state": state, "param_groups": groups})
+        _order_as_weights(optimizer)
         return Resumed(int(position["step"]), position["notes"], saved.get("best"))
     return Resumed()
+
+
+def _order_as_weights(optimizer: Optimizer) -> None:
+    """Put what is kept for each weight, such as its momentum, in the weight's order in memory; in another one sums round differently."""
+    for weight, entries in optimizer.state.items():
+        for name, value in entries.items():
+            if isinstance(value, Tensor) and value.shape == weight.shape:
+                entries[name] = torch.empty_like(weight, dtype=value.dtype, device=value.device).copy_(value)
 
 
 def last_checkpoint(folder: Path) -> int | None:
