@@ -6,10 +6,13 @@ import torch
 from conftest import TINY
 from safetensors.torch import load_file
 from torch import nn
+from watched import Said
+from wording import tells
 
 from nst_data.errors import UsageError
 from nst_data.sources import open_source
 from nst_train.networks.models import create_network
+from nst_train.networks.own_networks import register_network
 from nst_train.settings import RunSettings, TrainSettings
 from nst_train.training.optimizer import make_optimizer
 from nst_train.training.schedule import Schedule
@@ -113,6 +116,31 @@ def test_a_layers_factor_reaches_its_weights(tiny_store):
     torch.testing.assert_close(moved[0.5]["fc.weight"], moved[None]["fc.weight"])
     ratio = moved[0.5]["conv1.0.weight"].norm() / moved[None]["conv1.0.weight"].norm()
     assert ratio == pytest.approx(0.5**5, rel=1e-3)  # stem, four stages, last layer
+
+
+@pytest.mark.parametrize(
+    ("changes", "warned"),
+    [
+        ({"model": "own_flat"}, True),
+        ({"model": "own_flat", "layer_decay": 1.0}, False),
+        ({"start": "tiny-teacher@gen-0", "freeze": 0.99, "freeze_by": "layers"}, True),  # of the last layer alone
+        ({}, False),
+    ],
+)
+def test_layer_decay_that_changes_nothing_is_said_in_one_line(tiny_store, capfd, changes, warned):
+    register_network("own_flat", lambda classes: nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, classes)), image_size=16)
+    store, labeled, _ = tiny_store
+    values = (
+        TINY
+        | {"weight_decay_on": "weights", "layer_decay": 0.5, "epochs": 0.5, "noise": {"operations": 0, "stochastic_depth": 0}}
+        | changes
+    )
+    said = Said()
+    train(store, "flat", open_source(labeled, labeled=True), TrainSettings(**values), run=RunSettings(workers=0), progress=said)
+    lines = [line for line in said.lines if "layer_decay" in line]
+    assert len(lines) == warned
+    assert all(tells(line, "flat@gen- … warning: `layer_decay` changes nothing … remove it") for line in lines)
+    assert "Layer-wise lr decay" not in capfd.readouterr().err  # timm's own words
 
 
 def test_layer_decay_with_decay_of_biases_is_one_line():

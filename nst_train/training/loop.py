@@ -25,7 +25,7 @@ from nst_train.settings import RunSettings, TrainSettings
 from nst_train.training.checkpoint import CheckpointClock, Resumed, diverged, is_finite, last_checkpoint, load_checkpoint, save_checkpoint
 from nst_train.training.loss import balanced_weights
 from nst_train.training.material import Material
-from nst_train.training.optimizer import check_optimizer
+from nst_train.training.optimizer import check_optimizer, is_layer_decay_idle
 from nst_train.training.readable import check_classes, say_in_both, say_lost_classes, unreadable_images
 from nst_train.training.schedule import Schedule, images_that_count
 from nst_train.training.step import Step, make_step
@@ -125,7 +125,7 @@ class Training:
         return cls(staging, step, labeled, pseudo, class_names, lines, empty, data_config, ahead, scores, unscored)
 
     def say_size(self, progress: Progress) -> None:
-        """Say what is trained on for how long, and where batch size or warm-up do not suit that."""
+        """Say what is trained on for how long, and where batch size, warm-up or `layer_decay` do not suit that."""
         ref, settings, schedule = self.staging.ref, self.step.settings, self.step.schedule
         images, pseudo = len(self.labeled), len(self.pseudo) if self.pseudo else 0
         parts = [f"{images:,} labeled image{'s' * (images > 1)} of {_in_short(self.class_names)}"] if images else []
@@ -143,6 +143,9 @@ class Training:
                 f"{ref}: the learning rate rises for {warmup}, at least as long as the training, so it never reaches `learning_rate`; "
                 f"set fewer `{'warmup_steps' if in_steps else 'warmup_epochs'}`, or more `{'steps' if settings.steps else 'epochs'}`"
             )
+
+        if is_layer_decay_idle(settings, self.step.optimizer.optimizer):
+            progress.say(f"{ref}: warning: `layer_decay` changes nothing: to timm all that is trained is the last layer; remove it")
 
     def run(self, run: RunSettings, progress: Progress, since: float, tracker_names: list[str]) -> None:
         """All steps from the last checkpoint on. Raises Interrupted, with a checkpoint written, when a signal asks for it."""

@@ -1,5 +1,6 @@
 """The optimizer of a training, and which weights it decays."""
 
+import logging
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from nst_train.settings import TrainSettings
 from nst_train.training.checkpoint import check_can_be_saved
 from nst_train.training.schedule import Schedule
 
+logging.getLogger("timm.optim").addHandler(logging.NullHandler())  # else Python writes its warnings to the screen
 _SHAPES = [(8, 3, 3, 3), (8,), (160, 160)]  # a convolution, a bias, a matrix that optimizers with factors have factors for
 
 
@@ -28,6 +30,11 @@ def make_optimizer(network: nn.Module, settings: TrainSettings, schedule: Schedu
     except (ValueError, TypeError) as error:
         raise _refused(settings, error) from None
     return optimizer
+
+
+def is_layer_decay_idle(settings: TrainSettings, optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a `layer_decay` was asked for, and all that is trained learns at one rate nevertheless."""
+    return settings.layer_decay not in (None, 1) and all(group["lr_scale"] == 1 for group in optimizer.param_groups)
 
 
 def check_optimizer(settings: TrainSettings, device: torch.device) -> None:
