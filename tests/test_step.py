@@ -23,7 +23,7 @@ from nst_train.noise_settings import Noise
 from nst_train.seeds import seed_network
 from nst_train.settings import TrainSettings
 from nst_train.training.schedule import Schedule
-from nst_train.training.step import make_step
+from nst_train.training.step import has_unused_weights, make_step
 
 NOISE = {"operations": 0, "dropout": 0.3, "stochastic_depth": 0.3}
 
@@ -136,6 +136,17 @@ def test_channels_last_changes_the_order_in_memory_and_no_result():
     assert next(one for one in step.network.parameters() if one.ndim == 4 and one.shape[1] > 1).is_contiguous(
         memory_format=torch.channels_last
     )
+
+
+def test_weights_without_part_in_the_logits_are_found_where_they_are_trained():
+    network = create_network(TrainSettings(**TINY), 3).train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    assert not has_unused_weights(network, (3, 16, 16))
+    network.spare = torch.nn.Linear(2, 2)
+    assert has_unused_weights(network, (3, 16, 16))
+    network.spare.requires_grad_(False)
+    assert not has_unused_weights(network, (3, 16, 16))
+    assert all(torch.equal(network.state_dict()[name], value) for name, value in before.items())
 
 
 def test_attention_step_by_step_is_the_fused_one_up_to_rounding():

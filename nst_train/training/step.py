@@ -1,5 +1,6 @@
 """The optimizer step: one noised forward pass over labeled and pseudo-labeled images (Algorithm 1, step 3; section 3.1)."""
 
+import copy
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +12,7 @@ from accelerate.utils import DistributedType, DynamoBackend, TorchDynamoPlugin
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
-from nst_data.errors import UsageError
+from nst_data.errors import NstError, UsageError
 from nst_train.batches.batches import TrainingBatch
 from nst_train.device import autocast, settled_channels_last, settled_precision, this_process
 from nst_train.networks.batch_norm import synchronize_batch_norm
@@ -26,6 +27,7 @@ from nst_train.training.optimizer import make_optimizer
 from nst_train.training.schedule import Schedule
 from nst_train.transforms.noise import Normalize
 
+_UNREDUCED = "finished reduction in the prior iteration"  # torch's words where a weight that had a gradient has none in a step
 _SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
@@ -79,8 +81,7 @@ class Step:
             images = images.contiguous(memory_format=torch.channels_last)
         is_last = number + 1 == settings.accumulate
         with nullcontext() if is_last else self.accelerator.no_sync(self.network):
-            with autocast(self.precision, self.accelerator.device.type):
-                logits = self.network(images)
+            logits = self._logits(images)
             against = partial(
                 joint_cross_entropies,
                 labels=part.labels,
@@ -94,6 +95,19 @@ class Step:
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         losses = losses.detach()
         return losses[:labeled], losses[labeled:]
+
+    def _logits(self, images: Tensor) -> Tensor:
+        try:
+            with autocast(self.precision, self.accelerator.device.type):
+                logits: Tensor = self.network(images)
+        except RuntimeError as error:
+            if _UNREDUCED not in str(error):
+                raise
+            raise NstError(
+                f"{self.settings.model}: some weights get a gradient in some steps only, which processes cannot average; "
+                "train in one process, without a launcher, or choose another `model`"
+            ) from None
+        return logits
 
 
 def make_step(
@@ -109,10 +123,10 @@ def make_step(
     `class_weights` are what labeled images of each class count. Raises NstError for a network that has no place for the noise.
     """
     # precision and parts of a step are the settings', not those in the environment that `accelerate launch` sets
-    unused = DistributedDataParallelKwargs(find_unused_parameters=isinstance(network, Logits))  # such as DINOv2's mask token
+    of_processes = DistributedDataParallelKwargs()
     uncompiled = TorchDynamoPlugin(backend=DynamoBackend.NO)
     accelerator = Accelerator(
-        cpu=this_process().device.type == "cpu", mixed_precision="no", kwargs_handlers=[unused], dynamo_plugin=uncompiled
+        cpu=this_process().device.type == "cpu", mixed_precision="no", kwargs_handlers=[of_processes], dynamo_plugin=uncompiled
     )
     if (kind := accelerator.distributed_type) in _SHARDED:
         raise UsageError(
@@ -126,6 +140,8 @@ def make_step(
         network = network.to(memory_format=torch.channels_last)
     averaged = ModelEmaV3(network, decay=settings.ema_decay, use_warmup=True, warmup_gamma=9.0, warmup_power=1.0)
     prepare(network, settings)
+    if accelerator.distributed_type != DistributedType.NO:
+        of_processes.find_unused_parameters = isinstance(network, Logits) or has_unused_weights(network, data_config["input_size"])
     noise = add_noise(network, settings.noise, settings.of_pseudo.noise, classes, settings.seed)
     optimizer = make_optimizer(network, settings, schedule)
     if settings.compile:
@@ -137,3 +153,13 @@ def make_step(
     normalize = Normalize(data_config, accelerator.device)
     weights = class_weights.to(accelerator.device) if class_weights is not None else None
     return Step(wrapped, network, averaged, optimizer, accelerator, schedule, settings, normalize, noise, precision, scaler, weights)
+
+
+def has_unused_weights(network: nn.Module, size: tuple[int, int, int]) -> bool:
+    """Whether something that is trained has no part in the logits of images of a size, such as DINOv2's mask token or an auxiliary head."""
+    trial = copy.deepcopy(network)  # which counts what it sees
+    trained = [weight for weight in trial.parameters() if weight.requires_grad]
+    images = torch.zeros(2, *size, device=trained[0].device)
+    with torch.random.fork_rng(devices=[]):
+        logits = trial(images)
+    return any(gradient is None for gradient in torch.autograd.grad(logits.sum(), trained, allow_unused=True))
