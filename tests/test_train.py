@@ -220,13 +220,25 @@ def test_going_on_does_not_decode_all_labeled_images_again(tiny_store, monkeypat
     assert train(store, "stopped", source, settings, run=RUN).manifest.counts.labeled == 12
 
 
-def test_a_loss_that_is_no_number_stops_with_the_step_and_what_to_try(tiny_store):
+@pytest.mark.parametrize(
+    ("changes", "remedy"),
+    [
+        ({"warmup_epochs": 0}, "Try a lower `learning_rate`, a longer `warmup_epochs`, or `clip_grad`"),
+        (
+            {"steps": 60, "warmup_steps": 1, "clip_grad": 1e9},
+            "Try a lower `learning_rate`, a longer `warmup_steps`, or a smaller `clip_grad`",
+        ),
+    ],
+)
+def test_a_loss_that_is_no_number_stops_with_the_step_its_learning_rate_and_what_to_try(tiny_store, changes, remedy):
     store, labeled, _ = tiny_store
-    settings = TrainSettings(**TINY | {"learning_rate": 1e20, "epochs": 20, "optimizer": "sgd"})
-    said = r"diverges@gen-0, step \d+: the loss is no longer finite; there is no checkpoint from before. Try a lower `learning_rate`"
-    with pytest.raises(NstError, match=said):
+    values = TINY | {"learning_rate": 6.4e21, "optimizer": "sgd", "decay_rate": 1.0, "epochs": 20} | changes  # 1e20 for steps of 4
+    settings = TrainSettings(**{name: value for name, value in values.items() if "steps" not in changes or "epochs" not in name})
+    said = r"diverges@gen-0, step \d+: the loss is no longer finite, at a learning rate of 1e\+20; there is no checkpoint from before. "
+    with pytest.raises(NstError, match=said + remedy):
         train(store, "diverges", open_source(str(labeled), labeled=True), settings, run=RUN)
     assert store.versions("diverges") == []
+    store.remove("diverges@gen-0")
 
 
 def test_accuracy_equals_a_count_by_hand(tiny_store):

@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from nst_data.errors import NstError, first_line
 from nst_data.store.files import fsync_folder, fsync_tree, write_text
 from nst_train.networks.weights import differences
+from nst_train.settings import TrainSettings
 
 EPOCH_END_SECONDS = 60.0
 
@@ -147,12 +148,14 @@ def is_finite(*networks: nn.Module) -> bool:
     return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
 
 
-def diverged(ref: str, folder: Path, step: int, what: str) -> NstError:
-    """What to say of a training whose numbers are finite no more from `step` on."""
+def diverged(ref: str, folder: Path, step: int, what: str, learning_rate: float, settings: TrainSettings) -> NstError:
+    """What to say of a training whose numbers are finite no more from `step` on, which was at `learning_rate`."""
     last = last_checkpoint(folder)
     good = "there is no checkpoint from before" if last is None else f"the last good checkpoint is that of step {last:,}"
+    warmup, smaller = "warmup_epochs" if settings.warmup_steps is None else "warmup_steps", "a smaller " if settings.clip_grad else ""
     return NstError(
-        f"{ref}, step {step:,}: {what} no longer finite; {good}. Try a lower `learning_rate` or a longer `warmup_epochs`, "
+        f"{ref}, step {step:,}: {what} no longer finite, at a learning rate of {learning_rate:.3g}; {good}. "
+        f"Try a lower `learning_rate`, a longer `{warmup}`, or {smaller}`clip_grad`, "
         f"after `store.remove({ref!r})`, which frees its number"
     )
 
