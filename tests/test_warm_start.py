@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import TINY, write_class_folders, write_pool, write_tiny_recipe
 from safetensors.torch import load_file
+from torch import nn
 from watched import Said
 from wording import tells
 
@@ -11,6 +12,7 @@ from nst_data.errors import NstError
 from nst_data.sources import open_source
 from nst_data.store.store import Store
 from nst_train.classifiers.teachers import load_classifier
+from nst_train.networks.own_networks import register_network
 from nst_train.noisy_student import self_training
 from nst_train.recipes.reading import load_recipe
 from nst_train.settings import RunSettings, TrainSettings
@@ -77,6 +79,20 @@ def test_the_weights_of_another_network_are_refused_in_one_line_and_leave_nothin
         started(store, labeled, model="test_efficientnet")
     assert store.versions() == before
     assert not [one for one in store.unfinished() if str(one).startswith("warm")]
+
+
+@pytest.mark.parametrize("mean", [0.4465, 0.5])
+def test_images_that_are_normalized_otherwise_than_the_start_knows_them_are_said(tiny_store, mean):
+    for name, its_mean in (("own_start", 0.4465), ("own_next", mean)):
+        register_network(name, lambda classes: nn.Sequential(nn.Flatten(), nn.Linear(768, classes)), image_size=16, mean=(its_mean,) * 3)
+    store, labeled, _ = tiny_store
+    source, values, said = open_source(labeled, labeled=True), TINY | NO_STEP | {"noise": {"stochastic_depth": 0}}, Said()
+    first = train(store, "own-start", source, TrainSettings(**values | {"model": "own_start"}), run=RUN)
+    settings = TrainSettings(**values | {"model": "own_next", "start": first.ref})
+    train(store, f"own-next-{mean}", source, settings, run=RUN, progress=said)
+    lines = [line for line in said.lines if tells(line, f"warning: start {first.ref} … mean")]
+    assert len(lines) == (mean != 0.4465)
+    assert all(tells(line, "of mean 0.447, 0.447, 0.447 and standard deviation 0.5, … own_next … on mean 0.5, … `model`") for line in lines)
 
 
 @pytest.fixture(scope="module")

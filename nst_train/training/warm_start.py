@@ -1,5 +1,6 @@
 """Starting from a trained network: a student from its teacher (study 8), a finetuning from the training before it."""
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
@@ -12,9 +13,14 @@ from nst_data.store.store import Store
 from nst_train.classifiers.lineage import teacher_input
 from nst_train.classifiers.teachers import load_classifier
 from nst_train.networks.heads import heads_of
+from nst_train.networks.models import data_config_of
 from nst_train.networks.weights import differences
 from nst_train.settings import TrainSettings
 from nst_train.teacher_names import is_in_store
+from nst_train.transforms.preprocessing import Preprocessing
+
+_ANY_SIZE = (64, 64)
+_SAME = 1e-3
 
 
 def start_input(name: str, store: Store) -> Input:
@@ -25,8 +31,8 @@ def start_input(name: str, store: Store) -> Input:
 def start_from(network: nn.Module, settings: TrainSettings, store: Store, class_names: list[str], progress: Progress) -> None:
     """Give `network` the weights of `settings.start`, its classes in the order of `class_names`.
 
-    Where it knows other classes, the last layer keeps its own first weights, which is said. Raises NstError where the weights belong
-    to another network.
+    Where it knows other classes, the last layer keeps its own first weights, which is said, as is where it was trained on images that
+    were normalized otherwise. Raises NstError where the weights belong to another network.
     """
     assert settings.start is not None, "asked for by settings that name a start"
     trained, _ = load_classifier(settings.start, store)
@@ -47,6 +53,27 @@ def start_from(network: nn.Module, settings: TrainSettings, store: Store, class_
     network.load_state_dict(weights)
     if order is None:
         progress.say(f"{settings.start} has other classes: the last layer starts from scratch")
+    there, config = _normalization_of(trained.preprocessing), data_config_of(network, settings)
+    here = [float(value) for value in (*config["mean"], *config["std"])]
+    if not np.allclose(there, here, rtol=0, atol=_SAME):
+        progress.say(
+            f"warning: start {settings.start} knows images of {_in_words(there)}, {settings.model} is trained on {_in_words(here)}; "
+            "choose the `model` by which the start was trained, with its tag"
+        )
+
+
+def _normalization_of(preprocessing: Preprocessing) -> list[float]:
+    """Mean, then standard deviation, of each channel, as black and white come out."""
+    levels = (torch.full((3, *_ANY_SIZE), level, dtype=torch.uint8) for level in (0, 255))
+    black, white = (preprocessing.finish(preprocessing.prepare(level)[None])[0].double() for level in levels)
+    at = (slice(None), black.shape[1] // 2, black.shape[2] // 2)
+    std = 1 / (white[at] - black[at])
+    return [*((0 - black[at]) * std).tolist(), *std.tolist()]
+
+
+def _in_words(normalization: list[float]) -> str:
+    mean, std = (", ".join(f"{value:.3g}" for value in one) for one in (normalization[:3], normalization[3:]))
+    return f"mean {mean} and standard deviation {std}"
 
 
 def _order_of(class_names: list[str], trained: list[str]) -> Int[Tensor, " classes"] | None:
