@@ -8,6 +8,7 @@ import yaml
 from conftest import TINY, write_class_folders, write_tiny_images, write_tiny_recipe
 from labels import SETTINGS
 from nst_cli.main import app
+from test_network_noise import Patches
 from test_teachers import write_transformer
 from typer.testing import CliRunner
 from wording import tells
@@ -19,6 +20,7 @@ from nst_data.sources.listing import write_listing
 from nst_data.store.manifest import content_digest
 from nst_data.store.store import Store
 from nst_train.classifiers.inference import Computation
+from nst_train.networks.own_networks import register_network
 from nst_train.noisy_student import self_training
 from nst_train.recipes.reading import load_recipe
 from nst_train.settings import RunSettings, TrainSettings
@@ -112,6 +114,18 @@ def test_a_network_whose_images_an_earlier_nst_prepared_otherwise_is_another_and
         self_training(store, load_recipe(path), progress=Progress())
     assert str(refused.value) == stage.refusal
     assert "(preparation: None there, {'crop_mode': 'squash'} asked)" in stage.refusal
+
+
+def test_how_a_network_draws_is_the_networks_own_and_makes_no_difference(tmp_path, timed):
+    write_tiny_images(tmp_path)
+    register_network("own_patches", Patches, image_size=16)
+    network = {"model": "own_patches", "noise": {"stochastic_depth": 0.5}}
+    path, store = write_tiny_recipe(tmp_path, generations=[TINY | network, STUDENT], **PARTS), Store(tmp_path / "store")
+    self_training(store, load_recipe(path), progress=Progress())
+    assert store.open("bugs-teacher@gen-0").manifest.request.settings["network_noise"] == "each use"
+    assert [one.state for one in stages(store, path).stages] == ["done"] * 4
+    other = write_tiny_recipe(tmp_path, generations=[TINY | network | {"epochs": 3}, STUDENT], **PARTS)
+    assert "with other settings (epochs: 2.0 there, 3.0 asked)" in stages(store, other).stages[0].refusal
 
 
 @pytest.mark.parametrize(

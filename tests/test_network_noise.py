@@ -1,10 +1,14 @@
 import pytest
 import torch
+from timm.layers import DropPath
 from torch import nn
+from transformers import BeitConfig, BeitForImageClassification, Dinov2Config, Dinov2ForImageClassification
 
 from nst_data.errors import NstError
-from nst_train.networks.models import create_network
-from nst_train.networks.network_noise import NetworkNoise, Rates, add_noise
+from nst_train.networks.models import check_takes, create_network
+from nst_train.networks.network_noise import NetworkNoise, Rates, StochasticDepth, add_noise
+from nst_train.networks.outline import draws_again
+from nst_train.networks.own_networks import register_network
 from nst_train.noise_settings import Noise, PseudoNoise
 from nst_train.seeds import seed_network
 from nst_train.settings import TrainSettings
@@ -12,6 +16,51 @@ from nst_train.settings import TrainSettings
 CPU = torch.device("cpu")
 NONE = Noise.none()
 IMAGES = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+class Patches(nn.Module):
+    """Takes images of 16 px apart into four patches, and comes to its DropPath twice with patches and once with images, like TNT."""
+
+    def __init__(self, classes, drop_path_rate=0.0):
+        super().__init__()
+        self.embed, self.drop_path = nn.Conv2d(3, 8, 8, stride=8), DropPath(drop_path_rate)
+        self.attention, self.mlp, self.outer, self.head = (nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, classes))
+
+    def forward(self, images):
+        rows = self.apart(self.embed(images).flatten(2).transpose(1, 2))
+        rows = rows + self.drop_path(self.attention(rows))
+        rows = rows + self.drop_path(self.mlp(rows))
+        means = self.together(rows, len(images)).mean(dim=1)
+        return self.head(means + self.drop_path(self.outer(means)))
+
+    def apart(self, patches):
+        return patches.flatten(0, 1)
+
+    def together(self, rows, images):
+        return rows.unflatten(0, (images, 4))
+
+
+class PatchByPatch(Patches):
+    """The first patch of each image, then the second of each."""
+
+    def apart(self, patches):
+        return patches.transpose(0, 1).flatten(0, 1)
+
+    def together(self, rows, images):
+        return rows.unflatten(0, (4, images)).transpose(0, 1)
+
+
+class PatchesFirst(Patches):
+    """Of shape (patches, images, width)."""
+
+    def apart(self, patches):
+        return patches.transpose(0, 1)
+
+    def together(self, rows, images):
+        return rows.transpose(0, 1)
+
+
+register_network("own_patches", Patches, image_size=16)
 
 
 def noise(**rates):
@@ -102,3 +151,96 @@ def test_a_network_without_a_place_for_noise_says_which_setting_to_change():
         add_noise(plain, noise(stochastic_depth=0.2), NONE, 5, 0)
     with pytest.raises(NstError, match=r"Sequential:.*3 outputs.*none; set noise\.dropout to 0"):
         add_noise(plain, noise(dropout=0.2), NONE, 3, 0)
+
+
+def drops_of(network, drawn, **begun):
+    """What each use of a place for stochastic depth multiplied the rows with, in one forward pass."""
+    kept = []
+    for place in network.modules():
+        if isinstance(place, StochasticDepth):
+            place.register_forward_hook(lambda _, inputs, output: kept.append((output / inputs[0]).flatten(1)[:, 0].round(decimals=4)))
+    logits(network, drawn, **begun)
+    return kept
+
+
+def test_a_place_that_a_forward_pass_comes_to_again_draws_anew_for_each_row_and_at_first_as_ever():
+    images = torch.randn(400, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    network, drawn = noised(noise(stochastic_depth=0.5), noise(stochastic_depth=0.5), "own_patches")
+    attention, mlp, outer = drops_of(network, drawn, labeled=range(200), pseudo=range(200), images=images)
+    drawn.begin(0, range(200), range(200))
+    assert torch.equal(attention, drawn.kept(Rates(0.5, 0.5), 4, layer=1).flatten())
+    assert (len(mlp), len(outer)) == (1600, 400)
+    assert float((attention == mlp).float().mean()) == pytest.approx(0.5, abs=0.06)  # 5 standard deviations
+    assert float((attention[:400] == outer).float().mean()) == pytest.approx(0.5, abs=0.125)
+    assert float((attention[::4] == attention[1::4]).float().mean()) == pytest.approx(0.5, abs=0.125)
+
+
+def test_a_network_that_comes_to_each_place_once_draws_the_numbers_of_an_earlier_nst():
+    network, drawn = noised(noise(stochastic_depth=0.5), noise(stochastic_depth=0.2), "test_vit")
+    rates = [place._rates for place in network.modules() if isinstance(place, StochasticDepth)]
+    images = torch.randn(8, 3, *network.default_cfg["input_size"][1:], generator=torch.Generator().manual_seed(0))
+    found = drops_of(network, drawn, step=3, images=images)
+    drawn.begin(3, range(4), range(4))
+    assert [one.tolist() for one in found] == [
+        pytest.approx(drawn.kept(rate, 1, layer).flatten().tolist(), abs=1e-3) for layer, rate in enumerate(rates, 1)
+    ]
+
+
+def test_patches_too_are_noised_by_the_rate_of_their_image_and_the_same_however_a_step_is_spread():
+    network, drawn = noised(noise(stochastic_depth=0.5), NONE, "own_patches")
+    whole = logits(network, drawn)
+    first = logits(network, drawn, labeled=range(2), pseudo=range(2), images=IMAGES[[0, 1, 4, 5]])
+    second = logits(network, drawn, labeled=range(2, 4), pseudo=range(2, 4), images=IMAGES[[2, 3, 6, 7]])
+    torch.testing.assert_close(torch.cat([first[:2], second[:2], first[2:], second[2:]]), whole)
+    without = logits(network.eval(), drawn)
+    torch.testing.assert_close(whole[4:], without[4:])
+    assert (whole[:4] - without[:4]).abs().amax(dim=1).max() > 1e-3
+
+
+@pytest.mark.parametrize("network", [PatchByPatch(3, 0.1), PatchesFirst(3, 0.1)])
+def test_stochastic_depth_of_rows_that_are_not_an_images_own_is_refused_before_any_step(network):
+    settings = TrainSettings(model="own_patches", noise=noise(stochastic_depth=0.1))
+    with pytest.raises(
+        NstError, match=r"own_patches: stochastic depth .* does not work .*\(of a tensor of shape.*set noise\.stochastic_depth"
+    ):
+        check_takes(network, settings, {"input_size": (3, 16, 16)}, 3)
+    check_takes(Patches(3, 0.1), settings, {"input_size": (3, 16, 16)}, 3)
+
+
+TINY_OF_TRANSFORMERS = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
+OF_TRANSFORMERS = {
+    "beit": lambda: BeitForImageClassification(BeitConfig(**TINY_OF_TRANSFORMERS, intermediate_size=16, num_labels=3)),
+    "dinov2": lambda: Dinov2ForImageClassification(Dinov2Config(**TINY_OF_TRANSFORMERS, num_labels=3)),
+}
+
+
+@pytest.mark.parametrize("model", OF_TRANSFORMERS)
+def test_blocks_of_transformers_that_have_one_place_for_two_branches_draw_again(tmp_path, model):
+    OF_TRANSFORMERS[model]().save_pretrained(tmp_path)
+    settings = TrainSettings(model=f"local-dir:{tmp_path}", noise=noise(stochastic_depth=0.5), image_size=16)
+    assert draws_again(settings)
+    network = create_network(settings, 3).train()
+    for name, weight in network.named_parameters():
+        if "lambda" in name:  # of layer scale, which is nearly 0 at first
+            nn.init.ones_(weight)
+    found = drops_of(network, add_noise(network, settings.noise, NONE, 3, 0), labeled=range(8), pseudo=())
+    assert len(found) == 2 * len({id(place) for place in network.modules() if isinstance(place, StochasticDepth)})
+    assert any(not torch.equal(first, second) for first, second in zip(found[::2], found[1::2], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"), [("test_vit", False), ("test_resnet", False), ("visformer_tiny", True), ("tnt_s_legacy_patch16_224", True)]
+)
+def test_whether_a_network_draws_again_is_known_by_its_outline(model, expected):
+    assert draws_again(TrainSettings(model=model, noise=noise(stochastic_depth=0.1, dropout=0.1))) is expected
+    assert not draws_again(TrainSettings(model=model, noise=noise(dropout=0.1)))
+
+
+def test_a_network_that_needs_numbers_tells_too_whether_it_draws_again():
+    class Asking(Patches):
+        def forward(self, images):
+            assert images.sum().item() == 0
+            return super().forward(images)
+
+    register_network("own_asking", Asking, image_size=16)
+    assert draws_again(TrainSettings(model="own_asking", noise=noise(stochastic_depth=0.1)))

@@ -5,6 +5,9 @@ import json
 import pytest
 from conftest import TINY
 from earlier_store import RUN, network
+from nst_cli.main import app
+from test_network_noise import Patches
+from typer.testing import CliRunner
 from watched import Ended
 
 from nst_data.errors import NstError
@@ -13,6 +16,7 @@ from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
 from nst_data.store.manifest import Request, content_digest, parse_manifest
 from nst_data.store.store import Store
+from nst_train.classifiers.teachers import load_teacher
 from nst_train.networks.own_networks import register_network
 from nst_train.settings import TrainSettings
 from nst_train.training.train import train
@@ -90,3 +94,58 @@ def test_a_streamed_one_that_was_begun_before_goes_on_to_the_weights_of_one_that
     assert parse_manifest((version.folder / "nst.json").read_text(), "there").request.settings["stream"] is True
     assert version.manifest.files == whole.manifest.files
     assert json.loads(row)["step"] == 6
+
+
+@pytest.fixture(scope="module")
+def twice(inputs, tmp_path_factory):
+    """(store, labeled images, settings, teacher) of a network that comes to its place for stochastic depth more than once."""
+    register_network("own_patches", Patches, image_size=16)
+    store = Store(tmp_path_factory.mktemp("twice"))
+    settings = TrainSettings(**TINY | {"model": "own_patches", "noise": {"operations": 1, "dropout": 0.1, "stochastic_depth": 0.5}})
+    return store, inputs[0], settings, train(store, "twice", inputs[0], settings, run=RUN)
+
+
+def test_a_network_that_comes_to_a_layer_again_says_that_it_draws_anew_and_is_found_and_names_options_alone(twice):
+    store, labeled, settings, teacher = twice
+    assert teacher.manifest.request.settings["network_noise"] == "each use"
+    assert train(store, "twice", labeled, settings, run=RUN, progress=Ended(0)) == teacher
+    assert "--network-noise" not in (teacher.folder / "README.md").read_text()
+    shown = CliRunner().invoke(app, ["show", teacher.ref, "--store", str(store.root)], catch_exceptions=False).stdout
+    assert "each use" in shown
+
+
+@pytest.mark.parametrize("changes", [{"model": "test_resnet"}, {"noise": {"operations": 1, "dropout": 0.1, "stochastic_depth": 0}}])
+def test_one_that_comes_to_each_layer_once_is_known_by_its_settings_alone(twice, tmp_path, changes):
+    _, labeled, settings, _ = twice
+    settings = TrainSettings.model_validate(settings.model_dump(exclude_unset=True) | changes)
+    request = train(Store(tmp_path), "once", labeled, settings, run=RUN).manifest.request
+    assert request.settings == settings.of_labeled_alone().without_validation().for_request()
+
+
+def test_one_that_an_earlier_nst_drew_alike_at_each_use_stays_and_another_is_trained(twice, tmp_path):
+    _, labeled, settings, teacher = twice
+    store = Store(tmp_path)
+    request = teacher.manifest.request.model_copy(update={"settings": dict(teacher.manifest.request.settings)})
+    request.settings.pop("network_noise")
+    earlier = store.begin(request, "twice", first=0)
+    assert earlier.request.digest != teacher.manifest.request.digest
+    again = train(store, "twice", labeled, settings, run=RUN)
+    assert (again.ref, again.manifest.digest) == ("twice@gen-1", teacher.manifest.digest)
+
+
+def test_a_teacher_is_noised_as_it_was_trained_also_one_of_an_earlier_nst(twice):
+    store, labeled, settings, teacher = twice
+    drawn = []
+    for version in (teacher, train(store, "earlier", labeled, settings.model_copy(update={"seed": 1}), run=RUN)):
+        if version is not teacher:
+            manifest = version.manifest
+            request = manifest.request.model_copy(update={"settings": dict(manifest.request.settings)})
+            request.settings.pop("network_noise")
+            digest = content_digest(request, manifest.files, manifest.class_names)
+            (version.folder / "nst.json").write_text(manifest.model_copy(update={"request": request, "digest": digest}).model_dump_json())
+        noised, _ = load_teacher([version.ref], store, noise_seed=0)
+        member = noised.members[0].network
+        noised.noise.add_to(member, 3)
+        (noise,) = noised.noise._networks
+        drawn.append([noise.next_use(1), noise.next_use(1) == 1])
+    assert drawn == [[1, False], [1, True]]

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from conftest import TINY
+from test_network_noise import Patches
 from test_teachers import write_transformer
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
@@ -19,6 +20,7 @@ from nst_train.batches.batches import TrainingBatch
 from nst_train.device import settled_precision
 from nst_train.networks.attention import has_fused_attention, unfuse_attention
 from nst_train.networks.models import create_network
+from nst_train.networks.own_networks import register_network
 from nst_train.noise_settings import Noise
 from nst_train.seeds import seed_network
 from nst_train.settings import TrainSettings
@@ -34,7 +36,7 @@ def made(**changes):
     settings = TrainSettings(**TINY | plain | {"noise": NOISE, "ratio": 2} | changes)
     seed_network(0)
     network = create_network(settings, 3)
-    size = network.default_cfg["input_size"]
+    size = network.pretrained_cfg["input_size"]
     step = make_step(network, settings, Schedule.of(settings, 16), {"mean": (0.5,) * 3, "std": (0.5,) * 3}, 3)
     draw = torch.Generator().manual_seed(0)
     images = torch.randint(0, 255, (12, *size), dtype=torch.uint8, generator=draw)
@@ -204,6 +206,9 @@ def test_a_step_on_pseudo_labeled_images_alone_has_their_mean_for_a_loss():
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_a_compiled_network_takes_the_same_step():
     torch.testing.assert_close(moved(compile=True), moved(), rtol=1e-3, atol=1e-5)
+    register_network("own_patches", Patches, image_size=16)
+    twice = {"model": "own_patches", "accumulate": 2}
+    torch.testing.assert_close(moved(**twice, compile=True), moved(**twice), rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize(

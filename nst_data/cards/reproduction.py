@@ -10,7 +10,7 @@ import yaml
 from nst_data.cards.described import Described
 from nst_data.cards.published import Published, is_local, place_of, public_setting
 from nst_data.store.inputs import EditionInputs, GenerationInputs, Input, ReviewInputs, TeacherInputs
-from nst_data.store.manifest import ANONYMOUS, NO_OPTIONS, EditionManifest
+from nst_data.store.manifest import ANONYMOUS, BESIDE_SETTINGS, EditionManifest
 
 _WIDTH = 120
 _THRESHOLDS = "class_min_confidence"
@@ -149,7 +149,7 @@ def _options(settings: Mapping[str, Any], with_pseudo: bool, in_public: bool, pr
             value is None
             or value is False
             or value in ({}, [], "")
-            or key in (ANONYMOUS, *NO_OPTIONS)
+            or key in (ANONYMOUS, *BESIDE_SETTINGS)
             or (not with_pseudo and _OF_PSEUDO_LABELS.fullmatch(key))
             or (key == "momentum" and value == MOMENTUM and settings.get("optimizer") in WITHOUT_MOMENTUM)
         ):

@@ -24,7 +24,8 @@ MANIFEST_NAME = "nst.json"
 ANONYMOUS = "anonymous"  # the setting that says that no source is named
 ORDER = "order"  # the setting of a training that names the order of a self-contained edition's images
 PREPARATION = "preparation"  # the one that says how it prepares images otherwise than an earlier nst did for the same network
-NO_OPTIONS = (ORDER, PREPARATION)  # of a training: its inputs decide them
+NETWORK_NOISE = "network_noise"  # the one that says that a layer which a forward pass comes to again draws anew, as in no earlier nst
+BESIDE_SETTINGS = (ORDER, PREPARATION, NETWORK_NOISE)  # of a training: its inputs decide them
 Kind = Literal["generation", "edition", "review", "teacher"]
 
 _PACKAGES = (

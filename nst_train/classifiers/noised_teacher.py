@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 from torch import Tensor, nn
 
 from nst_data.errors import NstError
-from nst_train.networks.network_noise import NetworkNoise, StochasticDepth, add_noise, classifiers_of
+from nst_train.networks.network_noise import NetworkNoise, add_noise, classifiers_of, places_of
 from nst_train.noise_settings import Noise, TransformOf
 from nst_train.seeds import seed_of
 from nst_train.settings import TrainSettings
@@ -24,12 +24,16 @@ from nst_train.transforms.randaugment import RandAugment, cutout
 class TeacherNoise:
     """Crop, flip and RandAugment of images as in training, dropout and stochastic depth in the network; seed and row decide an image's."""
 
-    def __init__(self, settings: TrainSettings, seed: int, transform: TransformOf) -> None:
-        """`settings` are those of the teacher's training; `transform` evaluation: RandAugment alone, before the evaluation transform."""
+    def __init__(self, settings: TrainSettings, seed: int, transform: TransformOf, each_use: bool = True) -> None:
+        """`settings` are those of the teacher's training, `each_use` too (`NetworkNoise`).
+
+        `transform` evaluation: RandAugment alone, before the evaluation transform.
+        """
         if settings.noise.augmentation:  # timm's draw from generators that threads share
             augmentation = settings.noise.augmentation
             raise NstError(f"`noise`: only RandAugment can noise labels, and this teacher was trained with {augmentation}; remove `noise`")
         self._settings, self._noise, self._seed, self._transform = settings, settings.noise, seed, transform
+        self._each_use = each_use
         self._of_training: dict[Preprocessing, Transform] = {}
         self._networks: list[NetworkNoise] = []
         self._lock = threading.Lock()
@@ -37,10 +41,10 @@ class TeacherNoise:
     def add_to(self, network: nn.Module, classes: int) -> None:
         """Noise a network that is on its device and evaluates. Raises NstError for one that has no place for the noise."""
         try:
-            self._networks.append(add_noise(network, self._noise, self._noise, classes, self._seed))
+            self._networks.append(add_noise(network, self._noise, self._noise, classes, self._seed, self._each_use))
         except NstError as error:
             raise NstError(f"`noise`: this teacher cannot be noised ({str(error).partition(';')[0]}); label without") from None
-        for layer in [one for one in network.modules() if isinstance(one, StochasticDepth)] + list(classifiers_of(network, classes)):
+        for layer in [*places_of(network), *classifiers_of(network, classes)]:
             layer.training = True
 
     def prepare(self, preprocessing: Preprocessing, encoded: bytes | memoryview, pixels: UInt8[Tensor, "3 h w"], row: int) -> Tensor:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from nst_data.errors import NstError, UsageError
 from nst_data.sources import match_classes
 from nst_data.store.inputs import Input, numbered
-from nst_data.store.manifest import NO_OPTIONS, json_digest
+from nst_data.store.manifest import BESIDE_SETTINGS, NETWORK_NOISE, json_digest
 from nst_data.store.store import Store
 from nst_train.classifiers.classifier import Classifier, shaping, weights_sha256
 from nst_train.classifiers.lineage import teacher_input
@@ -116,25 +116,26 @@ def load_teacher(
 
     With `noise_seed` it is noised as it was trained, where that is known, else as the paper's.
     """
-    trained = None if noise_seed is None else _training_of(names, store, noise_transform)
+    trained, each_use = (None, False) if noise_seed is None else _training_of(names, store, noise_transform)
     loaded = [load_classifier(name, store, exact, trained.noise.stochastic_depth if trained else 0.0) for name in names]
     teacher = Teacher.of(*(classifier for classifier, _ in loaded))
     if trained is not None and noise_seed is not None:
         for member in teacher.members:  # refused before any work
-            TeacherNoise(trained, noise_seed, noise_transform).add_to(copy.deepcopy(member.network), len(teacher.class_names))
-        teacher = replace(teacher, noise=TeacherNoise(trained, noise_seed, noise_transform))
+            TeacherNoise(trained, noise_seed, noise_transform, each_use).add_to(copy.deepcopy(member.network), len(teacher.class_names))
+        teacher = replace(teacher, noise=TeacherNoise(trained, noise_seed, noise_transform, each_use))
     return teacher, numbered("teacher", [entry for _, entry in loaded])
 
 
-def _training_of(names: Sequence[TeacherName], store: Store, transform: TransformOf) -> TrainSettings:
+def _training_of(names: Sequence[TeacherName], store: Store, transform: TransformOf) -> tuple[TrainSettings, bool]:
+    """Settings by which a teacher is noised, and whether its layers draw anew at each use, as no earlier nst's labels do."""
     name = names[0]
     if len(names) > 1 or isinstance(name, ZeroShot) or not is_in_store(name, store):
-        return TrainSettings(model=str(name), preset="efficientnet-b7" if transform == "training" else None)
+        return TrainSettings(model=str(name), preset="efficientnet-b7" if transform == "training" else None), False
     version = store.open(name, "teacher")
     settings = version.manifest.request.settings
     try:
-        own = {name: value for name, value in settings.items() if name not in NO_OPTIONS}
-        return TrainSettings.of_request(own | {"noise": settings["noise"]})
+        own = {name: value for name, value in settings.items() if name not in BESIDE_SETTINGS}
+        return TrainSettings.of_request(own | {"noise": settings["noise"]}), NETWORK_NOISE in settings
     except (KeyError, ValidationError, UsageError):
         raise NstError(f"{version.ref}: its manifest does not record the noise of its training; remove `noise`") from None
 

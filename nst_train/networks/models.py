@@ -24,7 +24,7 @@ from nst_train import small_efficientnet
 from nst_train.networks import image_processors
 from nst_train.networks.heads import zero_heads
 from nst_train.networks.model_config import check_config, is_of_timm, read_config
-from nst_train.networks.network_noise import add_noise
+from nst_train.networks.network_noise import add_noise, check_rows
 from nst_train.networks.preparation import prepare
 from nst_train.networks.probe import FAILURES, check_logits
 from nst_train.networks.transformers_networks import Logits, create_transformer, save_transformer
@@ -223,7 +223,7 @@ def _check_noised(trial: nn.Module, settings: TrainSettings, images: Tensor, cla
     noise.begin(0, range(len(images)), ())
     try:
         with torch.random.fork_rng(devices=[]):
-            trial(images)
+            check_rows(trial, images)
     except FAILURES as error:
         raise NstError(
             f"{settings.model}: stochastic depth or dropout for each image does not work with this network ({first_line(error)}); "

@@ -1,8 +1,8 @@
 """Noise inside the network under training: dropout before the classifier and stochastic depth, each image for itself.
 
 Labeled and pseudo-labeled images pass the network together, so that batch-norm sees both, and may be noised by different rates
-(Table 6). Whether a value is dropped is a function of (seed, step, position of the image in the step): how a step is spread over
-processes, or cut into parts, changes nothing.
+(Table 6). Whether a value is dropped is a function of (seed, step, position of the image in the step, layer, and how often the forward
+pass has come to this layer before): how a step is spread over processes, or cut into parts, changes nothing.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,6 +18,7 @@ from nst_train.noise_settings import Noise
 from nst_train.seeds import seed_of
 
 _MASK = 2**32 - 1
+_MOST_LAYERS = 2**16
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,14 @@ class Rates:
 
 
 class NetworkNoise:
-    """What draws the noise of one network; `begin` says which images come next."""
+    """What draws the noise of one network; `begin` says which images come next.
 
-    def __init__(self, seed: int, device: torch.device) -> None:
-        self._seed, self._layers = seed, 0
+    `each_use`: anew where a forward pass comes to a layer again, which an earlier nst then gave the same.
+    """
+
+    def __init__(self, seed: int, device: torch.device, each_use: bool = True) -> None:
+        self._seed, self._layers, self._each_use = seed, 0, each_use
+        self._uses: dict[int, int] = {}
         self._key = torch.zeros((), dtype=torch.int64, device=device)
         self._positions = torch.zeros(0, dtype=torch.int64, device=device)
         self._labeled = 0
@@ -43,11 +48,25 @@ class NetworkNoise:
         positions = torch.cat([2 * _numbers(labeled), 2 * _numbers(pseudo) + 1])
         self._positions = positions.to(self._key.device, non_blocking=True)
         self._labeled = len(labeled)
+        self._uses.clear()
+
+    @property
+    def images(self) -> int:
+        """How many images come next."""
+        return len(self._positions)
 
     def next_layer(self) -> int:
         """A number for each layer that drops something."""
         self._layers += 1
         return self._layers
+
+    def next_use(self, layer: int) -> int:
+        """The layer's number when a forward pass comes to it first, then another one each time: one DropPath may serve many branches."""
+        if not self._each_use:
+            return layer
+        before = self._uses.get(layer, 0)
+        self._uses[layer] = before + 1
+        return layer + before * _MOST_LAYERS
 
     def kept(self, rates: Rates, values: int, layer: int) -> Float[Tensor, "batch values"]:
         """What to multiply each image's values with: 0 for those that are dropped, else 1 / (1 - rate)."""
@@ -73,28 +92,32 @@ def _mixed(numbers: Int[Tensor, "*any"]) -> Int[Tensor, "*any"]:
 
 
 class StochasticDepth(nn.Module):
-    """Stands in for a DropPath: drops what a block adds, for whole images (section 2: Huang et al. 2016)."""
+    """Stands in for a DropPath: drops what a block adds, for whole images (section 2: Huang et al. 2016).
+
+    Where a network takes each image apart into as many rows, such as TNT's patches, it drops whole rows, as the DropPath does.
+    """
 
     def __init__(self, rates: Rates, noise: NetworkNoise) -> None:
         super().__init__()
         self._rates, self._noise, self._layer = rates, noise, noise.next_layer()
 
-    def forward(self, added: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
-        """The same, with some images' values 0 and the others' scaled up."""
+    def forward(self, added: Float[Tensor, "rows ..."]) -> Float[Tensor, "rows ..."]:
+        """The same, with some rows' values 0 and the others' scaled up; the rows of an image lie one after another (`check_rows`)."""
         if not self.training:
             return added
-        kept = self._noise.kept(self._rates, 1, self._layer)
+        rows = max(1, len(added) // self._noise.images)  # of each image
+        kept = self._noise.kept(self._rates, rows, self._noise.next_use(self._layer))
         return added * kept.to(added.dtype).view(-1, *(1 for _ in added.shape[1:]))
 
 
-def add_noise(network: nn.Module, labeled: Noise, pseudo: Noise, classes: int, seed: int) -> NetworkNoise:
+def add_noise(network: nn.Module, labeled: Noise, pseudo: Noise, classes: int, seed: int, each_use: bool = True) -> NetworkNoise:
     """Put dropout and stochastic depth into a network, by the rates of labeled and of pseudo-labeled images.
 
     The network was made with the larger of both rates of stochastic depth, which rise from block to block. Raises NstError for a
     network that has no place for them.
     """
     device = next(network.parameters()).device
-    noise = NetworkNoise(seed, device)
+    noise = NetworkNoise(seed, device, each_use)
     largest = max(labeled.stochastic_depth, pseudo.stochastic_depth)
     if largest:
         found = list(_drop_paths(network))
@@ -117,6 +140,28 @@ def add_noise(network: nn.Module, labeled: Noise, pseudo: Noise, classes: int, s
         for classifier in classifiers_of(network, classes):
             classifier.register_forward_pre_hook(drop)
     return noise
+
+
+def check_rows(network: nn.Module, images: Float[Tensor, "2 3 height width"]) -> None:
+    """Let a noised network see two images. Raises ValueError where it skips other rows than each image's, one image after another."""
+    given: list[Tensor] = []
+    for place in places_of(network):
+        place.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+    network(images)
+    if all(len(added) == len(images) for added in given):
+        return
+    given.clear()
+    network.eval()  # batch-norm of a batch would mix the images
+    network(torch.stack([images[0], torch.full_like(images[1], torch.nan)]))
+    for added in given:
+        of_second = added.flatten(1).isnan().any(dim=1)
+        if not torch.equal(of_second, torch.arange(len(added)) >= len(added) / 2):
+            raise ValueError(f"of a tensor of shape {tuple(added.shape)} for two images, not the first half is of the first image")
+
+
+def places_of(network: nn.Module) -> list[StochasticDepth]:
+    """Where stochastic depth is in a noised network."""
+    return [one for one in network.modules() if isinstance(one, StochasticDepth)]
 
 
 def classifiers_of(network: nn.Module, classes: int) -> Sequence[nn.Module]:

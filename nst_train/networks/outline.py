@@ -1,5 +1,6 @@
 """A network without memory for its weights, on torch's meta device: what it refuses is known before any training, and what kind it is."""
 
+from contextlib import suppress
 from typing import Any
 
 import timm
@@ -8,13 +9,15 @@ from torch import nn
 
 from nst_data.errors import NstError
 from nst_train.networks.model_config import is_of_timm, read_config
-from nst_train.networks.models import create_network
-from nst_train.networks.network_noise import add_noise
+from nst_train.networks.models import create_network, data_config_of
+from nst_train.networks.network_noise import NetworkNoise, add_noise, places_of
 from nst_train.networks.preparation import prepare
 from nst_train.networks.probe import FAILURES
 from nst_train.networks.transformers_networks import Logits, outline_of_kind
 from nst_train.networks.weights import cached_folder, local_name
 from nst_train.settings import TrainSettings
+
+_CLASSES = 2  # of a network that is only looked at
 
 
 def outline(settings: TrainSettings, classes: int) -> nn.Module | None:
@@ -23,31 +26,73 @@ def outline(settings: TrainSettings, classes: int) -> nn.Module | None:
     Of a network of the Hub whose config.json alone is in the cache it is one of the same kind; None where not even that is there.
     Raises NstError for what the network refuses.
     """
+    if (known := _known(settings)) is None:
+        return None
+    bare, config = known
+    try:
+        return _made_on("meta", bare, classes, config)[0]
+    except (NstError, *FAILURES):  # some need numbers when they are made: what is refused with these too is refused
+        return _made_on("cpu", bare, classes, config)[0]
+
+
+def draws_again(settings: TrainSettings) -> bool:
+    """Whether a forward pass in training comes to one place for stochastic depth more than once, as in blocks of BEiT and DINOv2.
+
+    False for what cannot be made or does not take its images: training will refuse it.
+    """
+    if not max(settings.noise.stochastic_depth, settings.of_pseudo.noise.stochastic_depth):
+        return False
+    for device in ("meta", "cpu"):  # where the first does not do, the second says
+        with suppress(NstError, *FAILURES):
+            return (known := _known(settings)) is not None and _comes_again(device, *known)
+    return False
+
+
+def _known(settings: TrainSettings) -> tuple[TrainSettings, dict[str, Any] | None] | None:
+    """The settings by which a network is made without weights, and its config.json where it is made of that alone; None for no network."""
     bare = settings.model_copy(update={"pretrained": False, "start": None})
     if (local := local_name(settings.model)) is not None:
-        return _made(bare.model_copy(update={"model": local}), classes, None)
+        return bare.model_copy(update={"model": local}), None
     if (folder := cached_folder(settings.model)) is None:
         return None
     config = read_config(settings.model, folder)
     if not is_of_timm(config):
-        return _made(bare, classes, config)
+        return bare, config
     architecture = str(config.get("architecture"))
-    return _made(bare.model_copy(update={"model": architecture}), classes, None) if timm.is_model(architecture) else None
+    return (bare.model_copy(update={"model": architecture}), None) if timm.is_model(architecture) else None
 
 
-def _made(settings: TrainSettings, classes: int, config: dict[str, Any] | None) -> nn.Module:
+class _Again(BaseException):
+    """Ends a forward pass that came to a place again."""
+
+
+def _comes_again(device: str, settings: TrainSettings, config: dict[str, Any] | None) -> bool:
+    met = set[nn.Module]()
+    network, noise = _made_on(device, settings, _CLASSES, config)
+    noise.begin(0, range(2), ())
+
+    def meet(place: nn.Module, _: object) -> None:
+        if place in met:
+            raise _Again
+        met.add(place)
+
+    for place in places_of(network):
+        place.register_forward_pre_hook(meet)
+    size = data_config_of(network, settings)["input_size"]
     try:
-        return _made_on("meta", settings, classes, config)
-    except (NstError, *FAILURES):  # some need numbers when they are made: what is refused with these too is refused
-        return _made_on("cpu", settings, classes, config)
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), torch.device(device):
+            network(torch.zeros(2, *size))
+    except _Again:
+        return True
+    return False
 
 
-def _made_on(device: str, settings: TrainSettings, classes: int, config: dict[str, Any] | None) -> nn.Module:
+def _made_on(device: str, settings: TrainSettings, classes: int, config: dict[str, Any] | None) -> tuple[nn.Module, NetworkNoise]:
     with torch.random.fork_rng(devices=[]), torch.device(device):
         network = create_network(settings, classes) if config is None else outline_of_kind(config, settings, classes)
         prepare(network, settings)
-        add_noise(network, settings.noise, settings.of_pseudo.noise, classes, settings.seed)
-    return network
+        noise = add_noise(network, settings.noise, settings.of_pseudo.noise, classes, settings.seed)
+    return network, noise
 
 
 def suits_vit_preset(network: nn.Module) -> bool:

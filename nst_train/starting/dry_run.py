@@ -19,7 +19,7 @@ from nst_data.progress import Progress, on_this_terminal
 from nst_data.selection.editions import excluded_inputs
 from nst_data.settings import default_top_k
 from nst_data.store.inputs import Input
-from nst_data.store.manifest import ORDER, PREPARATION, Kind, Request
+from nst_data.store.manifest import NETWORK_NOISE, ORDER, PREPARATION, Kind, Request
 from nst_data.store.store import Number, Store, Version
 from nst_train.labeling.begin import check_not_moved
 from nst_train.networks.image_processors import preparation_of
@@ -36,6 +36,7 @@ from nst_train.training.validation import sensible_epochs
 _ROW_BYTES = 100  # key, hashes and numbers of a label
 _SAMPLED = 64  # images of the pool whose bytes are counted
 _CHECKPOINT_COPIES = 4  # the network, its average, and AdamW's two moments
+_NOT_COMPARED = (ORDER, NETWORK_NOISE, "stream")  # of a training: its edition and its network decide them, or an earlier nst's word did
 
 State = Literal["done", "begun", "to do", "differs"]
 
@@ -292,7 +293,7 @@ class _Stages:
 
     def _asked_instead(self, there: Request, ref: str, asked: dict[str, Any]) -> Request:
         """What the run asks for where a request took the number, whichever version its weights or labels come from."""
-        settings = asked | {name: there.settings[name] for name in (ORDER, "stream") if name in there.settings}
+        settings = asked | {name: there.settings[name] for name in _NOT_COMPARED if name in there.settings}
         if asked.get("start") and there.settings.get("start"):
             settings["start"] = there.settings["start"]
         inputs, data = dict(there.inputs.by_role), self.data
@@ -313,7 +314,7 @@ class _Stages:
         entry, review = request.inputs.by_role.get("reviews"), self._reviews_of(request.kind, ref)
         if (entry and entry.digest) != (review.manifest.digest if review else None):
             return False
-        made = {name: value for name, value in request.settings.items() if name not in (ORDER, "stream")}  # an earlier nst's word for it
+        made = {name: value for name, value in request.settings.items() if name not in _NOT_COMPARED}
         if made | {"start": bool(made.get("start"))} != asked | {"start": bool(asked.get("start"))}:
             return False
         digests = {role: entry.digest for role, entry in request.inputs.by_role.items()}

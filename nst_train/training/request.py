@@ -5,9 +5,10 @@ from nst_data.selection.editions import excluded_inputs
 from nst_data.self_contained.images import needs_pool
 from nst_data.sources.labeled_pool import pool_entry
 from nst_data.store.inputs import TeacherInputs
-from nst_data.store.manifest import ORDER, PREPARATION, EditionManifest, Request, TeacherRequest
+from nst_data.store.manifest import NETWORK_NOISE, ORDER, PREPARATION, EditionManifest, Request, TeacherRequest
 from nst_data.store.store import Staging, Store, Version
 from nst_train.networks.image_processors import preparation_of
+from nst_train.networks.outline import draws_again
 from nst_train.networks.weights import initial_weights
 from nst_train.settings import TrainSettings
 from nst_train.training.material import Material
@@ -17,7 +18,8 @@ from nst_train.training.warm_start import start_input
 def request_of(store: Store, settings: TrainSettings, material: Material) -> Request:
     """The request of a training. One on a self-contained edition names the order of its images, streamed or not.
 
-    Where images are prepared otherwise than an earlier nst did, that is named too. Raises NstError where they cannot be.
+    Where images are prepared, or the network is noised, otherwise than by an earlier nst, that is named too. Raises NstError where images
+    cannot be prepared.
     """
     inputs, order = {role: source.lineage for role, source in material.labeled_sources.items()}, {}
     if (edition := material.edition) is not None:
@@ -32,7 +34,8 @@ def request_of(store: Store, settings: TrainSettings, material: Material) -> Req
     if settings.start:
         inputs["initial_weights"] = start_input(settings.start, store)
     preparation = {PREPARATION: changed} if (changed := preparation_of(settings)) else {}
-    return TeacherRequest(settings=settings.for_request() | order | preparation, inputs=TeacherInputs(**inputs))
+    noise = {NETWORK_NOISE: "each use"} if draws_again(settings) else {}
+    return TeacherRequest(settings=settings.for_request() | order | preparation | noise, inputs=TeacherInputs(**inputs))
 
 
 def begin(store: Store, request: Request, name: str, generation: int | None) -> Version | Staging:
