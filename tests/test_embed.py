@@ -1,7 +1,11 @@
 """Features: what a network makes of images before its classifier, kept in the store."""
 
 import json
+import os
+import platform
 import re
+import subprocess
+import sys
 from contextlib import contextmanager
 
 import numpy as np
@@ -29,6 +33,7 @@ from nst_data.store.files import hash_file
 from nst_data.store.store import Store
 from nst_data.tables import shards
 from nst_train.classifiers.teachers import load_classifier
+from nst_train.features import on_ray
 from nst_train.features.embed import embed
 from nst_train.settings import EmbedSettings, ReadSettings
 from nst_train.transforms.preprocessing import decode_pixels
@@ -242,3 +247,14 @@ def test_similar_images_name_each_row_once_also_of_equal_images(teacher, tmp_pat
     assert sorted(row for row, _ in similar.of(0)) == [1, 2, 3]
     assert similar.of(1)[0] == (2, 1.0)
     assert similar.of(2)[0] == (1, 1.0)
+
+
+def test_the_sign_by_which_workers_know_a_store_goes_also_when_its_process_was_killed(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+        dead.wait()
+    left = tmp_path / f".seen-by-workers.abcd.{platform.node()}.{dead.pid}.tmp"
+    left.mkdir()
+    os.utime(left, (0, 0))
+    with on_ray._sign_in(Store(tmp_path)) as sign, on_ray._sign_in(Store(tmp_path)) as other:
+        assert sorted(map(str, tmp_path.iterdir())) == sorted([sign, other])
+    assert not list(tmp_path.iterdir())

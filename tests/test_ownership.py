@@ -181,6 +181,16 @@ def test_what_a_later_nst_adds_to_a_sign_is_passed_over_in_a_folder_and_at_an_ad
         check_nobody_at_work("flowers@gen-1", place)
 
 
+def test_signs_of_processes_of_this_machine_that_were_killed_are_cleared_at_an_address_and_no_others(tmp_path, dead_process):
+    tree = FileTree.parse(f"file://{tmp_path}")
+    left = {"alive": Process.this(), "dead": replace(Process.this(), pid=dead_process), "elsewhere": elsewhere()}
+    for name, process in left.items():
+        tree.write(f"runs/seen.{name}", json.dumps({"process": asdict(process), "beats": 3}).encode())
+    tree.write("runs/seen.odd", b"")
+    leases.clear_dead(tree, "runs/seen")
+    assert [one.name for one in tree.files("runs")] == ["runs/seen.alive", "runs/seen.elsewhere", "runs/seen.odd"]
+
+
 @pytest.mark.parametrize("text", ["", "[]", "5", "{}", '{"process": 5}', '{"pid": "x", "machine": "m"}', '{"machine": "m"}', b"\xff"])
 def test_what_is_no_record_is_a_process_of_nowhere(text):
     assert Process.parse(text) == Process()

@@ -127,6 +127,21 @@ def test_a_server_without_conditional_puts_is_refused(address, faults, labeled):
     assert names(address) == []
 
 
+def test_processes_that_were_killed_in_the_check_of_a_server_leave_one_file_which_serves_the_next(address, faults):
+    for _ in range(3):
+        faults.on("POST", 1, ("status", 403, "AccessDenied"))  # its delete
+        FileTree(address).check_creates_once()
+        file_tree._check_creates_once.cache_clear()
+    faults.clear()
+    assert names(address) == ["runs/.condition"]
+    FileTree(address).check_creates_once()
+    assert names(address) == ["runs/.condition"]  # perhaps of one that is at it
+    FileTree(address).remove(names(address))
+    file_tree._check_creates_once.cache_clear()
+    FileTree(address).check_creates_once()
+    assert names(address) == []
+
+
 def test_a_copy_that_looked_before_another_was_done_takes_nothing_of_it_away(tmp_path, address, faults, labeled, monkeypatch):
     local = Store(tmp_path / "local")
     label(local, "c", *labeled, SETTINGS, progress=QUIET)

@@ -78,6 +78,12 @@ def present(tree: FileTree, place: str) -> Iterator[Lease]:
         lease.end()
 
 
+def clear_dead(tree: FileTree, place: str) -> None:
+    """Take away the signs of processes of this machine that were killed at `place`."""
+    contents = {sign: tree.read_if_there(sign) for sign in _signs(tree, place)}
+    tree.remove([sign for sign, content in contents.items() if content and Process.parse(content).is_alive is False])
+
+
 def check_nobody_at_work(tree: FileTree, what: str, places: list[str], say: Callable[[str], None] = lambda _: None) -> None:
     """Raises AtWorkError where a living process is at one of the places. What another machine left is watched until that is known."""
     watch = _Watch(tree, what, say)

@@ -1,6 +1,6 @@
 """Features computed by the workers of a Ray cluster."""
 
-import tempfile
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,7 +9,8 @@ from pathlib import Path
 from nst_data.features.under_way import FeaturesUnderWay, begin
 from nst_data.progress import Progress, Task
 from nst_data.sources import Source
-from nst_data.store.leases import present
+from nst_data.store.files import clear_abandoned, temporary
+from nst_data.store.leases import clear_dead, present
 from nst_data.store.store import Store
 from nst_train.cluster.job import PlaceOfImages, as_anywhere, folder_lacking
 from nst_train.cluster.workers import open_workers
@@ -17,6 +18,7 @@ from nst_train.features.backbone import load_backbone
 from nst_train.features.embedding import About, Embedding
 from nst_train.settings import EmbedRunSettings, EmbedSettings
 
+_SIGN = "runs/seen-by-workers"
 Fill = Callable[[FeaturesUnderWay, Task], None]
 
 
@@ -86,11 +88,17 @@ def embedding_on_ray(
 
 @contextmanager
 def _sign_in(store: Store) -> Iterator[str]:
-    """What `EmbedJob.sign` says, while this lasts."""
+    """What `EmbedJob.sign` says, while this lasts; what killed processes of this machine left goes."""
     if store.mirror is not None:
-        with present(store.mirror.tree, "runs/seen-by-workers") as lease:
+        clear_dead(store.mirror.tree, _SIGN)
+        with present(store.mirror.tree, _SIGN) as lease:
             yield lease.name
         return
     store.root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".seen-by-workers-", dir=store.root) as folder:
-        yield folder
+    clear_abandoned(store.root)
+    folder = temporary(store.root / f".seen-by-workers.{secrets.token_hex(4)}")
+    folder.mkdir()
+    try:
+        yield str(folder)
+    finally:
+        folder.rmdir()
