@@ -229,6 +229,31 @@ def test_the_next_two_images_are_there_before_a_key_asks_for_them_and_no_key_ans
     assert len((tmp_path / "store/reviews/bugs/ana.jsonl").read_text().splitlines()) == 3
 
 
+def test_a_key_answers_the_image_that_is_shown_once_however_quick_or_long_it_is_pressed(browser, tmp_path):
+    folder = write_class_folders(tmp_path / "labeled", ["ant", "bee"], 3)
+    with looking(folder, "--store", tmp_path / "store", "--corpus", "bugs") as (_, address), Visit(browser) as visit:
+        page = visit.open(address)
+        page.keyboard.press("r")
+        expect(page.locator("#viewer .place")).to_have_text("1 of 6")
+        slow = "(keep) => (body) => new Promise((end) => setTimeout(end, 300)).then(() => keep(body))"
+        page.evaluate(f"void (data.answer = ({slow})(data.answer))")
+        page.keyboard.press("n")
+        page.keyboard.press("u")
+        expect(page.locator("#viewer .place")).to_have_text("2 of 6")
+        expect(page.locator("#note")).to_contain_text("The key after it came too soon: press it again.")
+        page.keyboard.press("u")
+        expect(page.locator("#viewer .place")).to_have_text("3 of 6")
+        expect(page.locator("#note")).to_have_text("unusable. Press z to take it back.")
+        page.keyboard.down("n")
+        expect(page.locator("#viewer .place")).to_have_text("4 of 6")
+        page.keyboard.down("n")
+        page.wait_for_timeout(400)
+        page.keyboard.press("ArrowRight")
+        expect(page.locator("#viewer .place")).to_have_text("5 of 6")
+    written = map(json.loads, (tmp_path / "store/reviews/bugs/ana.jsonl").read_text().splitlines())
+    assert [line["excluded"] for line in written] == ["none of these", "unusable", "none of these"]
+
+
 def test_images_that_could_not_be_read_are_not_left_to_review_and_similar_ones_need_features(browser, tmp_path):
     pool, store = write_pool(tmp_path / "pool", 2, 2), Store(tmp_path / "store")
     kept = [label_row(row, path.read_bytes(), row % 2, 0.5, key=path.name) for row, path in enumerate(sorted(pool.iterdir()))]

@@ -84,6 +84,7 @@ function pressed(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing || !overview.figures) return;
   if (byId("keys").open || byId("typing").open) return;
   if (event.target.matches("select, textarea, input:not([type=checkbox])")) return;
+  if (event.repeat && !event.key.startsWith("Arrow")) return; // a key held down would answer images that nobody saw
   const open = viewer.id !== null;
   const focused = document.activeElement?.closest?.("#grid [data-id]");
   const item = open

@@ -10,6 +10,7 @@ const viewer = {
   coming: new Map(), // what is asked of images before they are opened: promises, by id
   pictures: [], // of these images, held so that the browser keeps them
   busy: false,
+  hasty: false, // whether a key came while an answer was being kept
   counting: null,
 
   setUp() {
@@ -179,8 +180,12 @@ const viewer = {
   },
 
   async send(id, body) {
-    if (this.busy) return false;
+    if (this.busy) {
+      this.hasty = true;
+      return false;
+    }
     this.busy = true;
+    this.hasty = false;
     try {
       await this.counting; // else it may count this answer, or not
       const item = grid.items.find((known) => known.id === id) ?? this.detail;
@@ -200,12 +205,13 @@ const viewer = {
     }
   },
 
-  /** Keep an answer, then show the next image: it is on disk before. */
+  /** Keep an answer, then show the next image: it is on disk before. A key that comes meanwhile is of neither, which is said. */
   async answer(choice, id = this.detail?.id) {
     if (this.id !== null && this.detail?.id !== this.id) return; // the next image is on its way
     if (!(await this.send(id, { class: null, excluded: null, ...choice }))) return;
     this.answered.push(id);
-    note(`${choice.class ?? choice.excluded}. Press z to take it back.`);
+    const missed = this.hasty ? " The key after it came too soon: press it again." : "";
+    note(`${choice.class ?? choice.excluded}. Press z to take it back.${missed}`);
     if (this.id !== null) this.move(1);
     else grid.focus(grid.items[grid.items.findIndex((item) => item.id === id) + 1]?.id ?? id);
   },
