@@ -19,7 +19,7 @@ from nst_data import Store, open_source
 from nst_data.progress import Progress
 from nst_data.sources import labels_in
 from nst_train import EmbedSettings, embed
-from nst_train.features.linear_probe import STRENGTHS, fit
+from nst_train.features.linear_probe import MOST_FOLDED, STRENGTHS, fit
 from nst_train.settings import ReadSettings
 
 
@@ -51,9 +51,9 @@ def by_own_deviation(features, labels, test):
 
 def all_of(train, test):
     print("| | CPU s | strength | accuracy |\n|---|---|---|---|")
-    for name, sampled in {"as a large set": True, "as a small set": False}.items():
+    for name, sample in {"as a large set": MOST_FOLDED, "as a small set": None}.items():
         before = time.process_time()
-        probe = fit(train[0], train[1], train[2], sampled=sampled)
+        probe = fit(train[0], train[1], train[2], sample=sample)
         seconds = time.process_time() - before
         print(f"| {name} | {seconds:.0f} | {probe.strength:.2g} | {100 * (probe.probs(test[0]).argmax(1) == test[1]).mean():.2f}% |")
 

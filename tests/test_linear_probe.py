@@ -13,9 +13,12 @@ from sklearn.model_selection import StratifiedKFold, cross_val_score
 from test_teachers import write_transformer
 from transformers import AutoModelForImageClassification
 from typer.testing import CliRunner
+from watched import Said
+from wording import tells
 
 from nst_data.errors import NstError, UsageError
 from nst_data.sources import open_source
+from nst_data.store.manifest import PROBE_SAMPLE
 from nst_data.store.store import Store
 from nst_train.evaluation.evaluate import evaluate
 from nst_train.features.backbone import last_layer
@@ -81,10 +84,9 @@ def test_with_balanced_classes_it_equals_scikit_learns_and_classes_count_the_sam
     assert not np.allclose(probe.weight, plain.weight, rtol=0.1)
 
 
-def test_of_a_large_set_the_strength_is_sought_on_a_sample_without_classes_too_rare_for_folds(monkeypatch):
-    monkeypatch.setattr("nst_train.features.linear_probe.MOST_FOLDED", 90)
+def test_of_a_large_set_the_strength_is_sought_on_a_sample_without_classes_too_rare_for_folds():
     features, labels = blobs([100, 100, 100, 2], seed=2)
-    probe, strengths = fit(features, labels, 4, seed=4, sampled=True), list(STRENGTHS)
+    probe, strengths = fit(features, labels, 4, seed=4, sample=90), list(STRENGTHS)
     scaled = (features - features.mean(0)) / np.sqrt(features.var(0).mean())
     drawn = np.sort(np.random.default_rng(4).choice(302, 90, replace=False))
     drawn = drawn[labels[drawn] < 3]
@@ -94,7 +96,7 @@ def test_of_a_large_set_the_strength_is_sought_on_a_sample_without_classes_too_r
     exact = fit(features, labels, 4, strength=probe.strength)
     np.testing.assert_allclose(probe.probs(features), exact.probs(features), atol=2e-3)
     many = np.repeat(np.arange(30), 4)  # of which a sample has three images each, or fewer
-    assert fit(blobs([4] * 30)[0], many, 30, seed=4, sampled=True).folds in (2, 3)
+    assert fit(blobs([4] * 30)[0], many, 30, seed=4, sample=90).folds in (2, 3)
 
 
 def test_too_few_images_for_folds_have_a_stated_strength_and_a_class_without_images_never_wins():
@@ -144,6 +146,24 @@ def test_the_same_probe_is_found_whatever_does_not_shape_it_and_a_finetuned_stud
     first, second = (load_file(one.folder / "model.safetensors") for one in (version, student))
     torch.testing.assert_close(first["fc.weight"], second["fc.weight"])
     assert evaluate(store, version, images)["images"] == 18
+
+
+def test_a_large_probe_names_its_sample_and_one_of_an_earlier_nst_is_found(images, tmp_path, monkeypatch):
+    name = write_teacher(tmp_path / "net", ["x", "y"])
+    settings, stores = TrainSettings(model=name, pretrained=True, probe=True), [Store(tmp_path / "earlier"), Store(tmp_path / "now")]
+    before = train(stores[0], "probe", images, settings, run=RUN)
+    assert PROBE_SAMPLE not in before.manifest.request.settings
+    monkeypatch.setattr("nst_train.training.request.MOST_FOLDED", 17)
+    assert train(stores[0], "probe", images, settings, run=RUN) == before
+    said = Said()
+    version = train(stores[1], "probe", images, settings, run=RUN, progress=said)
+    assert version.manifest.request.settings[PROBE_SAMPLE] == 17
+    assert any(tells(line, "fitting the last layer on 18 images, its strength on 17 of them") for line in said.lines)
+    features = embed(stores[1], name, images, EmbedSettings(precision="fp32"), run=RUN)
+    probe = fit(features.matrix(), np.repeat(np.arange(3), 6), 3, sample=17)
+    assert torch.equal(load_file(version.folder / "model.safetensors")["fc.weight"], torch.from_numpy(probe.weight))
+    assert "probe-sample" not in (version.folder / "README.md").read_text()
+    assert train(stores[1], "probe", images, settings, run=RUN) == version
 
 
 def test_a_probe_without_weights_or_with_pseudo_labels_is_one_line(tiny_store):

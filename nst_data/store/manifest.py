@@ -25,7 +25,8 @@ ANONYMOUS = "anonymous"  # the setting that says that no source is named
 ORDER = "order"  # the setting of a training that names the order of a self-contained edition's images
 PREPARATION = "preparation"  # the one that says how it prepares images otherwise than an earlier nst did for the same network
 NETWORK_NOISE = "network_noise"  # the one that says that a layer which a forward pass comes to again draws anew, as in no earlier nst
-BESIDE_SETTINGS = (ORDER, PREPARATION, NETWORK_NOISE)  # of a training: its inputs decide them
+PROBE_SAMPLE = "probe_sample"  # the one that says on how many of its images a large probe sought its strength: an earlier nst took all
+BESIDE_SETTINGS = (ORDER, PREPARATION, NETWORK_NOISE, PROBE_SAMPLE)  # of a training: its inputs decide them
 Kind = Literal["generation", "edition", "review", "teacher"]
 
 _PACKAGES = (

@@ -47,7 +47,7 @@ def fit(
     seed: int = 0,
     class_weights: Literal["balanced"] | None = None,
     strength: float | None = None,
-    sampled: bool = False,
+    sample: int | None = None,
 ) -> LinearProbe:
     """scikit-learn's `LogisticRegression` on centered features, with center and scale folded into weights and bias.
 
@@ -57,7 +57,7 @@ def fit(
     most five; with a class of one image it is `STATED_STRENGTH`; or the one given. A class without images gets a bias that never wins,
     also where all images are of one class. With balanced `class_weights` all classes count the same, in the fit and in the likelihood.
 
-    For large sets, `sampled`: the strength is sought on `MOST_FOLDED` images, without classes that are too rare there for the folds, which
+    For large sets the strength is sought on a `sample` of so many images, without classes that are too rare there for the folds, which
     are fewer where most classes are, from the strongest penalty until the likelihood has fallen twice; all in single precision.
     """
     from sklearn.exceptions import ConvergenceWarning
@@ -65,7 +65,7 @@ def fit(
     from sklearn.model_selection import GridSearchCV, StratifiedKFold
 
     mean, std = features.mean(axis=0, dtype=np.float64), np.sqrt(features.var(axis=0, dtype=np.float64).mean()) or 1.0
-    if sampled:
+    if sample is not None:
         scaled = features - mean.astype(np.float32)
         scaled /= np.float32(std)
     else:
@@ -80,8 +80,8 @@ def fit(
         warnings.simplefilter("ignore", ConvergenceWarning)  # the weakest penalties do not converge, and are not chosen
         model = LogisticRegression(C=strength, max_iter=_MOST_ITERATIONS, class_weight=class_weights)
         scoring = _balanced_likelihood if class_weights else "neg_log_loss"
-        if sampled:
-            folds, strength = _sought_on_a_sample(model, scaled, labels, scoring, seed)
+        if sample is not None:
+            folds, strength = _sought_on_a_sample(model, scaled, labels, sample, scoring, seed)
             model = model.set_params(C=strength).fit(scaled, labels)
         elif folds > 1 and not is_given:
             split = StratifiedKFold(folds, shuffle=True, random_state=seed)
@@ -101,13 +101,14 @@ def _sought_on_a_sample(
     model: Any,  # noqa: ANN401 - scikit-learn's
     scaled: Float[np.ndarray, "images dimensions"],
     labels: Int[np.ndarray, " images"],
+    sample: int,
     scoring: Any,  # noqa: ANN401
     seed: int,
 ) -> tuple[int, float]:
     """Over how many folds a strength was chosen, and which."""
     from sklearn.model_selection import StratifiedKFold, cross_val_score
 
-    drawn = np.sort(np.random.default_rng(seed).choice(len(labels), min(MOST_FOLDED, len(labels)), replace=False))
+    drawn = np.sort(np.random.default_rng(seed).choice(len(labels), min(sample, len(labels)), replace=False))
     of_its_class = np.bincount(labels[drawn])[labels[drawn]]
     folds = next((one for one in range(FOLDS, 1, -1) if np.mean(of_its_class >= one) >= 0.5), FOLDS)
     drawn = drawn[of_its_class >= folds]

@@ -62,29 +62,17 @@ def _known(settings: TrainSettings) -> tuple[TrainSettings, dict[str, Any] | Non
     return (bare.model_copy(update={"model": architecture}), None) if timm.is_model(architecture) else None
 
 
-class _Again(BaseException):
-    """Ends a forward pass that came to a place again."""
-
-
 def _comes_again(device: str, settings: TrainSettings, config: dict[str, Any] | None) -> bool:
-    met = set[nn.Module]()
+    met: list[nn.Module] = []
     network, noise = _made_on(device, settings, _CLASSES, config)
     noise.begin(0, range(2), ())
 
-    def meet(place: nn.Module, _: object) -> None:
-        if place in met:
-            raise _Again
-        met.add(place)
-
     for place in places_of(network):
-        place.register_forward_pre_hook(meet)
+        place.register_forward_pre_hook(lambda met_now, _: met.append(met_now))
     size = data_config_of(network, settings)["input_size"]
-    try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad(), torch.device(device):
-            network(torch.zeros(2, *size))
-    except _Again:
-        return True
-    return False
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), torch.device(device):
+        network(torch.zeros(2, *size))
+    return len(met) > len(set(met))
 
 
 def _made_on(device: str, settings: TrainSettings, classes: int, config: dict[str, Any] | None) -> tuple[nn.Module, NetworkNoise]:

@@ -19,7 +19,7 @@ from nst_data.progress import Progress, on_this_terminal
 from nst_data.selection.editions import excluded_inputs
 from nst_data.settings import default_top_k
 from nst_data.store.inputs import Input
-from nst_data.store.manifest import NETWORK_NOISE, ORDER, PREPARATION, Kind, Request
+from nst_data.store.manifest import NETWORK_NOISE, ORDER, PREPARATION, PROBE_SAMPLE, Kind, Request
 from nst_data.store.store import Number, Store, Version
 from nst_train.labeling.begin import check_not_moved
 from nst_train.networks.image_processors import preparation_of
@@ -36,7 +36,8 @@ from nst_train.training.validation import sensible_epochs
 _ROW_BYTES = 100  # key, hashes and numbers of a label
 _SAMPLED = 64  # images of the pool whose bytes are counted
 _CHECKPOINT_COPIES = 4  # the network, its average, and AdamW's two moments
-_NOT_COMPARED = (ORDER, NETWORK_NOISE, "stream")  # of a training: its edition and its network decide them, or an earlier nst's word did
+# of a training: its inputs and its network decide them, or an earlier nst's word did
+_NOT_COMPARED = (ORDER, NETWORK_NOISE, PROBE_SAMPLE, "stream")
 
 State = Literal["done", "begun", "to do", "differs"]
 

@@ -10,6 +10,7 @@ from nst_data.cards.described import Described
 from nst_data.progress import Progress
 from nst_data.sources import Source, labels_in
 from nst_data.store.counts import ProbeCounts, TeacherCounts
+from nst_data.store.manifest import PROBE_SAMPLE
 from nst_data.store.staging import Staging
 from nst_data.store.store import Store
 from nst_train.batches.batches import without
@@ -52,7 +53,9 @@ def fit_probe(
     rows = features.rows()["id"].to_numpy()
     is_read = np.isin(rows, images.rows)
     labels = labels_in(labeled)[rows[is_read]].astype(np.int64)
-    probe = fit(features.matrix()[is_read], labels, len(names), settings.seed, settings.class_weights)
+    if (sample := staging.request.settings.get(PROBE_SAMPLE)) is not None:
+        progress.say(f"{staging.ref}: fitting the last layer on {len(labels):,} images, its strength on {sample:,} of them")
+    probe = fit(features.matrix()[is_read], labels, len(names), settings.seed, settings.class_weights, sample=sample)
     last = last_layer(network, len(names), settings.model)
     with torch.no_grad():
         last.weight.copy_(torch.from_numpy(probe.weight))

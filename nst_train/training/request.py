@@ -5,8 +5,9 @@ from nst_data.selection.editions import excluded_inputs
 from nst_data.self_contained.images import needs_pool
 from nst_data.sources.labeled_pool import pool_entry
 from nst_data.store.inputs import TeacherInputs
-from nst_data.store.manifest import NETWORK_NOISE, ORDER, PREPARATION, EditionManifest, Request, TeacherRequest
+from nst_data.store.manifest import NETWORK_NOISE, ORDER, PREPARATION, PROBE_SAMPLE, EditionManifest, Request, TeacherRequest
 from nst_data.store.store import Staging, Store, Version
+from nst_train.features.linear_probe import MOST_FOLDED
 from nst_train.networks.image_processors import preparation_of
 from nst_train.networks.outline import draws_again
 from nst_train.networks.weights import initial_weights
@@ -18,8 +19,8 @@ from nst_train.training.warm_start import start_input
 def request_of(store: Store, settings: TrainSettings, material: Material) -> Request:
     """The request of a training. One on a self-contained edition names the order of its images, streamed or not.
 
-    Where images are prepared, or the network is noised, otherwise than by an earlier nst, that is named too. Raises NstError where images
-    cannot be prepared.
+    Where images are prepared, the network is noised, or a probe is fitted otherwise than by an earlier nst, that is named too. Raises
+    NstError where images cannot be prepared.
     """
     inputs, order = {role: source.lineage for role, source in material.labeled_sources.items()}, {}
     if (edition := material.edition) is not None:
@@ -35,7 +36,9 @@ def request_of(store: Store, settings: TrainSettings, material: Material) -> Req
         inputs["initial_weights"] = start_input(settings.start, store)
     preparation = {PREPARATION: changed} if (changed := preparation_of(settings)) else {}
     noise = {NETWORK_NOISE: "each use"} if draws_again(settings) else {}
-    return TeacherRequest(settings=settings.for_request() | order | preparation | noise, inputs=TeacherInputs(**inputs))
+    is_large = settings.probe and material.labeled is not None and len(material.labeled) > MOST_FOLDED
+    beside = order | preparation | noise | ({PROBE_SAMPLE: MOST_FOLDED} if is_large else {})
+    return TeacherRequest(settings=settings.for_request() | beside, inputs=TeacherInputs(**inputs))
 
 
 def begin(store: Store, request: Request, name: str, generation: int | None) -> Version | Staging:
@@ -45,11 +48,12 @@ def begin(store: Store, request: Request, name: str, generation: int | None) -> 
     had today's; the others read an edition's images in another one. Raises NstError where one of these is half done.
     """
     earlier = [request, *_without_published_weights(request)]
+    if PROBE_SAMPLE in request.settings:
+        earlier += [_without(PROBE_SAMPLE, form) for form in earlier]
     other_order: list[Request] = []
     if ORDER in request.settings:
-        bare = {key: value for key, value in request.settings.items() if key != ORDER}
-        other_order = [form.model_copy(update={"settings": bare}) for form in earlier]
-        earlier += [form.model_copy(update={"settings": bare | {"stream": True}}) for form in earlier]
+        other_order = [_without(ORDER, form) for form in earlier]
+        earlier += [form.model_copy(update={"settings": form.settings | {"stream": True}}) for form in other_order]
     found = store.begin(request, name, generation, first=0, earlier=[*earlier[1:], *other_order])
     if isinstance(found, Staging) and found.request.digest in {form.digest for form in other_order}:
         raise NstError(
@@ -57,6 +61,10 @@ def begin(store: Store, request: Request, name: str, generation: int | None) -> 
             f"finish it with that nst, or `store.remove({found.ref!r})` and run this command again"
         )
     return found
+
+
+def _without(setting: str, request: Request) -> Request:
+    return request.model_copy(update={"settings": {key: value for key, value in request.settings.items() if key != setting}})
 
 
 def _without_published_weights(request: Request) -> list[Request]:
