@@ -14,7 +14,9 @@ from wording import tells
 from nst_data.errors import NstError
 from nst_data.store.store import Store
 from nst_train.classifiers.teachers import load_classifier
+from nst_train.networks.image_processors import preparation_of
 from nst_train.networks.models import check_takes, create_network, data_config_of
+from nst_train.networks.outline import outline
 from nst_train.networks.own_networks import register_network
 from nst_train.networks.weights import differences, why_not_loaded
 from nst_train.settings import TrainSettings
@@ -193,10 +195,27 @@ def test_an_answer_of_two_tensors_is_refused_as_teacher_and_as_student(tmp_path,
         ({"backbone": "owner/net", "use_pretrained_backbone": True}, "backbone: … only its own weights"),
         ({"quantization_config": {"quant_method": "mxfp4"}}, "quantization_config: … only its own weights"),
         ({"transformers_weights": "x.bin"}, 'transformers_weights: … safetensors, found "x.bin"'),
+        ({"num_labels": "3"}, 'config.json: num_labels: expected a positive number of classes, found "3"'),
+        ({"image_size": "24"}, 'config.json: image_size: expected int, list[int], tuple[int, int], found "24"'),
+        ({"hidden_act": 7}, "config.json: hidden_act: expected str, found 7"),
+        ({"qkv_bias": None}, "config.json: qkv_bias: expected bool, found null"),
+        ({"hidden_size": {"a": 16}}, 'config.json: hidden_size: expected int, found {"a": 16}'),
+        ({"model_type": 7}, "config.json: model_type: expected the name of a kind of network, found 7"),
+        ({"model_type": ["vit"]}, 'config.json: model_type: expected the name of a kind of network, found ["vit"]'),
     ],
 )
 def test_a_config_of_transformers_that_does_not_fit_is_one_line(tmp_path, transformers, changes, says):
     assert tells(refused(of_transformers(tmp_path, transformers, **changes), tmp_path), says)
+
+
+@pytest.mark.parametrize("key", ["image_size", "id2label", "num_labels", "model_type"])
+def test_a_value_of_the_wrong_type_is_the_same_line_for_a_student(tmp_path, transformers, key):
+    name = of_transformers(tmp_path, transformers, **{key: [{"a": 1}]})
+    settings = TrainSettings(model=name, **SETTINGS)
+    for make in (lambda: create_network(settings, 3), lambda: outline(settings, 3), lambda: preparation_of(settings)):
+        with pytest.raises(NstError, match=rf"^{name}: config.json: {key}: expected [^\n]*, found \[") as caught:
+            make()
+        assert str(caught.value).removeprefix(f"{name}: ") == refused(name, tmp_path)
 
 
 def test_arguments_that_are_numbers_and_plain_words_are_taken(tmp_path, timms):

@@ -3,12 +3,14 @@
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import timm
 
 from nst_data.errors import NstError, first_line
+from nst_train.networks.probe import FAILURES
 from nst_train.networks.weights import CONFIG, extent
 from nst_train.transforms.preprocessing import LARGEST_SIDE_PX
 
@@ -44,7 +46,7 @@ def is_of_timm(config: dict[str, Any]) -> bool:
 
 def check_config(name: str, folder: Path, config: dict[str, Any]) -> None:
     """Raises NstError, in one line that begins with `name`, for numbers that the weights cannot have, for an architecture that timm does
-    not know, and for names of code. Nothing is made yet: a number may ask for more memory than there is.
+    not know, for names of code, and for values of the wrong type. Nothing is made yet: a number may ask for more memory than there is.
     """
     classes = _of_timm(name, config) if is_of_timm(config) else _of_transformers(name, folder, config)
     tensors, largest = extent(name, folder)
@@ -59,6 +61,8 @@ def check_config(name: str, folder: Path, config: dict[str, Any]) -> None:
         found = ", ".join(f"{place} {number:,}" for place, number in classes.items())
         raise NstError(f"{name}: {CONFIG}: expected one number of classes, found {found}")
     _check_numbers(name, config, tensors, largest)
+    if not is_of_timm(config):
+        _check_types(name, folder, config)
 
 
 def _check_numbers(name: str, config: dict[str, Any], tensors: int, largest: int) -> None:
@@ -79,6 +83,28 @@ def _check_numbers(name: str, config: dict[str, Any], tensors: int, largest: int
                 f"{name}: {CONFIG}: {place}: expected numbers that its {tensors:,} tensors of up to {largest:,} rows or columns can have, "
                 f"found {_shown(value)}"
             )
+
+
+def _check_types(name: str, folder: Path, config: dict[str, Any]) -> None:
+    """Raises NstError for a value of another type than transformers has for it. What else it refuses is said where the network is made."""
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
+    kind = config.get("model_type", "")
+    if not isinstance(kind, str):
+        raise NstError(f"{name}: {CONFIG}: model_type: expected the name of a kind of network, found {_shown(kind)}")
+    try:
+        with suppress(*FAILURES, OSError, ImportError):
+            AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except StrictDataclassError as error:
+        text = str(error)
+        field = re.search(r"for field '(\w+)'", text)
+        expected = re.search(r"any type in \((.+?)\)\. Errors", text) or re.search(r"expected (.+?), got", text)
+        if not field or not expected:
+            raise NstError(f"{name}: {CONFIG}: {first_line(error.__cause__ or error)}") from None
+        types = re.sub(r"<class '(\w+)'>", r"\1", expected[1])
+        found = next((value for key, value in _values(config) if key == field[1]), None)
+        raise NstError(f"{name}: {CONFIG}: {field[1]}: expected {types}, found {_shown(found)}") from None
 
 
 def _numbers(value: Any) -> list[int | float]:  # noqa: ANN401 - anything that JSON can hold
