@@ -1,17 +1,35 @@
 """Students in transformers' format: trained, sealed, and teachers themselves."""
 
+import json
+
 import pytest
 import torch
 from conftest import TINY
 from safetensors.torch import load_file
 from test_teachers import write_transformer
-from transformers import AutoImageProcessor, AutoModelForImageClassification, BitImageProcessor, ResNetConfig, ResNetForImageClassification
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    BitImageProcessor,
+    CvtConfig,
+    CvtForImageClassification,
+    HieraConfig,
+    HieraForImageClassification,
+    LevitConfig,
+    LevitForImageClassification,
+    LevitForImageClassificationWithTeacher,
+    ResNetConfig,
+    ResNetForImageClassification,
+)
 
 from nst_data.errors import NstError, UsageError
 from nst_data.images import decode
 from nst_data.sources import open_source
+from nst_data.store.store import Store
 from nst_train.classifiers.teachers import load_classifier
 from nst_train.labeling.label import label
+from nst_train.networks.outline import outline
+from nst_train.networks.transformers_networks import outline_of_kind
 from nst_train.settings import LabelRunSettings, LabelSettings, RunSettings, TrainSettings
 from nst_train.training.train import train
 from nst_train.transforms.preprocessing import decode_pixels
@@ -99,3 +117,45 @@ def test_a_folder_that_holds_no_network_is_refused(tiny_store, tmp_path):
     settings = TrainSettings(**TINY | {"model": f"local-dir:{tmp_path}"})
     with pytest.raises(UsageError, match=r"local-dir:.*: expected.*config\.json and model\.safetensors"):
         train(store, "none", open_source(str(labeled), labeled=True), settings, run=RUN)
+
+
+LEVIT = LevitConfig(image_size=64, hidden_sizes=[16] * 3, num_attention_heads=[2] * 3, depths=[1] * 3, key_dim=[8] * 3, num_labels=3)
+RARE = {
+    "cvt": lambda: CvtForImageClassification(CvtConfig(embed_dim=[8, 16, 16], num_heads=[1, 2, 2], depth=[1, 2, 3], num_labels=3)),
+    "levit": lambda: LevitForImageClassification(LEVIT),
+    "levit with two heads": lambda: LevitForImageClassificationWithTeacher(LEVIT),
+    "hiera": lambda: HieraForImageClassification(
+        HieraConfig(embed_dim=8, image_size=[64, 64], depths=[1] * 4, num_heads=[1] * 4, num_labels=3)
+    ),
+}
+
+
+def rare(folder, kind):
+    RARE[kind]().save_pretrained(folder)
+    size = {"size": {"height": 64, "width": 64}, "crop_size": {"height": 64, "width": 64}}
+    BitImageProcessor(**size, image_mean=[0.4] * 3, image_std=[0.2] * 3, resample=2).save_pretrained(folder)
+    return f"local-dir:{folder}"
+
+
+@pytest.mark.parametrize("kind", RARE)
+def test_rare_networks_are_teachers_and_trained_to_be_teachers(tiny_store, tmp_path, kind):
+    _, labeled, _ = tiny_store
+    store, name = Store(tmp_path / "store"), rare(tmp_path / "net", kind)
+    assert len(load_classifier(name, store)[0].class_names) == 3
+    settings = TrainSettings(**TINY | QUIET | {"model": name, "image_size": 64, "pretrained": True, "epochs": 0.5})
+    trained = train(store, "rare", open_source(str(labeled), labeled=True), settings, run=RUN)
+    assert load_classifier(trained.ref, store)[0].class_names == ["ant", "bee", "cat"]
+
+
+def test_one_with_a_rate_of_stochastic_depth_for_each_stage_refuses_one_for_all(tmp_path):
+    settings = TrainSettings(model=rare(tmp_path, "cvt"), image_size=64, noise={"stochastic_depth": 0.1})
+    content = json.loads((tmp_path / "config.json").read_text())
+    for make in (lambda: outline(settings, 3), lambda: outline_of_kind(content, settings, 3)):
+        with pytest.raises(NstError, match=r"^local-dir:\S+: has a rate of stochastic depth for each stage, not one; set noise\.s\w+ to 0"):
+            make()
+
+
+def test_one_whose_rate_of_stochastic_depth_is_a_whole_number_has_no_blocks_to_skip(tmp_path):
+    settings = TrainSettings(model=rare(tmp_path, "levit"), image_size=64, noise={"stochastic_depth": 0.1})
+    with pytest.raises(NstError, match=r"has no blocks that can be skipped; set noise\.stochastic_depth to 0"):
+        outline(settings, 3)

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -91,6 +92,8 @@ def outline_of_kind(content: dict[str, Any], settings: TrainSettings, classes: i
         config.architectures = [str(one) for one in named] if isinstance(named, list) else []
         _settle(config, settings, classes)
         return Logits(AutoModelForImageClassification.from_config(config, trust_remote_code=False))
+    except NstError:
+        raise
     except (ValueError, TypeError) as error:
         raise NstError(f"{settings.model}: not an image classifier of transformers ({first_line(error)})") from None
 
@@ -100,9 +103,22 @@ def _settle(config: Any, settings: TrainSettings, classes: int) -> None:  # noqa
         config.problem_type = "single_label_classification"  # as it is trained, whatever it was before
     config.num_labels = classes
     if settings.image_size and hasattr(config, "image_size"):
-        config.image_size = settings.image_size
-    if hasattr(config, "drop_path_rate"):
-        config.drop_path_rate = max(settings.noise.stochastic_depth, settings.of_pseudo.noise.stochastic_depth)
+        try:
+            config.image_size = settings.image_size
+        except StrictDataclassError:  # Hiera's is height and width
+            config.image_size = [settings.image_size] * 2
+    if not hasattr(config, "drop_path_rate"):
+        return
+    rate, stages = max(settings.noise.stochastic_depth, settings.of_pseudo.noise.stochastic_depth), config.drop_path_rate
+    if not isinstance(stages, list | tuple):
+        try:
+            config.drop_path_rate = rate
+        except StrictDataclassError:  # LeViT's is a whole number: it has no DropPath, which is refused where noise is put in
+            config.drop_path_rate = 0
+    elif rate:  # CvT gives its blocks other rates than asked for
+        raise NstError(f"{settings.model}: has a rate of stochastic depth for each stage, not one; set noise.stochastic_depth to 0")
+    else:
+        config.drop_path_rate = [0.0] * len(stages)
 
 
 def _begun(network: Logits, settings: TrainSettings, classes: int) -> Logits:
