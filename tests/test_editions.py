@@ -221,8 +221,8 @@ def test_an_excluded_source_is_the_same_with_and_without_its_labels(store, pool,
 
 def test_nothing_left_is_an_error_that_counts_the_reasons(store, pool):
     version = write_generation(store, pool)
-    message = r"^flowers@gen-1: 0 images are left of 5 \(5 low confidence\); lower `min_confidence`, or train a better teacher$"
-    with pytest.raises(NstError, match=message):
+    message = r"^flowers@gen-1: 0 images are left of 5 \(5 low confidence\); lower `min_confidence`, or train a better teacher"
+    with pytest.raises(NstError, match=rf"{message}; the highest confidence is 0\.9$"):
         balance(store, version, BalanceSettings(min_confidence=0.95))
     assert ([version.ref for version in store.versions()], store.unfinished()) == (["flowers@gen-1"], [])
 

@@ -184,9 +184,9 @@ def test_files_in_the_folder_may_be_the_sources(tmp_path, network):
 @pytest.mark.parametrize(
     ("names", "says"),
     [
-        ([], r"photos:.*labeled in it, found nothing.*`labeled`"),
-        (["roses", "tulips"], r"photos:.*labeled in it, found roses, tulips.*`labeled`"),
-        (["labeled"], r"photos:.*unlabeled in it, found labeled.*`pool`.*a single training"),
+        ([], r"photos:.*labeled/ in it, found nothing.*`labeled`"),
+        (["roses", "tulips"], r"photos:.*labeled/ in it, found roses, tulips.*`labeled`"),
+        (["labeled"], r"photos:.*unlabeled/ in it, found labeled.*`pool`.*a single training"),
         (["labeled", "train", "pool"], r"photos: labeled and train.*name one with `labeled`"),
         (["labeled", "unlabeled"], r"^pool:.*unlabeled: expected images.*none below this folder"),
     ],

@@ -38,7 +38,7 @@ from nst_data.store.manifest import EditionRequest, GenerationManifest, SealedFi
 from nst_data.store.store import Staging, Store, Version
 from nst_data.store.version import check_names_images
 from nst_data.tables import engines
-from nst_data.tables.label_tables import damage_is_named
+from nst_data.tables.label_tables import damage_is_named, scan_labels
 from nst_data.tables.review_table import REASONS as OF_REVIEW
 from nst_data.tables.review_table import hashes_by_reason
 from nst_data.tables.schema import (
@@ -319,6 +319,9 @@ def _counts(
     if not unique:
         reasons = ", ".join(f"{rows:,} {in_words(reason)}" for reason, rows in dropped.items() if rows)
         advice = "; ".join(dict.fromkeys(_ADVICE[reason] for reason, rows in dropped.items() if rows and reason in _ADVICE))
+        if dropped["low_confidence"] == sum(labeled.values()):
+            highest = scan_labels(generation).select(pl.col("confidence").max()).collect().item()
+            advice += f"; the highest confidence is {highest:.4g}"
         raise NstError(f"{generation.ref}: 0 images are left of {sum(labeled.values()):,} ({reasons}); {advice}")
     per_class = {}
     for index, name in enumerate(class_names):

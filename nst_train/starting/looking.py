@@ -189,7 +189,7 @@ def _check_there(photos: Path | str | None, found: dict[str, str]) -> None:
             shown = ", ".join(there[:5]) + ", ..." * (len(there) > 5)
             without = "; without a pool there is nothing to learn from: a single training makes a classifier" if role == "pool" else ""
             raise UsageError(
-                f"{photos}: expected a folder {FOLDERS[role][0]} in it, found {shown or 'nothing'}; name them with `{role}`{without}"
+                f"{photos}: expected a folder {FOLDERS[role][0]}/ in it, found {shown or 'nothing'}; name them with `{role}`{without}"
             )
 
 
