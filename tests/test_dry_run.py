@@ -1,6 +1,7 @@
 """`nst run --dry-run`: what a recipe would do, what of it is done, how long the rest takes; nothing is written."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from nst_cli.main import app
 from test_network_noise import Patches
 from test_teachers import write_transformer
 from typer.testing import CliRunner
+from watched import Ended
 from wording import tells
 
 from nst_data.errors import NstError
@@ -28,6 +30,7 @@ from nst_train.starting import dry_run as module
 from nst_train.starting import timing
 from nst_train.starting.dry_run import dry_run
 from nst_train.starting.timing import Speed
+from nst_train.training.train import train
 
 STUDENT = TINY | {"ratio": 2}
 PARTS = {"label": SETTINGS.model_dump(), "select": {"min_confidence": 0.0, "per_class": 8}, "run": {"workers": 0, "decode_threads": 1}}
@@ -170,6 +173,75 @@ def test_a_labeling_that_was_begun_on_a_pool_that_has_changed_is_refused_in_the_
     with pytest.raises(NstError, match="the pool has changed since bugs@gen-1 was started") as error:
         self_training(store, load_recipe(path), progress=Progress())
     assert refused.refusal == str(error.value)
+
+
+def refusals(store, path):
+    """The line in which the dry run says that the run refuses its first training, and the run's own."""
+    files = {one: one.read_bytes() for one in store.root.rglob("*") if one.is_file()}
+    stage = stages(store, path).stages[0]
+    assert files == {one: one.read_bytes() for one in store.root.rglob("*") if one.is_file()}
+    with pytest.raises(NstError) as error:
+        self_training(store, load_recipe(path), progress=Progress())
+    return (stage.state, stage.refusal), ("differs", str(error.value))
+
+
+def test_a_training_begun_on_images_that_have_changed_is_refused_in_the_line_of_the_run(tmp_path, timed):
+    write_tiny_images(tmp_path)
+    store, path = Store(tmp_path / "store"), write_tiny_recipe(tmp_path, generations=[TINY, STUDENT], **PARTS)
+    with pytest.raises(KeyboardInterrupt):
+        self_training(store, load_recipe(path), progress=Ended(4))
+    assert stages(store, path).stages[0].state == "begun"
+    image = next(iter(sorted((tmp_path / "labeled").rglob("*.png"))))
+    content = bytearray(image.read_bytes())
+    content[-1] ^= 1
+    image.write_bytes(content)
+    dry, run = refusals(store, path)
+    assert dry == run
+    assert "1 image has different content than when bugs-teacher@gen-0 was begun" in run[1]
+
+
+def test_a_training_begun_on_a_device_of_another_kind_is_refused_in_the_line_of_the_run(tmp_path, timed):
+    write_tiny_images(tmp_path)
+    store, path = Store(tmp_path / "store"), write_tiny_recipe(tmp_path, generations=[TINY, STUDENT], **PARTS)
+    with pytest.raises(KeyboardInterrupt):
+        self_training(store, load_recipe(path), progress=Ended(4))
+    (staging,) = store.stagings("bugs-teacher")
+    machine = staging.work / "machine.json"
+    machine.write_text(json.dumps(json.loads(machine.read_text()) | {"device": "tpu"}))
+    dry, run = refusals(store, path)
+    assert dry == run
+    assert "bugs-teacher@gen-0 was started on tpu, this process uses" in run[1]
+
+
+@pytest.mark.parametrize("changed", ["start", "its weights", "the model's weights"])
+def test_a_training_begun_from_other_weights_is_refused_in_the_line_of_the_run(tmp_path, timed, changed):
+    write_tiny_images(tmp_path)
+    store = Store(tmp_path / "store")
+    source = open_source(tmp_path / "labeled", labeled=True)
+    first, second = (
+        train(store, name, source, TrainSettings(**TINY, seed=seed), run=RunSettings(workers=0), progress=Progress())
+        for seed, name in enumerate(("first", "second"))
+    )
+    folder = f"local-dir:{shutil.copytree(first.folder, tmp_path / 'folder')}"
+    weights = {"start": first.ref} if changed == "start" else {"start": folder}
+    teacher = TINY | ({"model": folder, "pretrained": True} if changed == "the model's weights" else weights)
+    path = write_tiny_recipe(tmp_path, generations=[teacher, STUDENT], **PARTS)
+    with pytest.raises(KeyboardInterrupt):
+        self_training(store, load_recipe(path), progress=Ended(4))
+    assert stages(store, path).stages[0].state == "begun"
+    shutil.copy(second.folder / "model.safetensors", tmp_path / "folder")
+    if changed == "start":
+        path = write_tiny_recipe(tmp_path, generations=[teacher | {"start": second.ref}, STUDENT], **PARTS)
+    dry, run = refusals(store, path)
+    assert dry == run
+    assert "is unfinished and was started with other settings" in run[1]
+    assert "initial_weights: " in run[1]
+
+
+def test_a_network_that_starts_from_one_of_its_own_recipe_by_number_is_to_do(tmp_path, timed):
+    write_tiny_images(tmp_path)
+    path = write_tiny_recipe(tmp_path, generations=[TINY, STUDENT | {"start": "bugs-teacher@gen-0"}], **PARTS)
+    assert {one.state for one in stages(Store(tmp_path / "store"), path).stages} == {"to do"}
 
 
 def test_a_second_generation_of_one_selection_labels_the_selected_images_alone(tmp_path, timed):

@@ -76,12 +76,21 @@ class Reading:
         pieces = [hashes.view("S16") for _, hashes in self.kept()]
         return np.concatenate([np.empty(0, "S16"), *pieces])
 
-    def check(self, source: Source, known: Known, what: str, remedy: str, progress: Progress, made: str | None = None) -> None:
+    def check(
+        self,
+        source: Source,
+        known: Known,
+        what: str,
+        remedy: str,
+        progress: Progress,
+        made: str | None = None,
+        notes: bool = True,
+    ) -> None:
         """Raises NstError where images hold other bytes than `known` says.
 
         Those in files with other stamps than were noted are compared, and the stamps noted where they hold the same; a source in another
         place by a sample. `what` was made of them, `remedy` says what to do. `made` is the time at which a version was sealed that notes
-        nothing.
+        nothing. Without `notes` nothing is written.
         """
         before = self._read(made)
         if before is None:
@@ -111,7 +120,7 @@ class Reading:
             which, them = (f"the first is {source.key(first)!r}", "them") if changed > 1 else (repr(source.key(first)), "it")
             have = f"{changed:,} images have" if changed > 1 else "1 image has"
             raise NstError(f"{source.location}: {have} different content than when {what} ({which}); restore {them}, or {remedy}")
-        if is_there:
+        if is_there and notes:
             with suppress(OSError):  # a store that is only read is compared with again
                 self._note(source, now)
 

@@ -87,6 +87,11 @@ class Staging:
         content: dict[str, Any] = json.loads(path.read_text("utf-8"))
         return content
 
+    def recalled(self, name: str) -> dict[str, Any] | None:
+        """What was written under this name when the work began; None where nothing was."""
+        path = self.work / f"{name}.json"
+        return json.loads(path.read_text("utf-8")) if path.exists() else None
+
     def shared(self, make: Callable[[], Version]) -> Version:
         """What `make` gives, with any number of processes at it; where it fails since another one has sealed the version, that version."""
         try:

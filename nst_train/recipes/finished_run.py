@@ -20,7 +20,7 @@ from nst_train.recipes.opened_sources import OpenedSources
 from nst_train.recipes.recipe import Recipe
 from nst_train.teacher_names import is_in_store
 
-_OF_THE_RUN = (None, "", "teacher", "the first training")  # what `start` calls networks that the run trains itself
+OF_THE_RUN = (None, "", "teacher", "the first training")  # what `start` calls networks that the run trains itself
 _ALSO = "open-clip-torch"  # teachers may depend on it
 _SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
@@ -138,7 +138,7 @@ class FinishedRun:
         settings = [one for network in self.recipe.networks for one in (network.settings, network.settings.finetune) if one]
         names = [one.model for one in settings if one.pretrained]
         asked = [*(one.start for one in settings), self.recipe.select.by, *(one.relative_to for one in self.recipe.evaluate)]
-        names += [name for name in asked if name not in _OF_THE_RUN and name is not None]
+        names += [name for name in asked if name not in OF_THE_RUN and name is not None]
         names += [self.recipe.teacher.model] if self.recipe.teacher else []
         own = None if self.recipe.teacher else f"{self.recipe.name}-teacher@gen-0"  # which the run makes
         return sorted({name for name in names if name != own})

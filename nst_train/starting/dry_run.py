@@ -20,18 +20,23 @@ from nst_data.selection.editions import excluded_inputs
 from nst_data.settings import default_top_k
 from nst_data.store.inputs import Input
 from nst_data.store.manifest import NETWORK_NOISE, ORDER, PREPARATION, PROBE_SAMPLE, Kind, Request
-from nst_data.store.store import Number, Store, Version
+from nst_data.store.store import Number, Staging, Store, Version
 from nst_train.labeling.begin import check_not_moved
 from nst_train.networks.image_processors import preparation_of
-from nst_train.networks.weights import local_name
+from nst_train.networks.weights import FOLDER, initial_weights, local_name
+from nst_train.recipes.finished_run import OF_THE_RUN
 from nst_train.recipes.recipe import GenerationSettings, Network, Recipe
 from nst_train.recipes.run_data import RecipeData
 from nst_train.settings import TrainSettings
 from nst_train.starting.choosing import why_not_there
 from nst_train.starting.looking import check_classes_are_readable
 from nst_train.starting.timing import Speed, speed_of
+from nst_train.teacher_names import settled
+from nst_train.training.readable import check_unchanged
 from nst_train.training.schedule import Schedule, images_that_count
+from nst_train.training.train import check_device
 from nst_train.training.validation import sensible_epochs
+from nst_train.training.warm_start import start_input
 
 _ROW_BYTES = 100  # key, hashes and numbers of a label
 _SAMPLED = 64  # images of the pool whose bytes are counted
@@ -181,6 +186,9 @@ class _Stages:
         labeled, per_step = len(self.data.labeled or []), settings.batch_size
         if with_pseudo:
             per_step = (0 if settings.pseudo_only else per_step) + settings.batch_size * settings.ratio
+        if settings.start and settings.start not in OF_THE_RUN:
+            with suppress(NstError):  # not there yet
+                settings = settings.model_copy(update={"start": settled(settings.start, self.store)})
         self._teacher = settings, per_step
         steps = None if settings.probe else Schedule.of(settings, self._counted(settings)).steps
         asked = settings.of_probe() if settings.probe else settings if with_pseudo else settings.of_labeled_alone()
@@ -279,9 +287,21 @@ class _Stages:
                 except NstError as error:
                     return "differs", str(error)
                 if self._is_asked(staging.request, staging.ref, asked):
-                    return "begun", None
+                    refusal = self._why_not_resumed(staging, asked) if kind == "teacher" else None
+                    return "differs" if refusal else "begun", refusal
                 return "differs", self.store.why_taken(staging, instead)
         return "to do", None
+
+    def _why_not_resumed(self, staging: Staging, asked: dict[str, Any]) -> str | None:
+        """The line in which the run refuses to go on with a training since its images have changed, or it was begun on another device."""
+        validation = None if asked.get("probe") else self.data.validation
+        sources = {role: one for role, one in (("labeled", self.data.labeled), ("validation", validation)) if one is not None}
+        try:
+            check_unchanged(staging, sources, self.progress, notes=False)
+            check_device(staging)
+        except NstError as error:
+            return str(error)
+        return None
 
     def _reviews_of(self, kind: Kind, ref: str) -> Version | None:
         """What people answered that the recipe gives to a version."""
@@ -295,13 +315,15 @@ class _Stages:
     def _asked_instead(self, there: Request, ref: str, asked: dict[str, Any]) -> Request:
         """What the run asks for where a request took the number, whichever version its weights or labels come from."""
         settings = asked | {name: there.settings[name] for name in _NOT_COMPARED if name in there.settings}
-        if asked.get("start") and there.settings.get("start"):
+        if asked.get("start") and asked["start"] in OF_THE_RUN and there.settings.get("start"):
             settings["start"] = there.settings["start"]
         inputs, data = dict(there.inputs.by_role), self.data
         known: dict[str, Input | None] = {"reviews": review.lineage if (review := self._reviews_of(there.kind, ref)) else None}
         if there.kind == "teacher":
             known["labeled"] = data.labeled.lineage if data.labeled else None
             known["validation"] = data.validation.lineage if data.validation and not asked.get("probe") else None
+            if (weights := self._named_weights(asked)) is not None:
+                known["initial_weights"] = weights
         elif "pool" in inputs:
             known["pool"] = data.pool.lineage
         if there.kind == "edition" and "like" not in inputs:
@@ -310,19 +332,32 @@ class _Stages:
         entries = {role: entry for role, entry in (inputs | known).items() if entry is not None}
         return there.model_copy(update={"settings": settings, "inputs": type(there.inputs)(**entries)})
 
+    def _named_weights(self, asked: dict[str, Any]) -> Input | None:
+        """The weights that a training begins with where the recipe names them and they are here; the run makes others, or asks the Hub."""
+        start, model = asked.get("start"), str(asked["model"])
+        with suppress(NstError):
+            if start not in OF_THE_RUN:
+                return start_input(str(start), self.store)
+            if asked.get("pretrained") and model.startswith(FOLDER):
+                return initial_weights(model)
+        return None
+
     def _is_asked(self, request: Request, ref: str, asked: dict[str, Any]) -> bool:
         """Whether a version is what the recipe makes, whichever version its weights or labels come from."""
         entry, review = request.inputs.by_role.get("reviews"), self._reviews_of(request.kind, ref)
         if (entry and entry.digest) != (review.manifest.digest if review else None):
             return False
         made = {name: value for name, value in request.settings.items() if name not in _NOT_COMPARED}
-        if made | {"start": bool(made.get("start"))} != asked | {"start": bool(asked.get("start"))}:
+        of_recipe = {"start": made["start"]} if made.get("start") and asked.get("start") and asked["start"] in OF_THE_RUN else {}
+        if made != asked | of_recipe:
             return False
         digests = {role: entry.digest for role, entry in request.inputs.by_role.items()}
         if request.kind == "teacher":
             validation = self.data.validation.fingerprint if self.data.validation and not asked.get("probe") else None
             labeled = self.data.labeled.fingerprint if self.data.labeled else None
-            return (digests.get("labeled"), digests.get("validation")) == (labeled, validation)
+            weights = self._named_weights(asked)
+            are_same = weights is None or digests.get("initial_weights") == weights.digest
+            return are_same and (digests.get("labeled"), digests.get("validation")) == (labeled, validation)
         excluded = {digest for role, digest in digests.items() if role.startswith("exclude")}
         held_out, evaluated = ({one.images_fingerprint for one in part} for part in (self.data.held_out, self.data.evaluated))
         if request.kind == "edition" and "like" not in digests and excluded not in (held_out, held_out | evaluated):

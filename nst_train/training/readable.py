@@ -28,16 +28,19 @@ _DIGEST_BYTES = 32
 _MANY = 10_000  # images, which are decoded for long enough to show how far it is
 
 
-def check_unchanged(staged: Version | Staging, sources: Mapping[str, Source], progress: Progress) -> None:
-    """Raises NstError where images that were trained on hold other bytes by now, at the same names and sizes."""
+def check_unchanged(staged: Version | Staging, sources: Mapping[str, Source], progress: Progress, notes: bool = True) -> None:
+    """Raises NstError where images that were trained on hold other bytes by now, at the same names and sizes.
+
+    Without `notes` nothing is written.
+    """
     if not this_process().is_main_process:
         return
     is_sealed = isinstance(staged, Version)
     for role, source in sources.items():
         reading = Reading(staged.folder if isinstance(staged, Version) else staged.build, role)
         remedy = f"`store.remove({staged.ref!r})` and train again" + (", or ask for another `generation` N" if is_sealed else "")
-        reading.check(source, reading.kept(), f"{staged.ref} was {'made' if is_sealed else 'begun'}", remedy, progress)
-        if not is_sealed:
+        reading.check(source, reading.kept(), f"{staged.ref} was {'made' if is_sealed else 'begun'}", remedy, progress, notes=notes)
+        if notes and not is_sealed:
             reading.begin(source)
 
 

@@ -14,7 +14,16 @@ from nst_data.sources import Source
 from nst_data.store.ownership import Sign
 from nst_data.store.store import Staging, Store, Version
 from nst_train.batches.batches import worker_failures
-from nst_train.device import DEFAULT_THREADS, agreed_text, freed_memory_kept, memory_failures, set_threads, settled_precision, this_process
+from nst_train.device import (
+    DEFAULT_THREADS,
+    agreed_text,
+    freed_memory_kept,
+    memory_failures,
+    set_threads,
+    settled_precision,
+    this_device,
+    this_process,
+)
 from nst_train.networks.models import check_names
 from nst_train.settings import RunSettings, TrainSettings
 from nst_train.teacher_names import settled
@@ -172,13 +181,19 @@ def _train(
 
 
 def _machine(staging: Staging, settings: TrainSettings) -> dict[str, Any]:
-    """How the process that began this training computes it. Raises NstError on a device of another kind."""
+    """How the process that began this training computes it. Raises NstError as `check_device` does."""
     device = this_process().device
     chosen = {"device": device.type, "precision": settled_precision(settings.precision, device)}
     machine = staging.remembered("machine", {"threads": settings.compute_threads or DEFAULT_THREADS, **chosen})
-    if machine["device"] != device.type:
+    check_device(staging)
+    return machine
+
+
+def check_device(staging: Staging) -> None:
+    """Raises NstError for a training that was begun on a device of another kind."""
+    machine, kind = staging.recalled("machine"), this_device().type
+    if machine and machine["device"] != kind:
         raise NstError(
-            f"{staging.ref} was started on {machine['device']}, this process uses {device.type}; resume it where it was started, "
+            f"{staging.ref} was started on {machine['device']}, this process uses {kind}; resume it where it was started, "
             f"or `store.remove({staging.ref!r})` first"
         )
-    return machine
