@@ -6,9 +6,9 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
-from conftest import TINY, write_tiny_images, write_tiny_recipe
+from conftest import TINY, write_class_folders, write_tiny_images, write_tiny_recipe
 from PIL import Image
-from watched import Said
+from watched import Ended, Said
 from wording import tells
 
 from nst_data.cards.cards import dataset_card
@@ -255,6 +255,26 @@ def test_a_recipe_takes_what_people_answered_from_a_generation_on(tmp_path):
     assert {one.state for one in dry_run(store, load_recipe(path)).stages} == {"done"}
     other = write_tiny_recipe(tmp_path, generations=[TINY, student, student], **parts)
     assert [one.state for one in dry_run(store, load_recipe(other)).stages][-2:] == ["differs", "differs"]
+
+
+def test_a_teacher_with_answers_that_other_images_were_left_out_of_is_refused_in_the_line_of_the_run(tmp_path):
+    store, parts = Store(tmp_path / "store"), {"label": {"batch_size": 4}, "select": {"min_confidence": 0}, "run": {"workers": 0}}
+    write_tiny_images(tmp_path)
+    write_class_folders(tmp_path / "more", ["ant", "bee", "cat"], 2, first=80)
+    self_training(store, load_recipe(write_tiny_recipe(tmp_path, generations=[TINY, TINY | {"ratio": 1}], **parts)))
+    AnswerLog(store, "bugs", "ann").append(
+        *scan_labels(store.open("bugs@gen-1")).select("image_hash", "key").collect().row(0), class_name="bee"
+    )
+    freeze(store, "bugs")
+    asked = parts | {"name": "answered", "generations": [TINY, TINY | {"ratio": 1}], "reviews": "bugs@review-1"}
+    with pytest.raises(KeyboardInterrupt):
+        self_training(store, load_recipe(write_tiny_recipe(tmp_path, **asked)), progress=Ended(4))
+    assert dry_run(store, load_recipe(write_tiny_recipe(tmp_path, **asked))).stages[0].state == "begun"
+    path = write_tiny_recipe(tmp_path, **asked, evaluate={"suite": "fgsm", "name": "more", "data": {"source": "more"}})
+    stage = dry_run(store, load_recipe(path)).stages[0]
+    with pytest.raises(NstError, match=r"answered-teacher@gen-0 is unfinished and was started with other settings \(exclude_\d: ") as error:
+        self_training(store, load_recipe(path))
+    assert (stage.state, stage.refusal) == ("differs", str(error.value))
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from nst_data.errors import NstError
 from nst_data.progress import Progress, on_this_terminal
 from nst_data.selection.editions import excluded_inputs
 from nst_data.settings import default_top_k
+from nst_data.sources import Source
 from nst_data.store.inputs import Input
 from nst_data.store.manifest import NETWORK_NOISE, ORDER, PREPARATION, PROBE_SAMPLE, Kind, Request
 from nst_data.store.store import Number, Staging, Store, Version
@@ -326,11 +327,18 @@ class _Stages:
                 known["initial_weights"] = weights
         elif "pool" in inputs:
             known["pool"] = data.pool.lineage
-        if there.kind == "edition" and "like" not in inputs:
+        if there.kind == "teacher" or (there.kind == "edition" and "like" not in inputs):
             inputs = {role: entry for role, entry in inputs.items() if not role.startswith("exclude")}
-            known |= excluded_inputs([*data.held_out, *data.evaluated])
+            known |= excluded_inputs(self._left_out(there))
         entries = {role: entry for role, entry in (inputs | known).items() if entry is not None}
         return there.model_copy(update={"settings": settings, "inputs": type(there.inputs)(**entries)})
+
+    def _left_out(self, there: Request) -> list[Source]:
+        """The images that the run keeps out of an edition, and out of a training that takes answers and no edition."""
+        if there.kind == "edition":
+            return [*self.data.held_out, *self.data.evaluated]
+        takes_answers = "reviews" in there.inputs.by_role and "edition" not in there.inputs.by_role
+        return [source for source in (self.data.test, *self.data.evaluated) if source] if takes_answers else []
 
     def _named_weights(self, asked: dict[str, Any]) -> Input | None:
         """The weights that a training begins with where the recipe names them and they are here; the run makes others, or asks the Hub."""
@@ -352,13 +360,14 @@ class _Stages:
         if made != asked | of_recipe:
             return False
         digests = {role: entry.digest for role, entry in request.inputs.by_role.items()}
+        excluded = {digest for role, digest in digests.items() if role.startswith("exclude")}
         if request.kind == "teacher":
             validation = self.data.validation.fingerprint if self.data.validation and not asked.get("probe") else None
             labeled = self.data.labeled.fingerprint if self.data.labeled else None
             weights = self._named_weights(asked)
-            are_same = weights is None or digests.get("initial_weights") == weights.digest
-            return are_same and (digests.get("labeled"), digests.get("validation")) == (labeled, validation)
-        excluded = {digest for role, digest in digests.items() if role.startswith("exclude")}
+            is_same = weights is None or digests.get("initial_weights") == weights.digest
+            is_same &= excluded == {one.images_fingerprint for one in self._left_out(request)}
+            return is_same and (digests.get("labeled"), digests.get("validation")) == (labeled, validation)
         held_out, evaluated = ({one.images_fingerprint for one in part} for part in (self.data.held_out, self.data.evaluated))
         if request.kind == "edition" and "like" not in digests and excluded not in (held_out, held_out | evaluated):
             return False
