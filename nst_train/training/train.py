@@ -93,16 +93,7 @@ def train(
         settings = _of_pseudo_labels_alone(settings, material)
     check_names(settings)
     trackers = check_trackers(run.tracker)
-    if settings.probe:
-        if edition is not None:
-            raise UsageError("`probe` trains on labeled images only; remove it, or `pseudo`")
-        settings, material = settings.of_probe(), replace(material, validation=None)  # whose images would decide nothing
-    if edition is None:
-        settings = settings.of_labeled_alone()
-    if material.validation is None:
-        settings = settings.without_validation()
-    if settings.start:  # with its version: the newest one may soon be another
-        settings = settings.model_copy(update={"start": settled(settings.start, store)})
+    settings, material = _what_counts(settings, material, store)
     with this_process().main_process_first():
         staging = begin(store, request_of(store, settings, material), name, generation)
         for line in [] if isinstance(staging, Version) else store.unfinished_beside(staging):
@@ -128,6 +119,21 @@ def _of_pseudo_labels_alone(settings: TrainSettings, material: Material) -> Trai
     if lacking := next((what for what, is_asked in needed_for.items() if is_asked), None):
         raise UsageError(f"`labeled` is missing: {lacking} needs labeled images")
     return settings.of_pseudo_alone()
+
+
+def _what_counts(settings: TrainSettings, material: Material, store: Store) -> tuple[TrainSettings, Material]:
+    """Without what decides nothing here: with and without it is one training. Raises UsageError for a probe on pseudo-labels."""
+    if settings.probe:
+        if material.edition is not None:
+            raise UsageError("`probe` trains on labeled images only; remove it, or `pseudo`")
+        settings, material = settings.of_probe(), replace(material, validation=None)  # whose images would decide nothing
+    if material.edition is None:
+        settings = settings.of_labeled_alone()
+    if material.validation is None:
+        settings = settings.without_validation()
+    if settings.start:  # with its version: the newest one may soon be another
+        settings = settings.model_copy(update={"start": settled(settings.start, store)})
+    return settings, material
 
 
 @contextmanager
