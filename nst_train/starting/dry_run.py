@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -16,36 +16,26 @@ from nst_data.arguments import with_checked_arguments
 from nst_data.cards.published import public_name
 from nst_data.errors import NstError
 from nst_data.progress import Progress, on_this_terminal
-from nst_data.selection.editions import excluded_inputs
 from nst_data.settings import default_top_k
-from nst_data.sources import Source
-from nst_data.store.inputs import Input
-from nst_data.store.manifest import NETWORK_NOISE, ORDER, PREPARATION, PROBE_SAMPLE, Kind, Request
-from nst_data.store.store import Number, Staging, Store, Version
-from nst_train.labeling.begin import check_not_moved
+from nst_data.store.manifest import PREPARATION, Kind
+from nst_data.store.store import Number, Store
 from nst_train.networks.image_processors import preparation_of
-from nst_train.networks.weights import FOLDER, initial_weights, local_name
+from nst_train.networks.weights import local_name
 from nst_train.recipes.finished_run import OF_THE_RUN
 from nst_train.recipes.recipe import GenerationSettings, Network, Recipe
 from nst_train.recipes.run_data import RecipeData
 from nst_train.settings import TrainSettings
 from nst_train.starting.choosing import why_not_there
 from nst_train.starting.looking import check_classes_are_readable
+from nst_train.starting.states import State, States
 from nst_train.starting.timing import Speed, speed_of
 from nst_train.teacher_names import settled
-from nst_train.training.readable import check_unchanged
 from nst_train.training.schedule import Schedule, images_that_count
-from nst_train.training.train import check_device
 from nst_train.training.validation import sensible_epochs
-from nst_train.training.warm_start import start_input
 
 _ROW_BYTES = 100  # key, hashes and numbers of a label
 _SAMPLED = 64  # images of the pool whose bytes are counted
 _CHECKPOINT_COPIES = 4  # the network, its average, and AdamW's two moments
-# of a training: its inputs and its network decide them, or an earlier nst's word did
-_NOT_COMPARED = (ORDER, NETWORK_NOISE, PROBE_SAMPLE, "stream")
-
-State = Literal["done", "begun", "to do", "differs"]
 
 
 @dataclass(frozen=True)
@@ -128,6 +118,10 @@ class _Stages:
     _said: set[str] = field(default_factory=set)
     _are_readable: bool = False  # the classes of the labeled images
 
+    @cached_property
+    def _states(self) -> States:
+        return States(self.store, self.recipe, self.data, self.progress)
+
     def all(self) -> Iterator[Stage]:
         """Every version of the recipe, in the order in which they are made."""
         is_taught, is_selected = self.data.teacher is not None, False
@@ -163,7 +157,7 @@ class _Stages:
         top_k = self.recipe.label.top_k or default_top_k(classes)
         bytes_on_disk = images * (_ROW_BYTES + (6 * top_k if top_k else 2 * classes))
         ref, seconds = f"{self.recipe.name}@{number}", None
-        state, refusal = self._state_of(kind, self.recipe.name, number, asked)
+        state, refusal = self._states.of(kind, self.recipe.name, number, asked)
         if state == "done":
             return Stage(ref, what, state, images, None, 0.0, 0)
         if what == "select":
@@ -195,7 +189,7 @@ class _Stages:
         asked = settings.of_probe() if settings.probe else settings if with_pseudo else settings.of_labeled_alone()
         asked = asked if self.data.validation and not settings.probe else asked.without_validation()
         in_request = asked.for_request() | _preparation(asked)
-        ref, (state, refusal) = f"{name}@{Number(number)}", self._state_of("teacher", name, Number(number), in_request)
+        ref, (state, refusal) = f"{name}@{Number(number)}", self._states.of("teacher", name, Number(number), in_request)
         what = f"{'probe' if settings.probe else 'train'} {public_name(settings.model)}"
         if state == "done":
             return Stage(ref, what, state, labeled, steps, 0.0, 0)
@@ -271,104 +265,3 @@ class _Stages:
         """Of a training under way, by its last checkpoint."""
         step = self.store.how_far(f"{name}@{Number(number)}").removeprefix("step ").replace(",", "")
         return int(step) if step.isdigit() else 0
-
-    def _state_of(self, kind: Kind, name: str, number: Number, asked: dict[str, Any]) -> tuple[State, str | None]:
-        """Whether a version is there or under way: of these settings and images or, with the line in which the run refuses, of others."""
-        for version in self.store.versions(name):
-            if version.number == number and version.is_readable and version.manifest.kind == kind:
-                if self._is_asked(version.manifest.request, version.ref, asked):
-                    return "done", None
-                return "differs", self.store.why_taken(version, self._asked_instead(version.manifest.request, version.ref, asked))
-        for staging in self.store.stagings(name):
-            if staging.ref == f"{name}@{number}" and staging.request.kind == kind:
-                instead = self._asked_instead(staging.request, staging.ref, asked)
-                try:
-                    if kind == "generation" or "like" in instead.inputs.by_role:
-                        check_not_moved(staging, instead, self.data.pool)
-                except NstError as error:
-                    return "differs", str(error)
-                if self._is_asked(staging.request, staging.ref, asked):
-                    refusal = self._why_not_resumed(staging, asked) if kind == "teacher" else None
-                    return "differs" if refusal else "begun", refusal
-                return "differs", self.store.why_taken(staging, instead)
-        return "to do", None
-
-    def _why_not_resumed(self, staging: Staging, asked: dict[str, Any]) -> str | None:
-        """The line in which the run refuses to go on with a training since its images have changed, or it was begun on another device."""
-        validation = None if asked.get("probe") else self.data.validation
-        sources = {role: one for role, one in (("labeled", self.data.labeled), ("validation", validation)) if one is not None}
-        try:
-            check_unchanged(staging, sources, self.progress, notes=False)
-            check_device(staging)
-        except NstError as error:
-            return str(error)
-        return None
-
-    def _reviews_of(self, kind: Kind, ref: str) -> Version | None:
-        """What people answered that the recipe gives to a version."""
-        name, _, written = ref.partition("@")
-        number = Number.parse(written).generation
-        if name.startswith(f"{self.recipe.name}-control"):
-            number = self.recipe.networks[-1].generation
-        reviews = None if kind == "generation" else self.recipe.reviews_of(max(1, number) if kind == "edition" else number)
-        return self.store.open(reviews, "review") if reviews else None
-
-    def _asked_instead(self, there: Request, ref: str, asked: dict[str, Any]) -> Request:
-        """What the run asks for where a request took the number, whichever version its weights or labels come from."""
-        settings = asked | {name: there.settings[name] for name in _NOT_COMPARED if name in there.settings}
-        if asked.get("start") and asked["start"] in OF_THE_RUN and there.settings.get("start"):
-            settings["start"] = there.settings["start"]
-        inputs, data = dict(there.inputs.by_role), self.data
-        known: dict[str, Input | None] = {"reviews": review.lineage if (review := self._reviews_of(there.kind, ref)) else None}
-        if there.kind == "teacher":
-            known["labeled"] = data.labeled.lineage if data.labeled else None
-            known["validation"] = data.validation.lineage if data.validation and not asked.get("probe") else None
-            if (weights := self._named_weights(asked)) is not None:
-                known["initial_weights"] = weights
-        elif "pool" in inputs:
-            known["pool"] = data.pool.lineage
-        if there.kind == "teacher" or (there.kind == "edition" and "like" not in inputs):
-            inputs = {role: entry for role, entry in inputs.items() if not role.startswith("exclude")}
-            known |= excluded_inputs(self._left_out(there))
-        entries = {role: entry for role, entry in (inputs | known).items() if entry is not None}
-        return there.model_copy(update={"settings": settings, "inputs": type(there.inputs)(**entries)})
-
-    def _left_out(self, there: Request) -> list[Source]:
-        """The images that the run keeps out of an edition, and out of a training that takes answers and no edition."""
-        if there.kind == "edition":
-            return [*self.data.held_out, *self.data.evaluated]
-        takes_answers = "reviews" in there.inputs.by_role and "edition" not in there.inputs.by_role
-        return [source for source in (self.data.test, *self.data.evaluated) if source] if takes_answers else []
-
-    def _named_weights(self, asked: dict[str, Any]) -> Input | None:
-        """The weights that a training begins with where the recipe names them and they are here; the run makes others, or asks the Hub."""
-        start, model = asked.get("start"), str(asked["model"])
-        with suppress(NstError):
-            if start not in OF_THE_RUN:
-                return start_input(str(start), self.store)
-            if asked.get("pretrained") and model.startswith(FOLDER):
-                return initial_weights(model)
-        return None
-
-    def _is_asked(self, request: Request, ref: str, asked: dict[str, Any]) -> bool:
-        """Whether a version is what the recipe makes, whichever version its weights or labels come from."""
-        entry, review = request.inputs.by_role.get("reviews"), self._reviews_of(request.kind, ref)
-        if (entry and entry.digest) != (review.manifest.digest if review else None):
-            return False
-        made = {name: value for name, value in request.settings.items() if name not in _NOT_COMPARED}
-        of_recipe = {"start": made["start"]} if made.get("start") and asked.get("start") and asked["start"] in OF_THE_RUN else {}
-        if made != asked | of_recipe:
-            return False
-        digests = {role: entry.digest for role, entry in request.inputs.by_role.items()}
-        excluded = {digest for role, digest in digests.items() if role.startswith("exclude")}
-        if request.kind == "teacher":
-            validation = self.data.validation.fingerprint if self.data.validation and not asked.get("probe") else None
-            labeled = self.data.labeled.fingerprint if self.data.labeled else None
-            weights = self._named_weights(asked)
-            is_same = weights is None or digests.get("initial_weights") == weights.digest
-            is_same &= excluded == {one.images_fingerprint for one in self._left_out(request)}
-            return is_same and (digests.get("labeled"), digests.get("validation")) == (labeled, validation)
-        held_out, evaluated = ({one.images_fingerprint for one in part} for part in (self.data.held_out, self.data.evaluated))
-        if request.kind == "edition" and "like" not in digests and excluded not in (held_out, held_out | evaluated):
-            return False
-        return digests.get("pool", self.data.pool.fingerprint) == self.data.pool.fingerprint

@@ -1,0 +1,137 @@
+"""How far a version of a recipe is in a store: done, begun, to do, or made of other settings and images, where the run refuses."""
+
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from nst_data.errors import NstError
+from nst_data.progress import Progress
+from nst_data.selection.editions import excluded_inputs
+from nst_data.sources import Source
+from nst_data.store.inputs import Input
+from nst_data.store.manifest import NETWORK_NOISE, ORDER, PROBE_SAMPLE, Kind, Request
+from nst_data.store.store import Number, Staging, Store, Version
+from nst_train.labeling.begin import check_not_moved
+from nst_train.networks.weights import FOLDER, initial_weights
+from nst_train.recipes.finished_run import OF_THE_RUN
+from nst_train.recipes.recipe import Recipe
+from nst_train.recipes.run_data import RecipeData
+from nst_train.training.readable import check_unchanged
+from nst_train.training.train import check_device
+from nst_train.training.warm_start import start_input
+
+State = Literal["done", "begun", "to do", "differs"]
+
+# of a training: its inputs and its network decide them, or an earlier nst's word did
+_NOT_COMPARED = (ORDER, NETWORK_NOISE, PROBE_SAMPLE, "stream")
+
+
+@dataclass(frozen=True)
+class States:
+    """Compares what a recipe asks for with what a store has of it, and writes nothing."""
+
+    store: Store
+    recipe: Recipe
+    data: RecipeData
+    progress: Progress
+
+    def of(self, kind: Kind, name: str, number: Number, asked: dict[str, Any]) -> tuple[State, str | None]:
+        """Whether a version is there or under way: of these settings and images or, with the line in which the run refuses, of others."""
+        for version in self.store.versions(name):
+            if version.number == number and version.is_readable and version.manifest.kind == kind:
+                if self._is_asked(version.manifest.request, version.ref, asked):
+                    return "done", None
+                return "differs", self.store.why_taken(version, self._asked_instead(version.manifest.request, version.ref, asked))
+        for staging in self.store.stagings(name):
+            if staging.ref == f"{name}@{number}" and staging.request.kind == kind:
+                instead = self._asked_instead(staging.request, staging.ref, asked)
+                try:
+                    if kind == "generation" or "like" in instead.inputs.by_role:
+                        check_not_moved(staging, instead, self.data.pool)
+                except NstError as error:
+                    return "differs", str(error)
+                if self._is_asked(staging.request, staging.ref, asked):
+                    refusal = self._why_not_resumed(staging, asked) if kind == "teacher" else None
+                    return "differs" if refusal else "begun", refusal
+                return "differs", self.store.why_taken(staging, instead)
+        return "to do", None
+
+    def _why_not_resumed(self, staging: Staging, asked: dict[str, Any]) -> str | None:
+        """The line in which the run refuses to go on with a training since its images have changed, or it was begun on another device."""
+        validation = None if asked.get("probe") else self.data.validation
+        sources = {role: one for role, one in (("labeled", self.data.labeled), ("validation", validation)) if one is not None}
+        try:
+            check_unchanged(staging, sources, self.progress, notes=False)
+            check_device(staging)
+        except NstError as error:
+            return str(error)
+        return None
+
+    def _reviews_of(self, kind: Kind, ref: str) -> Version | None:
+        """What people answered that the recipe gives to a version."""
+        name, _, written = ref.partition("@")
+        number = Number.parse(written).generation
+        if name.startswith(f"{self.recipe.name}-control"):
+            number = self.recipe.networks[-1].generation
+        reviews = None if kind == "generation" else self.recipe.reviews_of(max(1, number) if kind == "edition" else number)
+        return self.store.open(reviews, "review") if reviews else None
+
+    def _asked_instead(self, there: Request, ref: str, asked: dict[str, Any]) -> Request:
+        """What the run asks for where a request took the number, whichever version its weights or labels come from."""
+        settings = asked | {name: there.settings[name] for name in _NOT_COMPARED if name in there.settings}
+        if asked.get("start") and asked["start"] in OF_THE_RUN and there.settings.get("start"):
+            settings["start"] = there.settings["start"]
+        inputs, data = dict(there.inputs.by_role), self.data
+        known: dict[str, Input | None] = {"reviews": review.lineage if (review := self._reviews_of(there.kind, ref)) else None}
+        if there.kind == "teacher":
+            known["labeled"] = data.labeled.lineage if data.labeled else None
+            known["validation"] = data.validation.lineage if data.validation and not asked.get("probe") else None
+            if (weights := self._named_weights(asked)) is not None:
+                known["initial_weights"] = weights
+        elif "pool" in inputs:
+            known["pool"] = data.pool.lineage
+        if there.kind == "teacher" or (there.kind == "edition" and "like" not in inputs):
+            inputs = {role: entry for role, entry in inputs.items() if not role.startswith("exclude")}
+            known |= excluded_inputs(self._left_out(there))
+        entries = {role: entry for role, entry in (inputs | known).items() if entry is not None}
+        return there.model_copy(update={"settings": settings, "inputs": type(there.inputs)(**entries)})
+
+    def _left_out(self, there: Request) -> list[Source]:
+        """The images that the run keeps out of an edition, and out of a training that takes answers and no edition."""
+        if there.kind == "edition":
+            return [*self.data.held_out, *self.data.evaluated]
+        takes_answers = "reviews" in there.inputs.by_role and "edition" not in there.inputs.by_role
+        return [source for source in (self.data.test, *self.data.evaluated) if source] if takes_answers else []
+
+    def _named_weights(self, asked: dict[str, Any]) -> Input | None:
+        """The weights that a training begins with where the recipe names them and they are here; the run makes others, or asks the Hub."""
+        start, model = asked.get("start"), str(asked["model"])
+        with suppress(NstError):
+            if start not in OF_THE_RUN:
+                return start_input(str(start), self.store)
+            if asked.get("pretrained") and model.startswith(FOLDER):
+                return initial_weights(model)
+        return None
+
+    def _is_asked(self, request: Request, ref: str, asked: dict[str, Any]) -> bool:
+        """Whether a version is what the recipe makes, whichever version its weights or labels come from."""
+        entry, review = request.inputs.by_role.get("reviews"), self._reviews_of(request.kind, ref)
+        if (entry and entry.digest) != (review.manifest.digest if review else None):
+            return False
+        made = {name: value for name, value in request.settings.items() if name not in _NOT_COMPARED}
+        of_recipe = {"start": made["start"]} if made.get("start") and asked.get("start") and asked["start"] in OF_THE_RUN else {}
+        if made != asked | of_recipe:
+            return False
+        digests = {role: entry.digest for role, entry in request.inputs.by_role.items()}
+        excluded = {digest for role, digest in digests.items() if role.startswith("exclude")}
+        if request.kind == "teacher":
+            validation = self.data.validation.fingerprint if self.data.validation and not asked.get("probe") else None
+            labeled = self.data.labeled.fingerprint if self.data.labeled else None
+            weights = self._named_weights(asked)
+            is_same = weights is None or digests.get("initial_weights") == weights.digest
+            is_same &= excluded == {one.images_fingerprint for one in self._left_out(request)}
+            return is_same and (digests.get("labeled"), digests.get("validation")) == (labeled, validation)
+        held_out, evaluated = ({one.images_fingerprint for one in part} for part in (self.data.held_out, self.data.evaluated))
+        if request.kind == "edition" and "like" not in digests and excluded not in (held_out, held_out | evaluated):
+            return False
+        return digests.get("pool", self.data.pool.fingerprint) == self.data.pool.fingerprint
