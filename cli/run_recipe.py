@@ -1,6 +1,7 @@
 """`nst run` and `nst demo`: the whole loop."""
 
 import importlib.resources
+import shlex
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -41,8 +42,11 @@ def run(
     ] = None,
 ) -> None:
     """Run the loop that a recipe describes. Resumes where it stopped when rerun, and does nothing when complete."""
+    from nst_data.errors import UsageError
     from nst_train.recipes.changes import changes_of
 
+    if recipe.is_dir():
+        raise UsageError(f"{recipe}: expected a recipe, found a folder; `nst init {shlex.quote(str(recipe))}` writes one for its images")
     there, values = open_store(store), changes_of(changes or [])
     if show_settings:
         _show_settings(recipe, there, json, values)

@@ -171,6 +171,7 @@ def test_nothing_confident_enough_says_what_was_dropped(tiny_store):
             "--augmentation: … rand-m9-mstd0.5-inc1",
         ),
         (["run", "nowhere.yaml"], "nowhere.yaml: No such file …; … recipe"),
+        (["run", "/usr"], "/usr: expected a recipe, found a folder; `nst init /usr` writes one for its images"),
         (["train", "--labeled", "LABELED", "--name", "n", "--model", "test_resnet", "--optimizer", "adamww"], "did you mean adamw"),
         (
             ["train", "--labeled", "x", "--name", "n", "--model", "test_resnet", "--epochs", "inf"],
