@@ -19,7 +19,7 @@ IMAGES = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
 class Patches(nn.Module):
-    """Takes images of 16 px apart into four patches, and comes to its DropPath twice with patches and once with images, like TNT."""
+    """Takes images of 16 px apart into four patches, and uses its DropPath twice on patches and once on images, like TNT."""
 
     def __init__(self, classes, drop_path_rate=0.0):
         super().__init__()

@@ -98,7 +98,7 @@ def test_a_streamed_one_that_was_begun_before_goes_on_to_the_weights_of_one_that
 
 @pytest.fixture(scope="module")
 def twice(inputs, tmp_path_factory):
-    """(store, labeled images, settings, teacher) of a network that comes to its place for stochastic depth more than once."""
+    """(store, labeled images, settings, teacher) of a network that uses a stochastic-depth layer more than once."""
     register_network("own_patches", Patches, image_size=16)
     store = Store(tmp_path_factory.mktemp("twice"))
     settings = TrainSettings(**TINY | {"model": "own_patches", "noise": {"operations": 1, "dropout": 0.1, "stochastic_depth": 0.5}})

@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 from torch import Tensor, nn
 
 from nst_data.errors import NstError
-from nst_train.networks.network_noise import NetworkNoise, add_noise, classifiers_of, places_of
+from nst_train.networks.network_noise import NetworkNoise, add_noise, classifiers_of, layers_of
 from nst_train.noise_settings import Noise, TransformOf
 from nst_train.seeds import seed_of
 from nst_train.settings import TrainSettings
@@ -44,7 +44,7 @@ class TeacherNoise:
             self._networks.append(add_noise(network, self._noise, self._noise, classes, self._seed, self._each_use))
         except NstError as error:
             raise NstError(f"`noise`: this teacher cannot be noised ({str(error).partition(';')[0]}); label without") from None
-        for layer in [*places_of(network), *classifiers_of(network, classes)]:
+        for layer in [*layers_of(network), *classifiers_of(network, classes)]:
             layer.training = True
 
     def prepare(self, preprocessing: Preprocessing, encoded: bytes | memoryview, pixels: UInt8[Tensor, "3 h w"], row: int) -> Tensor:

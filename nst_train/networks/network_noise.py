@@ -2,7 +2,7 @@
 
 Labeled and pseudo-labeled images pass the network together, so that batch-norm sees both, and may be noised by different rates
 (Table 6). Whether a value is dropped is a function of (seed, step, position of the image in the step, layer, and how often the forward
-pass has come to this layer before): how a step is spread over processes, or cut into parts, changes nothing.
+pass has used this layer before): how a step is spread over processes, or cut into parts, changes nothing.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,7 +32,7 @@ class Rates:
 class NetworkNoise:
     """What draws the noise of one network; `begin` says which images come next.
 
-    `each_use`: anew where a forward pass comes to a layer again, which an earlier nst then gave the same.
+    `each_use`: a layer that a forward pass uses more than once draws anew each time; an earlier nst drew once for all.
     """
 
     def __init__(self, seed: int, device: torch.device, each_use: bool = True) -> None:
@@ -61,7 +61,7 @@ class NetworkNoise:
         return self._layers
 
     def next_use(self, layer: int) -> int:
-        """The layer's number when a forward pass comes to it first, then another one each time: one DropPath may serve many branches."""
+        """The layer's number at its first use in a forward pass, then another one each time: one DropPath may serve many branches."""
         if not self._each_use:
             return layer
         before = self._uses.get(layer, 0)
@@ -145,8 +145,8 @@ def add_noise(network: nn.Module, labeled: Noise, pseudo: Noise, classes: int, s
 def check_rows(network: nn.Module, images: Float[Tensor, "2 3 height width"]) -> None:
     """Let a noised network see two images. Raises ValueError where it skips other rows than each image's, one image after another."""
     given: list[Tensor] = []
-    for place in places_of(network):
-        place.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+    for layer in layers_of(network):
+        layer.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
     network(images)
     if all(len(added) == len(images) for added in given):
         return
@@ -159,8 +159,8 @@ def check_rows(network: nn.Module, images: Float[Tensor, "2 3 height width"]) ->
             raise ValueError(f"of a tensor of shape {tuple(added.shape)} for two images, not the first half is of the first image")
 
 
-def places_of(network: nn.Module) -> list[StochasticDepth]:
-    """Where stochastic depth is in a noised network."""
+def layers_of(network: nn.Module) -> list[StochasticDepth]:
+    """The stochastic-depth layers of a noised network."""
     return [one for one in network.modules() if isinstance(one, StochasticDepth)]
 
 

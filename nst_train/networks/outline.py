@@ -10,7 +10,7 @@ from torch import nn
 from nst_data.errors import NstError
 from nst_train.networks.model_config import is_of_timm, read_config
 from nst_train.networks.models import create_network, data_config_of
-from nst_train.networks.network_noise import NetworkNoise, add_noise, places_of
+from nst_train.networks.network_noise import NetworkNoise, add_noise, layers_of
 from nst_train.networks.preparation import prepare
 from nst_train.networks.probe import FAILURES
 from nst_train.networks.transformers_networks import Logits, outline_of_kind
@@ -36,7 +36,7 @@ def outline(settings: TrainSettings, classes: int) -> nn.Module | None:
 
 
 def draws_again(settings: TrainSettings) -> bool:
-    """Whether a forward pass in training comes to one place for stochastic depth more than once, as in blocks of BEiT and DINOv2.
+    """Whether a forward pass in training uses one stochastic-depth layer more than once, as in blocks of BEiT and DINOv2.
 
     False for what cannot be made or does not take its images: training will refuse it.
     """
@@ -44,7 +44,7 @@ def draws_again(settings: TrainSettings) -> bool:
         return False
     for device in ("meta", "cpu"):  # where the first does not do, the second says
         with suppress(NstError, *FAILURES):
-            return (known := _known(settings)) is not None and _comes_again(device, *known)
+            return (known := _known(settings)) is not None and _uses_again(device, *known)
     return False
 
 
@@ -62,17 +62,16 @@ def _known(settings: TrainSettings) -> tuple[TrainSettings, dict[str, Any] | Non
     return (bare.model_copy(update={"model": architecture}), None) if timm.is_model(architecture) else None
 
 
-def _comes_again(device: str, settings: TrainSettings, config: dict[str, Any] | None) -> bool:
-    met: list[nn.Module] = []
+def _uses_again(device: str, settings: TrainSettings, config: dict[str, Any] | None) -> bool:
+    used: list[nn.Module] = []
     network, noise = _made_on(device, settings, _CLASSES, config)
     noise.begin(0, range(2), ())
-
-    for place in places_of(network):
-        place.register_forward_pre_hook(lambda met_now, _: met.append(met_now))
+    for layer in layers_of(network):
+        layer.register_forward_pre_hook(lambda layer, _: used.append(layer))
     size = data_config_of(network, settings)["input_size"]
     with torch.random.fork_rng(devices=[]), torch.no_grad(), torch.device(device):
         network(torch.zeros(2, *size))
-    return len(met) > len(set(met))
+    return len(used) > len(set(used))
 
 
 def _made_on(device: str, settings: TrainSettings, classes: int, config: dict[str, Any] | None) -> tuple[nn.Module, NetworkNoise]:
