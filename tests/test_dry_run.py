@@ -119,7 +119,7 @@ def test_a_network_whose_images_an_earlier_nst_prepared_otherwise_is_another_and
     assert "(preparation: None there, {'crop_mode': 'squash'} asked)" in stage.refusal
 
 
-def test_how_a_network_draws_is_the_networks_own_and_makes_no_difference(tmp_path, timed):
+def test_a_training_of_a_network_whose_noise_an_earlier_nst_drew_otherwise_is_refused_in_the_line_of_the_run(tmp_path, timed):
     write_tiny_images(tmp_path)
     register_network("own_patches", Patches, image_size=16)
     network = {"model": "own_patches", "noise": {"stochastic_depth": 0.5}}
@@ -127,6 +127,14 @@ def test_how_a_network_draws_is_the_networks_own_and_makes_no_difference(tmp_pat
     self_training(store, load_recipe(path), progress=Progress())
     assert store.open("bugs-teacher@gen-0").manifest.request.settings["network_noise"] == "each use"
     assert [one.state for one in stages(store, path).stages] == ["done"] * 4
+    request, earlier = store.open("bugs-teacher@gen-0").manifest.request, Store(tmp_path / "earlier")
+    settings = {name: value for name, value in request.settings.items() if name != "network_noise"}
+    earlier.begin(request.model_copy(update={"settings": settings}), "bugs-teacher", 0, first=0)
+    first = stages(earlier, path).stages[0]
+    assert first.state == "differs"
+    with pytest.raises(NstError, match="network_noise: None there, 'each use' asked") as error:
+        self_training(earlier, load_recipe(path), progress=Progress())
+    assert first.refusal == str(error.value)
     other = write_tiny_recipe(tmp_path, generations=[TINY | network | {"epochs": 3}, STUDENT], **PARTS)
     assert "with other settings (epochs: 2.0 there, 3.0 asked)" in stages(store, other).stages[0].refusal
 

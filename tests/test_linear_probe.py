@@ -158,7 +158,7 @@ def test_a_large_probe_names_its_sample_and_one_of_an_earlier_nst_is_found(image
     said = Said()
     version = train(stores[1], "probe", images, settings, run=RUN, progress=said)
     assert version.manifest.request.settings[PROBE_SAMPLE] == 17
-    assert any(tells(line, "fitting the last layer on 18 images, its strength on 17 of them") for line in said.lines)
+    assert any(tells(line, "fitting the last layer on 18 images, seeking its strength on 17 of them") for line in said.lines)
     features = embed(stores[1], name, images, EmbedSettings(precision="fp32"), run=RUN)
     probe = fit(features.matrix(), np.repeat(np.arange(3), 6), 3, sample=17)
     assert torch.equal(load_file(version.folder / "model.safetensors")["fc.weight"], torch.from_numpy(probe.weight))

@@ -175,7 +175,14 @@ def test_a_place_that_a_forward_pass_comes_to_again_draws_anew_for_each_row_and_
     assert float((attention[::4] == attention[1::4]).float().mean()) == pytest.approx(0.5, abs=0.125)
 
 
-def test_a_network_that_comes_to_each_place_once_draws_the_numbers_of_an_earlier_nst():
+def test_what_is_dropped_is_what_an_earlier_nst_dropped():
+    drawn = NetworkNoise(5, torch.device("cpu"))
+    drawn.begin(3, range(4), range(2))
+    kept = ["0000", "1000", "0011", "1010", "1011", "0100"]
+    assert ["".join(str(int(value > 0)) for value in image) for image in drawn.kept(Rates(0.5, 0.25), 4, 2)] == kept
+
+
+def test_a_network_that_uses_each_layer_once_draws_the_numbers_of_an_earlier_nst():
     network, drawn = noised(noise(stochastic_depth=0.5), noise(stochastic_depth=0.2), "test_vit")
     rates = [place._rates for place in network.modules() if isinstance(place, StochasticDepth)]
     images = torch.randn(8, 3, *network.default_cfg["input_size"][1:], generator=torch.Generator().manual_seed(0))
@@ -218,7 +225,7 @@ OF_TRANSFORMERS = {
 def test_blocks_of_transformers_that_have_one_place_for_two_branches_draw_again(tmp_path, model):
     OF_TRANSFORMERS[model]().save_pretrained(tmp_path)
     settings = TrainSettings(model=f"local-dir:{tmp_path}", noise=noise(stochastic_depth=0.5), image_size=16)
-    assert draws_again(settings)
+    assert draws_again(settings, 3)
     network = create_network(settings, 3).train()
     for name, weight in network.named_parameters():
         if "lambda" in name:  # of layer scale, which is nearly 0 at first
@@ -232,8 +239,8 @@ def test_blocks_of_transformers_that_have_one_place_for_two_branches_draw_again(
     ("model", "expected"), [("test_vit", False), ("test_resnet", False), ("visformer_tiny", True), ("tnt_s_legacy_patch16_224", True)]
 )
 def test_whether_a_network_draws_again_is_known_by_its_outline(model, expected):
-    assert draws_again(TrainSettings(model=model, noise=noise(stochastic_depth=0.1, dropout=0.1))) is expected
-    assert not draws_again(TrainSettings(model=model, noise=noise(dropout=0.1)))
+    assert draws_again(TrainSettings(model=model, noise=noise(stochastic_depth=0.1, dropout=0.1)), 3) is expected
+    assert not draws_again(TrainSettings(model=model, noise=noise(dropout=0.1)), 3)
 
 
 def test_a_network_that_needs_numbers_tells_too_whether_it_draws_again():
@@ -243,4 +250,4 @@ def test_a_network_that_needs_numbers_tells_too_whether_it_draws_again():
             return super().forward(images)
 
     register_network("own_asking", Asking, image_size=16)
-    assert draws_again(TrainSettings(model="own_asking", noise=noise(stochastic_depth=0.1)))
+    assert draws_again(TrainSettings(model="own_asking", noise=noise(stochastic_depth=0.1)), 3)

@@ -92,7 +92,9 @@ def test_images_that_are_normalized_otherwise_than_the_start_knows_them_are_said
     train(store, f"own-next-{mean}", source, settings, run=RUN, progress=said)
     lines = [line for line in said.lines if tells(line, f"warning: start {first.ref} … mean")]
     assert len(lines) == (mean != 0.4465)
-    assert all(tells(line, "of mean 0.447, 0.447, 0.447 and standard deviation 0.5, … own_next … on mean 0.5, … `model`") for line in lines)
+    assert all(
+        tells(line, "by mean 0.447, 0.447, 0.447 and standard deviation 0.5, … own_next … with mean 0.5, … `model`") for line in lines
+    )
 
 
 @pytest.fixture(scope="module")

@@ -321,7 +321,7 @@ def _counts(
         advice = "; ".join(dict.fromkeys(_ADVICE[reason] for reason, rows in dropped.items() if rows and reason in _ADVICE))
         if dropped["low_confidence"] == sum(labeled.values()):
             highest = scan_labels(generation).select(pl.col("confidence").max()).collect().item()
-            advice += f"; the highest confidence is {highest:.4g}"
+            advice += f"; the highest confidence is {highest:.7g}"
         raise NstError(f"{generation.ref}: 0 images are left of {sum(labeled.values()):,} ({reasons}); {advice}")
     per_class = {}
     for index, name in enumerate(class_names):

@@ -64,6 +64,7 @@ def fit(
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV, StratifiedKFold
 
+    assert strength is None or sample is None, "given, or sought"
     mean, std = features.mean(axis=0, dtype=np.float64), np.sqrt(features.var(axis=0, dtype=np.float64).mean()) or 1.0
     if sample is not None:
         scaled = features - mean.astype(np.float32)

@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,4 +101,5 @@ def _sign_in(store: Store) -> Iterator[str]:
     try:
         yield str(folder)
     finally:
-        folder.rmdir()
+        with suppress(FileNotFoundError):  # a process on another machine of this name may have taken it for abandoned
+            folder.rmdir()

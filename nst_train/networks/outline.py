@@ -1,13 +1,12 @@
 """A network without memory for its weights, on torch's meta device: what it refuses is known before any training, and what kind it is."""
 
-from contextlib import suppress
 from typing import Any
 
 import timm
 import torch
 from torch import nn
 
-from nst_data.errors import NstError
+from nst_data.errors import NstError, is_out_of_memory
 from nst_train.networks.model_config import is_of_timm, read_config
 from nst_train.networks.models import create_network, data_config_of
 from nst_train.networks.network_noise import NetworkNoise, add_noise, layers_of
@@ -16,8 +15,6 @@ from nst_train.networks.probe import FAILURES
 from nst_train.networks.transformers_networks import Logits, outline_of_kind
 from nst_train.networks.weights import cached_folder, local_name
 from nst_train.settings import TrainSettings
-
-_CLASSES = 2  # of a network that is only looked at
 
 
 def outline(settings: TrainSettings, classes: int) -> nn.Module | None:
@@ -35,16 +32,19 @@ def outline(settings: TrainSettings, classes: int) -> nn.Module | None:
         return _made_on("cpu", bare, classes, config)[0]
 
 
-def draws_again(settings: TrainSettings) -> bool:
-    """Whether a forward pass in training uses one stochastic-depth layer more than once, as in blocks of BEiT and DINOv2.
+def draws_again(settings: TrainSettings, classes: int) -> bool:
+    """Whether a forward pass in training uses one stochastic-depth layer more than once, as in blocks of transformers' BEiT and DINOv2.
 
-    False for what cannot be made or does not take its images: training will refuse it.
+    False for what cannot be made or does not take its images: training will refuse it. Raises NstError where memory is short.
     """
     if not max(settings.noise.stochastic_depth, settings.of_pseudo.noise.stochastic_depth):
         return False
     for device in ("meta", "cpu"):  # where the first does not do, the second says
-        with suppress(NstError, *FAILURES):
-            return (known := _known(settings)) is not None and _uses_again(device, *known)
+        try:
+            return (known := _known(settings)) is not None and _uses_again(device, *known, classes)
+        except (NstError, *FAILURES) as error:
+            if is_out_of_memory(error):
+                raise NstError(f"{settings.model}: out of memory where two images were tried") from None
     return False
 
 
@@ -62,9 +62,9 @@ def _known(settings: TrainSettings) -> tuple[TrainSettings, dict[str, Any] | Non
     return (bare.model_copy(update={"model": architecture}), None) if timm.is_model(architecture) else None
 
 
-def _uses_again(device: str, settings: TrainSettings, config: dict[str, Any] | None) -> bool:
+def _uses_again(device: str, settings: TrainSettings, config: dict[str, Any] | None, classes: int) -> bool:
     used: list[nn.Module] = []
-    network, noise = _made_on(device, settings, _CLASSES, config)
+    network, noise = _made_on(device, settings, classes, config)
     noise.begin(0, range(2), ())
     for layer in layers_of(network):
         layer.register_forward_pre_hook(lambda layer, _: used.append(layer))

@@ -17,9 +17,10 @@ from nst_data.cards.published import public_name
 from nst_data.errors import NstError
 from nst_data.progress import Progress, on_this_terminal
 from nst_data.settings import default_top_k
-from nst_data.store.manifest import PREPARATION, Kind
+from nst_data.store.manifest import NETWORK_NOISE, PREPARATION, Kind
 from nst_data.store.store import Number, Store
 from nst_train.networks.image_processors import preparation_of
+from nst_train.networks.outline import draws_again
 from nst_train.networks.weights import local_name
 from nst_train.recipes.finished_run import OF_THE_RUN
 from nst_train.recipes.recipe import GenerationSettings, Network, Recipe
@@ -93,12 +94,13 @@ def dry_run(store: Store, recipe: Recipe, *, progress: Progress | None = None) -
     return Estimate(list(_Stages(store, recipe, data, progress).all()), _free(store.root))
 
 
-def _preparation(settings: TrainSettings) -> dict[str, Any]:
-    """As the request of a training has it; nothing where its network is not here or refused, which is said where it is timed."""
+def _beside_settings(settings: TrainSettings, classes: int) -> dict[str, Any]:
+    """As the request of a training has them; nothing where its network is not here or refused, which is said where it is timed."""
     changed, model = dict[str, Any](), local_name(settings.model)
     with suppress(NstError):
         changed = preparation_of(settings.model_copy(update={"model": model})) if model else {}
-    return {PREPARATION: changed} if changed else {}
+    preparation = {PREPARATION: changed} if changed else {}
+    return preparation | ({NETWORK_NOISE: "each use"} if draws_again(settings, classes) else {})
 
 
 def _free(folder: Path) -> int:
@@ -188,7 +190,7 @@ class _Stages:
         steps = None if settings.probe else Schedule.of(settings, self._counted(settings)).steps
         asked = settings.of_probe() if settings.probe else settings if with_pseudo else settings.of_labeled_alone()
         asked = asked if self.data.validation and not settings.probe else asked.without_validation()
-        in_request = asked.for_request() | _preparation(asked)
+        in_request = asked.for_request() | _beside_settings(asked, len(self.data.class_names))
         ref, (state, refusal) = f"{name}@{Number(number)}", self._states.of("teacher", name, Number(number), in_request)
         what = f"{'probe' if settings.probe else 'train'} {public_name(settings.model)}"
         if state == "done":

@@ -9,21 +9,22 @@ from nst_data.progress import Progress
 from nst_data.selection.editions import excluded_inputs
 from nst_data.sources import Source
 from nst_data.store.inputs import Input
-from nst_data.store.manifest import NETWORK_NOISE, ORDER, PROBE_SAMPLE, Kind, Request
+from nst_data.store.manifest import ORDER, PROBE_SAMPLE, Kind, Request
 from nst_data.store.store import Number, Staging, Store, Version
 from nst_train.labeling.begin import check_not_moved
 from nst_train.networks.weights import FOLDER, initial_weights
 from nst_train.recipes.finished_run import OF_THE_RUN
 from nst_train.recipes.recipe import Recipe
 from nst_train.recipes.run_data import RecipeData
+from nst_train.teacher_names import is_in_store
 from nst_train.training.readable import check_unchanged
 from nst_train.training.train import check_device
 from nst_train.training.warm_start import start_input
 
 State = Literal["done", "begun", "to do", "differs"]
 
-# of a training: its inputs and its network decide them, or an earlier nst's word did
-_NOT_COMPARED = (ORDER, NETWORK_NOISE, PROBE_SAMPLE, "stream")
+# of a training: its inputs decide them, or an earlier nst's word did
+_NOT_COMPARED = (ORDER, PROBE_SAMPLE, "stream")
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,8 @@ class States:
         start, model = asked.get("start"), str(asked["model"])
         with suppress(NstError):
             if start not in OF_THE_RUN:
-                return start_input(str(start), self.store)
+                is_here = is_in_store(str(start), self.store) or str(start).startswith(FOLDER)
+                return start_input(str(start), self.store) if is_here else None
             if asked.get("pretrained") and model.startswith(FOLDER):
                 return initial_weights(model)
         return None

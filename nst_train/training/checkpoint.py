@@ -148,13 +148,14 @@ def is_finite(*networks: nn.Module) -> bool:
     return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
 
 
-def diverged(ref: str, folder: Path, step: int, what: str, learning_rate: float, settings: TrainSettings) -> NstError:
-    """What to say of a training whose numbers are finite no more from `step` on, which was at `learning_rate`."""
+def diverged(ref: str, folder: Path, step: int, what: str, learning_rate: float | None, settings: TrainSettings) -> NstError:
+    """What to say of a training whose numbers are no longer finite from `step` on, which was at `learning_rate` if that is known."""
     last = last_checkpoint(folder)
     good = "there is no checkpoint from before" if last is None else f"the last good checkpoint is that of step {last:,}"
     warmup, smaller = "warmup_epochs" if settings.warmup_steps is None else "warmup_steps", "a smaller " if settings.clip_grad else ""
+    rate = "" if learning_rate is None else f", at a learning rate of {learning_rate:.3g}"
     return NstError(
-        f"{ref}, step {step:,}: {what} no longer finite, at a learning rate of {learning_rate:.3g}; {good}. "
+        f"{ref}, step {step:,}: {what} no longer finite{rate}; {good}. "
         f"Try a lower `learning_rate`, a longer `{warmup}`, or {smaller}`clip_grad`, "
         f"after `store.remove({ref!r})`, which frees its number"
     )

@@ -177,7 +177,7 @@ class Training:
             for _ in self._steps(steps, batches, log, run, since, is_owed=bool(resumed.notes.get(_OWED))):
                 task.advance(per_step, log.note)
         if not is_finite(step.averaged.module):
-            raise self._diverged(step.schedule.steps, "the averaged weights are")
+            raise self._diverged(step.schedule.steps, "the averaged weights are", None)
 
     def _steps(
         self, steps: range, batches: Iterator[TrainingBatch], log: TrainingLog, run: RunSettings, since: float, is_owed: bool
@@ -262,11 +262,10 @@ class Training:
 
     def _check(self, bad_step: int | None) -> None:
         if bad_step is not None:
-            raise self._diverged(bad_step, "the loss is")
+            raise self._diverged(bad_step, "the loss is", self.step.schedule.learning_rate(bad_step - 1))
 
-    def _diverged(self, done: int, what: str) -> NstError:
-        settings, learning_rate = self.step.settings, self.step.schedule.learning_rate(done - 1)
-        return diverged(self.staging.ref, self._checkpoints, done, what, learning_rate, settings)
+    def _diverged(self, done: int, what: str, learning_rate: float | None) -> NstError:
+        return diverged(self.staging.ref, self._checkpoints, done, what, learning_rate, self.step.settings)
 
     @property
     def _checkpoints(self) -> Path:

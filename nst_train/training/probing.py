@@ -54,7 +54,9 @@ def fit_probe(
     is_read = np.isin(rows, images.rows)
     labels = labels_in(labeled)[rows[is_read]].astype(np.int64)
     if (sample := staging.request.settings.get(PROBE_SAMPLE)) is not None:
-        progress.say(f"{staging.ref}: fitting the last layer on {len(labels):,} images, its strength on {sample:,} of them")
+        progress.say(
+            f"{staging.ref}: fitting the last layer on {len(labels):,} images, seeking its strength on {min(sample, len(labels)):,} of them"
+        )
     probe = fit(features.matrix()[is_read], labels, len(names), settings.seed, settings.class_weights, sample=sample)
     last = last_layer(network, len(names), settings.model)
     with torch.no_grad():

@@ -35,7 +35,8 @@ def request_of(store: Store, settings: TrainSettings, material: Material) -> Req
     if settings.start:
         inputs["initial_weights"] = start_input(settings.start, store)
     preparation = {PREPARATION: changed} if (changed := preparation_of(settings)) else {}
-    noise = {NETWORK_NOISE: "each use"} if draws_again(settings) else {}
+    classes = edition.manifest.class_names if edition is not None else material.labeled.class_names if material.labeled else None
+    noise = {NETWORK_NOISE: "each use"} if draws_again(settings, len(classes or [])) else {}
     is_large = settings.probe and material.labeled is not None and len(material.labeled) > MOST_FOLDED
     beside = order | preparation | noise | ({PROBE_SAMPLE: MOST_FOLDED} if is_large else {})
     return TeacherRequest(settings=settings.for_request() | beside, inputs=TeacherInputs(**inputs))

@@ -57,7 +57,8 @@ def start_from(network: nn.Module, settings: TrainSettings, store: Store, class_
     here = [float(value) for value in (*config["mean"], *config["std"])]
     if not np.allclose(there, here, rtol=0, atol=_SAME):
         progress.say(
-            f"warning: start {settings.start} knows images of {_in_words(there)}, {settings.model} is trained on {_in_words(here)}; "
+            f"warning: start {settings.start} was trained on images normalized by {_in_words(there)}, "
+            f"{settings.model} is trained with {_in_words(here)}; "
             "choose the `model` by which the start was trained, with its tag"
         )
 
