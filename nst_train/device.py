@@ -17,7 +17,7 @@ from nst_data.errors import NstError, is_out_of_memory
 
 _LONGEST_WAIT = timedelta(hours=3)  # for the first process, which looks through all labeled images or selects for all
 _MMAP_THRESHOLD, _TOP_PAD, _TRIM_THRESHOLD = -3, -2, -1  # of glibc's malloc.h
-_KEEPING = {_MMAP_THRESHOLD: 2**30, _TOP_PAD: 2**26, _TRIM_THRESHOLD: -1}  # -1: never
+_KEEPING = {_TOP_PAD: 2**26, _TRIM_THRESHOLD: -1}  # -1: never
 _RETURNING = {_MMAP_THRESHOLD: 2**25, _TOP_PAD: 2**17, _TRIM_THRESHOLD: 2**26}  # as glibc's own, once large blocks were freed
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -103,13 +103,13 @@ def set_threads(threads: int) -> None:
 
 
 @contextmanager
-def freed_memory_kept() -> Iterator[None]:
+def freed_memory_kept(largest: int = 2**30) -> Iterator[None]:
     """Let glibc keep what one layer frees for the next. It returns large tensors to the system, which then clears every page anew.
 
-    For training steps: where threads decode huge images it would keep one for each. Does nothing with another C library, or where the
-    environment tunes malloc (`MALLOC_*` or `GLIBC_TUNABLES`, see man mallopt).
+    Blocks of more than `largest` bytes are returned nevertheless: where threads decode huge images, one would be kept for each. Does
+    nothing with another C library, or where the environment tunes malloc (`MALLOC_*` or `GLIBC_TUNABLES`, see man mallopt).
     """
-    _tune_malloc(_KEEPING)
+    _tune_malloc(_KEEPING | {_MMAP_THRESHOLD: largest})
     try:
         yield
     finally:

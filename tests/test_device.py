@@ -26,22 +26,26 @@ with freed_memory_kept():
         os._exit(faults(4) < {4 * TENSORS * PAGES} / 2)  # which no gap among what was kept has room for
     forked = os.waitpid(worker, 0)[1]
     kept = pages()
-print(json.dumps([inside, kept - pages(), faults(4), forked]))
+with freed_memory_kept(largest={BYTES}):
+    too_large = faults(4)
+print(json.dumps([inside, kept - pages(), faults(4), forked, too_large]))
 """
 
 
 def faults_of(**environment):
-    """Pages cleared for tensors of one size, returned in the end, cleared after it for larger ones, and 0 for as many in a worker."""
+    """Pages cleared for tensors of one size, returned in the end, cleared after it for larger ones, 0 for as many in a worker, and
+    pages cleared for larger ones than are to be kept."""
     done = subprocess.run([sys.executable, "-c", WORK], env=os.environ | environment, capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
 
 
 def test_memory_that_a_tensor_freed_serves_the_next_one_and_is_returned_in_the_end_and_in_workers():
-    inside, returned, after, forked = faults_of()
+    inside, returned, after, forked, too_large = faults_of()
     assert inside < 3 * PAGES
     assert returned > PAGES / 2
     assert after > 4 * TENSORS * PAGES / 2
     assert forked == 0
+    assert too_large > 4 * TENSORS * PAGES / 2
 
 
 @pytest.mark.parametrize("environment", [{"GLIBC_TUNABLES": "glibc.malloc.check=0"}, {"MALLOC_ARENA_MAX": "4"}])

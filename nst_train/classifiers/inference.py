@@ -23,11 +23,12 @@ from nst_data.sources import Row, Source
 from nst_train.classifiers.decoders import B, loaded
 from nst_train.classifiers.loading import Images, load_images
 from nst_train.classifiers.teachers import Teacher
-from nst_train.device import autocast, set_threads, settled_precision, this_device
+from nst_train.device import autocast, freed_memory_kept, set_threads, settled_precision, this_device
 
 GPU_BATCH_SIZE, LARGEST_BATCH_SIZE = 256, 1024
 _GPU_BATCH_PIXELS = GPU_BATCH_SIZE * 224 * 224  # 256 images of 800 pixels would take 70 GB in EfficientNet-L2
 _BACKWARD_MEMORY = 16  # the backward pass needs the activations of every layer, a forward pass alone those of one or two
+_LARGEST_KEPT = 15 * 2**20  # bytes: less than Pillow's blocks of 16 MB: each thread would keep those of a huge image
 _CPU_BATCH_PIXELS = 2**19  # what stays in a core's caches: 256 images of 32 px, 8 of 224
 
 
@@ -142,7 +143,8 @@ def predict(
         return answer(batch, load_images(batch.rows, teacher.preprocessings, computation.batch_size, hashes, teacher.noise))
 
     if computation.device == "cpu":
-        yield from in_threads(load_and_answer, batches, threads or cpus_of_this_process())
+        with freed_memory_kept(_LARGEST_KEPT):
+            yield from in_threads(load_and_answer, batches, threads or cpus_of_this_process())
     else:  # the device is given its next batch while this one's results are fetched
         with closing(loaded(teacher, batches, computation.batch_size, hashes, threads)) as ahead:
             for batch, images in ahead:
