@@ -241,6 +241,15 @@ def test_a_loss_that_is_no_number_stops_with_the_step_its_learning_rate_and_what
     store.remove("diverges@gen-0")
 
 
+def test_a_training_goes_by_the_device_that_it_computes_on_whatever_else_the_machine_has(tiny_store, monkeypatch):
+    store, labeled, _ = tiny_store
+    gpu = lambda: torch.device("cuda")  # noqa: E731 - as under `accelerate launch --cpu` on a machine with a GPU
+    monkeypatch.setattr("nst_train.device.this_device", gpu)
+    monkeypatch.setattr("nst_train.training.train.this_device", gpu, raising=False)
+    version = train(store, "on-the-cpu", open_source(str(labeled), labeled=True), TrainSettings(**TINY | {"epochs": 0.5}), run=RUN)
+    assert version.manifest.machine["device"] == "cpu"
+
+
 def test_accuracy_equals_a_count_by_hand(tiny_store):
     store, labeled, _ = tiny_store
     source = open_source(str(labeled), labeled=True)

@@ -469,7 +469,7 @@ class _RefusedError(Exception):
 
 @lru_cache(maxsize=64)
 def _check_creates_once(tree: FileTree, process: int, settings: tuple[tuple[str, str], ...]) -> None:
-    name = "runs/.condition"  # one for all: what a killed process left is refused over again, and shows the same
+    name = "runs/.condition"  # one for all: what a killed process left serves too, as it must not be overwritten
     is_own = tree.create(name, secrets.token_bytes(8), is_unique=True)
     try:
         if is_own and tree.create(name, b"again"):

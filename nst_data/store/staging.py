@@ -75,20 +75,22 @@ class Staging:
 
     def remembered(self, name: str, value: dict[str, Any]) -> dict[str, Any]:
         """What was written under this name when the work began, or `value`, written now; of several processes all get the first's."""
+        if (known := self.recalled(name)) is not None:
+            return known
         path = self.work / f"{name}.json"
-        if not path.exists():
-            if self.elsewhere is not None:
-                value = json.loads(self.elsewhere.remembered(path.name, json.dumps(value).encode()))
-            first, mine = self.work / f".{name}.first", Path(tempfile.mkdtemp(prefix=f".{name}.", dir=self.work))
-            write_text(mine / "value.json", json.dumps(value))
-            place_once(mine, first)  # or another process came first: its value stands
-            shutil.rmtree(mine, ignore_errors=True)
-            write_text(path, (first / "value.json").read_text("utf-8"))
-        content: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        if self.elsewhere is not None:
+            value = json.loads(self.elsewhere.remembered(path.name, json.dumps(value).encode()))
+        first, mine = self.work / f".{name}.first", Path(tempfile.mkdtemp(prefix=f".{name}.", dir=self.work))
+        write_text(mine / "value.json", json.dumps(value))
+        place_once(mine, first)  # or another process came first: its value stands
+        shutil.rmtree(mine, ignore_errors=True)
+        text = (first / "value.json").read_text("utf-8")
+        write_text(path, text)
+        content: dict[str, Any] = json.loads(text)
         return content
 
     def recalled(self, name: str) -> dict[str, Any] | None:
-        """What was written under this name when the work began; None where nothing was."""
+        """What `remembered` wrote under this name on this machine; None where it wrote nothing."""
         path = self.work / f"{name}.json"
         return json.loads(path.read_text("utf-8")) if path.exists() else None
 

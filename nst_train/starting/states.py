@@ -11,6 +11,7 @@ from nst_data.sources import Source
 from nst_data.store.inputs import Input
 from nst_data.store.manifest import ORDER, PROBE_SAMPLE, Kind, Request
 from nst_data.store.store import Number, Staging, Store, Version
+from nst_train.device import this_device
 from nst_train.labeling.begin import check_not_moved
 from nst_train.networks.weights import FOLDER, initial_weights
 from nst_train.recipes.finished_run import OF_THE_RUN
@@ -63,7 +64,8 @@ class States:
         sources = {role: one for role, one in (("labeled", self.data.labeled), ("validation", validation)) if one is not None}
         try:
             check_unchanged(staging, sources, self.progress, notes=False)
-            check_device(staging)
+            if machine := staging.recalled("machine"):
+                check_device(staging.ref, machine, this_device().type)
         except NstError as error:
             return str(error)
         return None

@@ -145,7 +145,7 @@ class Training:
             )
 
         if is_layer_decay_idle(settings, self.step.optimizer.optimizer):
-            progress.say(f"{ref}: warning: `layer_decay` changes nothing: to timm all that is trained is the last layer; remove it")
+            progress.say(f"{ref}: warning: `layer_decay` changes nothing: timm counts all trained weights as the last layer; remove it")
 
     def run(self, run: RunSettings, progress: Progress, since: float, tracker_names: list[str]) -> None:
         """All steps from the last checkpoint on. Raises Interrupted, with a checkpoint written, when a signal asks for it."""

@@ -1,7 +1,7 @@
 """Training a teacher or a student: what comes before the steps, the loop over them, and the seal (Algorithm 1, steps 1 and 3)."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -14,16 +14,7 @@ from nst_data.sources import Source
 from nst_data.store.ownership import Sign
 from nst_data.store.store import Staging, Store, Version
 from nst_train.batches.batches import worker_failures
-from nst_train.device import (
-    DEFAULT_THREADS,
-    agreed_text,
-    freed_memory_kept,
-    memory_failures,
-    set_threads,
-    settled_precision,
-    this_device,
-    this_process,
-)
+from nst_train.device import DEFAULT_THREADS, agreed_text, freed_memory_kept, memory_failures, set_threads, settled_precision, this_process
 from nst_train.networks.models import check_names
 from nst_train.settings import RunSettings, TrainSettings
 from nst_train.teacher_names import settled
@@ -191,15 +182,14 @@ def _machine(staging: Staging, settings: TrainSettings) -> dict[str, Any]:
     device = this_process().device
     chosen = {"device": device.type, "precision": settled_precision(settings.precision, device)}
     machine = staging.remembered("machine", {"threads": settings.compute_threads or DEFAULT_THREADS, **chosen})
-    check_device(staging)
+    check_device(staging.ref, machine, device.type)
     return machine
 
 
-def check_device(staging: Staging) -> None:
-    """Raises NstError for a training that was begun on a device of another kind."""
-    machine, kind = staging.recalled("machine"), this_device().type
-    if machine and machine["device"] != kind:
+def check_device(ref: str, machine: Mapping[str, Any], kind: str) -> None:
+    """Raises NstError for a training that another kind of device began than this process uses."""
+    if machine["device"] != kind:
         raise NstError(
-            f"{staging.ref} was started on {machine['device']}, this process uses {kind}; resume it where it was started, "
-            f"or `store.remove({staging.ref!r})` first"
+            f"{ref} was started on {machine['device']}, this process uses {kind}; resume it where it was started, "
+            f"or `store.remove({ref!r})` first"
         )

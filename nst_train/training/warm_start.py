@@ -59,7 +59,7 @@ def start_from(network: nn.Module, settings: TrainSettings, store: Store, class_
         progress.say(
             f"warning: start {settings.start} was trained on images normalized by {_in_words(there)}, "
             f"{settings.model} is trained with {_in_words(here)}; "
-            "choose the `model` by which the start was trained, with its tag"
+            "choose the `model` that the start was trained as, with its tag"
         )
 
 
