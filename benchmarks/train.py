@@ -46,6 +46,7 @@ from timm.utils.model_ema import ModelEmaV3
 from torch.nn import functional as F
 from train_input import Encoded, encoded_images
 
+from nst_data.freed_memory import freed_memory_kept
 from nst_data.images import decode
 from nst_data.progress import Progress, Task
 from nst_data.selection.editions import balance
@@ -54,7 +55,7 @@ from nst_data.sources import Source, open_source
 from nst_data.store.store import Store, Version
 from nst_data.tables.shards import table_files
 from nst_train.batches.batches import TrainingBatch
-from nst_train.device import autocast, freed_memory_kept, set_threads, settled_channels_last, settled_precision, this_device
+from nst_train.device import autocast, set_threads, settled_channels_last, settled_precision, this_device
 from nst_train.labeling.label import label
 from nst_train.networks.attention import unfuse_attention
 from nst_train.networks.models import create_network, data_config_of

@@ -18,6 +18,7 @@ from nst_data.decoding.deep_gray import gray_levels, is_deep_gray
 from nst_data.decoding.jpeg import jpeg_header as jpeg_header
 from nst_data.decoding.orientation import LYING, ORIENTATION_TAG, orientation_of
 from nst_data.errors import NstError
+from nst_data.freed_memory import decoded_memory_returned
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF", "PPM", "TGA")
 """What is opened, by Pillow's names, whatever a file is called; others' decoders start programs (EPS: Ghostscript) or are little tried.
@@ -77,9 +78,15 @@ def check_shape(width: int, height: int) -> None:
         raise ImageError(f"{width}x{height} pixels: one side is more than {_LONGEST} times the other")
 
 
-def large_images_alone(pixels: int) -> AbstractContextManager[object]:
-    """What to hold while an image of so many pixels is decoded."""
-    return _one_large_image if pixels > _LARGE_PIXELS else nullcontext()
+def large_images_alone(pixels: int) -> AbstractContextManager[None]:
+    """What to hold while an image of so many pixels is decoded: large ones one after the other, and none of their memory is kept."""
+    return _alone() if pixels > _LARGE_PIXELS else nullcontext()
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    with _one_large_image, decoded_memory_returned():
+        yield
 
 
 def decode(encoded: bytes | memoryview, least_side_px: int | None = None) -> Image.Image:

@@ -1,9 +1,7 @@
 """This process among its peers, the device it computes on, and its threads."""
 
-import ctypes
 import os
-import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, Literal
@@ -16,9 +14,6 @@ from torch import Tensor, distributed, nn
 from nst_data.errors import NstError, is_out_of_memory
 
 _LONGEST_WAIT = timedelta(hours=3)  # for the first process, which looks through all labeled images or selects for all
-_MMAP_THRESHOLD, _TOP_PAD, _TRIM_THRESHOLD = -3, -2, -1  # of glibc's malloc.h
-_KEEPING = {_TOP_PAD: 2**26, _TRIM_THRESHOLD: -1}  # -1: never
-_RETURNING = {_MMAP_THRESHOLD: 2**25, _TOP_PAD: 2**17, _TRIM_THRESHOLD: 2**26}  # as glibc's own, once large blocks were freed
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -100,36 +95,6 @@ def set_threads(threads: int) -> None:
     """Compute with as many CPU threads as the work began with: sums depend on how they are split."""
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
-
-
-@contextmanager
-def freed_memory_kept(largest: int = 2**30) -> Iterator[None]:
-    """Let glibc keep what one layer frees for the next. It returns large tensors to the system, which then clears every page anew.
-
-    Blocks of more than `largest` bytes are returned nevertheless: where threads decode huge images, one would be kept for each. Does
-    nothing with another C library, or where the environment tunes malloc (`MALLOC_*` or `GLIBC_TUNABLES`, see man mallopt).
-    """
-    _tune_malloc(_KEEPING | {_MMAP_THRESHOLD: largest})
-    try:
-        yield
-    finally:
-        return_freed_memory()
-
-
-def return_freed_memory() -> None:
-    """End `freed_memory_kept`, also in a process that was forked in it: what is free goes back to the system, and large blocks again do."""
-    if _tune_malloc(_RETURNING):
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def _tune_malloc(parameters: Mapping[int, int]) -> bool:
-    """Whether that was done."""
-    is_tuned = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or any(name.startswith("MALLOC_") for name in os.environ)
-    if is_tuned or platform.libc_ver()[0] != "glibc":
-        return False
-    for parameter, value in parameters.items():
-        ctypes.CDLL(None).mallopt(parameter, value)
-    return True
 
 
 @contextmanager

@@ -26,12 +26,12 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils import signal_handling
 
 from nst_data.errors import NstError, first_line, is_out_of_memory
+from nst_data.freed_memory import return_freed_memory
 from nst_data.images import ImageError, decode, image_hash
 from nst_data.progress import Task
 from nst_data.sources import Source, labels_in
 from nst_train.batches.entries import PseudoLabeledImages
 from nst_train.batches.order import draw
-from nst_train.device import return_freed_memory
 from nst_train.interruption import LONGEST_WAIT_SECONDS, STOP_SIGNALS
 from nst_train.seeds import seed_of
 from nst_train.settings import TrainSettings

@@ -18,17 +18,18 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from nst_data.errors import NstError
+from nst_data.freed_memory import freed_memory_kept
 from nst_data.prefetch import cpus_of_this_process, in_threads
 from nst_data.sources import Row, Source
 from nst_train.classifiers.decoders import B, loaded
 from nst_train.classifiers.loading import Images, load_images
 from nst_train.classifiers.teachers import Teacher
-from nst_train.device import autocast, freed_memory_kept, set_threads, settled_precision, this_device
+from nst_train.device import autocast, set_threads, settled_precision, this_device
 
 GPU_BATCH_SIZE, LARGEST_BATCH_SIZE = 256, 1024
 _GPU_BATCH_PIXELS = GPU_BATCH_SIZE * 224 * 224  # 256 images of 800 pixels would take 70 GB in EfficientNet-L2
 _BACKWARD_MEMORY = 16  # the backward pass needs the activations of every layer, a forward pass alone those of one or two
-_LARGEST_KEPT = 15 * 2**20  # bytes: less than Pillow's blocks of 16 MB: each thread would keep those of a huge image
+_LARGEST_KEPT = 2**26  # bytes: activations of a layer for a batch of `_CPU_BATCH_PIXELS`
 _CPU_BATCH_PIXELS = 2**19  # what stays in a core's caches: 256 images of 32 px, 8 of 224
 
 

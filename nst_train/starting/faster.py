@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
+from nst_data.freed_memory import freed_memory_kept
 from nst_train.batches.batches import TrainingBatch
-from nst_train.device import DEFAULT_THREADS, freed_memory_kept, set_threads, this_device
+from nst_train.device import DEFAULT_THREADS, set_threads, this_device
 from nst_train.networks.attention import has_fused_attention
 from nst_train.networks.models import create_network, data_config_of, parameters_of
 from nst_train.networks.outline import outline

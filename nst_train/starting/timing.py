@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from nst_data.errors import NstError
+from nst_data.freed_memory import freed_memory_kept
 from nst_data.prefetch import cpus_of_this_process
 from nst_data.sources import Source
 from nst_train.batches.batches import LabeledImages, TrainingBatch, training_batches
@@ -16,7 +17,7 @@ from nst_train.classifiers.classifier import Classifier
 from nst_train.classifiers.inference import batches_of, choose_computation, predict
 from nst_train.classifiers.loading import load_images
 from nst_train.classifiers.teachers import Teacher
-from nst_train.device import DEFAULT_THREADS, freed_memory_kept, memory_failures, set_threads, this_device
+from nst_train.device import DEFAULT_THREADS, memory_failures, set_threads, this_device
 from nst_train.networks.models import count_parameters, create_network, data_config_of, evaluation_data_config_of
 from nst_train.networks.weights import local_name
 from nst_train.noise_settings import Noise

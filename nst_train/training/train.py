@@ -8,13 +8,14 @@ from typing import Any
 
 from nst_data.arguments import with_checked_arguments
 from nst_data.errors import NstError, UsageError
+from nst_data.freed_memory import freed_memory_kept
 from nst_data.progress import Progress, on_this_terminal
 from nst_data.self_contained.remote import StreamedEdition
 from nst_data.sources import Source
 from nst_data.store.ownership import Sign
 from nst_data.store.store import Staging, Store, Version
 from nst_train.batches.batches import worker_failures
-from nst_train.device import DEFAULT_THREADS, agreed_text, freed_memory_kept, memory_failures, set_threads, settled_precision, this_process
+from nst_train.device import DEFAULT_THREADS, agreed_text, memory_failures, set_threads, settled_precision, this_process
 from nst_train.networks.models import check_names
 from nst_train.settings import RunSettings, TrainSettings
 from nst_train.teacher_names import settled

@@ -11,7 +11,7 @@ TENSORS, BYTES = 10, 64 * 2**20
 PAGES = BYTES // 4096
 WORK = f"""
 import json, os, resource, torch
-from nst_train.device import freed_memory_kept, return_freed_memory
+from nst_data.freed_memory import freed_memory_kept, return_freed_memory
 def pages():
     return int(open("/proc/self/statm").read().split()[1])
 def faults(times=1):
@@ -20,6 +20,7 @@ def faults(times=1):
         torch.ones(times * {BYTES // 4})
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 with freed_memory_kept():
+    faults()  # until small things have found their places
     inside = faults()
     if (worker := os.fork()) == 0:
         return_freed_memory()
