@@ -1,6 +1,7 @@
 """Files to put at an address, and what a source of them gives."""
 
 import io
+import json
 import os
 import threading
 from functools import partial
@@ -12,6 +13,7 @@ from conftest import picture, png, write_class_folders
 from pictures import write_tar
 
 from nst_data.errors import NstError
+from nst_data.store.file_tree import NO_FILE, MissingError
 
 ROWS = 40
 ODD = {"images": "b/x/04", "tars": "1.tar", "parquet": "1.parquet"}  # what a fault is put before
@@ -26,6 +28,12 @@ SOURCES = [  # name, options of open_source
     ("parquet", {}),
     ("parquet", {"labeled": True, "label_column": "label"}),
     ("parquet/{0,1}.parquet", {"image_column": "image"}),
+    ("tables/list.txt", {}),
+    ("tables/paths.csv", {}),
+    ("tables/paths.csv", {"labeled": True, "label_column": "kind"}),
+    ("tables/rows.jsonl", {"labeled": True, "class_names": ["zero", "one", "two"]}),
+    ("tables/coco.json", {"labeled": True}),
+    ("metadata", {"labeled": True}),
 ]
 
 
@@ -42,6 +50,7 @@ def write_files(top):
     write_tar(top / "tars/1.tar", members[:25])
     write_tar(top / "tars/z/2.tar", [*members[25:], ("25.png", b"again")])
     write_tar(top / "labeled.tar", [part for name, image in members for part in ((name, image), (name.replace("png", "cls"), b"1"))])
+    write_tables(top)
     for file in range(2):
         images = [{"bytes": image, "path": None} for _, image in members[file::2]]
         table = pa.table({"image": images, "label": [index % 3 for index in range(ROWS // 2)]})
@@ -49,9 +58,38 @@ def write_files(top):
     return top
 
 
+def write_tables(top):
+    """Folders `tables`, whose files name images in and beside it, and `metadata`, a Hugging Face `imagefolder`."""
+    for folder in ("tables/own", "metadata/train"):
+        (top / folder).mkdir(parents=True)
+    names = [f"own/{index:02d}.png" for index in range(10)]
+    for index, name in enumerate(names):
+        (top / "tables" / name).write_bytes(png(index % 3, index))
+    beside = sorted(path.relative_to(top).as_posix() for path in (top / "classes").rglob("*.png"))
+    names = [names[7], "./own/../own/01.png", names[1], "own/gone.png", *(f"../{name}" for name in beside)]
+    classes = ["ant", "bee", "bee", "cat", *(name.split("/")[1] for name in beside)]
+    (top / "tables/list.txt").write_text("\n\n".join(names))
+    rows = [f"{name},{kind},7" for name, kind in zip(names, classes, strict=True)]
+    (top / "tables/paths.csv").write_text("\n".join(["file,kind,other", *rows]))
+    (top / "tables/whole.csv").write_text("\n".join(["path", *(name for name in names if "gone" not in name)]))
+    numbers = [{"path": name, "label": index % 3} for index, name in enumerate(names)]
+    (top / "tables/rows.jsonl").write_text("\n".join(map(json.dumps, numbers)))
+    images = [{"id": index, "file_name": name} for index, name in enumerate(names)]
+    categories = [{"id": 5 + index, "name": name} for index, name in enumerate(["ant", "bee", "cat"])]
+    annotations = [{"image_id": index, "category_id": 5 + ["ant", "bee", "cat"].index(kind)} for index, kind in enumerate(classes)]
+    coco = {"images": images, "categories": categories, "annotations": annotations}
+    (top / "tables/coco.json").write_text(json.dumps(coco))
+    for index in range(12):
+        (top / f"metadata/train/{index:02d}.png").write_bytes(png(index % 3, index))
+    rows = [f"train/{index:02d}.png,{'ab'[index % 2]}" for index in range(12)]
+    (top / "metadata/metadata.csv").write_text("\n".join(["file_name,label", *rows]))
+
+
 def content_of(read):
     try:
         return bytes(read())
+    except (FileNotFoundError, MissingError):
+        return NO_FILE
     except (NstError, OSError) as error:
         return str(error)
 

@@ -30,7 +30,8 @@ def bucket(tmp_path):
 
 
 def test_an_address_gives_the_rows_of_the_same_files_in_a_folder(tmp_path, bucket):
-    names = ("pool", "tars", "tars/x.tar", "x.parquet", "*.parquet")
+    names = ("pool", "tars", "tars/x.tar", "x.parquet", "*.parquet", "list.txt")
+    (bucket / "list.txt").write_text("pool/b.png\npool/ü.png\n")
     with serving(tmp_path / "top") as (url, answers):
         all_found = look(url, tmp_path / "home", *((f"{TOP}/{name}", {}) for name in names))
     for name, found in zip(names, all_found, strict=True):

@@ -1,6 +1,7 @@
 """Sources on a real S3 server: what the same files in a folder give, and what faults between the two do."""
 
 import os
+from pathlib import Path
 
 import object_store
 import pytest
@@ -24,7 +25,7 @@ from wording import pattern, tells
 from nst_data.errors import NstError
 from nst_data.selection.editions import balance
 from nst_data.settings import BalanceSettings
-from nst_data.sources import open_source
+from nst_data.sources import addressed_table, open_source
 from nst_data.store import file_tree
 from nst_data.store.file_tree import FileTree
 from nst_data.store.indexes import Indexes
@@ -76,7 +77,7 @@ def faults(server):
 def test_an_address_gives_the_rows_of_the_same_files_in_a_folder(server, files, tmp_path, name, options):
     here = open_source(str(files / name), **options)
     there = open_source(f"s3://nst/files/{name}", indexes=tmp_path, **options)
-    assert there.location == f"s3://nst/files/{name}"
+    assert there.location == f"s3://nst/files/{Path(here.location).relative_to(files).as_posix()}"
     assert_is_as_on_disk(there, here)
 
 
@@ -216,7 +217,8 @@ def test_an_image_of_another_size_than_was_listed_says_so(server, tmp_path):
     [
         ("s3://nst/nothing", "s3://nst/nothing: no such file …; expected at an address"),
         ("s3://nowhere/at/all", "s3://nowhere/at/all: no such bucket"),
-        ("s3://nst/files/images/notes.txt", "a .txt file … local disk"),
+        ("s3://nst/files/images/nothing.csv", "s3://nst/files/images/nothing.csv: no such file …; expected at an address"),
+        ("s3://nst/files/images/b/x.txt", "s3://nst/files/images/b/x.txt: no such file …; expected at an address"),
         ("s3://nst/files/images/b/odd.dcm", "s3://nst/files/images/b/odd.dcm: not a source of images; expected at an address"),
         ("s3://nst/files/images/b.png", "these are images; give their folder"),
         ("s3://nst/files/nothing-*.tar", "parquet or tar files, no file matches"),
@@ -229,14 +231,90 @@ def test_what_is_not_there_or_not_read_is_one_line(server, address, says):
     assert "\n" not in str(caught.value)
 
 
+def test_a_table_or_a_list_on_this_disk_names_images_by_their_addresses(server, files, tmp_path):
+    names = [f"tables/own/{index:02d}.png" for index in (3, 1, 8)]
+    there = [f"s3://nst/files/{name}" for name in (*names, "gone.png")]
+    (tmp_path / "table.csv").write_text("\n".join(["path,label", *(f"{name},{'ab'[index % 2]}" for index, name in enumerate(there))]))
+    (tmp_path / "list.txt").write_text("\n".join(there))
+    table, listed = open_source(tmp_path / "table.csv", labeled=True), open_source(tmp_path / "list.txt")
+    assert [table.class_names[label] for label in table.labels] == ["a", "b", "a", "b"]
+    expected = [(index, name, (files / path).read_bytes()) for index, (name, path) in enumerate(zip(there, names, strict=False))]
+    assert seen(table) == seen(listed) == [*expected, (3, "s3://nst/files/gone.png", "no such file")]
+    assert table.remarks() == [
+        f"{tmp_path / 'table.csv'}: 1 of its image files is missing or empty: s3://nst/files/gone.png; "
+        "relative paths start at the folder of the file that lists them; move the images there, or correct the paths"
+    ]
+    assert (table.stamps() == listed.stamps()).all()
+    assert [stamp > 0 for stamp in table.stamps()] == [True, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("paths", "says"),
+    [
+        (["s3://nst/a.png", "s3://others/b.png", "s3://others/c.png"], "expected images in s3://nst, found 's3://others/b.png' in 2 rows"),
+        (["s3://nst/a.png", "b.png"], "expected images in s3://nst, found 'b.png' in 1 row; correct the paths"),
+        (["b.png", "s3://nst/a.png"], "expected …, found 'b.png'"),
+        (["https://example.org/a.png"], "https://example.org/a.png: expected a path or an address that begins with s3://"),
+        (["s3://nst/a.png", "s3://nst/b.png?X-Amz-Signature=c0ffee"], "s3://nst/b.png: expected an address without credentials"),
+        (["s3://key:c0ffee@nst/a.png"], "s3://nst/a.png: expected an address without credentials"),
+    ],
+)
+def test_a_table_names_images_of_one_bucket_without_credentials(server, paths, says, tmp_path):
+    for name, lines in (("table.csv", ["path", *paths]), ("list.txt", paths if "://" in paths[0] else paths[::-1])):
+        (tmp_path / name).write_text("\n".join(lines))
+        with pytest.raises(NstError, match=pattern(says)) as caught:
+            open_source(tmp_path / name)
+        assert "c0ffee" not in str(caught.value)
+
+
+def test_a_table_at_an_address_names_images_of_its_bucket_and_metadata_that_came_with_a_folder_those_below_it(server, tmp_path):
+    tree = FileTree("s3://nst/narrow")
+    tree.write("folder/a/x.png", bmp(1))
+    for name in ("table.csv", "folder/metadata.csv"):
+        for path in ("../../outside.png", "/etc/passwd", "s3://others/a.png"):
+            tree.write(name, f"file_name,label\n{path},a\n".encode())
+            with pytest.raises(NstError, match=r"in s3://nst, found|leads out of its folder"):
+                open_source(tree.at(name.removesuffix("/metadata.csv")), labeled=True)
+    tree.write("b.png", bmp(2))
+    for path in ("../b.png", "s3://nst/narrow/b.png"):
+        tree.write("folder/metadata.csv", f"file_name,label\n{path},a\n".encode())
+        with pytest.raises(NstError, match="leads out of its folder"):
+            open_source(tree.at("folder"), labeled=True)
+        assert open_source(tree.at("folder/metadata.csv"), labeled=True).read(0) == bmp(2)
+        (tmp_path / "a").mkdir(exist_ok=True)
+        (tmp_path / "a/x.png").write_bytes(bmp(1))
+        (tmp_path / "metadata.csv").write_text(f"file_name,label\n{path},a\n")
+        with pytest.raises(NstError, match="leads out of its folder"):
+            open_source(tmp_path, labeled=True)
+
+
+def test_the_images_of_a_short_table_in_a_large_folder_are_asked_for_one_by_one(server, faults, monkeypatch, tmp_path):
+    tree = FileTree("s3://nst/large")
+    for index in range(12):
+        tree.write(f"{index:02d}.png", bmp(index))
+    (tmp_path / "list.txt").write_text("\n".join(tree.at(name) for name in ("01.png", "10.png", "08.png", "99.png")))
+    faults.asked.clear()
+    expected = open_source(tmp_path / "list.txt")
+    assert [request[0] for request in faults.asked] == ["GET"]
+    monkeypatch.setattr(file_tree, "_PAGE_FILES", 2)
+    monkeypatch.setattr(addressed_table, "_LEAST_PAGES", 2)
+    faults.asked.clear()
+    found = open_source(tmp_path / "list.txt")
+    assert sum("list-type=2" in path and "max-keys=2" in path for _, path, _ in faults.asked) == 2
+    assert sum(method == "HEAD" for method, _, _ in faults.asked) == 3
+    assert found.fingerprint == expected.fingerprint
+    assert found.stamp == expected.stamp
+
+
 def label_both(store, name, files):
     """Labels of the same pool from the folder and from the address."""
-    for corpus, pool in ((f"{name}-here", str(files / name)), (f"{name}-there", f"s3://nst/files/{name}")):
+    corpora = Path(name).stem
+    for corpus, pool in ((f"{corpora}-here", str(files / name)), (f"{corpora}-there", f"s3://nst/files/{name}")):
         settings = LabelSettings(batch_size=4, rows_per_shard=15)
         yield label(store, corpus, "tiny-teacher", open_source(pool), settings, run=LabelRunSettings(decode_threads=2))
 
 
-@pytest.mark.parametrize("name", ["images", "tars", "parquet"])
+@pytest.mark.parametrize("name", ["images", "tars", "parquet", "tables/whole.csv"])
 def test_labels_have_the_bytes_of_those_of_a_folder_and_their_pool_is_found_again(server, faults, files, tiny_store, name):
     store, *_ = tiny_store
     here, there = label_both(store, name, files)

@@ -70,7 +70,7 @@ class JsonRows:
                 for image in text.entries():
                     yield {KEY: image, **_named(text.value())}
             elif key == "images" and opening == "[":
-                yield from of_coco(self.location).iter_rows(named=True)
+                yield from of_coco(self.location, self.location).iter_rows(named=True)
                 return
             elif key in _OF_COCO and opening in "{[":  # before the images
                 held[key] = text.value()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from nst_data.errors import NstError
 from nst_data.sources.files import check_file_size, check_whole, has_image_suffix
-from nst_data.sources.folder import ImageFolder
+from nst_data.sources.folder import Files, ImageFolder
 from nst_data.sources.kept_listing import IMAGES, AddressListing
 from nst_data.sources.kinds import READ_FROM_FOLDERS
 from nst_data.sources.labels import LabelsAsked
@@ -28,7 +28,46 @@ from nst_data.store.file_tree import FileTree, MissingError, StoredFile
 from nst_data.store.indexes import Indexes
 
 
-class AddressedImages(ImageFolder):
+class AddressedFiles(Files):
+    """Images that are files below an address."""
+
+    _tree: FileTree
+    _tags: NDArray[np.uint64]  # their stamps
+    _bytes_of_none = 0  # asked for of a file of size 0, which need not be there where that is not 0
+
+    def _object(self, key: str) -> str:
+        """The name of an image below the address."""
+        return key
+
+    def _file(self, name: str) -> str:
+        return self._tree.at(self._object(name))
+
+    def read(self, row: int) -> bytes:
+        """The file's bytes. Raises NstError where there are not as many as were listed, or the server cannot be asked."""
+        content = self._tree.read(self._object(self.key(row)))
+        check_file_size(len(content), self._listing.table["bytes"][row].as_py())
+        return content
+
+    def rows(self, wanted: Wanted) -> Iterator[Row]:
+        """The wanted files, read ahead. Raises NstError where the network fails."""
+        for (row, name, size), content in read_ahead(self._tree, self._extents(wanted)):
+            yield Row(row, name, _checked(content, size))
+
+    def _extents(self, wanted: Wanted) -> Iterator[tuple[Extent, tuple[int, str, int]]]:
+        for piece in in_pieces(wanted, 1024):
+            entries = rows_of_table(self._listing.table, piece)
+            for row, name, size in zip(piece.tolist(), entries["name"].to_pylist(), entries["bytes"].to_pylist(), strict=True):
+                stop = size + 1 if size else self._bytes_of_none  # one more byte shows that it has grown
+                yield Extent(self._object(name), 0, stop), (row, name, size)
+
+    def _stamps(self) -> NDArray[np.uint64]:
+        return self._tags
+
+    def _paths(self) -> Iterator[str]:
+        return iter(())
+
+
+class AddressedImages(AddressedFiles, ImageFolder):
     """Image files below an address: rows, keys and classes as of the same files in a folder.
 
     There may be none; `others` are the tar and parquet files beside them. They are listed, unless they were before (`kept`).
@@ -40,7 +79,6 @@ class AddressedImages(ImageFolder):
         self.others: list[StoredFile] = []
         self.is_there = False  # any file at all
         self._folders, self._skipped = set[str](), Skipped()
-        self._tags: NDArray[np.uint64]
         if kept is not None:
             self._listing, self._tags, self.skipped = listed_in(kept.table), kept.table["stamp"].to_numpy(), kept.skipped
             return
@@ -68,23 +106,6 @@ class AddressedImages(ImageFolder):
                     self._skipped.see(file.name.rpartition("/")[2], partial(_start, self._tree, file))
                     self.others += [file] if PurePosixPath(file.name).suffix.lower() in READ_FROM_FOLDERS else []
 
-    def read(self, row: int) -> bytes:
-        """The file's bytes. Raises NstError where there are not as many as were listed, or the server cannot be asked."""
-        content = self._tree.read(self.key(row))
-        check_file_size(len(content), self._listing.table["bytes"][row].as_py())
-        return content
-
-    def rows(self, wanted: Wanted) -> Iterator[Row]:
-        """The wanted files, read ahead. Raises NstError where the network fails."""
-        for (row, name, size), content in read_ahead(self._tree, self._extents(wanted)):
-            yield Row(row, name, _checked(content, size))
-
-    def _extents(self, wanted: Wanted) -> Iterator[tuple[Extent, tuple[int, str, int]]]:
-        for piece in in_pieces(wanted, 1024):
-            entries = rows_of_table(self._listing.table, piece)
-            for row, name, size in zip(piece.tolist(), entries["name"].to_pylist(), entries["bytes"].to_pylist(), strict=True):
-                yield Extent(name, 0, size + 1 if size else 0), (row, name, size)  # one more byte shows that it has grown
-
     def as_listed(self, labeled: bool) -> "AddressedImages":
         """The same files with their classes, or without, and no second listing."""
         found = AddressedImages(self._tree, kept=self._address_listing)
@@ -101,12 +122,6 @@ class AddressedImages(ImageFolder):
     def _address_listing(self) -> AddressListing:
         table = pa.table([*self._listing.table.columns, pa.array(self._tags)], schema=IMAGES)
         return AddressListing(self.location, table, self.skipped)
-
-    def _stamps(self) -> NDArray[np.uint64]:
-        return self._tags
-
-    def _paths(self) -> Iterator[str]:
-        return iter(())
 
 
 def _in_order(found: pa.Table) -> pa.Table:

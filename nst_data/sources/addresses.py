@@ -9,7 +9,11 @@ from pathlib import PurePosixPath
 from nst_data.errors import NstError, UsageError
 from nst_data.hub.reference import HubReference
 from nst_data.sources.addressed import AddressedImages, AddressedTars, is_hidden
+from nst_data.sources.addressed_table import LIST, open_at
+from nst_data.sources.cells import NO_IMAGES
 from nst_data.sources.files import IMAGE_SUFFIXES
+from nst_data.sources.image_table import METADATA, one_metadata
+from nst_data.sources.image_table import SUFFIXES as TABLE_SUFFIXES
 from nst_data.sources.kept_listing import AddressListing
 from nst_data.sources.kinds import EXPECTED_AT_ADDRESS, READ_FROM_FOLDERS, kind_of
 from nst_data.sources.labels import LabelsAsked
@@ -22,7 +26,8 @@ from nst_data.store.file_tree import FileTree, StoredFile, UnansweredError, with
 from nst_data.store.indexes import Indexes
 
 _OF_HUB = re.compile(r"hf://(datasets|buckets)/[^/]+/[^/]+/.*[^/].*", re.DOTALL)
-_ON_DISK_ALONE = frozenset([".txt", ".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".arrow"])
+_TABLES = TABLE_SUFFIXES | {LIST}
+_ON_DISK_ALONE = _TABLES | {".arrow"}
 _FILE = "file://"
 
 
@@ -92,7 +97,16 @@ def _listed(tree: FileTree, labels: LabelsAsked | None, column: str | None, inde
     suffix = PurePosixPath(tree.address).suffix.lower()
     if suffix in READ_FROM_FOLDERS and (single := _single(tree)) is not None:
         return _of_files(tree.address, *single, labels, column, indexes)
-    images = AddressedImages(tree, labels is not None)
+    if suffix in _TABLES and column != NO_IMAGES and (single := _single(tree)) is not None:
+        return open_at(single[0], single[1][0].name, labels, column)
+    try:
+        images = AddressedImages(tree, labels is not None)
+    except NstError:
+        if labels is None or (metadata := _metadata_in(tree)) is None:
+            raise
+        return open_at(tree, metadata, labels, column, only_below=True)
+    if labels is not None and len(images.class_names or ()) == 1 and (metadata := _metadata_in(tree)) is not None:
+        return open_at(tree, metadata, labels, column, only_below=True)
     if len(images):
         return images
     files, skipped = images.others, Counter(images.skipped)
@@ -111,6 +125,12 @@ def _listed(tree: FileTree, labels: LabelsAsked | None, column: str | None, inde
     source = _of_files(tree.address, tree, files, labels, column, indexes)
     source.skipped = dict(skipped + Counter(source.skipped))
     return source
+
+
+def _metadata_in(tree: FileTree) -> str | None:
+    """As `metadata_in` of a folder."""
+    found = [name for name in METADATA if tree.stat(name) is not None]
+    return one_metadata(tree.address, found)
 
 
 def _single(tree: FileTree) -> tuple[FileTree, list[StoredFile]] | None:

@@ -37,14 +37,14 @@ class Files(Source):
 
     def read(self, row: int) -> bytes:
         """The file's bytes. Raises NstError where there are not as many as were listed."""
-        return read_file(os.path.join(self._top, self.key(row)), self._listing.table["bytes"][row].as_py())
+        return read_file(self._file(self.key(row)), self._listing.table["bytes"][row].as_py())
 
     def rows(self, wanted: Wanted) -> Iterator[Row]:
         """The wanted files; each is read when its row is."""
         for piece in in_pieces(wanted, 1024):
             entries = rows_of_table(self._listing.table, piece)
             for row, name, size in zip(piece.tolist(), entries["name"].to_pylist(), entries["bytes"].to_pylist(), strict=True):
-                yield Row(row, name, partial(read_file, os.path.join(self._top, name), size))
+                yield Row(row, name, partial(read_file, self._file(name), size))
 
     @property
     def rows_per_file(self) -> int:
@@ -64,11 +64,15 @@ class Files(Source):
     def _missing(self) -> list[str]:
         """A remark on those that are not there, of files that name them."""
         count, first = self.empty_files(len(self))
-        return [missing_remark(self.location, count, os.path.join(self._top, first))] if count else []
+        return [missing_remark(self.location, count, self._file(first))] if count else []
+
+    def _file(self, name: str) -> str:
+        """Where a file lies."""
+        return os.path.join(self._top, name)
 
     def _paths(self) -> Iterator[str]:
         for piece in self._keys():
-            yield from (os.path.join(self._top, name) for name in piece.to_pylist())
+            yield from map(self._file, piece.to_pylist())
 
     def _keys(self) -> Iterator[pa.Array]:
         yield from self._listing.table["name"].chunks

@@ -2,9 +2,10 @@
 
 import json
 import os
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import polars as pl
@@ -17,7 +18,7 @@ from nst_data.sources.class_words import likely_slips, no_class
 from nst_data.sources.folder import Files
 from nst_data.sources.labels import LabelsAsked, counted, label_column, labels_of, whole_numbers
 from nst_data.sources.listed import sizes_of
-from nst_data.sources.listing import PIECE, listed
+from nst_data.sources.listing import PIECE, Listing, listed
 from nst_data.sources.text_tables import DELIMITERS, LINES, delimited, header, json_lines, readable
 
 SUFFIXES = frozenset((*DELIMITERS, *LINES, ".json"))
@@ -27,6 +28,31 @@ _CLASSES = ("label", "labels", "class", "class_name", "category", "target")
 _FILE, _CLASS = "file_name", "label"
 
 
+@dataclass(frozen=True)
+class TextTable:
+    """The cells of a table as text, and the column that names the images."""
+
+    frame: pl.DataFrame
+    path_column: str
+
+    @classmethod
+    def read(cls, location: str, column: str | None, file: str | None = None) -> Self:
+        """The table at a location, or in a local copy of it. Raises NstError where it is none, or a row names no image."""
+        frame = _read(location, file or location)
+        if not len(frame):
+            raise NstError(f"{location}: expected a row for each image, found none")
+        name = path_column(frame.columns, location, column)
+        table = cls(frame, name)
+        if empty := int((table.paths.is_null() | (table.paths.str.strip_chars() == "")).sum()):
+            raise NstError(f"{location}: column `{name}` has {empty:,} row{'s' * (empty > 1)} without a path; drop them")
+        return table
+
+    @property
+    def paths(self) -> pl.Series:
+        """Of the images, shape (rows,)."""
+        return self.frame[self.path_column]
+
+
 class ImageTable(Files):
     """The images that a table names, in the order of its rows, relative to its folder or absolute, with their classes where asked for.
 
@@ -34,24 +60,21 @@ class ImageTable(Files):
     With `only_below`, for a table that came with a folder and that nobody named, a path that leads out of its folder is refused.
     """
 
-    def __init__(self, location: str, labels: LabelsAsked | None, column: str | None, only_below: bool = False) -> None:
+    def __init__(self, location: str, table: TextTable, labels: LabelsAsked | None, column: str | None, only_below: bool = False) -> None:
         super().__init__(location)
-        frame = _read(location)
-        if not len(frame):
-            raise NstError(f"{location}: expected a row for each image, found none")
-        name = path_column(frame.columns, location, column)
-        paths = frame[name]
-        if empty := int((paths.is_null() | (paths.str.strip_chars() == "")).sum()):
-            raise NstError(f"{location}: column `{name}` has {empty:,} row{'s' * (empty > 1)} without a path; drop them")
         if only_below:
-            _check_below(paths, location, name)
+            _check_below(table.paths, location, table.path_column)
         self.image_column = column
         self._is_coco = location.lower().endswith(".json")  # which lists its classes
-        self._top = os.path.dirname(location)
-        rows = (paths.slice(start, PIECE).to_list() for start in range(0, len(paths), PIECE))
-        self._listing = listed((names, sizes_of(self._top, names)) for names in rows)
+        self._listing = self._listed(table.paths)
         if labels is not None:
-            self._read_labels(frame.drop(name), labels)
+            self._read_labels(table.frame.drop(table.path_column), labels)
+
+    def _listed(self, paths: pl.Series) -> Listing:
+        """The names as they stand in the table, with sizes."""
+        self._top = os.path.dirname(self.location)
+        rows = (paths.slice(start, PIECE).to_list() for start in range(0, len(paths), PIECE))
+        return listed((names, sizes_of(self._top, names)) for names in rows)
 
     def remarks(self) -> list[str]:
         """With what may be a slip among the classes, and where images that are not there were looked for."""
@@ -83,7 +106,12 @@ class ImageTable(Files):
 
 def metadata_in(folder: str) -> str | None:
     """The metadata file of a Hugging Face `imagefolder`; None where a folder has none. Raises UsageError where it has several."""
-    found = [os.path.join(folder, name) for name in METADATA if os.path.isfile(os.path.join(folder, name))]
+    name = one_metadata(folder, [name for name in METADATA if os.path.isfile(os.path.join(folder, name))])
+    return os.path.join(folder, name) if name else None
+
+
+def one_metadata(folder: str, found: list[str]) -> str | None:
+    """The only one of these names; None where there is none. Raises UsageError where there are several."""
     if len(found) > 1:
         raise UsageError(f"{folder}: expected one metadata file, found {' and '.join(METADATA)}; remove one, or give the right one")
     return found[0] if found else None
@@ -109,8 +137,8 @@ def path_column(columns: list[str], location: str, asked: str | None, option: st
 
 def _check_below(paths: pl.Series, location: str, column: str) -> None:
     """Raises NstError where a path leads out of the table's folder."""
-    may_lead_out = paths.str.contains(r"^/|\.\.|\x00").arg_true()  # the few that are worth a look each
-    outside = np.array([row for row in may_lead_out if not is_below(paths[row])], np.int64)
+    may_lead_out = paths.str.contains(r"^/|\.\.|\x00|://").arg_true()  # the few that are worth a look each
+    outside = np.array([row for row in may_lead_out if "://" in paths[row] or not is_below(paths[row])], np.int64)
     if len(outside):
         raise NstError(
             f"{location}: column `{column}` has {paths[int(outside[0])]!r} in {counted(outside)}, "
@@ -118,22 +146,22 @@ def _check_below(paths: pl.Series, location: str, column: str) -> None:
         )
 
 
-def _read(location: str) -> pl.DataFrame:
+def _read(location: str, file: str) -> pl.DataFrame:
     """All columns as text. Raises NstError for what is no such table."""
     suffix = Path(location).suffix.lower()
     kind = {".csv": "CSV with a header", ".tsv": "tab-separated text with a header", ".json": "COCO's JSON"}.get(suffix, "JSON lines")
     with readable(location, f"{kind}, one row per image"):
         if suffix in DELIMITERS:
             separator = DELIMITERS[suffix]
-            schema = pa.schema([(name, pa.string()) for name in header(location, separator)])
-            frame = pl.from_arrow(pa.Table.from_batches(delimited(location, separator), schema))
+            schema = pa.schema([(name, pa.string()) for name in header(file, separator)])
+            frame = pl.from_arrow(pa.Table.from_batches(delimited(file, separator), schema))
             assert isinstance(frame, pl.DataFrame)
             return frame
-        return of_coco(location) if suffix == ".json" else _of_lines(location)
+        return of_coco(file, location) if suffix == ".json" else _of_lines(file)
 
 
-def _of_lines(location: str) -> pl.DataFrame:
-    rows = [row for _, row in json_lines(location)]
+def _of_lines(file: str) -> pl.DataFrame:
+    rows = [row for _, row in json_lines(file)]
     names = dict.fromkeys(name for row in rows for name in row)
     columns = {name: [row.get(name) for row in rows] for name in names}
     plain = {name: values for name, values in columns.items() if not any(isinstance(value, list | dict) for value in values)}
@@ -144,10 +172,10 @@ def _text(value: str | float | None) -> str | None:
     return value if value is None or isinstance(value, str) else json.dumps(value)
 
 
-def of_coco(location: str) -> pl.DataFrame:
+def of_coco(file: str, location: str) -> pl.DataFrame:
     """`file_name` and, of the images' annotations, the category of each image: one, or the same in all of its annotations."""
-    with open(location, encoding="utf-8-sig") as file:
-        content = json.load(file)
+    with open(file, encoding="utf-8-sig") as text:
+        content = json.load(text)
     try:
         files = {image["id"]: str(image["file_name"]) for image in content["images"]}
         categories = {one["id"]: str(one["name"]) for one in content.get("categories", [])}

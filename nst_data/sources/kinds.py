@@ -12,7 +12,10 @@ EXPECTED = (
     "expected a folder of images, tar or parquet files, a .txt, .csv or .jsonl list of images, a folder saved by datasets "
     "or owner/name on the Hub"
 )
-EXPECTED_AT_ADDRESS = "expected at an address a folder of images, tar or parquet files, one of these, or a pattern such as '*.tar'"
+EXPECTED_AT_ADDRESS = (
+    "expected at an address a folder of images, tar or parquet files, one of these, a pattern such as '*.tar', or a .txt, .csv or .jsonl "
+    "list of images"
+)
 _PARQUET_STARTS = (b"PAR1", b"PARE")  # the latter where the footer is encrypted
 _COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 

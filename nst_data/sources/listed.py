@@ -14,21 +14,31 @@ class ImageList(Files):
 
     def __init__(self, location: str, labeled: bool) -> None:
         super().__init__(location)
-        if labeled:
-            raise UsageError(f"{location}: a list of images has no labels; give class folders, or a CSV file with `path` and `label`")
+        check_unlabeled(location, labeled)
         self._top = os.path.dirname(location)
         self._listing = listed(_lines_with_sizes(location, self._top))
         if not len(self):
-            raise NstError(f"{location}: expected the path of an image on each line, found none")
+            raise no_images(location)
 
     def remarks(self) -> list[str]:
         """With where those that are not there were looked for."""
         return [*super().remarks(), *self._missing()]
 
 
+def check_unlabeled(location: str, labeled: bool) -> None:
+    """Raises UsageError where labels are asked for of a list."""
+    if labeled:
+        raise UsageError(f"{location}: a list of images has no labels; give class folders, or a CSV file with `path` and `label`")
+
+
+def no_images(location: str) -> NstError:
+    """What to raise for an empty list."""
+    return NstError(f"{location}: expected the path of an image on each line, found none")
+
+
 def _lines_with_sizes(location: str, top: str) -> Iterator[Entries]:
     names: list[str] = []
-    for name in _lines(location):
+    for name in lines_of(location, location):
         names.append(name)
         if len(names) == PIECE:
             yield names, sizes_of(top, names)
@@ -36,9 +46,10 @@ def _lines_with_sizes(location: str, top: str) -> Iterator[Entries]:
     yield names, sizes_of(top, names)
 
 
-def _lines(location: str) -> Iterator[str]:
+def lines_of(file: str, location: str) -> Iterator[str]:
+    """The lines of a text file that are not blank; messages name its `location`. Raises NstError for what is no such file."""
     try:
-        with open(location, encoding="utf-8-sig") as lines:
+        with open(file, encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, start=1):
                 if "\0" in line:
                     raise NstError(f"{location}: line {number} is not a path; expected a text file with the path of an image on each line")

@@ -10,17 +10,17 @@ from pathlib import Path
 from nst_data.arguments import with_checked_arguments
 from nst_data.errors import NstError, UsageError
 from nst_data.hub.reference import HubReference
+from nst_data.sources.addressed_table import LIST, open_local
 from nst_data.sources.addresses import address_of, local_path, open_address
 from nst_data.sources.cells import NO_IMAGES
 from nst_data.sources.files import IMAGE_SUFFIXES, check_regular
 from nst_data.sources.folder import ImageFolder, walk
 from nst_data.sources.hub import open_hub
 from nst_data.sources.image_table import SUFFIXES as TABLE_SUFFIXES
-from nst_data.sources.image_table import ImageTable, metadata_in
+from nst_data.sources.image_table import metadata_in
 from nst_data.sources.joined import Joined
 from nst_data.sources.kinds import EXPECTED, READ_FROM_FOLDERS, kind_of
 from nst_data.sources.labels import ClassNames, LabelsAsked, class_numbers, file_of, labels_in, names_in, renamed
-from nst_data.sources.listed import ImageList
 from nst_data.sources.parquet import ParquetFiles
 from nst_data.sources.patterns import is_pattern, matching
 from nst_data.sources.saved import saved_dataset
@@ -56,7 +56,7 @@ def open_source(
 
     Args:
         location: A folder of images, tar or parquet files (a pattern such as `'*.tar'` takes several), a .txt list of images, a .csv,
-            .tsv or .jsonl table with their paths, COCO's .json, a folder saved by `datasets`, an address such as `s3://bucket/pool`
+            .tsv or .jsonl table with their paths or addresses, COCO's .json, a folder saved by `datasets`, an address such as `s3://bucket/pool`
             (docs/object-stores.md) or, if there is no such path, `owner/name@revision:config/split` on the Hub.
             Several labeled ones are joined to one source with the classes of all.
         labeled: Read the labels too: class folders, a column of labels, `.cls` files in a tar file, COCO's categories, or where
@@ -169,9 +169,9 @@ def _local(location: str, path: Path, labels: LabelsAsked | None, column: str | 
         except NstError:
             if labels is None or (metadata := metadata_in(str(path))) is None:
                 raise
-            return ImageTable(metadata, labels, column, only_below=True)
+            return open_local(metadata, labels, column, only_below=True)
         if labels is not None and len(images.class_names or ()) == 1 and (metadata := metadata_in(str(path))) is not None:
-            return ImageTable(metadata, labels, column, only_below=True)
+            return open_local(metadata, labels, column, only_below=True)
         if len(images):
             return images
         files = _tables_and_tars(path, images.skipped)
@@ -182,10 +182,9 @@ def _local(location: str, path: Path, labels: LabelsAsked | None, column: str | 
         source.skipped = dict(beside + Counter(source.skipped))
         return source
     if path.is_file():
-        if path.suffix.lower() == ".txt":
-            return ImageList(str(path), labels is not None)
-        if path.suffix.lower() in TABLE_SUFFIXES and column != NO_IMAGES:
-            return ImageTable(str(path), labels, column)
+        suffix = path.suffix.lower()
+        if suffix == LIST or (suffix in TABLE_SUFFIXES and column != NO_IMAGES):
+            return open_local(str(path), labels, column)
         return _files(str(path), [str(path)], labels, column, indexes)
     if is_pattern(location):
         return _files(str(path), matching(location), labels, column, indexes)

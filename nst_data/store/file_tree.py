@@ -96,6 +96,13 @@ class FileTree:
         """Whether it is a folder of this machine."""
         return self.address.startswith("file://")
 
+    @property
+    def bucket(self) -> "FileTree":
+        """The bucket or container that it lies in; on the Hub the repository."""
+        scheme, _, rest = self.address.partition("://")
+        parts = rest.split("/")
+        return FileTree(f"{scheme}://{'/'.join(parts[: 3 if scheme == 'hf' else 1])}")
+
     def at(self, name: str) -> str:
         """The address of a file."""
         return f"{self.address}/{name}" if name else self.address

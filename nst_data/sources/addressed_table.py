@@ -1,0 +1,130 @@
+"""Images at an address that a table or a list names: CSV, TSV, JSON lines, COCO's JSON or text, itself at an address or on this disk."""
+
+import posixpath
+import re
+import tempfile
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from nst_data.errors import NstError
+from nst_data.sources.addressed import AddressedFiles
+from nst_data.sources.image_table import ImageTable, TextTable
+from nst_data.sources.labels import LabelsAsked
+from nst_data.sources.listed import ImageList, check_unlabeled, lines_of, no_images
+from nst_data.sources.listing import PIECE, Listing, listed
+from nst_data.sources.source import Source
+from nst_data.sources.stamps import stamps_of
+from nst_data.store.file_tree import FileTree, StoredFile, without_secrets
+
+LIST = ".txt"
+_PATH = "path"
+_ADDRESS = r"^[A-Za-z][A-Za-z0-9+.-]*://."
+_AT_ONCE, _LEAST_PAGES = 16, 4
+
+
+class AddressedTable(AddressedFiles, ImageTable):
+    """The images that a table names, in the order of its rows, all in one bucket: relative to the table's folder, or by their addresses."""
+
+    _bytes_of_none = 1
+
+    def __init__(self, location: str, table: TextTable, labels: LabelsAsked | None, column: str | None, only_below: bool = False) -> None:
+        """`location` is an address, or a file of this machine whose paths are addresses."""
+        own = FileTree.parse(location)
+        some = own or FileTree.parse(table.paths[0])
+        if some is None:
+            raise NstError(f"{location}: expected the address of each image, as in some rows, found {table.paths[0]!r}")
+        self._tree = some.bucket
+        self._folder = None if own is None else posixpath.dirname(own.address.removeprefix(f"{self._tree.address}/"))
+        super().__init__(location, table, labels, column, only_below)
+
+    def _listed(self, paths: pl.Series) -> Listing:
+        self._check_in_bucket(paths)
+        objects = [self._object(path) for path in paths]
+        found = self._found(objects)
+        nothing = StoredFile("", 0, "")
+        files = [found.get(name, nothing) for name in objects]
+        tags = stamps_of(files)
+        self._tags = np.where([bool(file.name) for file in files], tags, 0).astype(np.uint64)
+        pieces = range(0, len(files), PIECE)
+        return listed((paths.slice(start, PIECE).to_list(), [file.size for file in files[start : start + PIECE]]) for start in pieces)
+
+    def _found(self, objects: list[str]) -> Mapping[str, StoredFile]:
+        """Those of these files that are there: by one listing of the folder that they share, while that takes fewer requests than each."""
+        missing, found = set(objects), dict[str, StoredFile]()
+        folder = posixpath.commonpath([posixpath.dirname(name) for name in missing])
+        tree, prefix = (FileTree(self._tree.at(folder)), f"{folder}/") if folder else (self._tree, "")
+        last, most_pages = max(missing), max(_LEAST_PAGES, len(missing) // _AT_ONCE)
+        for number, page in enumerate(tree.pages(), start=1):
+            files = [file._replace(name=prefix + file.name) for file in page]
+            here = {file.name: file for file in files if file.name in missing}
+            found |= here
+            missing -= here.keys()
+            if not missing or (files and files[-1].name > last):
+                return found
+            if number == most_pages:
+                break
+        else:
+            return found
+        with ThreadPoolExecutor(_AT_ONCE, "nst-stat") as readers:
+            return found | {file.name: file for file in readers.map(self._tree.stat, sorted(missing)) if file is not None}
+
+    def _object(self, key: str) -> str:
+        return self._in_bucket(key) or ""
+
+    def _in_bucket(self, path: str) -> str | None:
+        """The name in the bucket of what a path of the table means; None where it leads elsewhere."""
+        if "://" in path:
+            top = f"{self._tree.address}/"
+            return path.removeprefix(top) if path.startswith(top) and without_secrets(path) == path else None
+        if self._folder is None or "\0" in path:
+            return None
+        name = posixpath.normpath(posixpath.join(self._folder, path))
+        return None if name.startswith(("/", "../")) or name in ("", ".", "..") else name
+
+    def _check_in_bucket(self, paths: pl.Series) -> None:
+        outside = [path for path in paths if self._in_bucket(path) is None]
+        if not outside:
+            return
+        if "://" in outside[0]:
+            FileTree.parse(outside[0])  # which says what is wrong with it
+        rows = f"{len(outside):,} row{'s' * (len(outside) > 1)}"
+        raise NstError(f"{self.location}: expected images in {self._tree.address}, found {outside[0]!r} in {rows}; correct the paths")
+
+
+def open_local(location: str, labels: LabelsAsked | None, column: str | None, only_below: bool = False) -> Source:
+    """A table or a list on this disk, of images that are on it too, or at an address."""
+    is_list = location.lower().endswith(LIST)
+    if is_list and not _is_address(next(lines_of(location, location), "")):
+        return ImageList(location, labels is not None)
+    table = _read(location, location, labels, column)
+    if is_list or (not only_below and table.paths.str.contains(_ADDRESS).any()):
+        return AddressedTable(location, table, labels, None if is_list else column)
+    return ImageTable(location, table, labels, column, only_below)
+
+
+def open_at(tree: FileTree, name: str, labels: LabelsAsked | None, column: str | None, only_below: bool = False) -> Source:
+    """A table or a list that is a file of a tree. Raises NstError where it cannot be read, or is no such file."""
+    location = tree.at(name)
+    with tempfile.TemporaryDirectory(prefix="nst-table-") as folder:
+        file = Path(folder, posixpath.basename(name))
+        tree.download(name, file)
+        table = _read(location, str(file), labels, column)
+    return AddressedTable(location, table, labels, None if location.lower().endswith(LIST) else column, only_below)
+
+
+def _read(location: str, file: str, labels: LabelsAsked | None, column: str | None) -> TextTable:
+    if not location.lower().endswith(LIST):
+        return TextTable.read(location, column, file)
+    check_unlabeled(location, labels is not None)
+    lines = list(lines_of(file, location))
+    if not lines:
+        raise no_images(location)
+    return TextTable(pl.DataFrame({_PATH: lines}), _PATH)
+
+
+def _is_address(path: str) -> bool:
+    return re.match(_ADDRESS, path) is not None
