@@ -68,7 +68,9 @@ def _rate(amount: int, seconds: float, unit: str) -> str:
     if not amount:
         return ""
     per_second = amount / max(seconds, 1e-9)
-    return f"{per_second / 1e6:,.1f} MB/s" if unit == "bytes" else f"{per_second:,.0f}/s"
+    if unit == "bytes":
+        return f"{per_second / 1e6:,.1f} MB/s"
+    return f"{per_second:,.0f}/s" if per_second >= 1 else f"{per_second:.2g}/s"
 
 
 class _LineTask:

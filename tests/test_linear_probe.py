@@ -13,10 +13,10 @@ from sklearn.model_selection import StratifiedKFold, cross_val_score
 from test_teachers import write_transformer
 from transformers import AutoModelForImageClassification
 from typer.testing import CliRunner
-from watched import Said
 from wording import tells
 
 from nst_data.errors import NstError, UsageError
+from nst_data.progress import Lines
 from nst_data.sources import open_source
 from nst_data.store.manifest import PROBE_SAMPLE
 from nst_data.store.store import Store
@@ -148,17 +148,18 @@ def test_the_same_probe_is_found_whatever_does_not_shape_it_and_a_finetuned_stud
     assert evaluate(store, version, images)["images"] == 18
 
 
-def test_a_large_probe_names_its_sample_and_one_of_an_earlier_nst_is_found(images, tmp_path, monkeypatch):
+def test_a_large_probe_names_its_sample_and_one_of_an_earlier_nst_is_found(images, tmp_path, monkeypatch, capsys):
     name = write_teacher(tmp_path / "net", ["x", "y"])
     settings, stores = TrainSettings(model=name, pretrained=True, probe=True), [Store(tmp_path / "earlier"), Store(tmp_path / "now")]
     before = train(stores[0], "probe", images, settings, run=RUN)
     assert PROBE_SAMPLE not in before.manifest.request.settings
     monkeypatch.setattr("nst_train.training.request.MOST_FOLDED", 17)
     assert train(stores[0], "probe", images, settings, run=RUN) == before
-    said = Said()
-    version = train(stores[1], "probe", images, settings, run=RUN, progress=said)
+    version = train(stores[1], "probe", images, settings, run=RUN, progress=Lines())
+    said = capsys.readouterr().err.splitlines()
     assert version.manifest.request.settings[PROBE_SAMPLE] == 17
-    assert any(tells(line, "fitting the last layer on 18 images, seeking its strength on 17 of them") for line in said.lines)
+    assert any(tells(line, "fitting the last layer on 18 images, seeking its strength on 17 of them") for line in said)
+    assert any(tells(line, "strength of probe@gen-0: …/13 strengths, …, strength …, log-likelihood -…") for line in said)
     features = embed(stores[1], name, images, EmbedSettings(precision="fp32"), run=RUN)
     probe = fit(features.matrix(), np.repeat(np.arange(3), 6), 3, sample=17)
     assert torch.equal(load_file(version.folder / "model.safetensors")["fc.weight"], torch.from_numpy(probe.weight))

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
+from nst_data.progress import Task
 from nst_data.review.spreading import rank_in_class
 
 FOLDS = 5
@@ -48,6 +49,7 @@ def fit(
     class_weights: Literal["balanced"] | None = None,
     strength: float | None = None,
     sample: int | None = None,
+    task: Task | None = None,
 ) -> LinearProbe:
     """scikit-learn's `LogisticRegression` on centered features, with center and scale folded into weights and bias.
 
@@ -58,7 +60,8 @@ def fit(
     also where all images are of one class. With balanced `class_weights` all classes count the same, in the fit and in the likelihood.
 
     For large sets the strength is sought on a `sample` of so many images, without classes that are too rare there for the folds, which
-    are fewer where most classes are, from the strongest penalty until the likelihood has fallen twice; all in single precision.
+    are fewer where most classes are, from the strongest penalty until the likelihood has fallen twice; all in single precision. `task`
+    is told of each strength that was tried.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -82,7 +85,7 @@ def fit(
         model = LogisticRegression(C=strength, max_iter=_MOST_ITERATIONS, class_weight=class_weights)
         scoring = _balanced_likelihood if class_weights else "neg_log_loss"
         if sample is not None:
-            folds, strength = _sought_on_a_sample(model, scaled, labels, sample, scoring, seed)
+            folds, strength = _sought_on_a_sample(model, scaled, labels, sample, scoring, seed, task)
             model = model.set_params(C=strength).fit(scaled, labels)
         elif folds > 1 and not is_given:
             split = StratifiedKFold(folds, shuffle=True, random_state=seed)
@@ -105,6 +108,7 @@ def _sought_on_a_sample(
     sample: int,
     scoring: Any,  # noqa: ANN401
     seed: int,
+    task: Task | None,
 ) -> tuple[int, float]:
     """Over how many folds a strength was chosen, and which."""
     from sklearn.model_selection import StratifiedKFold, cross_val_score
@@ -118,6 +122,8 @@ def _sought_on_a_sample(
     split, best, best_score = StratifiedKFold(folds, shuffle=True, random_state=seed), 0, -np.inf
     for number, strength in enumerate(STRENGTHS):
         score = cross_val_score(model.set_params(C=strength), scaled[drawn], labels[drawn], scoring=scoring, cv=split).mean()
+        if task:
+            task.advance(1, f"strength {strength:.2g}, log-likelihood {score:.4g}")
         if score > best_score:
             best, best_score = number, score
         elif number == best + 2:

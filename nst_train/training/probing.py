@@ -1,5 +1,6 @@
 """A linear probe as a teacher: a trained network as it is, with a last layer fitted on the features of labeled images."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from nst_data.store.store import Store
 from nst_train.batches.batches import without
 from nst_train.features.backbone import Embedder, backbone_of, last_layer
 from nst_train.features.embed import embed_by
-from nst_train.features.linear_probe import fit
+from nst_train.features.linear_probe import STRENGTHS, fit
 from nst_train.networks.models import count_parameters, create_network, data_config_of, save_teacher
 from nst_train.noise_settings import Noise
 from nst_train.seeds import seed_network, seed_of
@@ -57,7 +58,9 @@ def fit_probe(
         progress.say(
             f"{staging.ref}: fitting the last layer on {len(labels):,} images, seeking its strength on {min(sample, len(labels)):,} of them"
         )
-    probe = fit(features.matrix()[is_read], labels, len(names), settings.seed, settings.class_weights, sample=sample)
+    shown = nullcontext() if sample is None else progress.task(f"strength of {staging.ref}", len(STRENGTHS), "strengths")
+    with shown as task:
+        probe = fit(features.matrix()[is_read], labels, len(names), settings.seed, settings.class_weights, sample=sample, task=task)
     last = last_layer(network, len(names), settings.model)
     with torch.no_grad():
         last.weight.copy_(torch.from_numpy(probe.weight))
