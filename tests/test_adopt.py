@@ -498,3 +498,10 @@ def test_who_is_overtaken_before_it_begins_ends_with_the_version_of_the_first(st
     monkeypatch.setattr(adoption, "check_unchanged", second)
     assert adopt(store, "theirs", open_source(str(table)), **SETTINGS) == store.open("theirs@gen-1")
     assert store.unfinished() == []
+
+
+def test_files_that_name_other_classes_than_the_first_are_refused(tmp_path, store):
+    for number, names in enumerate((NAMES, NAMES[::-1])):
+        table_of(names=names).to_parquet(tmp_path / f"{number}.parquet")
+    with pytest.raises(NstError, match=r"1\.parquet: its class names differ from those of .*0\.parquet"):
+        adopt(store, "bugs", open_source(tmp_path), **SETTINGS)

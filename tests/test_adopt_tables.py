@@ -22,10 +22,11 @@ from nst_data import adoption
 from nst_data.adoption import adopt
 from nst_data.errors import NstError, UsageError
 from nst_data.images import image_hash
+from nst_data.label_files import json_tables
 from nst_data.label_files.choosing import Asked
 from nst_data.label_files.opening import open_labels
 from nst_data.progress import Progress
-from nst_data.sources import open_source
+from nst_data.sources import open_source, text_tables
 from nst_data.sources.imagenet_names import imagenet_wnids
 from nst_data.store.store import Store
 from nst_data.tables.key_column import KeyColumn
@@ -567,3 +568,42 @@ def test_coco_may_begin_with_what_it_says_of_itself(tmp_path):
     content["images"] = [{"id": 0, "file_name": "a.png"}, {"id": 1, "file_name": "b.png"}]
     write_json(tmp_path / "coco.json", content)
     assert read(tmp_path / "coco.json") == {"a.png": {"ant": 0, "bee": 1}, "b.png": {"ant": 1, "bee": 0}}
+
+
+def test_a_class_in_brackets_is_the_same_in_all_of_a_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(text_tables, "_BLOCK_BYTES", 64)
+    names = ["cat", "(background)", *["(background)"] * 20]
+    (tmp_path / "labels.csv").write_text("filename,label\n" + "".join(f"{place}.png,{name}\n" for place, name in enumerate(names)))
+    found = read(tmp_path / "labels.csv")
+    assert [max(labels, key=labels.get) for labels in found.values()] == names
+
+
+def test_names_that_all_stand_in_brackets_are_no_lists(tmp_path):
+    (tmp_path / "labels.csv").write_text("filename,label\n0.png,(rose)\n1.png,(no flower)\n2.png,\n".replace("2.png,\n", ""))
+    assert read(tmp_path / "labels.csv") == {"0.png": {"(no flower)": 0, "(rose)": 1}, "1.png": {"(no flower)": 1, "(rose)": 0}}
+    (tmp_path / "lists.csv").write_text("filename,label,score\n0.png,[rose tulip],[0.75 0.25]\n1.png,[tulip rose],[0.5 0.5]\n")
+    assert read(tmp_path / "lists.csv") == {"0.png": {"rose": 0.75, "tulip": 0.25}, "1.png": {"rose": 0.5, "tulip": 0.5}}
+
+
+def test_a_prediction_that_lacks_its_label_makes_no_classes_of_its_fields(tmp_path):
+    lines = [{"filename": f"{place}.png", "pred": {"label": name, "score": 0.8}} for place, name in enumerate("xy")]
+    (tmp_path / "labels.jsonl").write_text("\n".join(map(json.dumps, [*lines, {"filename": "2.png", "pred": {"score": 0.8}}])))
+    with pytest.raises(NstError, match=r"`pred` of row 'labels\.jsonl:2' names no class"):
+        read(tmp_path / "labels.jsonl")
+    samples = [{"filepath": f"{place}.png", "gt": {"_cls": "Classification", **line["pred"]}} for place, line in enumerate(lines)]
+    samples.append({"filepath": "2.png", "gt": {"_cls": "Classification", "label": None, "score": None}})
+    write_json(tmp_path / "samples.json", {"samples": samples})
+    assert near(read(tmp_path / "samples.json")) == {"0.png": {"x": 0.8, "y": 0.2}, "1.png": {"x": 0.2, "y": 0.8}}
+
+
+def test_scores_that_only_later_rows_have_are_not_dropped(tmp_path, monkeypatch):
+    monkeypatch.setattr(json_tables, "_LOOKED_AT", 2)
+    rows = [{"filename": f"{place}.png", "pred": {"label": "xy"[place % 2]} | ({"score": 0.7} if place > 2 else {})} for place in range(5)]
+    (tmp_path / "labels.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(NstError, match=r"row 3: has a score, the first 2 rows have none"):
+        read(tmp_path / "labels.jsonl")
+
+
+def test_labels_under_an_empty_first_line_have_no_row_more(tmp_path):
+    (tmp_path / "labels.csv").write_text("\nfilename,label\n0.png,x\n1.png,y\n")
+    assert read(tmp_path / "labels.csv") == {"0.png": {"x": 1, "y": 0}, "1.png": {"x": 0, "y": 1}}

@@ -370,3 +370,19 @@ def test_a_disputed_answer_is_shown_and_undone(browser, digits):
         expect(page.locator("#viewer")).not_to_contain_text("disputed")
         expect(page.locator("#viewer .given")).to_have_text("Answer of eva: unusable")
         assert visit.wrong == []
+
+
+def test_who_moves_on_while_an_answer_is_being_kept_moves_once(browser, tmp_path):
+    folder = write_class_folders(tmp_path / "labeled", ["ant", "bee"], 3)
+    with looking(folder, "--store", tmp_path / "store", "--corpus", "bugs") as (_, address), Visit(browser) as visit:
+        page = visit.open(address)
+        page.keyboard.press("r")
+        expect(page.locator("#viewer .place")).to_have_text("1 of 6")
+        slow = "(keep) => (body) => new Promise((end) => setTimeout(end, 300)).then(() => keep(body))"
+        page.evaluate(f"void (data.answer = ({slow})(data.answer))")
+        page.keyboard.press("n")
+        page.keyboard.press("ArrowRight")
+        expect(page.locator("#viewer .place")).to_have_text("2 of 6")
+        expect(page.locator("#note")).to_contain_text("none of these")
+        page.wait_for_timeout(200)
+        expect(page.locator("#viewer .place")).to_have_text("2 of 6")

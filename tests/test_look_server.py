@@ -646,3 +646,19 @@ def test_of_many_rows_a_sample_is_read_evenly(tmp_path, monkeypatch):
     assert sample.take([9, 0], ["key"])["key"].to_list() == ["19.png", "10.png"]
     assert sample.read(["id"])["id"].to_list() == list(range(10, 20))
     assert not LabelRows(version).is_sample
+
+
+def test_images_are_sorted_by_key_whatever_order_they_are_stored_in(tmp_path, pool):
+    store, files = Store(tmp_path / "store"), ["5", "0", "ü", "b", "a/2", "10"]
+    rows = [label_row(number, file.encode(), number % 3, 0.9, key=file) for number, file in enumerate(files)]
+    seal_generation(store, rows)
+    browser = visit(open_contents(store, "bugs@gen-1", pool=str(pool)))
+    assert keys_of(browser, sort="key") == sorted(files)
+    assert keys_of(browser, sort="key", offset=2, limit=2) == sorted(files)[2:4]
+    assert keys_of(browser) == files
+    labeled = write_class_folders(tmp_path / "labeled", ["ant", "bee"], 2)
+    names = sorted(path.relative_to(labeled).as_posix() for path in labeled.rglob("*.png"))
+    (labeled / "labels.csv").write_text("\n".join(["path,label", *(f"{name},x" for name in names[::-1])]))
+    looked_at = visit(open_contents(store, str(labeled / "labels.csv")))
+    assert keys_of(looked_at, sort="key") == names
+    assert keys_of(looked_at) == names[::-1]

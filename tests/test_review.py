@@ -8,6 +8,7 @@ import pytest
 from datasets import Features
 from labels import RUN, SETTINGS, write_teacher
 from nst_cli.main import app
+from sealed_labels import label_row, seal_generation
 from test_adopt_tables import Said
 from typer.testing import CliRunner
 from wording import is_line, tells
@@ -331,3 +332,35 @@ def test_label_studios_answers_are_imported_and_what_was_labeled_there_comes_bac
     file.write_text('[{"key": "a", "label": "bee"}]')
     with pytest.raises(NstError, match=r"annotated\.json:.*Label Studio's.*annotations, found key, label"):
         import_answers(store, "tiny", file)
+
+
+@pytest.mark.parametrize("kind", [".csv", ".jsonl", ".parquet"])
+def test_a_list_whose_name_would_be_a_pattern_is_not_taken_for_another(tiny_store, tmp_path, kind):
+    store, *_ = tiny_store
+    picks = pick(store, "tiny@gen-1", PickSettings(by="random", number=2))
+    write_list(picks, tmp_path / f"picks1{kind}")
+    filled = tmp_path / f"picks[1]{kind}"
+    filled.write_bytes(b"filled in by a person")
+    with pytest.raises(UsageError, match="already exists with other content"):
+        write_list(picks, filled)
+    assert filled.read_bytes() == b"filled in by a person"
+
+
+def test_a_store_whose_path_would_be_a_pattern_reads_its_own_answers(labeled_images, tmp_path):
+    _, rows = labeled_images
+    for folder, name in (("run1", "ant"), ("run[1]", "bee")):
+        store = Store(tmp_path / folder / "store")
+        AnswerLog(store, "tiny", "ann", class_names=["ant", "bee", "cat"]).append(*rows[0], class_name=name)
+        review = freeze(store, "tiny", class_names=["ant", "bee", "cat"])
+        assert read_review(review)["label"].to_list() == [["ant", "bee"].index(name)]
+
+
+def test_a_class_called_unusable_comes_back_from_label_studio_as_one(tmp_path):
+    store = Store(tmp_path / "store")
+    seal_generation(store, [label_row(0, b"x", 1, 0.9, key="a.png", classes=2)], name="tiny", names=["unusable", "usable"])
+    task = {"id": 1, "data": {"image": "/data/upload/1/a.png", "key": "a.png"}}
+    task["annotations"] = [{"result": [{"type": "choices", "value": {"choices": ["unusable"]}}]}]
+    (tmp_path / "tasks.json").write_text(json.dumps([task]))
+    import_answers(store, "tiny", tmp_path / "tasks.json")
+    (answer,) = settled(store, "tiny").answers.values()
+    assert (answer.class_name, answer.excluded) == ("unusable", None)

@@ -4,6 +4,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from conftest import write_class_folders
 from datasets import Dataset
 from pictures import contents, keys, png, write_files, write_table
 from wording import tells
@@ -164,3 +165,14 @@ def test_a_saved_dataset_with_a_pipe_in_it_is_an_error(tmp_path):
     os.mkfifo(table)
     with pytest.raises(NstError, match=r"data-00000-of-00001\.arrow: not a file"):
         open_source(str(tmp_path))
+
+
+def test_a_class_folder_that_is_a_link_to_another_is_an_error(tmp_path):
+    write_class_folders(tmp_path / "images", ["dog", "eel"], 2)
+    (tmp_path / "images/ant").symlink_to("dog")
+    with pytest.raises(NstError, match=r"class folders 'dog' and 'ant' are one folder; remove the link 'ant'"):
+        open_source(tmp_path / "images", labeled=True)
+    (tmp_path / "images/ant").unlink()
+    write_class_folders(tmp_path / "elsewhere", ["dog"], 2)
+    (tmp_path / "images/ant").symlink_to(tmp_path / "elsewhere/dog")
+    assert open_source(tmp_path / "images", labeled=True).class_names == ["ant", "dog", "eel"]

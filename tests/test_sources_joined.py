@@ -148,3 +148,11 @@ def test_integers_are_the_classes_of_imagenet_where_nearly_all_are_there():
     assert match_classes(numbers, imagenet_wnids()[::-1], "photos", subset=True).tolist() == list(range(999, 2, -1))
     with pytest.raises(NstError, match=r"photos:.*1000 classes.*found 10 \(0, 1.*`class_names` FILE"):
         match_classes([str(number) for number in range(10)], imagenet_wnids(), "photos", subset=True)
+
+
+def test_large_numbers_of_classes_are_names_and_no_classes_are_made_up_between_them(tmp_path):
+    folder = write_class_folders(tmp_path / "a", ["4006381333931", "4006381333948"], 1)
+    other = write_class_folders(tmp_path / "b", ["5000159407236", "4006381333948"], 1)
+    source = opened(folder, other)
+    assert source.class_names == ["4006381333931", "4006381333948", "5000159407236"]
+    assert source.labels.tolist() == [0, 1, 1, 2]

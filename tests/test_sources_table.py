@@ -1,4 +1,5 @@
 import json
+import unicodedata
 
 import pytest
 from conftest import png, write_class_folders
@@ -243,3 +244,34 @@ def test_text_that_is_not_utf8_is_one_line(tmp_path):
     (tmp_path / "a.csv").write_bytes(b"path,label\n\xff\xfe\x00,a\n")
     with pytest.raises(NstError, match="expected CSV with a header"):
         open_source(tmp_path / "a.csv", labeled=True)
+
+
+def test_images_and_categories_of_coco_have_an_id_each(photos):
+    folder, names = photos
+    content = json.loads(coco(names, [["cup"], ["cup"], ["pan"], ["pan"]]))
+    for kind, what in (("images", "two images"), ("categories", "two categories")):
+        changed = json.loads(json.dumps(content))
+        changed[kind][1]["id"] = changed[kind][0]["id"]
+        (folder / "twice.json").write_text(json.dumps(changed))
+        with pytest.raises(NstError, match=rf"twice\.json: {what} have the `id` .*give each its own"):
+            open_source(folder / "twice.json", labeled=True)
+
+
+@pytest.mark.parametrize("start", ["\n", "\r\n", "\n\n", "\ufeff\n"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_empty_lines_before_the_header_are_no_rows(photos, start, end):
+    folder, names = photos
+    rows = ["path,label", *(f"{name},{place % 2}" for place, name in enumerate(names)), ""]
+    (folder / "labels.csv").write_text(start + end.join(rows), newline="")
+    source = open_source(folder / "labels.csv", labeled=True)
+    assert [source.key(row) for row in range(len(source))] == names
+    assert source.labels.tolist() == [0, 1, 0, 1]
+
+
+def test_a_class_that_is_spelled_with_one_character_and_with_two_is_one(photos):
+    folder, names = photos
+    spelled = [unicodedata.normalize(form, "caf\u00e9") for form in ("NFC", "NFD")]
+    table = write_rows(folder / "labels.csv", ["path", "label"], zip(names, [*spelled, "tea", "tea"], strict=True))
+    assert classes_of(open_source(table, labeled=True)) == [spelled[0], spelled[0], "tea", "tea"]
+    table = write_rows(folder / "one.csv", ["path", "label"], zip(names, [spelled[1], "tea"] * 2, strict=True))
+    assert classes_of(open_source(table, labeled=True)) == [spelled[1], "tea"] * 2  # as it is written

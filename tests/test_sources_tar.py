@@ -305,3 +305,13 @@ def test_the_class_of_a_skipped_image_is_no_other_ones(tmp_path):
     assert (source.labels.tolist(), source.skipped) == ([1, 0], {".heic": 1})
     with pytest.raises(NstError, match=r"\.tar: a\.png.*no class.*neighboring member a\.cls"):
         open_source(write_tar(tmp_path / "y.tar", [*members, ("a.png", image)]), labeled=True)
+
+
+def test_a_file_that_was_packed_again_at_its_size_and_time_is_looked_through_again(tmp_path):
+    packed, file = [("a.png", b"a" * 900), ("b.png", b"b" * 900)], tmp_path / "x.tar"
+    file.write_bytes(tar_bytes(packed))
+    stat = file.stat()
+    open_source(file, indexes=tmp_path / "kept")
+    file.write_bytes(tar_bytes(packed[::-1]))
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert (keys(open_source(file, indexes=tmp_path / "kept")), file.stat().st_size) == (["x.tar:b.png", "x.tar:a.png"], stat.st_size)

@@ -37,6 +37,10 @@ class RowColumns:
         """`margin` between the two most probable classes and `entropy` in nats, float32."""
         return self._once("soft", self._soft)
 
+    def key_places(self) -> pl.Series:
+        """The place of each row in bytewise order of `key`, uint32."""
+        return self._once("key-places", lambda: pl.DataFrame({"key": places_in_order(self.rows.read(["key"])["key"])}))["key"]
+
     def hashes(self) -> pl.Series:
         """The first 16 digits of each `image_hash` as a number, uint64."""
         return self._once("hashes", self._hashes)["hash"]
@@ -135,6 +139,11 @@ def margin_and_entropy(probs: NDArray[np.float32], classes: int) -> tuple[NDArra
 def hash_numbers(hashes: pl.Series) -> pl.Series:
     """The first 16 digits of each `image_hash` as a number, 0 for what is none."""
     return hashes.str.slice(0, 16).str.to_integer(base=16, dtype=pl.UInt64, strict=False).fill_null(0)
+
+
+def places_in_order(texts: pl.Series) -> pl.Series:
+    """The place of each of some texts in bytewise order, uint32; equal ones in the order in which they come."""
+    return texts.rank("ordinal").cast(pl.UInt32)
 
 
 def _read(path: Path, rows: int) -> pl.DataFrame | None:

@@ -8,6 +8,7 @@ import polars as pl
 
 from nst_data.errors import NstError
 from nst_data.images import image_hash
+from nst_data.inspection.row_columns import places_in_order
 from nst_data.sources import Source, labels_in
 from nst_data.sources.hashing import image_hashes
 
@@ -31,6 +32,11 @@ class SourceRows:
         """`key` and `image_hash` of some rows; the hash is empty where the image cannot be read."""
         found = {name: [self.source.key(row) if name == "key" else self._hash(row) for row in rows] for name in columns}
         return pl.DataFrame(found, schema=dict.fromkeys(columns, pl.String))
+
+    @cached_property
+    def key_places(self) -> pl.Series:
+        """The place of each row in bytewise order of `key`, uint32."""
+        return places_in_order(pl.Series("key", [self.source.key(row) for row in range(len(self))], dtype=pl.String))
 
     @cached_property
     def hashes(self) -> pl.Series:

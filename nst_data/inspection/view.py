@@ -115,8 +115,6 @@ class View:
         by = query.sort.removeprefix("-") if query.sort else None
         if by == "confidence" and "confidence" not in self.frame.columns:
             return None
-        if by == "key":  # in which rows are, but for those that are named one by one
-            return "row" if query.rows is not None or query.near is not None else None
         return by
 
     def _left_out(self, query: Query) -> pl.LazyFrame:
@@ -126,6 +124,8 @@ class View:
         rows = dropped.frame.lazy().filter(pl.col("reason") == query.reason)
         if query.sort == "-suspicion":
             raise UsageError(f"reason={query.reason}: images that were left out have no suspicion score")
+        if query.sort == "key":
+            rows = rows.with_columns(pl.lit(dropped.columns.key_places()).gather(pl.col("place")).alias("key"))
         if query.sort in ("margin", "entropy"):
             rows = rows.with_columns(pl.lit(dropped.columns.soft()[query.sort]).gather(pl.col("place")).alias(query.sort))
         return rows.filter(*self._conditions(query))
@@ -145,6 +145,8 @@ class View:
     def _with_columns(self, rows: pl.LazyFrame, query: Query) -> pl.LazyFrame:
         """With the columns that filters and order read, beside those of the frame."""
         wanted: list[pl.Series] = []
+        if query.sort == "key":
+            wanted.append(self._key_places)
         if query.sort in ("margin", "entropy"):
             if self.columns is None:
                 raise UsageError(f"sort={query.sort}: labeled images have no soft labels")
@@ -162,6 +164,13 @@ class View:
             picked = pl.lit(column) if is_whole else pl.lit(column).gather(pl.col("row"))
             rows = rows.with_columns(picked.alias(column.name))
         return rows
+
+    @property
+    def _key_places(self) -> pl.Series:
+        if isinstance(self.rows, SourceRows):
+            return self.rows.key_places
+        assert self.columns is not None  # of every version
+        return self.columns.key_places()
 
     def _conditions(self, query: Query) -> list[pl.Expr]:
         found = []

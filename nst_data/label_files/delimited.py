@@ -7,7 +7,7 @@ import pyarrow.compute as pc
 
 from nst_data.label_files.choosing import Asked, are_ids, key_column, label_columns
 from nst_data.label_files.rows import LabelRows, Spooled
-from nst_data.label_files.text_cells import classes_of, numbers_of
+from nst_data.label_files.text_cells import classes_of, has_words_apart, may_be_lists, numbers_of
 from nst_data.sources.text_tables import DELIMITERS, delimited, header, readable
 from nst_data.tables.label_columns import LabelColumns
 
@@ -20,14 +20,15 @@ def read_delimited(location: str, asked: Asked) -> tuple[LabelRows, str, LabelCo
         key = key_column(names, location, asked)
         chosen = label_columns([name for name in names if name != key], {}, location, asked)
         spooled, by_number = Spooled(key, chosen), are_ids(chosen.classes)
+        lists = _lists_in(location, separator, chosen, by_number)
         for batch in delimited(location, separator, list(dict.fromkeys([key, *chosen.all]))):
             classes = [batch.column(name) for name in chosen.classes]
             numbers = [batch.column(name) for name in chosen.numbers]
             typed: dict[str, pa.Array] = {}
             if classes:
-                typed |= dict(zip(chosen.classes, classes_of(classes, by_number), strict=True))
+                typed |= dict(zip(chosen.classes, classes_of(classes, [name in lists for name in chosen.classes], by_number), strict=True))
             if numbers:
-                typed |= dict(zip(chosen.numbers, numbers_of(numbers), strict=True))
+                typed |= dict(zip(chosen.numbers, numbers_of(numbers, [name in lists for name in chosen.numbers]), strict=True))
             typed_batch = pa.record_batch(typed)
             spooled.add(
                 pc.cast(batch.column(key), pa.large_string()),
@@ -35,3 +36,19 @@ def read_delimited(location: str, asked: Asked) -> tuple[LabelRows, str, LabelCo
                 chosen.numbers_in(typed_batch) if numbers else None,
             )
     return LabelRows(location, spooled.table()), key, spooled.columns
+
+
+def _lists_in(location: str, separator: str, chosen: LabelColumns, by_number: bool) -> set[str]:
+    """The columns whose cells are lists, in all of a file: a class may be called `(background)`, and some cells be of no other.
+
+    Names of classes are lists where the numbers beside them are, or where their words stand apart.
+    """
+    left, apart, are_filled = set(chosen.all), set[str](), set[str]()
+    for batch in delimited(location, separator, list(dict.fromkeys(chosen.all))):
+        left = {name for name in left if may_be_lists(batch.column(name))}
+        apart |= {name for name in left if has_words_apart(batch.column(name))}
+        are_filled |= {name for name in left if batch.column(name).null_count < len(batch)}
+        if not left:
+            break
+    left &= are_filled
+    return {name for name in left if name in chosen.numbers or by_number or name in apart or left.intersection(chosen.numbers)}

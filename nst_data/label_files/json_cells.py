@@ -34,7 +34,7 @@ def both(value: Any, logits: bool) -> Cell:  # noqa: ANN401
     if isinstance(value, dict):
         label = _first(value, _LABELS)
         if label is None and value and not logits:
-            return list(value), list(value.values())
+            return _NOTHING if _lacks_label(value) else (list(value), list(value.values()))
         if logits:
             return None, None if value.get(_LOGITS) is None else _array(value[_LOGITS])
         score = _first(value, _SCORES)
@@ -48,6 +48,11 @@ def both(value: Any, logits: bool) -> Cell:  # noqa: ANN401
 def listed(value: Any) -> list[Any] | None:  # noqa: ANN401
     """A single value, or several, as a list."""
     return value if isinstance(value, list) or value is None else [value]
+
+
+def _lacks_label(value: dict[str, Any]) -> bool:
+    """Whether an object without a label is a prediction that lacks it, and not a number for each class name."""
+    return "_cls" in value or any(name in value for name in _LABELS) or set(value) <= {*_SCORES, _LOGITS}
 
 
 def _first(value: dict[str, Any], names: tuple[str, ...]) -> Any:  # noqa: ANN401

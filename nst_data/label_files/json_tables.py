@@ -123,7 +123,12 @@ class _Table:
         if columns or (not chosen.classes and isinstance(row.get(chosen.numbers[0]), dict)):
             return both(row.get(chosen.numbers[0]), chosen.logits)
         if len(chosen.classes) == 1 and not chosen.numbers and isinstance(row.get(chosen.classes[0]), dict | list):
-            return both(row.get(chosen.classes[0]), logits=False)
+            labels, scores = both(row.get(chosen.classes[0]), logits=False)
+            if scores:
+                raise ValueError(
+                    f"has a score, the first {min(_LOOKED_AT, self._number):,} rows have none; expected one in each or in none"
+                )
+            return labels, None
         return self._side_by_side(row, chosen.classes), self._side_by_side(row, chosen.numbers)
 
     def _side_by_side(self, row: Row, names: tuple[str, ...]) -> list[Any] | None:

@@ -12,14 +12,16 @@ _BRACKETS = "[]() \n\t"
 _WORDS = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^\s,\[\]()'"]+"""
 
 
-def numbers_of(columns: Sequence[pa.Array]) -> list[pa.Array]:
+def numbers_of(columns: Sequence[pa.Array], are_lists: Sequence[bool]) -> list[pa.Array]:
     """The numbers in some columns, each as floats or lists of floats. Raises pa.ArrowInvalid for other text."""
-    return [_list_of_numbers(column) if _is_list(column) else _float(column) for column in columns]
+    return [_list_of_numbers(column) if is_list else _float(column) for column, is_list in zip(columns, are_lists, strict=True)]
 
 
-def classes_of(columns: Sequence[pa.Array], by_number: bool) -> list[pa.Array]:
+def classes_of(columns: Sequence[pa.Array], are_lists: Sequence[bool], by_number: bool) -> list[pa.Array]:
     """The classes in some columns, each as texts, numbers if `by_number`, or lists of them. Raises pa.ArrowInvalid for no number."""
-    found = [_list_of_words(column) if _is_list(column) else pc.utf8_trim_whitespace(column) for column in columns]
+    found = [
+        _list_of_words(column) if is_list else pc.utf8_trim_whitespace(column) for column, is_list in zip(columns, are_lists, strict=True)
+    ]
     if not by_number:
         return found
     return [_integers(column) for column in found]
@@ -32,13 +34,18 @@ def _integers(column: pa.Array) -> pa.Array:
     return pc.replace_substring_regex(column, r"^(-?[0-9]+)\.0*$", r"\1").cast(pa.int64())
 
 
-def _is_list(column: pa.Array) -> bool:
-    """Whether each cell that is not empty is a list: a class may be called `[unknown]` too."""
+def may_be_lists(column: pa.Array) -> bool:
+    """Whether each cell that is not empty stands in brackets."""
     cells = pc.utf8_trim_whitespace(column.drop_null())
     are_lists = pc.or_(
         pc.and_(pc.starts_with(cells, "["), pc.ends_with(cells, "]")), pc.and_(pc.starts_with(cells, "("), pc.ends_with(cells, ")"))
     )
-    return bool(len(cells)) and bool(pc.all(are_lists).as_py())
+    return pc.all(are_lists).as_py() is not False  # None where all are empty
+
+
+def has_words_apart(column: pa.Array) -> bool:
+    """Whether a cell has words in quotes or between commas, as no class like `[unknown]` or `(no flower)`."""
+    return bool(pc.any(pc.match_substring_regex(column, "['\",]")).as_py())
 
 
 def _float(column: pa.Array) -> pa.Array:

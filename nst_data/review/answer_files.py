@@ -190,8 +190,7 @@ def _of_tasks(location: str) -> Iterator[tuple[Mapping[str, Any], str]]:
             raise NstError(f"{location}: expected Label Studio's tasks with annotations, found {', '.join(row)}")
         answer = row[label_studio.ANSWERS]
         if answer is not None:
-            kind = "excluded" if answer["label"] in EXCLUDED else "class"
-            yield {**row, kind: answer["label"]}, f"{location}, task {number}"
+            yield {**row, "class": answer["label"]}, f"{location}, task {number}"
 
 
 def _is_open(row: Mapping[str, Any]) -> bool:

@@ -1,5 +1,6 @@
 """What a review makes of the labeled part of a training: labels that people gave, and images that they left out."""
 
+import glob
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,13 +138,15 @@ def _of_pool(reviews: Version, edition: Version | None, store: Store, names: lis
         if not EditionManifest.of(drawn.manifest).counts.answered:
             return pl.DataFrame(schema={"image_hash": pl.String, "key": pl.String, "label": pl.Int64})
         with damage_is_named(drawn.ref):
-            rows = pl.concat(pl.read_parquet(file, columns=["image_hash", "key", "label"]) for file in table_files(drawn.folder, ANSWERED))
+            rows = pl.concat(
+                pl.read_parquet(file, columns=["image_hash", "key", "label"], glob=False) for file in table_files(drawn.folder, ANSWERED)
+            )
     return rows.select("image_hash", "key", label=pl.Series(order)[rows["label"]]).sort("image_hash")
 
 
 def answered_images(edition: Version, store: Store) -> str:
     """Where an edition that holds its images has those that people gave a class: a table with images."""
-    return str(_drawn(edition, store).folder / ANSWERED / "*.parquet")
+    return str(Path(glob.escape(str(_drawn(edition, store).folder / ANSWERED)), "*.parquet"))
 
 
 def _drawn(edition: Version, store: Store) -> Version:

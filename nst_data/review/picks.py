@@ -128,9 +128,9 @@ def _is_open_list(path: Path, kind: str) -> bool:
     """Whether a file is a list of picks in which no answer stands."""
     try:
         if kind == ".csv":
-            rows = pl.read_csv(path, infer_schema=False)
+            rows = pl.read_csv(path, infer_schema=False, glob=False)
         else:
-            rows = pl.read_parquet(path) if kind == ".parquet" else pl.read_ndjson(path)
+            rows = pl.read_parquet(path, glob=False) if kind == ".parquet" else pl.read_ndjson(path.read_bytes())
     except (OSError, pl.exceptions.PolarsError):
         return False
     return {"class", "excluded"} <= set(rows.columns) and rows.select("class", "excluded").null_count().row(0) == (len(rows), len(rows))

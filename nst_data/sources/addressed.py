@@ -91,6 +91,7 @@ class AddressedImages(AddressedFiles, ImageFolder):
         pieces = (table.slice(start, PIECE) for start in range(0, len(table), PIECE))
         self._listing = listed((piece["name"].to_pylist(), piece["bytes"].to_pylist()) for piece in pieces)
         self.skipped = self._skipped.counts
+        self.others.sort(key=lambda file: file.name.encode())
         if labeled and len(self):
             self._read_classes(self._folders)
 

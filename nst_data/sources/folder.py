@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from nst_data.errors import NstError
 from nst_data.sources.files import IMAGE_SUFFIXES, missing_remark, read_file, read_start, regular_size
-from nst_data.sources.labels import encode
+from nst_data.sources.labels import composed, encode
 from nst_data.sources.listing import PIECE, listed, utf8
 from nst_data.sources.skipped import LOOKED_AT_BYTES, Skipped
 from nst_data.sources.source import Row, Source, Wanted, in_pieces, rows_of_table
@@ -97,6 +97,7 @@ class ImageFolder(Files):
         self._listing = listed(entries if classes is None else (_of_classes(classes, *one) for one in entries))
         self.skipped, self.not_utf8 = skipped.counts, skipped.not_utf8
         if labeled and len(self):
+            _check_links(location)
             self._read_classes(_folders(location), is_whole=classes is None)
 
     def remarks(self) -> list[str]:
@@ -112,7 +113,8 @@ class ImageFolder(Files):
         self.labels, self.class_names = self._class_folders()
         if is_whole:
             check_splits(self.location, self.class_names)
-        self.empty_classes = sorted(folders - set(self.class_names))
+        with_images = set(map(composed, self.class_names))
+        self.empty_classes = sorted(folder for folder in folders if composed(folder) not in with_images)
 
     def _class_folders(self) -> tuple[NDArray[np.int64], list[str]]:
         folders = []
@@ -133,6 +135,18 @@ class ImageFolder(Files):
 def _folders(location: str) -> set[str]:
     with os.scandir(location) as entries:
         return {entry.name for entry in entries if entry.name[0] != "." and _is_folder(entry)}
+
+
+def _check_links(location: str) -> None:
+    """Raises NstError for a class folder that is a link to another: its images would be of one class or the other."""
+    with os.scandir(location) as entries:
+        links = sorted(entry.name for entry in entries if entry.name[0] != "." and entry.is_symlink() and _is_folder(entry))
+    if not links:
+        return
+    name_of = {os.path.realpath(os.path.join(location, name)): name for name in sorted(_folders(location) - set(links))}
+    for name in links:
+        if (other := name_of.setdefault(os.path.realpath(os.path.join(location, name)), name)) != name:
+            raise NstError(f"{location}: the class folders {other!r} and {name!r} are one folder; remove the link {name!r}")
 
 
 def _of_classes(classes: Container[str], names: list[str], sizes: list[int]) -> Entries:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -177,8 +178,8 @@ def of_coco(file: str, location: str) -> pl.DataFrame:
     with open(file, encoding="utf-8-sig") as text:
         content = json.load(text)
     try:
-        files = {image["id"]: str(image["file_name"]) for image in content["images"]}
-        categories = {one["id"]: str(one["name"]) for one in content.get("categories", [])}
+        files = _by_id(content["images"], "file_name", f"{location}: two images")
+        categories = _by_id(content.get("categories", []), "name", f"{location}: two categories")
         classes: dict[Any, str] = {}
         for annotation in content.get("annotations", []):
             image, category = annotation["image_id"], categories[annotation["category_id"]]
@@ -193,3 +194,13 @@ def of_coco(file: str, location: str) -> pl.DataFrame:
     if content.get("annotations"):
         columns[_CLASS] = [classes.get(image) for image in files]  # type: ignore[misc]
     return pl.DataFrame(columns, schema_overrides=dict.fromkeys(columns, pl.String))
+
+
+def _by_id(entries: Sequence[Mapping[str, Any]], name: str, two: str) -> dict[Any, str]:
+    """A text of each entry by its `id`. Raises NstError, which begins with `two`, where one stands for different texts."""
+    found: dict[Any, str] = {}
+    for entry in entries:
+        text = str(entry[name])
+        if (earlier := found.setdefault(entry["id"], text)) != text:
+            raise NstError(f"{two} have the `id` {entry['id']}: {earlier!r} and {text!r}; give each its own")
+    return found

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from nst_data.errors import NstError, UsageError
 from nst_data.sources.imagenet_names import places_of
-from nst_data.sources.labels import class_numbers, composed, labels_in, places_among
+from nst_data.sources.labels import MOST_UNNAMED, class_numbers, composed, labels_in, places_among
 from nst_data.sources.listing import PIECE, listed
 from nst_data.sources.source import Row, Source, Wanted, within
 from nst_data.store.inputs import Input
@@ -164,8 +164,10 @@ def _all_classes(sources: Sequence[Source]) -> tuple[list[str], list[NDArray[np.
     numbers = [class_numbers(names) for names in listed]
     of_numbers = [found for found in numbers if found is not None]
     if len(of_numbers) == len(sources):
-        most = max(max(found) for found in of_numbers)
-        return [str(number) for number in range(most + 1)], [np.array(found, np.int64) for found in of_numbers]
+        known = sorted(set().union(*of_numbers))
+        if known[-1] < MOST_UNNAMED:  # else they are names, such as those of articles
+            known = list(range(known[-1] + 1))
+        return [str(number) for number in known], [np.searchsorted(known, found) for found in of_numbers]
     if of_numbers:
         numbered = next(source.location for source, found in zip(sources, numbers, strict=True) if found is not None)
         named = next(source.location for source, found in zip(sources, numbers, strict=True) if found is None)

@@ -3,6 +3,7 @@
 import difflib
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -248,9 +249,13 @@ def _too_many(most: int, rows: int, limit: int, what: str) -> NstError:
 
 
 def encode(values: list[str]) -> tuple[NDArray[np.int64], list[str]]:
-    """(labels, class names): the names in sorted order, and each value's place there."""
-    names = sorted(set(values))
-    where = {name: index for index, name in enumerate(names)}
+    """(labels, class names): the names in sorted order, and each value's place there. A name that is spelled in two ways is one."""
+    spelled = set(values)
+    forms = Counter(map(composed, spelled))
+    name_of = {name: composed(name) if forms[composed(name)] > 1 else name for name in spelled}
+    names = sorted(set(name_of.values()))
+    places = {name: index for index, name in enumerate(names)}
+    where = {name: places[name_of[name]] for name in spelled}
     return np.fromiter((where[value] for value in values), dtype=np.int64, count=len(values)), names
 
 

@@ -137,8 +137,22 @@ class ParquetFiles(Source):
         return self._schema
 
     def class_columns(self) -> dict[str, list[str]]:
-        """As the first file names them, or the card."""
+        """As the files name them, or the card. Raises NstError where a file names other classes than the first."""
+        return self._class_columns
+
+    @cached_property
+    def _class_columns(self) -> dict[str, list[str]]:
+        named = [name for name in self._schema.names if feature_names(self._schema, name)]
+        for file in self._files_with_rows() if named else ():
+            with self._readable(file), self._opened(file) as parquet:
+                for name in named:
+                    self._check_same_classes(file, parquet.schema_arrow, name)
         return class_columns(self._schema, self._features)
+
+    def _check_same_classes(self, file: str, schema: pa.Schema, column: str) -> None:
+        if feature_names(schema, column) != feature_names(self._schema, column):
+            first = self._files_with_rows()[0]
+            raise NstError(f"{file}: its class names differ from those of {first}; expected one set of classes in all files")
 
     def read_labels(self, asked: LabelsAsked) -> None:
         """Read the label column. Raises NstError for files that hold other classes, or another type of labels, than the first."""
@@ -149,8 +163,7 @@ class ParquetFiles(Source):
             with self._readable(file), self._opened(file) as parquet:
                 if parquet.schema_arrow.names.count(column) != 1:
                     raise NstError(f"{file}: no column `{column}`; every file needs it, as in {files[0]}")
-                if feature_names(parquet.schema_arrow, column) != names:
-                    raise NstError(f"{file}: its class names differ from those of {files[0]}; expected one set of classes in all files")
+                self._check_same_classes(file, parquet.schema_arrow, column)
                 self._check_label_bytes(file, parquet, column)
                 found = parquet.read([column])
                 found.validate(full=True)

@@ -95,9 +95,9 @@ class TarFiles(Source):
         return self._files
 
     def _look(self) -> Sequence[tuple[int, int | str]]:
-        """Of each file its size, and what changes with its content."""
+        """Of each file its size, and what changes with its content: programs that copy put the time of writing back."""
         found = map(os.stat, self._files)
-        return [(stat.st_size, stat.st_mtime_ns) for stat in found]
+        return [(stat.st_size, f"{stat.st_mtime_ns} {stat.st_ctime_ns}") for stat in found]
 
     def _place(self, file: str) -> str:
         return os.path.abspath(file)

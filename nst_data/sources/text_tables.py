@@ -6,6 +6,8 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from itertools import takewhile
 from typing import IO, Any
 
 import pyarrow as pa
@@ -42,7 +44,8 @@ def header(location: str, separator: str) -> list[str]:
 def _columns(location: str, separator: str) -> dict[str, bool]:
     """The columns, and whether blanks stand around the name of each, as in `path, label`; part of it where names differ by them alone."""
     _check_separator(location, separator)
-    with pa_csv.open_csv(location, pa_csv.ReadOptions(block_size=_BLOCK_BYTES), _parsing(separator)) as reader:
+    reading = pa_csv.ReadOptions(block_size=_BLOCK_BYTES, skip_rows=_empty_lines_before(location))
+    with pa_csv.open_csv(location, reading, _parsing(separator)) as reader:
         names = [without_quote(name) for name in reader.schema.names]
     if odd := [name for name in names if "\0" in name]:
         raise ValueError(f"the header has {odd[0]!r}, which is no text")
@@ -59,12 +62,20 @@ def _check_separator(location: str, separator: str) -> None:
     """Raises ValueError for a file of another kind by its first line: its cells may hold commas, which would read as something else."""
     with open(location, "rb") as file:
         line = file.readline(_BLOCK_BYTES)
+        while line in (b"\n", b"\r\n", codecs.BOM_UTF8 + b"\n", codecs.BOM_UTF8 + b"\r\n"):
+            line = file.readline(_BLOCK_BYTES)
     if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise ValueError("it is in UTF-16; save it in UTF-8")
     header = line.decode("utf-8-sig", "replace").strip("\r\n")
     if separator not in header and (other := next((one for one in ";\t|," if one in header), None)):
         kind = "commas" if separator == "," else "tabs"
         raise ValueError(f"the header {header!r} is separated by {other!r}; expected {kind}")
+
+
+def _empty_lines_before(location: str) -> int:
+    """How many lines stand before the header and have nothing in them."""
+    with open(location, encoding="utf-8-sig", errors="replace") as lines:
+        return sum(1 for _ in takewhile(lambda line: line == "\n", iter(partial(lines.readline, _BLOCK_BYTES), "")))
 
 
 def delimited(location: str, separator: str, wanted: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
@@ -74,7 +85,9 @@ def delimited(location: str, separator: str, wanted: Sequence[str] | None = None
     its cells too, and are left out.
     """
     names = _columns(location, separator)
-    reading = pa_csv.ReadOptions(block_size=_BLOCK_BYTES, column_names=list(names), skip_rows_after_names=1)
+    # of rows that are skipped after the names, empty lines are some
+    skipped = {"skip_rows": _empty_lines_before(location), "skip_rows_after_names": 1}
+    reading = pa_csv.ReadOptions(block_size=_BLOCK_BYTES, column_names=list(names), **skipped)
     as_text = pa_csv.ConvertOptions(
         column_types=dict.fromkeys(names, pa.string()),
         include_columns=list(names if wanted is None else wanted),

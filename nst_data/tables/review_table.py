@@ -48,7 +48,7 @@ def read_review(version: Version) -> pl.DataFrame:
     Raises NstError where the table is damaged.
     """
     with damage_is_named(version.ref):
-        tables = [pl.read_parquet(file, columns=list(_COLUMNS)) for file in table_files(version.folder, REVIEW)]
+        tables = [pl.read_parquet(file, columns=list(_COLUMNS), glob=False) for file in table_files(version.folder, REVIEW)]
         rows = pl.concat(tables).select(pl.col(name).cast(kind) for name, kind in _COLUMNS.items())
     if rows["image_hash"].n_unique() != rows.height or (rows["label"].is_null() != rows["excluded"].is_in(list(EXCLUDED))).any():
         raise NstError(f"{version.ref}: expected one answer for each image, a class or why it has none; the table was changed elsewhere")

@@ -65,7 +65,12 @@ class Like(Plan):
         """The counts of an edition: its parent's, with the classes that the new labels give."""
         parent = EditionManifest.of(self.edition.manifest).counts
         lost = {"unreadable": counts.errors - counts.no_answer, "no_answer": counts.no_answer}
-        rows = pl.scan_parquet(build / "balanced" / "*.parquet").group_by("label").agg(pl.col("copies").sum(), pl.len()).collect()
+        rows = (
+            pl.scan_parquet(sorted((build / "balanced").glob("*.parquet")), glob=False)
+            .group_by("label")
+            .agg(pl.col("copies").sum(), pl.len())
+            .collect()
+        )
         of_label = {label: (unique, copies) for label, copies, unique in rows.iter_rows()}
         per_class = {}
         for index, (name, images) in enumerate(counts.per_class.items()):

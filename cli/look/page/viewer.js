@@ -212,8 +212,8 @@ const viewer = {
     this.answered.push(id);
     const missed = this.hasty ? " The key after it came too soon: press it again." : "";
     note(`${choice.class ?? choice.excluded}. Press z to take it back.${missed}`);
-    if (this.id !== null) this.move(1);
-    else grid.focus(grid.items[grid.items.findIndex((item) => item.id === id) + 1]?.id ?? id);
+    if (this.id === id) this.move(1);
+    else if (this.id === null) grid.focus(grid.items[grid.items.findIndex((item) => item.id === id) + 1]?.id ?? id);
   },
 
   async undo() {
