@@ -51,6 +51,7 @@ from nst_data.tables.schema import (
     top_k_of,
 )
 from nst_data.tables.shards import ShardPlan, table_files, write_parquet
+from nst_data.tables.spark import SparkWork, Work
 
 SHARD_BYTES = 256 * 2**20
 _MOST_WRITERS = 3  # each holds a shard in memory
@@ -197,10 +198,11 @@ def _make(
     max_unreadable: float,
 ) -> Version:
     since, class_names = time.monotonic(), generation.manifest.class_names
-    with staging.refusable(is_begun), _workspace(staging) as work:
+    with staging.refusable(is_begun), _workspace(staging) as work, _work(engine, progress) as at_work:
         top_k = _check_table(generation)
         with damage_is_named(generation.ref):
-            labels = engines.scan(table_files(generation.folder, "pseudo_labels"), SELECTION_COLUMNS, engine.name, engine.master)
+            tables = table_files(generation.folder, "pseudo_labels")
+            labels = at_work.result(lambda: engines.scan(tables, SELECTION_COLUMNS, engine.name, engine.master))
         if settings.embed_images:
             images.open("`embed_images` writes the images too")
         near_too, shown = not settings.exact_overlap_only, progress if exclude else None
@@ -223,7 +225,8 @@ def _make(
         answered = AnsweredRows.of(generation, reviews, left_out) if reviews else None
         left_out |= hashes_by_reason(reviews) if reviews else {}
         with damage_is_named(generation.ref):
-            selection = select(labels, settings, class_names, left_out, work, generation.ref)
+            selection = at_work.result(lambda: select(labels, settings, class_names, left_out, work, generation.ref))
+        at_work.close()  # what follows may take hours, in which a cluster has other work
         counts = _counts(selection, generation, settings, near, held_out.unreadable, top_k, answered)
         files = _write(staging, generation, selection, settings, counts, images, progress)
         shards = {"shards": shard_counts([staging.build / name for name in files])} if settings.embed_images else {}
@@ -234,6 +237,10 @@ def _make(
     manifest = staging.describe(files, class_names, counts)
     cards.write_dataset_card(staging, manifest)
     return staging.seal(manifest)
+
+
+def _work(engine: Engine, progress: Progress) -> Work:
+    return SparkWork(progress) if engine.name == "spark" else Work()
 
 
 @contextmanager

@@ -12,10 +12,12 @@ from typing import Any, Literal, cast
 import narwhals as nw
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 from narwhals.typing import LazyFrameT
 from numpy.typing import NDArray
 
-from nst_data.errors import NstError, UsageError
+from nst_data.errors import NstError
+from nst_data.tables.spark import spark_session
 
 EngineName = Literal["polars", "spark"]
 BATCH_ROWS, _COUNTED_PLACES = 2**20, 2**24
@@ -29,45 +31,12 @@ def scan(files: Sequence[Path], columns: dict[str, Any], engine: EngineName = "p
     kinds = {pl.Int64: "BIGINT", pl.String: "STRING", pl.Float32: "FLOAT"}
     # with a schema of these columns alone: Spark refuses a file for its column of float16
     schema = ", ".join(f"`{name}` {kinds[kind]}" for name, kind in columns.items())
-    return _spark(master).read.schema(schema).parquet(*(_spark_path(file) for file in files))
+    return spark_session(master).read.schema(schema).parquet(*(_spark_path(file) for file in files))
 
 
 def _spark_path(path: Path) -> str:
     """What Spark reads as this very path: not as a pattern, not on a cluster's own file system, not from the folder where Java began."""
     return "file://" + re.sub(r"[\\\[\]{}*?]", r"\\\g<0>", str(path.absolute()))
-
-
-def _spark(master: str | None) -> Any:  # noqa: ANN401 - a SparkSession
-    try:
-        from pyspark.sql import SparkSession
-    except ImportError:
-        raise UsageError("`engine` spark: expected pyspark, found none; pip install pyspark, or leave out `engine`") from None
-    if master is None and (running := SparkSession.getActiveSession()) is not None:
-        return running
-    builder = SparkSession.builder.appName("nst balance").config("spark.ui.showConsoleProgress", "false")
-    try:
-        session = (builder.master(master) if master else builder).getOrCreate()
-    except Exception as error:
-        if (said := spark_says(error)) is None:
-            raise
-        raise NstError(f"`engine` spark: Spark did not start ({said}); it needs Java 17 (JAVA_HOME) and a `master` that answers") from None
-    session.sparkContext.setLogLevel("ERROR")
-    return session
-
-
-def spark_says(error: Exception) -> str | None:
-    """The first line of what went wrong in Spark; None for an error that is not its own."""
-    if type(error).__module__.partition(".")[0] not in ("pyspark", "py4j"):
-        return None
-    messages: list[str] = []
-    java = getattr(error, "java_exception", None)
-    while java is not None:
-        messages += [text] if (text := (java.getMessage() or "").strip()) else []
-        java = java.getCause()
-    messages = messages or [str(error).strip() or type(error).__name__]
-    named = [text for text in messages if text.startswith("[")]  # such as [FAILED_READ_FILE…]
-    # the innermost: where two tasks failed at once, that is around it as [STAGE_MATERIALIZATION_MULTIPLE_FAILURES]
-    return (named or messages[:1])[-1].splitlines()[0]
 
 
 def is_polars(rows: nw.LazyFrame[Any]) -> bool:
@@ -211,8 +180,23 @@ def kept(rows: LazyFrameT, folder: Path) -> LazyFrameT:
         folder.mkdir(parents=True)
         native.sink_parquet(folder / "part-0.parquet", compression="lz4", engine="streaming")
         return _wrapped(pl.scan_parquet(folder / "part-0.parquet", glob=False), rows)
-    native.write.parquet(f"file://{folder.absolute()}")
+    _write_by_spark(native, folder)
     return _wrapped(native.sparkSession.read.schema(native.schema).parquet(_spark_path(folder)), rows)
+
+
+def _write_by_spark(native: Any, folder: Path) -> None:  # noqa: ANN401 - Spark's frame
+    """Raises NstError where the workers' files are not in this machine's folder: Spark itself would read what is there, if only a part."""
+    from pyspark.sql import Observation
+    from pyspark.sql import functions as sql
+
+    written = Observation()
+    native.observe(written, sql.count(sql.lit(1)).alias("rows")).write.parquet(f"file://{folder.absolute()}")
+    rows, found = written.get["rows"], sum(pq.read_metadata(file).num_rows for file in folder.glob("*.parquet"))
+    if rows != found:
+        raise NstError(
+            f"{folder}: Spark's workers wrote {rows:,} rows, and {found:,} of them are here; `engine` spark requires a store on a file "
+            "system that this machine and all workers share, under the same path"
+        )
 
 
 def kept_in_order(rows: LazyFrameT, folder: Path) -> LazyFrameT:

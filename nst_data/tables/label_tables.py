@@ -12,10 +12,10 @@ from nst_data.errors import NstError, UsageError, first_line
 from nst_data.parquet_footer import DAMAGE
 from nst_data.store.store import Version
 from nst_data.tables.confidence import count_by_confidence, histogram
-from nst_data.tables.engines import spark_says
 from nst_data.tables.histogram import Histogram
 from nst_data.tables.schema import check_labels
 from nst_data.tables.shards import table_files
+from nst_data.tables.spark import spark_says
 
 TABLES = {"generation": "pseudo_labels", "edition": "balanced"}
 
@@ -60,7 +60,11 @@ def damage_is_named(refs: str) -> Iterator[None]:
         if any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EMFILE)):
             raise  # no damage: what is written on the way filled the disk, or the system allows too few open files
         if (said := spark_says(error)) is not None:
-            raise NstError(f"{refs}: Spark failed ({said}); `verify()` checks whether the labels have changed") from None
+            if "FILE_NOT_EXIST" in said:  # the files were listed here
+                advice = "its workers must see the store under the same path as this machine; if they do, `verify()` checks"
+            else:
+                advice = "`verify()` checks"
+            raise NstError(f"{refs}: Spark failed ({said}); {advice} whether the labels have changed") from None
         if not isinstance(error, (pl.exceptions.PolarsError, *DAMAGE)):
             raise
         raise NstError(f"{refs}: the labels cannot be read ({first_line(error)}); `verify()` checks whether they have changed") from None
