@@ -6,6 +6,7 @@
     python benchmarks/balance.py edition --rows 30_000_000 --data /tmp/labels    # `nst balance`, soft labels carried, beside bare carrying
     python benchmarks/balance.py growth --data /tmp/labels                       # cost per row from 3 to 300 million; pandas at 30
     python benchmarks/balance.py spark --rows 3_000_000 --data /tmp/labels       # the whole selection on Spark in local mode
+    python benchmarks/balance.py spark --rows 3_000_000 --data /tmp/labels --master spark://HOST:PORT    # and on a cluster
 
 The labels are made once in `--data`: 1,000 classes whose sizes are log-normal, confidences as a classifier gives them (logistic, most of
 them near 1, classes differ in how sure they are), 5% of the rows the same image as an earlier row; written as nst writes its labels. All
@@ -157,9 +158,9 @@ def nst_top_k(source: str, rows: int, out: Path) -> None:
     chosen.drop("reason").sink_parquet(out, compression="snappy")  # as DuckDB's
 
 
-def nst_whole(source: str, rows: int, out: Path, engine: str = "polars") -> None:
+def nst_whole(source: str, rows: int, out: Path, engine: str = "polars", master: str | None = None) -> None:
     settings = BalanceSettings(per_class=quota(rows))
-    table = scan(sorted(Path(source).parent.glob("*.parquet")), SELECTION_COLUMNS, engine, "local[2]" if engine == "spark" else None)
+    table = scan(sorted(Path(source).parent.glob("*.parquet")), SELECTION_COLUMNS, engine, master)
     out.mkdir()
     found = selection.select(table, settings, [str(index) for index in range(CLASSES)], {}, out, "labels")
     print(f"    {found.chosen['images'].sum():,} images, {found.chosen['copies'].sum():,} entries")
@@ -214,14 +215,18 @@ def store_of(source: str) -> Store:
 
 
 def nst_whole_on_spark(source: str, rows: int, out: Path) -> None:
-    nst_whole(source, rows, out, "spark")
+    nst_whole(source, rows, out, "spark", "local[2]")
+
+
+def nst_whole_on_cluster(source: str, rows: int, out: Path) -> None:
+    nst_whole(source, rows, out, "spark", os.environ["NST_BENCHMARK_MASTER"])
 
 
 CONTENDERS = {
     one.__name__: one
     for one in (
         *(read_columns, polars_rank, duckdb_qualify, pandas_rank, nst_top_k),
-        *(duckdb_whole, nst_whole, nst_whole_on_spark, nst_edition, carry_rows),
+        *(duckdb_whole, nst_whole, nst_whole_on_spark, nst_whole_on_cluster, nst_edition, carry_rows),
     )
 }
 
@@ -325,7 +330,8 @@ def edition(data: Path, rows: int, rounds: int) -> None:
 
 def on_spark(data: Path, rows: int, rounds: int) -> None:
     print(f"duplicates, threshold, quota and copies, {rows:,} rows; Spark's start is in its time, its Java process not in its memory")
-    compare(["nst_whole", "nst_whole_on_spark"], labels(data, rows), rows, rounds)
+    clusters = ["nst_whole_on_cluster"] if "NST_BENCHMARK_MASTER" in os.environ else []
+    compare(["nst_whole", "nst_whole_on_spark", *clusters], labels(data, rows), rows, rounds)
 
 
 def growth(data: Path, rows: int, rounds: int) -> None:
@@ -349,7 +355,10 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=300_000_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--master", help="a Spark cluster to run on as well as in local mode")
     asked = parser.parse_args()
+    if asked.master:
+        os.environ["NST_BENCHMARK_MASTER"] = asked.master  # which each contender's process gets
     if asked.what == "run":
         run(asked.contender, asked.data, asked.rows, asked.out)
         return

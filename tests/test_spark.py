@@ -10,7 +10,7 @@ import pytest
 from sealed_labels import label_row, seal_generation
 from selections import many_labels
 
-from nst_data.errors import NstError
+from nst_data.errors import NstError, UsageError
 from nst_data.selection import cutoffs
 from nst_data.selection.editions import Engine, balance
 from nst_data.selection.selection import select
@@ -128,6 +128,23 @@ def test_damage_that_spark_finds_is_one_line_that_names_the_generation(tmp_path)
         select(scan([file], SELECTION_COLUMNS, "spark"), BalanceSettings(), NAMES, {}, tmp_path, "bugs@gen-1")
 
 
+def test_a_file_that_workers_do_not_see_is_one_line_that_says_what_they_must_see(tmp_path):
+    file = tmp_path / "labels.parquet"
+    many_labels(50, 3).write_parquet(file)
+    labels = scan([file], SELECTION_COLUMNS, "spark")
+    file.unlink()
+    expected = r"^bugs@gen-1: .*\(\[FAILED_READ_FILE.FILE_NOT_EXIST\].*\); its workers must see the store under the same path.*`verify\(\)`"
+    with pytest.raises(NstError, match=expected), damage_is_named("bugs@gen-1"):
+        select(labels, BalanceSettings(), NAMES, {}, tmp_path, "bugs@gen-1")
+
+
+def test_another_master_than_that_of_the_session_that_runs_is_refused(tmp_path):
+    with pytest.raises(
+        UsageError, match=r"^`master` spark://host:7077: Spark already runs in this process with local\[2\]; stop its session"
+    ):
+        scan([tmp_path / "labels.parquet"], SELECTION_COLUMNS, "spark", "spark://host:7077")
+
+
 def test_a_folder_may_have_any_name_and_a_path_that_is_not_whole(tmp_path, monkeypatch):
     folder = tmp_path / "labels [1] {a,b} *?#%20"
     folder.mkdir()
@@ -141,3 +158,34 @@ def test_a_master_that_is_none_is_one_line():
     code = "from nst_data.tables.engines import scan; from pathlib import Path; scan([Path('labels.parquet')], {}, 'spark', 'nonsense')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stderr.splitlines()[-1].startswith("nst_data.errors.NstError: `engine` spark: Spark did not start (")
+
+
+def test_the_death_of_sparks_java_is_one_line_and_so_is_ctrl_c():
+    code = """
+import os, signal, sys, psutil
+from nst_data.progress import Progress
+from nst_data.tables.spark import SparkWork, spark_session
+
+def die():
+    (java,) = psutil.Process().children()
+    java.kill()
+    spark_session(None).range(9).count()
+
+def stop():
+    session = spark_session("local[1]")
+    os.kill(os.getpid(), signal.SIGINT)
+    session.range(10**15).selectExpr("max(id * id % 7)").collect()
+
+with SparkWork(Progress()) as work:
+    try:
+        work.result(stop)
+    except KeyboardInterrupt:
+        print("stopped", len(spark_session(None).sparkContext.statusTracker().getActiveJobsIds()))
+    work.result(die)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == ["stopped 0"], done.stderr
+    assert done.stderr.splitlines()[-1].startswith(
+        "nst_data.errors.NstError: `engine` spark: Spark's Java process on this machine has died;"
+    )
+    assert "KeyboardInterrupt" not in done.stderr

@@ -1,14 +1,17 @@
-"""Without PySpark, or without Java, `--engine spark` ends in one clear line."""
+"""Without PySpark, without Java, or without a master, `--engine spark` ends in one clear line."""
 
 import os
+import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from nst_data.errors import UsageError
+from nst_data.errors import NstError, UsageError
 from nst_data.tables.engines import scan
+from nst_data.tables.spark import _check_that_it_answers
 
 
 def test_spark_that_is_not_installed_is_a_line_that_says_what_to_install(monkeypatch):
@@ -29,3 +32,17 @@ def test_java_that_is_not_there_is_a_line_that_says_so(tmp_path):
         "nst_data.errors.NstError: `engine` spark: Spark did not start ([JAVA_GATEWAY_EXITED] Java gateway process exited before "
         "sending its port number.); it needs Java 17 (JAVA_HOME) and a `master` that answers"
     )
+
+
+@pytest.mark.parametrize("master", ["spark://127.0.0.1:{}", "spark://localhost:{},127.0.0.1:{}", "spark://[::1]:{}"])
+def test_a_master_that_does_not_answer_is_a_line_at_once(master):
+    with socket.socket() as nobody:  # bound, and not listening
+        nobody.bind(("127.0.0.1", 0))
+        master = master.replace("{}", str(nobody.getsockname()[1]))
+        with pytest.raises(NstError, match=rf"^`master` {re.escape(master)}: it does not answer \(.+\); start it, or correct its host and"):
+            scan([Path("labels.parquet")], {}, "spark", master)
+
+
+def test_of_several_masters_one_that_answers_is_enough():
+    with socket.create_server(("127.0.0.1", 0)) as standby:
+        _check_that_it_answers(f"spark://127.0.0.1:1,127.0.0.1:{standby.getsockname()[1]}")

@@ -2,10 +2,11 @@
 
 import re
 import socket
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from threading import Thread
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -17,6 +18,7 @@ T = TypeVar("T")
 _ANSWER_SECONDS = 10.0
 _LOOK_EVERY_SECONDS = 1.0
 _UNSERVED_SECONDS = 15.0
+_DEATH_SECONDS = 1.0
 _CANCEL_EVERY_SECONDS, _CANCEL_SECONDS = 0.2, 10.0
 
 
@@ -54,6 +56,22 @@ def _running() -> Any:  # noqa: ANN401 - a SparkContext, None where there is non
 
     context = SparkContext._active_spark_context  # from the beginning of its start on
     return context if getattr(context, "_jsc", None) is not None else None
+
+
+def _is_sign_of_death(error: BaseException | None) -> bool:
+    """Whether an error may come of it that Spark's Java process has died."""
+    return isinstance(error, OSError) or (isinstance(error, Exception) and spark_says(error) is not None)
+
+
+def _has_died() -> bool:
+    from pyspark import SparkContext
+
+    process = getattr(SparkContext._gateway, "proc", None)  # none where another program began it
+    if process is None:
+        return False
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(_DEATH_SECONDS)  # its connections end first
+    return process.returncode is not None
 
 
 def _check_that_it_answers(master: str) -> None:
@@ -121,7 +139,8 @@ class SparkWork(Work):
     def close(self) -> None:
         """End a session that began within."""
         if self._is_ours and (running := _running()) is not None:
-            running.stop()
+            with _death_is_no_matter():
+                running.stop()
 
     def result(self, compute: Callable[[], T]) -> T:
         """What `compute` gives. Says so where no worker takes its tasks, for which Spark waits for ever."""
@@ -140,6 +159,11 @@ class SparkWork(Work):
         except BaseException:
             _cancel(thread)
             raise
+        if _is_sign_of_death(future.exception()) and _has_died():
+            raise NstError(
+                "`engine` spark: Spark's Java process on this machine has died; if it was killed for lack of memory, change "
+                "spark.driver.memory, and run this again"
+            )
         return future.result()
 
     def _wait(self, future: "Future[T]") -> None:
@@ -158,14 +182,21 @@ def _is_unserved() -> bool:
     running = _running()
     if running is None:
         return False
-    try:
+    stages = []
+    with _death_is_no_matter():
         tracker = running.statusTracker()
         stages = [stage for number in tracker.getActiveStageIds() if (stage := tracker.getStageInfo(number))]
-    except Exception as error:
-        if spark_says(error) is None and not isinstance(error, OSError):
-            raise
-        return False  # it has ended: who computes says why
     return bool(stages) and not any(stage.numActiveTasks for stage in stages)
+
+
+@contextmanager
+def _death_is_no_matter() -> Iterator[None]:
+    """For calls beside the work: where Spark's Java process has died, the work itself says so."""
+    try:
+        yield
+    except Exception as error:
+        if not _is_sign_of_death(error):
+            raise
 
 
 def _unserved() -> str:
@@ -183,5 +214,6 @@ def _cancel(thread: Thread) -> None:
     until = time.monotonic() + _CANCEL_SECONDS
     while thread.is_alive() and time.monotonic() < until:
         if (running := _running()) is not None:
-            running.cancelAllJobs()
+            with _death_is_no_matter():
+                running.cancelAllJobs()
         thread.join(_CANCEL_EVERY_SECONDS)
