@@ -160,7 +160,7 @@ def test_a_master_that_is_none_is_one_line():
     assert done.stderr.splitlines()[-1].startswith("nst_data.errors.NstError: `engine` spark: Spark did not start (")
 
 
-def test_the_death_of_sparks_java_is_one_line_and_so_is_ctrl_c():
+def test_a_session_ends_and_begins_anew_and_ctrl_c_and_the_death_of_its_java_are_one_line_each():
     code = """
 import os, signal, sys, psutil
 from nst_data.progress import Progress
@@ -177,6 +177,8 @@ def stop():
     session.range(10**15).selectExpr("max(id * id % 7)").collect()
 
 with SparkWork(Progress()) as work:
+    print(work.result(lambda: spark_session("local[2]").range(9).count()))
+with SparkWork(Progress()) as work:
     try:
         work.result(stop)
     except KeyboardInterrupt:
@@ -184,7 +186,7 @@ with SparkWork(Progress()) as work:
     work.result(die)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout.splitlines() == ["stopped 0"], done.stderr
+    assert done.stdout.splitlines() == ["9", "stopped 0"], done.stderr
     assert done.stderr.splitlines()[-1].startswith(
         "nst_data.errors.NstError: `engine` spark: Spark's Java process on this machine has died;"
     )

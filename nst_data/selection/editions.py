@@ -109,7 +109,8 @@ def balance(
         pool: Where the labeled images are, if not where they were labeled. They are read to compare what may be near-duplicates, and to
             write them too (`embed_images`).
         edition: Use this edition number, from 1, instead of the next free one.
-        engine: What computes the selection: Polars or Spark; both give the same.
+        engine: What computes the selection: Polars or Spark; both give the same. A Spark session that runs in this process is used, else
+            one begins, and ends with the selection.
         max_unreadable: Largest tolerated share of unreadable images, in [0, 1].
         progress: How progress is shown; by default lines on standard error.
 
@@ -120,7 +121,7 @@ def balance(
     Raises:
         UsageError: The settings name a class that the teacher does not know, the pool is not to be opened, or images are to be left out of
             labels that are anonymous.
-        NstError: No image is left, or too many of those that must be compared cannot be read.
+        NstError: No image is left, too many of those that must be compared cannot be read, or Spark fails.
     """
     engine, max_unreadable = engine or Engine(), ReadableSettings(max_unreadable=max_unreadable).max_unreadable
     if engine.name == "spark" and store.address:
