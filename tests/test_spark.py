@@ -138,6 +138,20 @@ def test_a_file_that_workers_do_not_see_is_one_line_that_says_what_they_must_see
         select(labels, BalanceSettings(), NAMES, {}, tmp_path, "bugs@gen-1")
 
 
+def test_a_store_that_workers_may_not_write_to_is_one_line_that_says_so():
+    from pyspark.errors import PySparkException
+
+    with (
+        pytest.raises(
+            NstError, match=r"^bugs@gen-1: Spark failed \(.*\); its workers must be allowed to write to the store, best as its owner$"
+        ),
+        damage_is_named("bugs@gen-1"),
+    ):
+        raise PySparkException(
+            "Job aborted: java.io.IOException: Mkdirs failed to create file:/store/runs/bugs/_temporary/0 (exists=false)"
+        )
+
+
 def test_another_master_than_that_of_the_session_that_runs_is_refused(tmp_path):
     with pytest.raises(
         UsageError, match=r"^`master` spark://host:7077: Spark already runs in this process with local\[2\]; stop its session"

@@ -60,11 +60,13 @@ def damage_is_named(refs: str) -> Iterator[None]:
         if any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EMFILE)):
             raise  # no damage: what is written on the way filled the disk, or the system allows too few open files
         if (said := spark_says(error)) is not None:
-            if "FILE_NOT_EXIST" in said:  # the files were listed here
-                advice = "its workers must see the store under the same path as this machine; if they do, `verify()` checks"
-            else:
-                advice = "`verify()` checks"
-            raise NstError(f"{refs}: Spark failed ({said}); {advice} whether the labels have changed") from None
+            if any(words in said for words in ("Mkdirs failed", "Permission denied")):
+                raise NstError(
+                    f"{refs}: Spark failed ({said}); its workers must be allowed to write to the store, best as its owner"
+                ) from None
+            # the files were listed on this machine
+            share = "its workers must see the store under the same path as this machine; if they do, " if "FILE_NOT_EXIST" in said else ""
+            raise NstError(f"{refs}: Spark failed ({said}); {share}`verify()` checks whether the labels have changed") from None
         if not isinstance(error, (pl.exceptions.PolarsError, *DAMAGE)):
             raise
         raise NstError(f"{refs}: the labels cannot be read ({first_line(error)}); `verify()` checks whether they have changed") from None
