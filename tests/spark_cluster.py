@@ -51,7 +51,7 @@ class Cluster:
 
     def executors(self):
         """The processes that compute at the moment."""
-        return [process for worker in self.workers for process in psutil.Process(worker.pid).children()]
+        return [process for worker in self.workers if worker.poll() is None for process in psutil.Process(worker.pid).children()]
 
     def is_idle(self):
         """Whether no application has cores or memory."""
