@@ -11,6 +11,7 @@ import pytest
 from sealed_labels import COUNTS
 
 from nst_data.errors import NstError, UsageError
+from nst_data.sharing.lineage import lineage
 from nst_data.store.counts import GenerationCounts
 from nst_data.store.files import clear_abandoned, temporary, write_text
 from nst_data.store.inputs import Input
@@ -323,6 +324,24 @@ def test_remove_refuses_while_something_was_made_from_it(store):
     assert store.remove("flowers@gen-1") == parent.folder
     assert store.versions() == []
     assert list((store.root / "runs").glob(".*")) == []
+
+
+def test_of_equal_versions_each_has_what_was_made_from_it(store):
+    for name in ("trial", "flowers"):
+        parent = make(store, name)
+        make(store, name, request("edition", digest=parent.manifest.digest, ref=parent.ref), generation=1)
+    assert store.open("trial@gen-1").manifest.digest == parent.manifest.digest
+    assert store.children(store.open("trial@gen-1")) == ["trial@gen-1.1"]
+    for name in ("trial", "flowers"):
+        tree = lineage(store, f"{name}@gen-1.1")
+        assert [one.ref for one in tree.inputs] == [f"{name}@gen-1"]
+    assert store.remove("trial@gen-1.1")
+    assert store.remove("trial@gen-1")
+    make(store, "again")
+    assert store.remove("flowers@gen-1.1")
+    assert store.remove("flowers@gen-1")
+    renamed = make(store, "other", request("edition", digest=parent.manifest.digest, ref="flowers@gen-1"), generation=1)
+    assert store.children(store.open("again@gen-1")) == [renamed.ref]  # the only one that is left
 
 
 def test_remove_refuses_while_something_is_being_made_from_it(store):

@@ -1,5 +1,6 @@
 """`nst lineage`: what a version was made from, and that from what, back to the first teacher; in the store and on the Hub."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,19 +57,33 @@ def lineage(store: Store, version: Version | str) -> LineageNode:
         NstError: There is no such version.
     """
     reference = version if isinstance(version, str) else version.ref
-    here = {one.manifest.digest: one for one in store.versions() if one.is_readable}
+    here = _Here(one for one in store.versions() if one.is_readable)
     walk = _Walk(here, follows_links="/" in reference)
     if "/" not in reference:
         opened = store.open(version)
         return walk.version("", opened.manifest, opened)
     repository, revision, _, manifest = find(reference)
-    return walk.version("", manifest, here.get(manifest.digest), f"{repository.id}@{revision}")
+    return walk.version("", manifest, here.get(manifest.digest, f"{manifest.name}@{manifest.version}"), f"{repository.id}@{revision}")
+
+
+class _Here:
+    """Versions of a store by their digest and, where several names have equal content, by the name that is asked for."""
+
+    def __init__(self, versions: Iterable[Version]) -> None:
+        self._by_digest: dict[str, list[Version]] = {}
+        for version in versions:
+            self._by_digest.setdefault(version.manifest.digest, []).append(version)
+
+    def get(self, digest: str, ref: str) -> Version | None:
+        """The version with this digest and this name, else the first with this digest."""
+        found = self._by_digest.get(digest, [])
+        return next((one for one in found if one.ref == ref), found[0] if found else None)
 
 
 class _Walk:
     """`follows_links`: a Hub reference was asked for, and repositories that manifests of the Hub name are asked too."""
 
-    def __init__(self, here: dict[str, Version], follows_links: bool) -> None:
+    def __init__(self, here: "_Here", follows_links: bool) -> None:
         self._here, self._follows_links, self._seen = here, follows_links, set[str]()
 
     def version(self, role: str, manifest: Manifest, version: Version | None, place: str | None = None) -> LineageNode:
@@ -88,7 +103,7 @@ class _Walk:
         return node
 
     def _input(self, role: str, entry: Input, place: str | None) -> LineageNode:
-        if version := self._here.get(entry.digest):
+        if version := self._here.get(entry.digest, entry.ref):
             return self.version(role, version.manifest, version, place)
         is_version = entry.repo is not None or VERSION_REF.fullmatch(entry.ref) is not None or role.startswith("teacher")
         node = LineageNode(role, entry.ref, "version" if is_version else "source", entry.digest, place=place)
@@ -110,4 +125,8 @@ class _Walk:
     def _remote(self, role: str, entry: Input, repo: str, revision: str, place: str) -> LineageNode | None:
         """A version that only the Hub has; None for a model that nst did not make."""
         manifest = manifest_at(Repository.named(repo, "model" if is_of_model(role) else "dataset"), revision)
-        return self.version(role, manifest, self._here.get(manifest.digest), place) if manifest else None
+        return (
+            self.version(role, manifest, self._here.get(manifest.digest, f"{manifest.name}@{manifest.version}"), place)
+            if manifest
+            else None
+        )

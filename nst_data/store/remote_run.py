@@ -93,8 +93,13 @@ class RemoteRun:
         here = {name for name in os.listdir(folder) if name[0] != "."}
         for name in here.difference(there):  # made again by another machine, for images that can be read by now
             (folder / name).unlink(missing_ok=True)
+
+        def bring(name: str) -> None:
+            with suppress(MissingError):  # it was just taken back, to be made again
+                tree.download(there[name], folder / name)
+
         with ThreadPoolExecutor(AT_ONCE) as threads:
-            list(threads.map(lambda name: tree.download(there[name], folder / name), there.keys() - here))
+            list(threads.map(bring, there.keys() - here))
         self._check_current()
 
     def bring_note(self, name: str) -> None:

@@ -289,12 +289,19 @@ class Store:
 
     def children(self, version: Version) -> list[str]:
         """References of what was made from a version, sealed or under way: as long as there are any, it cannot be removed."""
-        requests = [(other.ref, other.manifest.request) for other in self.versions() if other.is_readable]
+        readable = [other for other in self.versions() if other.is_readable]
+        requests = [(other.ref, other.manifest.request) for other in readable]
         requests += [(staging.ref, staging.request) for room in _ROOMS for staging in self._all_stagings(f"{room}/*")]
         digest = version.manifest.digest if version.is_readable else None  # other stores' versions may have the same name
+        alike = {other.ref for other in readable if other.manifest.digest == digest}
+
+        def is_parent(entry: Input) -> bool:
+            if digest is None:
+                return entry.ref == version.ref
+            return entry.digest == digest and (entry.ref == version.ref or entry.ref not in alike)
 
         def is_child(request: Request) -> bool:
-            return any(one.digest == digest if digest else one.ref == version.ref for one in request.inputs.by_role.values())
+            return any(map(is_parent, request.inputs.by_role.values()))
 
         return [child for child, request in requests if is_child(request)]
 
