@@ -146,6 +146,25 @@ def _lost(version: "Version") -> list[str]:
     return [*lines, *([f"{len(errors) - _NAMED:,} more in {version.place / 'errors'}"] if len(errors) > _NAMED else [])]
 
 
+def print_lost(version: "Version") -> None:
+    """How many images of a generation have no label, and why the first of them have none; nothing where all have one."""
+    from nst_data.store.manifest import GenerationManifest
+
+    if GenerationManifest.of(version.manifest).counts.errors:
+        _print_labeled(version)
+
+
+def _print_labeled(version: "Version") -> None:
+    from nst_data.store.manifest import GenerationManifest
+
+    counts = GenerationManifest.of(version.manifest).counts
+    lost = f"{counts.errors - counts.no_answer:,} could not be read"
+    lost += f", {counts.no_answer:,} got non-finite outputs from the teacher" if counts.no_answer else ""
+    print(f"{version.ref}: {counts.labeled:,} of {counts.pool:,} images labeled, {lost}")
+    for line in _lost(version) if counts.errors else []:
+        print(f"  {line}")
+
+
 def _print(version: "Version", json: bool) -> None:
     from nst_data.store.counts import EditionCounts
     from nst_data.store.manifest import GenerationManifest
@@ -160,11 +179,7 @@ def _print(version: "Version", json: bool) -> None:
         print(f"  {version.location}\n  next: nst train{labeled} --pseudo {version.ref} --model MODEL --name NAME")
         return
     counts = GenerationManifest.of(version.manifest).counts
-    lost = f"{counts.errors - counts.no_answer:,} could not be read"
-    lost += f", {counts.no_answer:,} got non-finite outputs from the teacher" if counts.no_answer else ""
-    print(f"{version.ref}: {counts.labeled:,} of {counts.pool:,} images labeled, {lost}")
-    for line in _lost(version) if counts.errors else []:
-        print(f"  {line}")
+    _print_labeled(version)
     if calibration := counts.calibration:
         before, after = calibration.ece_before, calibration.ece_after
         if calibration.at_edge:

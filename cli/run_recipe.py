@@ -2,7 +2,7 @@
 
 import importlib.resources
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nst_data.progress import as_text
+from nst_data.store.metrics import least_difference
 
+from .label import print_lost
 from .messages import in_our_words, terminal
 from .options import JsonOption, ShowSettingsOption, StoreOption, open_store, print_json
 from .show_settings import look_up, print_settings
@@ -19,6 +21,8 @@ from .tables import WIDTH, print_table
 if TYPE_CHECKING:
     from nst_data.store.store import Store
     from nst_train.recipes.finished_run import Generation
+
+_MODEL_WIDTH = 18
 
 
 def run(
@@ -58,20 +62,43 @@ def run(
     if json:
         print_json({"store": there.location, "generations": rows})
         return
+    for row in rows:
+        if row["corpus"]:
+            print_lost(there.open(row["corpus"]))
     _print_table(rows)
     newest = next(row for row in reversed(rows) if row["pseudo"])
-    best = _best(rows, newest)
-    if best is not newest:
-        found, other = (f"{100 * row['test_top1']:.1f}%" for row in (newest, best))
-        print(f"warning: {newest['teacher']} is less accurate than {best['teacher']}: {found} and {other} of the test images")
+    for line in _comparison(rows, newest):
+        print(line)
     print(f"store: {there.location}")
-    print(f"next:  nst show {newest['edition']}   nst label POOL --teacher {best['teacher']} --corpus NAME")
+    print(f"next:  nst show {newest['edition']}   nst label POOL --teacher {_best(rows, newest)['teacher']} --corpus NAME")
+
+
+def _comparison(rows: Sequence[dict[str, Any]], newest: dict[str, Any]) -> Iterator[str]:
+    """What the test images say of the newest student beside the other networks, and what they cannot say."""
+    tested = [row for row in rows if row["test_top1"] is not None]
+    if newest not in tested:
+        return
+    images, unread = (int(newest["metrics"]["test"].get(name, 0)) for name in ("images", "errors"))
+    if unread:
+        yield f"{unread:,} of {images + unread:,} test images could not be read"
+    others, least = [row for row in tested if row is not newest], least_difference(images)
+    differences = [newest["test_top1"] - row["test_top1"] for row in others]
+    if others:
+        yield f"{newest['teacher']}, on {images:,} test images:"
+    for row, difference in zip(others, differences, strict=True):
+        yield f"  {100 * difference:+.1f} points over {row['teacher']}{', perhaps by chance' if abs(difference) < least else ''}"
+    if any(abs(difference) < least for difference in differences):
+        yield f"  to test a difference: nst evaluate {others[0]['teacher']} {newest['teacher']} --data TEST --compare"
 
 
 def _best(rows: Sequence[dict[str, Any]], newest: dict[str, Any]) -> dict[str, Any]:
-    """The network that is most accurate on the test images, the newest of those that are; the newest student where it was not tested."""
+    """The newest student, or a network that is more accurate on the test images by more than chance: then the most accurate."""
     tested = [row for row in rows if row["test_top1"] is not None]
-    return max(reversed(tested), key=lambda row: float(row["test_top1"])) if newest in tested else newest
+    if newest not in tested:
+        return newest
+    best = max(reversed(tested), key=lambda row: float(row["test_top1"]))
+    is_better = best["test_top1"] - newest["test_top1"] >= least_difference(int(newest["metrics"]["test"].get("images", 0)))
+    return best if is_better else newest
 
 
 def demo(
@@ -237,6 +264,7 @@ def _row(generation: "Generation", seconds: float) -> dict[str, Any]:
         "model": trained.request.model,
         "parameters": trained.counts.parameters,
         "pseudo": edition is not None,
+        "corpus": corpus.ref if corpus else None,
         "edition": edition.ref if edition else None,
         "images_labeled": GenerationManifest.of(corpus.manifest).counts.labeled if corpus else None,
         "kept": selected and selected.kept,
@@ -251,21 +279,19 @@ def _row(generation: "Generation", seconds: float) -> dict[str, Any]:
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
+    """Columns that say nothing new are left out: a model that all have, and counts that are equal to those of the selected images."""
     from nst_data.cards.published import public_name
 
-    table = Table(box=None, pad_edge=False)
-    for column in ("generation", "model"):
-        table.add_column(column, overflow="fold", vertical="bottom")
-    for column in ("parameters", "pseudo-\nlabeled", "kept", "selected", "entries", "test\ntop-1", "seconds"):
-        table.add_column(column, justify="right", no_wrap=True, vertical="bottom")
-    for row in rows:
-        counts = ["-" if row[name] is None else f"{row[name]:,}" for name in ("images_labeled", "kept", "unique", "copies")]
+    models, students = [public_name(row["model"]) for row in rows], [row for row in rows if row["pseudo"]]
+    counts = {"images_labeled": "labeled", "kept": "kept", "unique": "selected", "copies": "entries"}
+    shown = [name for name in counts if name in ("images_labeled", "unique") or any(row[name] != row["unique"] for row in students)]
+    has_models = len(set(models)) > 1
+    header = ["network", *(["model"] if has_models else []), *(counts[name] for name in shown), "test top-1", "seconds"]
+    lines = []
+    for row, model in zip(rows, models, strict=True):
+        names = [row["teacher"], *([model if len(model) <= _MODEL_WIDTH else f"{model[: _MODEL_WIDTH - 3]}..."] if has_models else [])]
         top1 = "-" if row["test_top1"] is None else f"{100 * row['test_top1']:.1f}%"
-        table.add_row(row["teacher"], public_name(row["model"]), f"{row['parameters']:,}", *counts, top1, f"{row['seconds']:.0f}")
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)
-    console.print(table)
+        lines.append([*names, *(row[name] for name in shown), top1, round(row["seconds"])])
+    if not has_models:
+        print(f"{as_text(models[0])}, {rows[0]['parameters']:,} parameters")
+    print_table(header, lines, names=1 + has_models, name_width=WIDTH)

@@ -11,6 +11,7 @@ import yaml
 from conftest import TINY, write_class_folders, write_pool, write_tiny_recipe
 from labels import write_teacher
 from nst_cli.main import app
+from nst_cli.run_recipe import _best, _comparison
 from typer.testing import CliRunner
 from wording import tells
 
@@ -165,11 +166,38 @@ def test_the_recipe_for_image_folders_runs_on_generated_folders(tmp_path):
     recipe["select"] = {"min_confidence": 0.3, "per_class": 5}
     recipe["run"] = RUN
     (tmp_path / "flowers.yaml").write_text(yaml.safe_dump(recipe))
+    (tmp_path / "photos/unlabeled/broken.png").write_bytes(b"no image")
+    (tmp_path / "photos/test" / CLASSES[0] / "broken.png").write_bytes(b"no image")
     output = nst("run", tmp_path / "flowers.yaml", "--store", tmp_path / "store").stdout
-    header, last = (next(line for line in output.splitlines() if line.startswith(name)) for name in ("generation", "flowers-teacher@gen-2"))
-    assert "top-1" in header
+    header, last = (next(line for line in output.splitlines() if name in line) for name in ("network ", "flowers-teacher@gen-2"))
+    assert "test top-1" in header
     assert re.search(r" \d+\.\d% ", last)
+    for number in (1, 2):
+        assert re.search(rf"flowers@gen-{number}: \d+ of \d+ images labeled, 1 could not be read\n  no label: broken.png: ", output)
+    assert re.search(r"1 of \d+ test images could not be read", output)
     assert str(tmp_path / "net") not in output  # the last part of a path is what the table has room for
+
+
+def measured(name, top1, images=400, pseudo=True, errors=0):
+    return {"teacher": name, "pseudo": pseudo, "test_top1": top1, "metrics": {"test": {"images": images, "errors": errors}}}
+
+
+def test_a_network_is_called_better_only_where_the_test_images_tell():
+    first, student, newest = measured("a", 0.80, pseudo=False), measured("b", 0.86, errors=2), measured("c", 0.85, errors=2)
+    rows = [first, student, newest]
+    assert list(_comparison(rows, newest)) == [
+        "2 of 402 test images could not be read",
+        "c, on 400 test images:",
+        "  +5.0 points over a",
+        "  -1.0 points over b, perhaps by chance",
+        "  to test a difference: nst evaluate a c --data TEST --compare",
+    ]
+    assert _best(rows, newest) is newest
+    worse = measured("c", 0.81)
+    assert _best([first, student, worse], worse) is student
+    untested = measured("c", None)
+    assert list(_comparison([first, student, untested], untested)) == []
+    assert _best([first, student, untested], untested) is untested
 
 
 @pytest.mark.slow

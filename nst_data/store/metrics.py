@@ -14,6 +14,7 @@ from nst_data.store.places import METRICS
 
 _Fraction = Annotated[float, Field(strict=True, ge=0, le=1)]
 _Number = Annotated[float, Field(strict=True)]
+_RIGHT_ALONE = 0.2
 
 
 class AttackResult(BaseModel):
@@ -73,3 +74,11 @@ class Metrics(RootModel[dict[str, Result]]):
     def test_top1(self) -> float | None:
         """The top-1 accuracy on test images."""
         return self.root["test"].top1 if "test" in self.root else None
+
+
+def least_difference(images: int) -> float:
+    """The smallest difference in accuracy that so many test images tell from chance, as a fraction: two standard errors.
+
+    Of networks of which one alone is right about a fifth of the images, as those are that one was trained from the other.
+    """
+    return min(1.0, 2 * (_RIGHT_ALONE / images) ** 0.5) if images else 1.0

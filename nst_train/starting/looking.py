@@ -16,6 +16,7 @@ from nst_data.sources import Row, Source, check_trainable, labels_in, match_clas
 from nst_data.sources.changes import HASH
 from nst_data.sources.hashing import image_hashes
 from nst_data.sources.unreadable import lost_class, phrase
+from nst_data.store.metrics import least_difference
 from nst_train.training.readable import in_two_classes
 
 FOLDERS = {  # as people call them; the first one is what messages name
@@ -29,7 +30,7 @@ HOLDOUT = 0.2
 _SAMPLED = 64  # images of a source whose headers are read
 TINY_PX = 80  # shorter sides below it are enlarged a lot for a network of photographs
 _FEW_LABELED, _COMPARED = 5_000, 1_000  # images that are hashed to find copies
-_UNBALANCED, _FEW_TESTED, _MANY_TIMES = 10, 100, 50
+_UNBALANCED, _FEW_TESTED, _MANY_TIMES = 10, 1_000, 50
 
 
 @dataclass(frozen=True)
@@ -267,7 +268,7 @@ def _of_labels(look: Look) -> Iterator[str]:
     tested = len(look.test) if look.test else len(look.labeled) - look.trained_on
     if 0 < tested < _FEW_TESTED:
         tell = f"{tested:,} test images tell" if tested > 1 else "1 test image tells"
-        yield f"{tell} networks apart only where they differ by {min(100, 200 * (0.2 / tested) ** 0.5):.0f} points or more"
+        yield f"{tell} networks apart only where they differ by {100 * least_difference(tested):.0f} points or more"
 
 
 def _of_pool(look: Look) -> Iterator[str]:
