@@ -28,6 +28,7 @@ from nst_data.inspection.label_rows import LabelRows
 from nst_data.inspection.quality import quality
 from nst_data.inspection.row_columns import margin_and_entropy
 from nst_data.progress import Progress
+from nst_data.review.answers import Answer, AnswerLog, Answers
 from nst_data.review.freeze import freeze
 from nst_data.review.queues import keep_queue, keep_suspicion
 from nst_data.selection.editions import balance
@@ -510,24 +511,33 @@ def test_what_reviewers_disagree_about_is_not_left_and_each_takes_back_their_own
 
 def test_figures_are_counted_while_another_answers(store):
     contents = open_contents(store, "bugs@gen-1")
-    for row in range(3):
-        contents.answer({"id": row, "class": "ant"})
-    (file,) = contents.reviewing._answers._of_reviewer.values()
-    file.standing = Slow(file.standing)
     with ThreadPoolExecutor(2) as threads:
-        counted = threads.submit(contents.reviewing.summary)
-        time.sleep(0.02)
-        threads.submit(contents.answer, {"id": 3, "class": "ant"}).result()
-    assert counted.result()["own"] in (3, 4)
+        counted = threads.submit(lambda: [contents.reviewing.summary()["own"] for _ in range(500)])
+        for row in range(6):
+            contents.answer({"id": row, "class": "ant"})
+    assert counted.result() == sorted(counted.result())
+    assert contents.reviewing.summary()["own"] == 6
 
 
-class Slow(dict):
-    """So many answers that others come while they are gone through."""
-
-    def items(self):
-        for item in super().items():
-            time.sleep(0.02)
-            yield item
+def test_an_answer_settles_its_own_image_however_many_others_have_one_and_those_of_others_show(store, monkeypatch):
+    others = AnswerLog(store, "bugs", "others")
+    others.extend([Answer(f"{number:032x}", "elsewhere.png", "ant") for number in range(50)])
+    contents = open_contents(store, "bugs@gen-1")
+    contents.view.hashed.result()
+    assert contents.overview()["review"]["answered"] == 0
+    asked, said_of = [], Answers.said_of
+    monkeypatch.setattr(Answers, "said_of", lambda self, hashed: (asked.append(hashed), said_of(self, hashed))[1])
+    contents.answer({"id": 0, "class": "ant"})
+    hashes = [contents.detail(row)["hash"] for row in range(3)]
+    assert asked == hashes[:1]
+    others.append(hashes[0], "0.png", class_name="bee")
+    others.append(hashes[1], "1.png", class_name="bee")
+    others.append(hashes[2], "2.png", excluded="unusable")
+    told = {"corpus": "bugs", "reviewer": "reviewer", "answered": 1, "excluded": 1, "disputed": 1, "own": 1}
+    assert contents.overview()["review"] == told
+    assert contents.grid({"reviewed": "disputed"})["total"] == 1
+    others.append(hashes[0], "0.png", undo=True)
+    assert contents.overview()["review"] == told | {"answered": 2, "disputed": 0}
 
 
 def test_only_answers_and_queues_about_images_of_the_view_count(tmp_path, store, pool):

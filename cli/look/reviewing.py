@@ -1,6 +1,7 @@
 """What people say of the images of a view: which rows are answered, excluded or disputed, and new answers."""
 
 import threading
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from nst_data.errors import UsageError
 from nst_data.inspection.view import View
-from nst_data.review.answers import RANDOM, Answer, AnswerLog, Answers, Settled
+from nst_data.review.answers import RANDOM, Answer, AnswerLog, Answers
 from nst_data.review.queues import Queue, queues, read_queue
 from nst_data.store.store import Store
 from nst_data.tables.review_table import draw_rank, is_of_edition
@@ -26,7 +27,9 @@ class Reviewing:
         self._log = AnswerLog(store, corpus, reviewer, class_names=view.class_names)
         self._rows: dict[str, list[int]] = {}
         self._lock, self._sizes = threading.Lock(), dict[str, int]()
-        self._settled, self._store = Settled({}, {}), store
+        self._agreed, self._disputed, self._store = dict[str, Answer](), set[str](), store
+        self._uncounted, self._counted, self._counts = set[str](), dict[str, list[str]](), Counter[str]()
+        self._counts_of_view = False
         self._seen_in = view.version.ref if view.version else None
         self._queues: dict[str, dict[str, _Pick]] = {}
         self._pools: dict[str | None, str | None] = {}
@@ -37,17 +40,47 @@ class Reviewing:
             sizes = {path.name: path.stat().st_size for path in self._answers.folder.glob("*.jsonl")}
             if sizes != self._sizes:
                 self._answers.refresh()
-                self._settled, self._sizes = self._answers.settled(), sizes
+                changed = self._answers.take_changed()
+                self._settle(changed)
+                self._uncounted |= changed
+                self._sizes = sizes
+
+    def _settle(self, changed: Iterable[str]) -> None:
+        """Settle the images that changed, and only those: an answer takes as long with many others as with few."""
+        for image_hash in changed:
+            self._agreed.pop(image_hash, None)
+            self._disputed.discard(image_hash)
+            given, stands = self._answers.said_of(image_hash)
+            if stands is not None:
+                self._agreed[image_hash] = stands
+            elif given:
+                self._disputed.add(image_hash)
 
     def summary(self) -> dict[str, Any]:
         """How many images of the view have an answer, and how many have one by this reviewer."""
         with self._lock:  # while others answer
-            settled, by_this_one = self._settled, self._answers.images_of(self.reviewer)
-        agreed = [settled.answers[hashed] for hashed in self._of_view(settled.answers)]
-        excluded = sum(answer.excluded is not None for answer in agreed)
-        disputed, own = (len(self._of_view(hashes)) for hashes in (settled.disputed, by_this_one))
-        counts = {"answered": len(agreed) - excluded, "excluded": excluded, "disputed": disputed}
-        return {"corpus": self.corpus, "reviewer": self.reviewer, **counts, "own": own}
+            self._count()
+            counts = {kind: self._counts[kind] for kind in ("answered", "excluded", "disputed", "own")}
+        return {"corpus": self.corpus, "reviewer": self.reviewer, **counts}
+
+    def _count(self) -> None:
+        """Count anew the images that changed; all of them once it is known which are of the view."""
+        if self._view.knows_hashes and not self._counts_of_view:
+            self._uncounted |= self._counted.keys()
+            self._counted, self._counts, self._counts_of_view = {}, Counter(), True
+        for image_hash in self._of_view(self._uncounted):
+            self._counts.subtract(self._counted.get(image_hash, ()))
+            self._counted[image_hash] = self._kinds_of(image_hash)
+            self._counts.update(self._counted[image_hash])
+        self._uncounted = set()
+
+    def _kinds_of(self, image_hash: str) -> list[str]:
+        """As what an image counts."""
+        kinds = ["own"] if self._answers.has_by(image_hash, self.reviewer) else []
+        if image_hash in self._disputed:
+            return [*kinds, "disputed"]
+        stands = self._agreed.get(image_hash)
+        return kinds if stands is None else [*kinds, "answered" if stands.excluded is None else "excluded"]
 
     @property
     def counts_something(self) -> bool:
@@ -58,7 +91,7 @@ class Reviewing:
         """The answer to show of an image, this reviewer's own first; and whether others say otherwise."""
         given = self._given(image_hash)
         own = [answer for answer in given if answer.reviewer == self.reviewer] or given
-        return (_as_json(own[0]) if own else None), image_hash in self._settled.disputed
+        return (_as_json(own[0]) if own else None), image_hash in self._disputed
 
     def all_of(self, image_hash: str) -> list[dict[str, str]]:
         """The answer of each reviewer."""
@@ -66,8 +99,9 @@ class Reviewing:
 
     def rows(self, which: str) -> NDArray[np.int64]:
         """The rows that are answered (`yes`) or `disputed`, by increasing numbers."""
-        answered = self._settled.answers.keys() if which == "yes" else ()
-        return self._rows_of([*answered, *self._settled.disputed])
+        with self._lock:
+            wanted = [*(self._agreed if which == "yes" else ()), *self._disputed]
+        return self._rows_of(wanted)
 
     def rows_done(self, queue: str | None) -> NDArray[np.int64]:
         """The rows that nobody need be asked about, or that a queue need not ask about. Raises UsageError for a queue that is not there."""
@@ -108,7 +142,7 @@ class Reviewing:
 
         A random draw asks once more about one that was answered for another reason: without those that looked odd it would be no sample.
         """
-        if image_hash not in self._settled.answers and image_hash not in self._settled.disputed:
+        if image_hash not in self._agreed and image_hash not in self._disputed:
             return False
         with self._lock:
             draws = self._answers.draws_of(image_hash)

@@ -3,7 +3,7 @@
 import datetime
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -65,11 +65,22 @@ class Answers:
     def __init__(self, store: Store, corpus: str) -> None:
         self.folder = answers_folder(store, corpus)
         self._of_reviewer: dict[str, _ReviewerFile] = {}
+        self._changed: set[str] = set()
 
     def refresh(self) -> None:
         """Read what was answered since the last time. Raises NstError for a damaged file."""
         for path in sorted(self.folder.glob("*.jsonl")):
-            self._of_reviewer.setdefault(path.stem, _ReviewerFile(path)).refresh()
+            self._changed |= self._of_reviewer.setdefault(path.stem, _ReviewerFile(path)).refresh()
+
+    def take_changed(self) -> set[str]:
+        """The hashes of the images about which something was read since this was last asked."""
+        changed, self._changed = self._changed, set()
+        return changed
+
+    def has_by(self, image_hash: str, reviewer: str) -> bool:
+        """Whether one reviewer has an answer about an image."""
+        file = self._of_reviewer.get(reviewer)
+        return bool(file and file.standing.get(image_hash))
 
     def of(self, image_hash: str) -> list[Answer]:
         """The answer of each reviewer who has one about an image."""
@@ -77,39 +88,39 @@ class Answers:
 
     def draws_of(self, image_hash: str) -> set[str | None]:
         """The versions from which an image was picked at random, each time that somebody answered it as such."""
-        given = (answer for file in self._of_reviewer.values() for answer in file.standing.get(image_hash, ()))
-        return {answer.seen_in for answer in given if answer.picked_by == RANDOM}
-
-    def images_of(self, reviewer: str) -> list[str]:
-        """The hashes of the images that one reviewer has an answer about."""
-        file = self._of_reviewer.get(reviewer)
-        return [image for image, given in file.standing.items() if given] if file else []
+        return {answer.seen_in for answer in self._all_of(image_hash) if answer.picked_by == RANDOM}
 
     def images(self) -> list[str]:
         """The hashes of the images that anybody has an answer about, in the order of the reviewers and of what they were first asked."""
         return list(dict.fromkeys(image for file in self._of_reviewer.values() for image, given in file.standing.items() if given))
 
     def settled(self) -> Settled:
-        """The answers that stand, and the disputed images. Of reviewers who agree, the last to answer is taken."""
-        together: dict[str, list[Answer]] = {}
-        at_random: dict[str, Answer] = {}
-        for file in self._of_reviewer.values():
-            for image_hash, given in file.standing.items():
-                if given:
-                    together.setdefault(image_hash, []).append(given[-1])
-                for answer in given:
-                    known = at_random.get(image_hash)
-                    if answer.picked_by == RANDOM and (known is None or draw_rank(answer.seen_in) >= draw_rank(known.seen_in)):
-                        at_random[image_hash] = answer
-        agreed, disputed = dict[str, Answer](), dict[str, Sequence[Answer]]()
-        for image_hash, given in together.items():
-            if len({answer.says for answer in given}) > 1:
+        """The answers that stand, and the disputed images."""
+        agreed, disputed, reviewers = dict[str, Answer](), dict[str, Sequence[Answer]](), dict[str, Sequence[str]]()
+        for image_hash in self.images():
+            given, stands = self.said_of(image_hash)
+            if stands is None:
                 disputed[image_hash] = given
-                continue
-            last = max(given, key=lambda answer: answer.time)
-            drawn = at_random.get(image_hash, last)
-            agreed[image_hash] = replace(last, picked_by=drawn.picked_by, seen_in=drawn.seen_in)
-        return Settled(agreed, disputed, {image_hash: [answer.reviewer for answer in together[image_hash]] for image_hash in agreed})
+            else:
+                agreed[image_hash], reviewers[image_hash] = stands, [answer.reviewer for answer in given]
+        return Settled(agreed, disputed, reviewers)
+
+    def said_of(self, image_hash: str) -> tuple[list[Answer], Answer | None]:
+        """The answer of each reviewer about an image, and the one that stands: None where they differ, or there is none.
+
+        Of reviewers who agree, the last to answer is taken.
+        """
+        given = self.of(image_hash)
+        if len({answer.says for answer in given}) != 1:
+            return given, None
+        last = max(given, key=lambda answer: answer.time)
+        drawn = [answer for answer in self._all_of(image_hash) if answer.picked_by == RANDOM]
+        pick = max(reversed(drawn), key=lambda answer: draw_rank(answer.seen_in), default=last)
+        return given, last if pick is last else replace(last, picked_by=pick.picked_by, seen_in=pick.seen_in)
+
+    def _all_of(self, image_hash: str) -> Iterator[Answer]:
+        """Each answer about an image that was not taken back, those too that no longer count."""
+        return (answer for file in self._of_reviewer.values() for answer in file.standing.get(image_hash, ()))
 
 
 class AnswerLog:
@@ -230,28 +241,30 @@ class _ReviewerFile:
         self._path, self._read, self._lines = path, 0, 0
         self.standing: dict[str, list[Answer]] = {}
 
-    def refresh(self) -> None:
-        """Read on. What follows the last newline is being written, or was when its writer was killed."""
+    def refresh(self) -> set[str]:
+        """Read on; the hashes of the images that were answered. What follows the last newline is being written, or was by one killed."""
         try:
             with self._path.open("rb") as file:
                 file.seek(self._read)
                 added = file.read()
         except FileNotFoundError:
-            return
+            return set()
         except OSError as error:
             raise NstError(f"{self._path}: {error.strerror}") from None
-        whole = added[: added.rfind(b"\n") + 1]
+        whole, changed = added[: added.rfind(b"\n") + 1], set[str]()
         for line in whole.splitlines():
             self._lines += 1
             answer = self._parsed(line)
             if answer is None:
                 continue
+            changed.add(answer.image_hash)
             given = self.standing.setdefault(answer.image_hash, [])
             if not answer.undo:
                 given.append(answer)
             elif given:
                 given.pop()
         self._read += len(whole)
+        return changed
 
     def _parsed(self, line: bytes) -> Answer | None:
         """None for the torn line of a writer that was killed; the next one has begun a new line."""
