@@ -4,7 +4,7 @@ import io
 import json
 import re
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
@@ -206,6 +206,25 @@ def test_labels_of_the_generation_before_stand_beside_and_what_moved_is_counted(
     assert (moved["key"], moved["label"], moved["label2"]) == ("5.png", "ant", "cat")
     assert contents.grid({"disagree": "1"})["total"] == 2
     assert [one["version"] for one in contents.detail(5)["history"]] == ["bugs@gen-1", "bugs@gen-2"]
+
+
+def test_a_damaged_generation_before_leaves_all_else_of_a_version_usable(tmp_path, store, pool):
+    (table,) = (store.open("bugs@gen-1").folder / "pseudo_labels").glob("*.parquet")
+    sealed(store, pool)
+    content = table.read_bytes()
+    pages = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    table.write_bytes(b"\xff" * pages + content[pages:])  # the footer is whole
+    contents = open_contents(store, "bugs")
+    wait([contents.view.compared])
+    told = contents.overview()
+    assert (told["compared"], told["flow"], told["can"]["compare"], told["pending"]) == (None, None, False, False)
+    assert [item["label2"] for item in contents.grid({})["items"]] == [None] * 6
+    assert [one["version"] for one in contents.detail(0)["history"]] == ["bugs@gen-2"]
+    assert export(contents, tmp_path / "page", False, Progress())["images"] == 6
+    asked = open_contents(store, "bugs", "bugs@gen-1")
+    wait([asked.view.compared])
+    with pytest.raises(NstError, match=r"^bugs@gen-1: the labels cannot be read"):
+        asked.grid({})
 
 
 def test_another_copy_of_the_pool_is_joined_by_its_bytes(tmp_path, store, pool):

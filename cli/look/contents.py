@@ -55,7 +55,6 @@ class Contents:
         """`compared` is the version whose labels the view has beside its own, or the labeled images that say what is true."""
         self.store, self.ref, self.view, self.images, self.reviewing = store, ref, view, images, reviewing
         self.other, self.ref2, self.similar = compared, ref2, similar_images(store, view)
-        self.compared = None if compared is None else name_of(compared)
         self._thumbnails = Thumbnails()
 
     def overview(self) -> dict[str, Any]:
@@ -85,12 +84,28 @@ class Contents:
             "can": {
                 "review": self.reviewing is not None,
                 "similar": self.similar is not None,
-                "compare": view.compared is not None,
+                "compare": view.compared is not None and not self._is_unreadable,
                 "suspicion": view.suspicion is not None,
             },
             "teacher": self.teacher,
             "images": in_our_words(self.images.reason) if isinstance(self.images, NoImages) else None,
         }
+
+    @property
+    def compared(self) -> str | None:
+        """What stands beside the labels, as a person calls it; None where that is nothing."""
+        return None if self.other is None or self._is_unreadable else name_of(self.other)
+
+    @property
+    def _is_unreadable(self) -> bool:
+        """Whether the labels of the generation before are damaged: nobody asked for it, so all else is shown as without it."""
+        future = self.view.compared
+        return self.ref2 is None and future is not None and future.done() and isinstance(future.exception(), NstError)
+
+    def joined(self) -> pl.DataFrame | None:
+        """What stands beside the label of each row, once it is there. Raises NstError where what was asked for is damaged."""
+        future = self.view.compared
+        return future.result() if future is not None and future.done() and not self._is_unreadable else None
 
     @property
     def teacher(self) -> str | None:
@@ -117,7 +132,8 @@ class Contents:
         labeled = [row for row in rows if row < len(view)]
         taken = view.rows.take(labeled, ["key", "image_hash"])
         frame = view.frame[labeled]
-        compared = view.compared.result()[labeled] if view.compared is not None and view.compared.done() else None
+        joined = self.joined()
+        compared = joined[labeled] if joined is not None else None
         suspicion = view.suspicion.result()[labeled] if view.suspicion is not None and view.suspicion.done() else None
         made = {}
         for place, row in enumerate(labeled):
@@ -280,10 +296,10 @@ class Contents:
 
     def _calibration(self) -> dict[str, Any] | None:
         """How often labels are right at each confidence, where labeled images say what is true."""
-        view, truth = self.view, self.view.compared
-        if truth is None or isinstance(self.other, Version) or "confidence" not in view.frame.columns or not truth.done():
+        view, truth = self.view, self.joined()
+        if truth is None or isinstance(self.other, Version) or "confidence" not in view.frame.columns:
             return None
-        judged = view.frame.lazy().select("label", "confidence").with_columns(truth=pl.lit(truth.result()["label2"]))
+        judged = view.frame.lazy().select("label", "confidence").with_columns(truth=pl.lit(truth["label2"]))
         judged = judged.filter(pl.col("truth").is_not_null())
         shown, fine = pl.collect_all([reliability(judged, CALIBRATION_BINS), reliability(judged, ECE_BINS)])
         images = int(shown["images"].sum())
@@ -296,10 +312,8 @@ class Contents:
         return {"bins": bins, "accuracy": int(shown["correct"].sum()) / images, "ece": calibration_error(fine), "images": images}
 
     def _flow(self) -> dict[str, Any] | None:
-        if self.compared is None or self.view.compared is None:
-            return None
         self._wait_for(self.view.compared)
-        if not self.view.compared.done():
+        if self.joined() is None:
             return None
         changed, moves = self.view.moves
         return {"from": self.compared, "changed": changed, "moves": moves}
@@ -333,7 +347,11 @@ class Contents:
         for other in self.store.versions(version.name) if version else []:
             if version is None or not images or not other.is_readable or other.manifest.kind != "generation":
                 continue
-            for hashed, (label, confidence) in said_of(images, version, other, ["label", "confidence"]).items():
+            try:
+                about = said_of(images, version, other, ["label", "confidence"])
+            except NstError:  # damaged: the others can still be shown
+                continue
+            for hashed, (label, confidence) in about.items():
                 said = {"version": other.ref, "label": other.manifest.class_names[label], "confidence": number(confidence)}
                 found.setdefault(hashed, []).append(said)
         return found

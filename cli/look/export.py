@@ -2,6 +2,7 @@
 
 import base64
 import json
+from concurrent.futures import wait
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def sample(contents: Contents, anonymous: bool, progress: Progress) -> dict[str,
     """What an exported page holds: {overview, items, images, thumbs}."""
     view = contents.view
     if view.compared is not None:
-        view.compared.result()
+        wait([view.compared])
     rows = chosen_rows(contents)
     items = contents.items(rows)
     thumbs: dict[int, str] = {}
