@@ -618,6 +618,16 @@ def test_an_export_is_one_file_of_a_bounded_size_without_an_address_outside(tmp_
     assert "sdk: static" in (tmp_path / "site/README.md").read_text()
 
 
+def test_an_export_of_a_soft_label_that_is_no_number_is_json(tmp_path, pool):
+    store, rows = Store(tmp_path / "odd"), rows_of(pool, [0] * 6, [0.5] * 6)
+    rows[3] |= {"probs": [float("nan")] * 3, "confidence": float("nan")}
+    seal_generation(store, rows)
+    export(open_contents(store, "bugs", pool=str(pool)), tmp_path / "site", False, Progress())
+    data = re.search(r'id="nst-data">(.*?)</script>', (tmp_path / "site/index.html").read_text(), re.DOTALL)[1]
+    items = {item["id"]: item for item in json.loads(data, parse_constant=pytest.fail)["items"]}
+    assert (items[3]["margin"], items[0]["margin"], items[0]["entropy"]) == (None, 0, pytest.approx(np.log(3), abs=1e-4))
+
+
 def test_an_export_of_some_of_the_images_says_of_how_many(tmp_path, monkeypatch, store, pool):
     balance(store, "bugs@gen-1", BalanceSettings(min_confidence=0.6, per_class="none"))
     contents = open_contents(store, "bugs@gen-1.1")

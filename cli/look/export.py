@@ -19,6 +19,7 @@ from nst_data.store.files import write_text
 from nst_data.store.version import Version
 
 from .contents import Contents
+from .numbers import number
 from .sheet import sheet
 from .template import PAGE, page_files, template
 from .thumbnails import THUMB_PX
@@ -82,7 +83,7 @@ def sample(contents: Contents, anonymous: bool, progress: Progress) -> dict[str,
                 thumbs[row] = "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
                 used += len(thumbs[row])
             values = soft.row(row, named=True) if soft is not None and row < len(view) else {}
-            shown.append({**item, **{name: round(float(value), 4) for name, value in values.items()}, "from": item["label2"]})
+            shown.append({**item, **{name: number(value) for name, value in values.items()}, "from": item["label2"]})
     there = {item["id"] for item in shown}
     images = {detail["id"]: _among(detail, there) for detail in contents.details([item["id"] for item in shown])}
     overview = contents.overview()
