@@ -14,6 +14,7 @@ from wording import is_line, tells
 
 from nst_data.errors import NstError, UsageError
 from nst_data.sources import open_source
+from nst_data.sources.cells import Cells, nowhere
 
 IMAGES = [png(0, index) for index in range(6)]
 
@@ -63,6 +64,25 @@ def test_every_type_of_image_column_is_read(tmp_path, kind):
     column = pa.concat_arrays([pa.array([None], kind), pa.array(cells, kind)])
     source = open_source(write_table(tmp_path / "x.parquet", image=column.slice(1)))
     assert contents(source) == [source.read(row) for row in range(6)] == IMAGES
+
+
+def test_one_large_image_that_many_rows_share_in_a_dictionary_is_not_copied_for_each(tmp_path):
+    image = png(0) + bytes(3_000_000)
+    column = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int32()), pa.array([image]))  # decoded more than Arrow can hold
+    source = open_source(write_table(tmp_path / "x.parquet", image=column))
+    rows = [row.read() for row in source.rows(range(1000))]
+    assert all(len(row) == len(image) for row in rows)
+    assert bytes(rows[0]) == bytes(rows[999]) == image
+    assert len({np.frombuffer(row, np.uint8).ctypes.data for row in rows}) == 1
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.binary_view(), pa.struct({"bytes": pa.binary(), "path": pa.string()})])
+def test_cells_of_a_dictionary_are_looked_up_one_by_one(kind):
+    images = [{"bytes": image, "path": None} if pa.types.is_struct(kind) else image for image in [IMAGES[2], None, IMAGES[0]]]
+    column = pa.DictionaryArray.from_arrays(pa.array([1, 2, None, 0, 2], pa.uint8()), pa.array(images, kind))
+    cells = Cells(column.slice(1), nowhere)
+    assert [bytes(cells[cell]) for cell in (0, 2, 3)] == [IMAGES[0], IMAGES[2], IMAGES[0]]
+    assert str(cells[1]) == str(Cells(column, nowhere)[0]) == "no image in this row"
 
 
 def test_an_empty_cell_is_a_row_with_its_error(tmp_path):

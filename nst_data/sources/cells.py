@@ -13,6 +13,7 @@ from nst_data.sources.files import read_file
 from nst_data.sources.source import Content
 
 ByPath = Callable[[str], Content]
+_NOTHING = "no image in this row"
 NO_IMAGES = ""  # in place of a column with images: of a table that is opened for its other columns
 
 
@@ -74,8 +75,10 @@ class Cells:
         self._find = by_path
         if isinstance(column.type, pa.BaseExtensionType):
             column = column.storage
-        if pa.types.is_dictionary(column.type):
-            column = column.dictionary_decode()
+        self._dictionary: pa.Array | None = None
+        if pa.types.is_dictionary(column.type):  # decoded it could be a thousand times as large
+            self._dictionary, self._places = column.dictionary, column.indices.to_pylist()
+            return
         if pa.types.is_struct(column.type):
             fields = dict(zip((field.name for field in column.type), column.flatten(), strict=True))
             column, self._paths = fields["bytes"], fields.get("path")
@@ -91,6 +94,9 @@ class Cells:
 
     def __getitem__(self, cell: int) -> Content:
         """The bytes, or why there are none."""
+        if self._dictionary is not None:
+            place = self._places[cell]
+            return NstError(_NOTHING) if place is None else Cells(self._dictionary.slice(place, 1), self._find)[0]
         if self._null is not None and self._null[cell]:
             return self._by_path(cell)
         return self._data[self._ends[cell] : self._ends[cell + 1]]
@@ -101,7 +107,7 @@ class Cells:
         except UnicodeDecodeError:
             return NstError("names a file, but not in UTF-8")
         if not isinstance(path, str):
-            return NstError("no image in this row")
+            return NstError(_NOTHING)
         return self._find(path)
 
 
