@@ -1,17 +1,15 @@
 """Structures in Thrift's compact protocol, by which a parquet file describes itself; from bytes that strangers may have made."""
 
-import mmap
 import struct
 from typing import Any
 
 Fields = dict[int, Any]  # of a structure, by number
-Data = bytes | mmap.mmap
 DAMAGE = (struct.error, IndexError, KeyError, ValueError, TypeError, AttributeError, RecursionError)
 """What is raised where bytes are no structure, or one without what it is asked for."""
 _INTEGER_BITS = 63  # where the last seven bits of an integer may begin
 
 
-def structure(data: Data, at: int) -> tuple[Fields, int]:
+def structure(data: bytes, at: int) -> tuple[Fields, int]:
     """A structure, and the place after it. Raises one of `DAMAGE`."""
     fields: Fields = {}
     number = 0
@@ -25,7 +23,7 @@ def structure(data: Data, at: int) -> tuple[Fields, int]:
     return fields, at + 1
 
 
-def _value(data: Data, at: int, kind: int) -> tuple[Any, int]:
+def _value(data: bytes, at: int, kind: int) -> tuple[Any, int]:
     """A value of one of Thrift's kinds, and the place after it."""
     if kind in (4, 5, 6):
         return _integer(data, at)
@@ -51,20 +49,20 @@ def _value(data: Data, at: int, kind: int) -> tuple[Any, int]:
     raise ValueError(f"Thrift's kind {kind}")
 
 
-def _inside(data: Data, at: int) -> int:
+def _inside(data: bytes, at: int) -> int:
     """The place, where it is not behind the end: else a list of more values than there are bytes would be read for ever."""
     if at > len(data):
         raise IndexError("a value that goes on behind the end")
     return at
 
 
-def _integer(data: Data, at: int) -> tuple[int, int]:
+def _integer(data: bytes, at: int) -> tuple[int, int]:
     """Positive and negative ones in turn: 0, -1, 1, -2."""
     value, at = _varint(data, at)
     return (value >> 1) ^ -(value & 1), at
 
 
-def _varint(data: Data, at: int) -> tuple[int, int]:
+def _varint(data: bytes, at: int) -> tuple[int, int]:
     """Seven bits a byte, the lowest first."""
     value = shift = 0
     while shift <= _INTEGER_BITS:

@@ -101,6 +101,30 @@ def test_a_file_that_has_changed_is_not_read(tmp_path):
         pages.read(0)
 
 
+def test_a_file_that_is_cut_while_it_is_read_is_an_error_and_ends_no_process(tmp_path):
+    path = tmp_path / "x.parquet"
+    pages = find(write(path))
+    assert pages.read(0) == VALUES[0]
+    os.truncate(path, 8192)
+    with pytest.raises(NstError, match=r"x\.parquet: the pages of its row group 2 are damaged; restore the file$"):
+        pages.read(400)
+    with pytest.raises(NstError, match=r"damaged|cut short"):
+        pages.read(20)
+    assert pages.read(1) == VALUES[1]
+
+
+def test_a_value_that_claims_too_much_leaves_those_before_it(tmp_path):
+    path = tmp_path / "x.parquet"
+    pages = find(write(path, write_batch_size=1000))
+    at = path.read_bytes().index(VALUES[100]) - 4
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(b"\xff\xff\xff\x7f")
+    assert [pages.read(row) for row in range(100)] == VALUES[:100]
+    with pytest.raises(NstError, match=r"row group 0 are damaged"):
+        pages.read(100)
+
+
 def test_wherever_pages_are_damaged_a_value_comes_as_bytes_or_with_a_reason(tmp_path):
     path = tmp_path / "x.parquet"
     write(path, pa.array(VALUES[:12]), row_group_size=6)

@@ -93,6 +93,10 @@ class OpenFile:
         check_whole(len(found), size)
         return found
 
+    def part(self, size: int, offset: int) -> bytes:
+        """The bytes at a place; fewer, or none, where the file ends before or no file can have the place."""
+        return os.pread(self.number, size, offset) if 0 <= offset < self._size else b""
+
     def __del__(self) -> None:
         if self.number >= 0:
             os.close(self.number)

@@ -4,11 +4,10 @@ This package and `datasets` write images so. pyarrow shows where the first page 
 where the next one is. Headers are structures of Apache Parquet (`parquet.thrift`), in Thrift's compact protocol.
 """
 
-import mmap
 import struct
+from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -25,6 +24,7 @@ from nst_data.thrift import DAMAGE, structure
 _LENGTH = struct.Struct("<I")
 _DATA_PAGE, _DATA_PAGE_V2, _PLAIN = 0, 3, 0
 _ENCODINGS = {"PLAIN", "RLE", "BIT_PACKED"}  # the last two are those of the marks of what lacks
+_BLOCK_BYTES, _SHORT = 2**16, 2**12  # lengths of short values are read together
 _HEADER_BYTES = 2**14  # a page's header holds its smallest and its largest value, where they are short
 
 
@@ -71,6 +71,7 @@ class _Page(NamedTuple):
     first_row: int  # in its row group
     start: int
     end: int
+    values: int
 
 
 @dataclass(frozen=True)
@@ -100,36 +101,23 @@ class PlainPages:
         group = int(np.searchsorted(self.first_rows, row, side="right")) - 1
         number, row = int(self.numbers[group]), row - int(self.first_rows[group])
         rows = int(self.first_rows[group + 1] - self.first_rows[group])
-        file = self.files[number]
-        opened = _opened(file, self.sizes[number])
+        file, size = self.files[number], self.sizes[number]
+        opened = _opened(file, size)
         try:
-            pages = _pages(file, self.sizes[number], int(self.offsets[group]), rows, self.are_optional[number])
-            first, at, end = pages[bisect_right(pages, row, key=lambda page: page.first_row) - 1]
-            for _ in range(row - first):
-                at += 4 + _LENGTH.unpack_from(opened.data, at)[0]
-            (length,) = _LENGTH.unpack_from(opened.data, at)
+            pages = _pages(file, size, int(self.offsets[group]), rows, self.are_optional[number])
+            page = pages[bisect_right(pages, row, key=lambda page: page.first_row) - 1]
+            bounds = _bounds(file, size, page)
+            start, end = bounds[row - page.first_row], bounds[row - page.first_row + 1]
         except DAMAGE:
-            at = length = end = 0
-        if at + 4 + length > end:
             row_group = group - int(np.searchsorted(self.numbers, number))
-            raise NstError(f"{file}: the pages of its row group {row_group} are damaged; restore the file")
-        return opened.read(length, at + 4)
+            raise NstError(f"{file}: the pages of its row group {row_group} are damaged; restore the file") from None
+        return opened.read(end - start - 4, start + 4)
 
 
-class _File(OpenFile):
-    """A file in memory too, for all threads and forked processes."""
-
-    def __init__(self, path: str, size: int) -> None:
-        super().__init__(path, size)
-        self.data = mmap.mmap(self.number, 0, access=mmap.ACCESS_READ)
-        with suppress(AttributeError, OSError):  # advice that not every system takes
-            self.data.madvise(mmap.MADV_RANDOM)  # headers and lengths are far apart: the system would read megabytes around each
-
-
-@lru_cache(maxsize=128)  # each takes two of the thousand files that a process may have open
-def _opened(path: str, size: int) -> _File:
-    """Raises NstError for a file of another size."""
-    return _File(path, size)
+@lru_cache(maxsize=128)
+def _opened(path: str, size: int) -> OpenFile:
+    """For all threads and forked processes. Raises NstError for a file of another size."""
+    return OpenFile(path, size)
 
 
 def close_files() -> None:
@@ -140,20 +128,41 @@ def close_files() -> None:
 @lru_cache(maxsize=512)
 def _pages(file: str, size: int, offset: int, rows: int, is_optional: bool) -> list[_Page]:
     """The pages of a row group; kept, as its neighbors are read soon. Raises one of `DAMAGE` where they are not what they should be."""
-    data, found, first = _opened(file, size).data, [], 0
+    opened, found, first = _opened(file, size), list[_Page](), 0
     while first < rows:
-        header, length = structure(data[offset : offset + _HEADER_BYTES], 0)
+        header, length = structure(opened.part(_HEADER_BYTES, offset), 0)
         start = offset + length
         offset = start + header[3]
         values = header[5] if header[1] == _DATA_PAGE else header[8] if header[1] == _DATA_PAGE_V2 else {}
         if header[1] == _DATA_PAGE and values[2] == _PLAIN:
-            start += 4 + _LENGTH.unpack_from(data, start)[0] if is_optional else 0
+            start += 4 + _LENGTH.unpack(opened.part(4, start))[0] if is_optional else 0
         elif header[1] == _DATA_PAGE_V2 and values[4] == _PLAIN:
             start += values[5] + values[6]
         else:
             raise KeyError("a page of another kind")
-        if offset < start or start < 0 or values[1] < 0:
-            raise ValueError("a page that goes back")
-        found.append(_Page(first, start, offset))
+        if not 0 <= start <= offset <= size or values[1] < 0:
+            raise ValueError("a page that goes back, or on behind the end")
+        found.append(_Page(first, start, offset, values[1]))
         first += values[1]
     return found
+
+
+@lru_cache(maxsize=4096)
+def _bounds(file: str, size: int, page: _Page) -> "array[int]":
+    """Where each value of a page begins, with its length in front, and the end of the last; fewer where the page is damaged.
+
+    8 bytes for each value are kept, as the lengths of all before one have to be read to find it.
+    """
+    opened, bounds, at = _opened(file, size), array("q", [page.start]), page.start
+    block, first, length = b"", at, 0
+    while len(bounds) <= page.values:
+        if at + 4 - first > len(block):
+            block, first = opened.part(_BLOCK_BYTES if length < _SHORT else 4, at), at
+            if len(block) < 4:
+                break
+        (length,) = _LENGTH.unpack_from(block, at - first)
+        at += 4 + length
+        if at > page.end:
+            break
+        bounds.append(at)
+    return bounds
