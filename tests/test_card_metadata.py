@@ -1,6 +1,7 @@
 """The YAML of cards, read by those who read it on the Hub: huggingface_hub's card classes and `datasets`."""
 
 import json
+import time
 
 import pytest
 import yaml
@@ -12,9 +13,10 @@ from sealed_labels import NAMES, label_row, seal_edition, seal_generation
 from nst_data.cards.card_metadata import LICENSES, front_matter, license_of
 from nst_data.cards.cards import Published, dataset_card, model_card
 from nst_data.cards.described import Described
+from nst_data.cards.own_text import own_text
 from nst_data.cards.published import public_name
 from nst_data.errors import NstError
-from nst_data.hub.licenses import license_at, read_front_matter
+from nst_data.hub.licenses import license_at, read_front_matter, split_front_matter
 from nst_data.sharing.croissant import croissant
 from nst_data.store.inputs import Input
 from nst_data.store.manifest import TeacherRequest
@@ -297,6 +299,31 @@ def test_the_license_of_a_repository_is_that_of_its_card(monkeypatch, tmp_path, 
     (tmp_path / "README.md").write_text(f"---\n{line}\n---\n")
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: str(tmp_path / "README.md"))
     assert license_at("owner/name", "c" * 40, "dataset") == license
+
+
+@pytest.mark.parametrize(
+    ("card", "expected"),
+    [
+        ("\r\n---\r\na: 1\r\n---\r\n# body", ("a: 1", "# body")),
+        ("---\n\n\na: 1\n\n---  \nbody\n---\n", ("a: 1\n", "body\n---\n")),
+        ("---\n---\nbody", ("", "body")),
+        ("---\na: 1\n---", ("a: 1", "")),
+        ("---\na: |\n  ---\n----\n--- b\n", ("", "---\na: |\n  ---\n----\n--- b\n")),
+        ("text\n---\na: 1\n---\n", ("", "text\n---\na: 1\n---\n")),
+    ],
+)
+def test_front_matter_is_between_the_first_two_lines_of_dashes(card, expected):
+    assert split_front_matter(card) == expected
+
+
+@pytest.mark.parametrize(
+    "card", ["---" + "\n" * 100_000 + "x", "---\n" + "a\n\n" * 100_000 + "x", " " * 100_000 + "x", "---\n" + "\n--- " * 50_000]
+)
+def test_a_long_card_is_gone_through_once_whatever_a_stranger_wrote(card):
+    since = time.monotonic()
+    read_front_matter(card)
+    own_text(card)
+    assert time.monotonic() - since < 2  # a hundred times as long as it takes
 
 
 @pytest.mark.parametrize("value", [5, None, {"a": "b"}, ["mit", 5], True])

@@ -67,6 +67,11 @@ def test_a_card_that_nst_did_not_write_is_kept_whole():
     assert "was not written by nst" in found.problem
 
 
+def test_rules_within_a_card_that_nst_did_not_write_begin_no_front_matter():
+    card = "# Mine\n\n---\n\nbetween rules\n\n---\n\nafter\n"
+    assert own_text(card).text == "\n" + card
+
+
 @pytest.mark.parametrize("card", ["", "---\nlicense: mit\n---\n", HEAD])
 def test_a_card_without_any_text_of_the_users_has_none(card):
     assert own_text(card) == OwnText()

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nst_data.errors import NstError
+from nst_data.hub.licenses import split_front_matter
 
 BEGIN, END = "<!-- nst: your own text begins -->", "<!-- nst: your own text ends -->"
 TAG = "noisy-student"  # in the front matter of every card that nst writes
 _HINT = "<!-- The rest of this file is written anew by nst; what you write between the next two lines stays as it is. -->"
-_FRONT_MATTER = re.compile(r"\s*---[\r\n]+.*?[\r\n]+---(?:\r?\n|$)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def own_text(card: str) -> OwnText:
     Where a mark is missing, nothing that may be the user's is lost: all behind the first mark, before the last one or, in a card that
     nst did not write, all of it.
     """
-    body = _FRONT_MATTER.sub("", card, count=1)
+    _, body = split_front_matter(card)
     begun = re.search(rf"^[ \t]*{re.escape(BEGIN)}", body, re.MULTILINE)
     begin, end = begun.end() if begun else -1, body.rfind(END)
     if 0 <= begin <= end:

@@ -20,15 +20,28 @@ _FREE = re.compile(
     r"apache-2\.0|mit|bsd(-[\w-]+)?|cc0-1\.0|cc-by-[\d.]+|unlicense|isc|zlib|pddl|odc-by|cdla-permissive-[\d.]+|bsl-1\.0|wtfpl|ncsa|postgresql"
 )
 
+_OPENING, _CLOSING = re.compile(r"\s*---[\r\n]+"), re.compile(r"(?:\r\n|[\r\n])---[^\S\r\n]*(?:\r\n|[\r\n]|\Z)")
+
 
 def read_front_matter(card: str) -> dict[str, Any]:
     """The YAML of a card, whoever wrote it; nothing where there is none."""
-    match = re.match(r"\s*---[\r\n]+(.*?)[\r\n]+---\s*(?:[\r\n]|$)", card, re.DOTALL)
     try:
-        content = yaml.load(match[1], getattr(yaml, "CSafeLoader", yaml.SafeLoader)) if match else {}
+        content = yaml.load(split_front_matter(card)[0], getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (yaml.YAMLError, *ODD_YAML):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def split_front_matter(card: str) -> tuple[str, str]:
+    """The YAML between the first two lines of dashes, and what follows; no YAML where a card does not begin with it.
+
+    Two searches, each of which goes through the card once: strangers write cards.
+    """
+    opening = _OPENING.match(card)
+    closing = _CLOSING.search(card, opening.end() - 1) if opening else None
+    if opening is None or closing is None:
+        return "", card
+    return card[opening.end() : closing.start()], card[closing.end() :]
 
 
 def license_at(repo: str, commit: str, kind: Literal["dataset", "model"]) -> str | None:
