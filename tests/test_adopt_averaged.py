@@ -14,6 +14,7 @@ from nst_data.adoption import adopt
 from nst_data.errors import NstError, UsageError
 from nst_data.progress import Progress
 from nst_data.store.store import Store
+from nst_data.tables.averaged_labels import AveragedLabels
 
 OTHERS = PROBS[::-1]
 
@@ -67,6 +68,33 @@ def test_the_mean_matches_classes_by_name_and_images_by_key(tmp_path, pool):
     assert adopt(Store(tmp_path / "store"), "mean", tables, pool=pool, progress=Progress()) == version
     alone = adopt(Store(tmp_path / "store"), "mean", tables[:1], pool=pool, progress=Progress())
     assert alone.ref == "mean@gen-2"
+
+
+class Interrupted(Progress):
+    """Calls something before the labels are averaged."""
+
+    def __init__(self, meanwhile):
+        self.meanwhile = meanwhile
+
+    def task(self, name, *numbers, **more):
+        if name == "average the labels":
+            self.meanwhile()
+        return super().task(name, *numbers, **more)
+
+
+def test_two_processes_that_average_at_once_do_not_take_each_others_files(tmp_path, pool, monkeypatch):
+    keep, beside = AveragedLabels.keep, []
+
+    def keep_twice(self, file, top_k, progress):
+        keep(self, file, top_k, Interrupted(lambda: keep(self, file, top_k, progress)))
+        beside.extend(path.name for path in file.parent.iterdir() if path != file and "soft_labels" in path.name)
+
+    monkeypatch.setattr(AveragedLabels, "keep", keep_twice)
+    tables = [str(by_name(tmp_path / "a.json", PROBS)), str(by_name(tmp_path / "b.json", OTHERS))]
+    version = adopt(Store(tmp_path / "store"), "mean", tables, pool=pool, progress=Progress())
+    found = {row["key"]: row["confidence"] for row in rows(version)}
+    assert [found[key] for key in FILES] == pytest.approx(((PROBS + OTHERS) / 2).max(axis=1), abs=1e-6)
+    assert beside == []
 
 
 def test_the_mean_of_the_most_probable_keeps_all_that_any_table_names(tmp_path, pool, names):

@@ -1,5 +1,6 @@
 """The mean of several tables of labels: classes matched by name, images in the order of their pool."""
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from nst_data.progress import Progress
 from nst_data.settings import default_top_k
 from nst_data.sources import Source, match_classes
 from nst_data.sources.source import Wanted
-from nst_data.store.files import replacing
+from nst_data.store.files import clear_abandoned, replacing, temporary
 from nst_data.tables.key_column import Rows
 from nst_data.tables.label_reader import LabelReader
 from nst_data.tables.soft_labels import record, soft_labels
@@ -61,19 +62,26 @@ class AveragedLabels:
         """Any number of classes is there."""
 
     def keep(self, file: Path, top_k: int | None, progress: Progress) -> None:
-        """Write the mean labels into a file that `kept` reads; meanwhile each table's own lie beside it."""
-        own = [file.with_name(f"{file.name}_{number}") for number in range(len(self._members))]
-        for place, member in zip(own, self._members, strict=True):
-            member.labels.keep_exact(place, progress)
-        kept = [np.memmap(place, member.labels.exact, "r") for place, member in zip(own, self._members, strict=True)]
+        """Write the mean labels into a file that `kept` reads; meanwhile each table's own lie beside it, where no other process has them."""
+        clear_abandoned(file.parent)
+        mark = secrets.token_hex(4)
+        own = [temporary(file.with_name(f".{file.name}_{number}.{mark}")) for number in range(len(self._members))]
+        try:
+            for place, member in zip(own, self._members, strict=True):
+                member.labels.keep_exact(place, progress)
+            kept = [np.memmap(place, member.labels.exact, "r") for place, member in zip(own, self._members, strict=True)]
+            self._keep_mean(kept, file, top_k, progress)
+        finally:
+            for place in own:
+                place.unlink(missing_ok=True)
+
+    def _keep_mean(self, kept: Sequence[NDArray[Any]], file: Path, top_k: int | None, progress: Progress) -> None:
         rows = len(self.rows.in_pool)
         with progress.task("average the labels", rows, "soft labels") as task, replacing(file) as out:
             for start in range(0, rows, _ROWS_AT_ONCE):
                 mean = self._mean(kept, start, min(start + _ROWS_AT_ONCE, rows))
                 out.write(soft_labels(mean, top_k).tobytes())
                 task.advance(len(mean))
-        for place in own:
-            place.unlink()
 
     def kept(self, file: Path, top_k: int | None) -> NDArray[np.void]:
         """The records in a file, memory-mapped; shape (rows,)."""
