@@ -15,8 +15,9 @@ from wording import tells
 
 from nst_data.errors import NstError, UsageError
 from nst_data.images import image_hash
-from nst_data.review.answers import AnswerLog
-from nst_data.review.queues import PICK_COLUMNS, queues, read_queue, suspicion_of
+from nst_data.review import queues as queues_module
+from nst_data.review.answers import AnswerLog, settled
+from nst_data.review.queues import PICK_COLUMNS, keep_queue, queues, read_queue, suspicion_of
 from nst_data.settings import PickSettings
 from nst_data.sources import open_source
 from nst_data.store.store import Store
@@ -295,3 +296,33 @@ def test_the_queue_opens_in_the_page(tmp_path, monkeypatch):
     ((contents, fragment),) = seen
     assert fragment == "#queue=margin"
     assert [queue["name"] for queue in contents.overview()["queues"]] == ["margin"]
+
+
+def test_two_picks_at_once_are_two_queues_whatever_either_saw_before(tmp_path, monkeypatch):
+    store, write = Store(tmp_path / "store"), queues_module._write
+    picks = [pl.DataFrame({"image_hash": [one], "key": one, "label": "ant", "confidence": 0.5, "by": "margin", "score": 1.0}) for one in "abc"]
+
+    def write_after_another(*arguments):
+        monkeypatch.undo()
+        assert keep_queue(store, "bugs", picks[1]) == "margin"
+        return write(*arguments)
+
+    monkeypatch.setattr(queues_module, "_write", write_after_another)
+    assert keep_queue(store, "bugs", picks[0]) == "margin-2"
+    assert {queue.name: queue.rows()["key"].to_list() for queue in queues(store, "bugs")} == {"margin": ["b"], "margin-2": ["a"]}
+    (store.root / "reviews/bugs/queues/mine.parquet").touch()  # of one that is at it
+    with pytest.raises(UsageError, match=r"queue 'mine': another process is writing it; run this again, or delete .*mine\.parquet$"):
+        keep_queue(store, "bugs", picks[2], "mine")
+    assert len(queues(store, "bugs")) == 2
+
+
+def test_files_that_macos_puts_beside_queues_and_answers_are_none_of_these(tmp_path):
+    store = Store(tmp_path / "store")
+    picks = pl.DataFrame({"image_hash": ["a"], "key": "a", "label": "ant", "confidence": 0.5, "by": "margin", "score": 1.0})
+    keep_queue(store, "bugs", picks)
+    AnswerLog(store, "bugs", "ann").append("a", "a.png", class_name="ant")
+    for name in ("queues/._margin.parquet", "._ann.jsonl"):
+        (store.root / "reviews/bugs" / name).write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X        \n")
+    assert [queue.name for queue in queues(store, "bugs")] == ["margin"]
+    assert list(settled(store, "bugs").answers) == ["a"]
+    AnswerLog(store, "bugs", "ann").append("b", "b.png", class_name="ant")

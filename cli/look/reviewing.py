@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from nst_data.errors import UsageError
 from nst_data.inspection.view import View
-from nst_data.review.answers import RANDOM, Answer, AnswerLog, Answers
+from nst_data.review.answers import RANDOM, Answer, AnswerLog, Answers, reviewer_files
 from nst_data.review.queues import Queue, queues, read_queue
 from nst_data.store.store import Store
 from nst_data.tables.review_table import draw_rank, is_of_edition
@@ -37,7 +37,7 @@ class Reviewing:
     def refresh(self) -> None:
         """Read what was answered since the last time, by anybody."""
         with self._lock:
-            sizes = {path.name: path.stat().st_size for path in self._answers.folder.glob("*.jsonl")}
+            sizes = {path.name: path.stat().st_size for path in reviewer_files(self._answers.folder)}
             if sizes != self._sizes:
                 self._answers.refresh()
                 changed = self._answers.take_changed()
@@ -85,7 +85,7 @@ class Reviewing:
     @property
     def counts_something(self) -> bool:
         """Whether there are answers or queues, of which only those about images of the view count."""
-        return any(self._answers.folder.glob("*.jsonl")) or bool(queues(self._store, self.corpus))
+        return bool(reviewer_files(self._answers.folder)) or bool(queues(self._store, self.corpus))
 
     def of(self, image_hash: str) -> tuple[dict[str, str] | None, bool]:
         """The answer to show of an image, this reviewer's own first; and whether others say otherwise."""

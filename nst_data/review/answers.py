@@ -69,7 +69,7 @@ class Answers:
 
     def refresh(self) -> None:
         """Read what was answered since the last time. Raises NstError for a damaged file."""
-        for path in sorted(self.folder.glob("*.jsonl")):
+        for path in reviewer_files(self.folder):
             self._changed |= self._of_reviewer.setdefault(path.stem, _ReviewerFile(path)).refresh()
 
     def take_changed(self) -> set[str]:
@@ -129,7 +129,7 @@ class AnswerLog:
     def __init__(self, store: Store, corpus: str, reviewer: str = "reviewer", *, class_names: Sequence[str] | None = None) -> None:
         """Answers have one of `class_names`, where those are given. Raises UsageError for a name that no file can have."""
         self._path = answers_folder(store, corpus) / f"{_check_reviewer(reviewer)}.jsonl"
-        if there := mistaken_for(reviewer, [path.stem for path in self._path.parent.glob("*.jsonl")]):
+        if there := mistaken_for(reviewer, [path.stem for path in reviewer_files(self._path.parent)]):
             raise UsageError(
                 f"reviewer {reviewer!r}: {there!r} has answered, which is the same name on file systems that do not distinguish case; "
                 f"use {there!r}, or choose another"
@@ -218,6 +218,11 @@ def settled(store: Store, corpus: str) -> Settled:
 def answers_folder(store: Store, corpus: str) -> Path:
     """Where the answers about a corpus are."""
     return store.root / "reviews" / check_name(corpus)
+
+
+def reviewer_files(folder: Path) -> list[Path]:
+    """The files of all reviewers, by name, without what macOS puts beside each on the disks of others: `._NAME`."""
+    return sorted(folder.glob("[!.]*.jsonl"))
 
 
 def check_class(class_name: str, class_names: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import polars as pl
@@ -40,8 +41,9 @@ class Queue:
 
 def queues(store: Store, corpus: str) -> list[Queue]:
     """The queues of a corpus, by name."""
-    paths = _folder(store, corpus, "queues").glob("*.parquet")
-    return sorted((Queue(path.stem, path) for path in paths), key=lambda queue: queue.name)
+    paths = _folder(store, corpus, "queues").glob("[!.]*.parquet")  # macOS puts `._NAME` beside a file on the disks of others
+    there = (Queue(path.stem, path) for path in paths if path.stat().st_size)  # an empty one is being written
+    return sorted(there, key=lambda queue: queue.name)
 
 
 def read_queue(store: Store, corpus: str, name: str) -> Queue:
@@ -60,12 +62,15 @@ def keep_queue(store: Store, corpus: str, picks: pl.DataFrame, name: str | None 
     """
     known = {queue.name: queue for queue in queues(store, corpus)}
     first = check_name(name) if name is not None else str(picks["by"][0])
-    for number in range(1, len(known) + 2):
+    for number in count(1):
         chosen = first if number == 1 else f"{first}-{number}"
         there = mistaken_for(chosen, known) or chosen
         if there not in known:
-            _write(store, corpus, chosen, picks)
-            return chosen
+            if _write(store, corpus, chosen, picks):
+                return chosen
+            if name is None:
+                continue
+            raise UsageError(f"queue {name!r}: another process is writing it; run this again, or delete {_file(store, corpus, name)}")
         if there == chosen and _are_equal(known[chosen].rows(), _whole(picks)):
             return chosen
         if name is not None:
@@ -93,11 +98,21 @@ def as_parquet(table: pl.DataFrame) -> bytes:
     return file.getvalue()
 
 
-def _write(store: Store, corpus: str, name: str, picks: pl.DataFrame) -> None:
-    folder = _folder(store, corpus, "queues")
-    folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / f"{name}.parquet") as file:
-        file.write(as_parquet(_whole(picks)))
+def _write(store: Store, corpus: str, name: str, picks: pl.DataFrame) -> bool:
+    """Write a new queue; False where another process has the name: an empty file claims it, which is replaced."""
+    path, content = _file(store, corpus, name), as_parquet(_whole(picks))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    try:
+        with replacing(path) as file:
+            file.write(content)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    return True
 
 
 def keep_suspicion(store: Store, corpus: str, version: str, suspicion: pl.DataFrame) -> None:
@@ -116,6 +131,10 @@ def suspicion_of(store: Store, corpus: str, version: str) -> pl.LazyFrame | None
 
 def _suspicion_file(store: Store, corpus: str, version: str) -> Path:
     return _folder(store, corpus, "scores") / f"{version}.suspicion.parquet"
+
+
+def _file(store: Store, corpus: str, name: str) -> Path:
+    return _folder(store, corpus, "queues") / f"{name}.parquet"
 
 
 def _folder(store: Store, corpus: str, kind: str) -> Path:
