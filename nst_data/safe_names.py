@@ -24,10 +24,13 @@ def file_name(name: str) -> str:
     return f"_{safe}" if _OF_WINDOWS.fullmatch(safe) else safe
 
 
-def folder_names(class_names: Sequence[str]) -> list[str]:
-    """A folder for each class: different ones also where file systems tell no case, or where names differ in odd characters alone."""
+def folder_names(class_names: Sequence[str], others: Collection[str] = ()) -> list[str]:
+    """A folder for each class: different ones also where file systems tell no case, or where names differ in odd characters alone.
+
+    None of them is one of the `others`, files in the same folder.
+    """
     names: list[str] = []
-    taken: set[str] = set()
+    taken = set(map(folded, others))
     for index, name in enumerate(class_names):
         safe = file_name(name.replace("/", "_").replace("\\", "_"))
         while folded(safe) in taken:

@@ -14,6 +14,7 @@ from conftest import picture, write_class_folders, write_pool
 from datasets import Dataset, Image, load_dataset
 from nst_cli.main import app
 from pictures import png, write_table, write_tar
+from sealed_labels import label_row, seal_generation
 from torchvision.datasets import ImageFolder
 from typer.testing import CliRunner
 from wording import tells
@@ -352,6 +353,17 @@ def test_names_of_strangers_become_names_of_files_that_stay_where_they_are_put(n
 
 def test_each_class_has_a_folder_of_its_own():
     assert folder_names(["a/b", "a_b", "A_B", "..", "cat"]) == ["a_b", "a_b-1", "A_B-2", "_", "cat"]
+
+
+def test_a_class_may_have_the_name_of_the_file_of_class_names(tmp_path):
+    pool, store, names = tmp_path / "pool", Store(tmp_path / "store"), ["Classes.txt", "classes.txt"]
+    write_pool(pool, 2, 1)
+    files = sorted(pool.iterdir())
+    rows = [label_row(number, file.read_bytes(), number, 0.9, key=file.name, classes=2) for number, file in enumerate(files)]
+    version = seal_generation(store, rows, names=names)
+    export(store, version, tmp_path / "out", pool=str(pool), progress=Progress())
+    assert (tmp_path / "out/classes.txt").read_text().split() == names
+    assert [path.name for path in sorted(tmp_path.glob("out/*/"))] == ["Classes.txt-0", "classes.txt-1"]
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1.jpg", "@x", "\t=1"])

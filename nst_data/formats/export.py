@@ -211,7 +211,7 @@ class _Export:
 
 
 def _folders(export: _Export) -> None:
-    names = folder_names(export.class_names)
+    names = folder_names(export.class_names, [CLASSES])
     for name in names:
         (export.folder / name).mkdir(exist_ok=True)
     for _ in export.placed(lambda row: names[row.label]):
