@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from conftest import TINY, write_class_folders, write_pool
@@ -18,7 +19,7 @@ from nst_data.errors import NstError
 from nst_data.selection.editions import balance
 from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
-from nst_data.sources.changes import Reading, Times, newer_files
+from nst_data.sources.changes import HASH, Reading, Times, _known_of, newer_files
 from nst_data.store.store import Store
 from nst_train.evaluation.evaluate import measure
 from nst_train.labeling.label import label
@@ -293,3 +294,15 @@ def test_only_images_that_were_read_are_counted_as_compared(store, teacher, tmp_
         path.touch()
     _, lines = labeled(store, teacher, pool)
     assert any(tells(line, "3 files changed … bugs@gen-1 was made; comparing 2 images") for line in lines)
+
+
+def test_the_wanted_rows_are_found_in_pieces_with_gaps_and_none_twice():
+    generator = np.random.default_rng(0)
+    rows = np.flatnonzero(generator.random(3000) < 0.7)
+    hashes = np.array([generator.bytes(16) for _ in rows], HASH)
+    pieces = [(rows[at : at + 100], hashes[at : at + 100]) for at in range(0, len(rows), 100)]
+    wanted = np.flatnonzero(generator.random(3000) < 0.3)
+    found = _known_of(wanted, iter([*pieces, (rows[:0], hashes[:0])]))
+    is_wanted = np.isin(rows, wanted)
+    assert np.concatenate([numbers for numbers, _ in found]).tolist() == rows[is_wanted].tolist()
+    assert np.concatenate([hashed for _, hashed in found]).tolist() == hashes[is_wanted].tolist()

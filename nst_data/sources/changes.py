@@ -177,10 +177,11 @@ def _times(path: str) -> Times:
 
 
 def _known_of(wanted: NDArray[np.int64], known: Known) -> list[tuple[NDArray[np.int64], NDArray[np.bytes_]]]:
-    """The wanted rows whose hash is known, with it."""
+    """The wanted rows, by increasing numbers, whose hash is known, with it."""
     found = []
     for numbers, hashes in known:
-        both, places, _ = np.intersect1d(numbers, wanted, assume_unique=True, return_indices=True)
+        near = wanted[slice(*np.searchsorted(wanted, [numbers.min(), numbers.max() + 1]))] if len(numbers) else wanted[:0]
+        both, places, _ = np.intersect1d(numbers, near, assume_unique=True, return_indices=True)
         found.append((both, hashes[places]))
     return found
 
