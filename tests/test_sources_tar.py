@@ -271,6 +271,7 @@ def test_members_are_read_through_where_they_are_small_and_else_their_headers_al
     [
         ([("a.png", b""), ("a.cls", b"2\n"), ("b.png", b""), ("b.cls", b"0")], ["0", "1", "2"], [2, 0]),
         ([("a.cls", b"wild ant"), ("a.png", b""), ("d/b.photo.png", b""), ("d/b.cls", "Käfer".encode())], ["Käfer", "wild ant"], [1, 0]),
+        ([("@a.png", b""), ("@a.cls", b"x"), ("@2560.png", b""), ("@2560.cls", b"y")], ["x", "y"], [0, 1]),
         ([("a.1.png", b""), ("a.1.cls", b"x"), ("a.2.png", b""), ("a.2.cls", b"y")], ["x", "y"], [0, 1]),
     ],
 )

@@ -26,6 +26,7 @@ class Member(NamedTuple):
     size: int
     problem: str | None = None
     is_skipped: bool = False
+    is_end: bool = False  # what is said of the rest of a damaged file
 
 
 def members(path: str, file: BinaryIO, skipped: Skipped | None = None) -> Iterator[Member]:
@@ -53,7 +54,7 @@ def members(path: str, file: BinaryIO, skipped: Skipped | None = None) -> Iterat
             yield Member(info.name, info.offset_data, 0, is_skipped=True)
     end = min(position, length)
     if problem := _unfinished(file, end, cut=position > length):
-        yield Member(f"@{end}", end, 0, problem)
+        yield Member(f"@{end}", end, 0, problem, is_end=True)
 
 
 def documents(file: BinaryIO) -> Iterator[tuple[str, bytes | None]]:

@@ -137,7 +137,7 @@ def _columns(file: int, found: list[Member]) -> list[pa.Array]:
 
 
 def _part(path: str, file: BinaryIO, member: Member) -> Part:
-    if member.name.startswith("@"):
+    if member.is_end:
         raise NstError(f"{path}: {member.problem}")  # the rest may hold the class of any image
     return Part(member.name, _class(path, file, member) if is_class(member.name) else None, member.is_skipped)
 
