@@ -258,6 +258,13 @@ def test_a_column_that_datasets_does_not_know_keeps_no_images_from_being_copied(
     assert source.slow_reads() == ""
 
 
+def test_a_folder_that_datasets_takes_for_an_address_is_read_without_its_copy(tmp_path):
+    path = write_table(tmp_path / "a::b/x.parquet", image=IMAGES)
+    source = open_source(path)
+    assert [source.read(row) for row in (4, 0)] == [IMAGES[4], IMAGES[0]]
+    assert source.slow_reads().startswith("each read decodes a whole row group, because `datasets` could not make a copy (")
+
+
 def test_where_no_copy_can_be_made_that_is_said_in_one_line(tmp_path, capfd):
     path = tmp_path / "x.parquet"
     write_table(path, row_group_size=2, image=IMAGES)
