@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from nst_data.errors import secrets_cut
 from nst_data.progress import as_text, silence
 
 _LIBRARIES = ("nst_data", "nst_train")
@@ -59,8 +60,6 @@ class _Said(logging.Handler):
     """Lines of the libraries' log on standard error, in the words of the command line."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        from nst_data.store.file_tree import secrets_cut
-
         from .messages import in_our_words
 
         print(as_text(in_our_words(secrets_cut(record.getMessage()))), file=sys.stderr, flush=True)
@@ -84,8 +83,6 @@ def _say_why(wanted: bool) -> None:
 
 def about(error: Exception) -> str:
     """What is said of an error that nobody expected; its traceback is printed, or kept in a file."""
-    from nst_data.store.file_tree import secrets_cut
-
     what = f"unexpected {type(error).__name__}{': ' if str(error) else ''}{error}, this is a bug in nst"
     trace = secrets_cut("".join(traceback.format_exception(error)))
     if _state.is_verbose:

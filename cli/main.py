@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from nst_data.errors import NstError, UsageError, is_out_of_memory
+from nst_data.errors import NstError, UsageError, is_out_of_memory, secrets_cut
 from nst_train.interruption import LONGEST_WAIT_SECONDS, STOP_SIGNALS, Interrupted, is_heeded, stop_at_once
 from nst_train.waiting import wait_passively
 
@@ -122,7 +122,6 @@ def _tell_lost_output(is_all: bool) -> None:
 
 def _fail(message: str, status: int) -> NoReturn:
     from nst_data.progress import as_text
-    from nst_data.store.file_tree import secrets_cut
 
     print(f"nst: {as_text(secrets_cut(' '.join(message.split())))}", file=sys.stderr)
     raise typer.Exit(status)

@@ -1,5 +1,6 @@
 """What goes wrong through input: one line that says what was expected, what came and what to do."""
 
+import re
 import reprlib
 from collections.abc import Iterable
 from datetime import date
@@ -54,6 +55,19 @@ def names_shown(names: Iterable[str]) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of what another library's error says; its class where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+_USER_INFO = re.compile(
+    r"\b((?:s3|gs|gcs|az|hf|https?|ftp):/{1,2})[^/\s@'\"]+@"
+    r"|\b((?:s3|gs|gcs|az|hf|abfss?):/{1,2})[^/\s@'\"]+:[^/\s@'\"]*@?",  # half of one too
+    re.IGNORECASE,
+)
+_QUERY = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*:/{1,2}[^\s?'\"]+)\?[^\s'\";,]*=[^\s'\";,]*")
+
+
+def secrets_cut(line: str) -> str:
+    """A line for the screen without what gives access in the addresses in it."""
+    return _QUERY.sub(r"\1", _USER_INFO.sub(r"\1\2", line))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

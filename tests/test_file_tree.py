@@ -6,13 +6,13 @@ from pictures import contents, keys, write_tar
 from typer.testing import CliRunner
 from wording import is_line
 
-from nst_data.errors import NstError, UsageError
+from nst_data.errors import NstError, UsageError, secrets_cut
 from nst_data.sources import open_source, streamed
 from nst_data.sources.addressed import AddressedTars
 from nst_data.sources.read_ahead import Extent, neighbors, read_ahead
 from nst_data.sources.streamed import StreamedParquet
 from nst_data.store import file_tree
-from nst_data.store.file_tree import FileTree, MissingError, secrets_cut, without_secrets
+from nst_data.store.file_tree import FileTree, MissingError, without_secrets
 
 
 @pytest.mark.parametrize(

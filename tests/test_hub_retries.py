@@ -81,6 +81,14 @@ def test_a_call_that_may_pass_is_made_again(error):
     assert calls_until(error, works_after=9) == "4 failed"
 
 
+def test_what_is_asked_again_is_noted_without_the_signature_of_its_address(caplog):
+    caplog.set_level("INFO", "nst_data.hub.retries")
+    assert calls_until(ConnectionError("reset by https://cdn.example/a?X-Amz-Signature=5ec3e7 while reading")) == 3
+    assert [record.getMessage() for record in caplog.records] == [
+        f"the Hub: reset by https://cdn.example/a while reading; asked again in {wait} s" for wait in (0, 0)
+    ]
+
+
 @pytest.mark.parametrize(
     "error",
     [answered(401), answered(404), because(ValueError("no data"), answered(404)), OfflineModeIsEnabled("off"), KeyError("bug")],

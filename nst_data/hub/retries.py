@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from nst_data.errors import first_line
+from nst_data.errors import first_line, secrets_cut
 from nst_data.hub.errors import causes_of
 
 T = TypeVar("T")
@@ -36,7 +36,7 @@ def retried(call: Callable[[], T], waits: Sequence[float] = WAITS_SECONDS, or_pa
             pause = _pause(error, wait, or_path or was_retried)
             if pause is None:
                 raise
-            _log.info("the Hub: %s; asked again in %g s", first_line(error), pause)
+            _log.info("the Hub: %s; asked again in %g s", secrets_cut(first_line(error)), pause)
             time.sleep(pause)
     return call()
 

@@ -390,19 +390,6 @@ def without_secrets(address: str) -> str:
     return f"{match[1]}://{authority}{slash}{path}"
 
 
-_USER_INFO = re.compile(
-    r"\b((?:s3|gs|gcs|az|hf|https?|ftp):/{1,2})[^/\s@'\"]+@"
-    r"|\b((?:s3|gs|gcs|az|hf|abfss?):/{1,2})[^/\s@'\"]+:[^/\s@'\"]*@?",  # half of one too
-    re.IGNORECASE,
-)
-_QUERY = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*:/{1,2}[^\s?'\"]+)\?[^\s'\";,]*=[^\s'\";,]*")
-
-
-def secrets_cut(line: str) -> str:
-    """A line for the screen without what gives access in the addresses in it."""
-    return _QUERY.sub(r"\1", _USER_INFO.sub(r"\1\2", line))
-
-
 def _etag(found: dict[str, Any]) -> str:
     value = found.get("ETag") or found.get("etag") or found.get("blob_id") or found.get("xet_hash") or found.get("mtime") or ""
     return str(value).strip('"')
