@@ -1,9 +1,9 @@
 import base64
+import errno
 import hashlib
 import io
 import json
 import re
-import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from nst_data.errors import NstError, UsageError
 from nst_data.images import image_hash
 from nst_data.inspection.label_rows import LabelRows
 from nst_data.inspection.quality import quality
-from nst_data.inspection.row_columns import margin_and_entropy
+from nst_data.inspection.row_columns import RowColumns, margin_and_entropy
 from nst_data.progress import Progress
 from nst_data.review.answers import Answer, AnswerLog, Answers
 from nst_data.review.freeze import freeze
@@ -191,6 +191,23 @@ def test_margin_and_entropy_are_those_of_the_soft_labels(tmp_path, pool):
     assert by_entropy == np.argsort(np.negative(entropies)).tolist()
     (margin,), (entropy,) = margin_and_entropy(np.float32([[0.6]]), 3)  # of the first class alone: 0.2 are left to each of the others
     assert (margin, entropy) == pytest.approx((0.4, -0.6 * np.log(0.6) - 0.4 * np.log(0.2)))
+
+
+def test_columns_of_many_rows_are_kept_whole_or_not_at_all(store, monkeypatch):
+    monkeypatch.setattr("nst_data.inspection.row_columns._KEPT_FROM_ROWS", 1)
+    rows = LabelRows(store.open("bugs@gen-1"))
+    made = RowColumns(store, rows).soft()
+    (kept,) = (store.root / "runs/look").iterdir()
+    assert kept.suffix == ".arrow"
+    monkeypatch.setattr(RowColumns, "_soft", lambda self: pytest.fail("it is kept"))
+    assert RowColumns(store, rows).soft().equals(made)
+    monkeypatch.setattr("nst_data.store.files.fsync", full_disk)
+    assert len(RowColumns(store, rows).hashes()) == 6
+    assert list((store.root / "runs/look").iterdir()) == [kept]
+
+
+def full_disk(_):
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_labels_of_the_generation_before_stand_beside_and_what_moved_is_counted(store, pool):

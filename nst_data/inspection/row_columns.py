@@ -3,7 +3,6 @@
 Kept in `runs/look/` of the store as Arrow files that are mapped into memory; made again where they are missing.
 """
 
-import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from nst_data.inspection.label_rows import LabelRows
+from nst_data.store.files import clear_abandoned, replacing
 from nst_data.store.store import Store
 
 _KEPT_FROM_ROWS = 200_000  # what takes a moment to compute is computed again
@@ -77,9 +77,10 @@ class RowColumns:
         made = make()
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(f".{path.name}.{os.getpid()}")
-            made.rechunk().write_ipc(part, compression="uncompressed")
-            part.replace(path)
+            clear_abandoned(self._folder)
+            table = made.rechunk().to_arrow()
+            with replacing(path) as file, pa.ipc.new_file(file, table.schema) as writer:
+                writer.write_table(table)
         except OSError:  # a full or read-only disk: it stays in memory
             return made
         found = _read(path, len(self.rows))
