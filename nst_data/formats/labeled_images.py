@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -20,6 +19,7 @@ from nst_data.tables.label_tables import TABLES, check_label_range, collect, dam
 from nst_data.tables.review_table import read_review
 from nst_data.tables.schema import soft_label_columns
 from nst_data.tables.shards import table_files
+from nst_data.tables.soft_labels import dense
 
 _ROWS_AT_ONCE = 1_024
 _COLUMNS = ["id", "key", "image_hash", "label", "confidence"]
@@ -105,7 +105,7 @@ class LabeledImages:
                     columns = [*plain, *soft_label_columns(parquet.schema_arrow)]
                     for batch in parquet.iter_batches(_ROWS_AT_ONCE, columns=columns):
                         check_label_range(pl.Series(batch["label"]), names, self.version.ref)
-                        probs = _dense(batch, len(names))
+                        probs = dense(batch, len(names))
                         for row, soft in zip(batch.select(plain).to_pylist(), probs, strict=True):
                             yield LabeledRow(number, class_name=names[row["label"]], probs=soft, **row)
                             number += 1
@@ -157,18 +157,3 @@ class ReviewedImages(LabeledImages):
 
     def _number_in_pool(self, row: LabeledRow) -> int:
         return sys.maxsize  # a review does not know it: by key, or by bytes
-
-
-def _dense(batch: pa.RecordBatch, classes: int) -> NDArray[np.float32]:
-    """Soft labels of shape (rows, classes); what a top-k label leaves is even over the other classes."""
-    if "probs" in batch.schema.names:
-        return _values(batch["probs"]).reshape(-1, classes)
-    top = _values(batch["top_probs"]).reshape(len(batch), -1)
-    rest = (1 - top.sum(axis=1, keepdims=True)).clip(0) / max(1, classes - top.shape[1])
-    dense = np.broadcast_to(rest, (len(batch), classes)).copy()
-    np.put_along_axis(dense, batch["top_labels"].flatten().to_numpy().reshape(len(batch), -1), top, axis=1)
-    return dense
-
-
-def _values(column: pa.FixedSizeListArray) -> NDArray[np.float32]:
-    return np.asarray(column.flatten().to_numpy(zero_copy_only=False), np.float32)

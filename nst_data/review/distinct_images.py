@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from nst_data.sources import match_classes
 from nst_data.store.version import Version
 from nst_data.tables.label_tables import TABLES, check_label_range, collect, damage_is_named, scan_labels
-from nst_data.tables.schema import soft_label_columns, top_k_of
+from nst_data.tables.schema import soft_label_columns
 from nst_data.tables.shards import table_files
+from nst_data.tables.soft_labels import dense
 
 SoftLabels = Iterator[tuple[NDArray[np.uint64], NDArray[np.float32]]]  # numbers of images, and probabilities (images, classes)
 _NUMBERS_AT_ONCE = 2**24  # of soft labels in memory: 64 MB
@@ -70,7 +71,7 @@ def soft_labels_of(version: Version, class_names: Sequence[str] | None = None) -
             with pq.ParquetFile(path) as file:
                 columns = soft_label_columns(file.schema_arrow)
                 for batch in file.iter_batches(rows, columns=["image_hash", *columns]):
-                    yield image_numbers(batch["image_hash"]), _dense(batch, classes)[:, column_of]
+                    yield image_numbers(batch["image_hash"]), _normalized(dense(batch, classes))[:, column_of]
 
 
 def _classes(version: Version, class_names: Sequence[str] | None) -> NDArray[np.int64]:
@@ -79,20 +80,6 @@ def _classes(version: Version, class_names: Sequence[str] | None) -> NDArray[np.
     return np.arange(len(names)) if class_names is None else match_classes(names, class_names, version.ref)
 
 
-def _dense(batch: pa.RecordBatch, classes: int) -> NDArray[np.float32]:
-    top_k = top_k_of(batch.schema)
-    if top_k is None:
-        probs = _matrix(batch["probs"]).astype(np.float32)
-    else:
-        labels, kept = _matrix(batch["top_labels"]), _matrix(batch["top_probs"]).astype(np.float32)
-        rest = np.maximum(0, 1 - kept.sum(axis=1, keepdims=True)) / max(1, classes - top_k)
-        probs = np.repeat(rest, classes, axis=1)
-        np.put_along_axis(probs, labels.astype(np.int64), kept, axis=1)
+def _normalized(probs: NDArray[np.float32]) -> NDArray[np.float32]:
     normalized: NDArray[np.float32] = probs / np.maximum(probs.sum(axis=1, keepdims=True), np.float32(1e-9))
     return normalized
-
-
-def _matrix(column: pa.Array) -> NDArray[np.generic]:
-    """A column of lists of one size, shape (rows, size)."""
-    values: NDArray[np.generic] = column.flatten().to_numpy(zero_copy_only=False)
-    return values.reshape(len(column), -1)

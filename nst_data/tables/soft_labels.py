@@ -34,6 +34,23 @@ def top_soft_labels(classes: NDArray[np.int32], probs: NDArray[np.float32], all_
     return made
 
 
+def dense(batch: pa.RecordBatch, classes: int) -> NDArray[np.float32]:
+    """The soft labels in rows of a table, shape (rows, classes); what a top-k label leaves is even over the other classes."""
+    if "probs" in batch.schema.names:
+        return _matrix(batch["probs"]).astype(np.float32)
+    top = _matrix(batch["top_probs"]).astype(np.float32)
+    rest = (1 - top.sum(axis=1, keepdims=True)).clip(0) / max(1, classes - top.shape[1])
+    probs = np.repeat(rest, classes, axis=1)
+    np.put_along_axis(probs, _matrix(batch["top_labels"]).astype(np.int64), top, axis=1)
+    return probs
+
+
+def _matrix(column: pa.Array) -> NDArray[Any]:
+    """A column of lists of one size, shape (rows, size)."""
+    values: NDArray[Any] = column.flatten().to_numpy(zero_copy_only=False)
+    return values.reshape(len(column), -1)
+
+
 def _half(values: NDArray[np.float32]) -> NDArray[np.float16]:
     """Rounded as NumPy rounds, at four times its speed."""
     rounded: NDArray[np.float16] = pa.array(values.ravel()).cast(pa.float16()).to_numpy()
