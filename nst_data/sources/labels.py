@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from nst_data.errors import NstError, UsageError, names_shown
+from nst_data.sources.cells import is_binary
 from nst_data.sources.class_texts import is_yaml, texts_in_yaml
 from nst_data.sources.features import Features, columns_of_kind
 from nst_data.sources.imagenet_names import places_of
@@ -139,10 +140,6 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
-def _is_binary(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
-
-
 def class_values(column: pa.ChunkedArray, location: str, name: str) -> pa.ChunkedArray:
     """A label column as int64 or large_string, however it is stored: integers, also as floats, booleans (0 and 1), text, in a dictionary.
 
@@ -166,7 +163,7 @@ def class_values(column: pa.ChunkedArray, location: str, name: str) -> pa.Chunke
             raise _too_many(pc.max(column).as_py(), len(column), MOST_UNNAMED, f"{location}: column `{name}`") from None
     if pa.types.is_floating(kind):
         return whole_floats(column, f"{location}: column `{name}` is {kind}")
-    if not (_is_text(kind) or _is_binary(kind)):
+    if not (_is_text(kind) or is_binary(kind)):
         raise NstError(f"{location}: column `{name}` is {kind}, expected integers or strings")
     try:
         texts = column.cast(pa.large_string())
