@@ -300,7 +300,9 @@ def test_the_queue_opens_in_the_page(tmp_path, monkeypatch):
 
 def test_two_picks_at_once_are_two_queues_whatever_either_saw_before(tmp_path, monkeypatch):
     store, write = Store(tmp_path / "store"), queues_module._write
-    picks = [pl.DataFrame({"image_hash": [one], "key": one, "label": "ant", "confidence": 0.5, "by": "margin", "score": 1.0}) for one in "abc"]
+    picks = [
+        pl.DataFrame({"image_hash": [one], "key": one, "label": "ant", "confidence": 0.5, "by": "margin", "score": 1.0}) for one in "abc"
+    ]
 
     def write_after_another(*arguments):
         monkeypatch.undo()

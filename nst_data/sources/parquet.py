@@ -357,7 +357,8 @@ class ParquetFiles(Source):
                 raise
             except (ValueError, TypeError, NotImplementedError, RecursionError):  # it does not know the type of some other column
                 dataset = self._copied(features=Features.from_arrow_schema(pa.schema([self._schema.field(self._column)])))
-        except (DatasetGenerationError, ValueError, TypeError, NotImplementedError, FileNotFoundError) as error:  # the last of `::` in a path
+        except (DatasetGenerationError, ValueError, TypeError, NotImplementedError, FileNotFoundError) as error:
+            # it looks for no file whose path has a `::`
             cause = error.__cause__ or error
             if isinstance(cause, OSError) and cause.errno:
                 raise cause from None  # a full disk, no permission
