@@ -62,7 +62,7 @@ class AveragedLabels:
         """Any number of classes is there."""
 
     def keep(self, file: Path, top_k: int | None, progress: Progress) -> None:
-        """Write the mean labels into a file that `kept` reads; meanwhile each table's own lie beside it, where no other process has them."""
+        """Write the mean labels into a file that `kept` reads; meanwhile those of each table lie beside it, for this process alone."""
         clear_abandoned(file.parent)
         mark = secrets.token_hex(4)
         own = [temporary(file.with_name(f".{file.name}_{number}.{mark}")) for number in range(len(self._members))]
