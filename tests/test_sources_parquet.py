@@ -76,6 +76,18 @@ def test_one_large_image_that_many_rows_share_in_a_dictionary_is_not_copied_for_
     assert len({np.frombuffer(row, np.uint8).ctypes.data for row in rows}) == 1
 
 
+@pytest.mark.parametrize("kind", [pa.binary(), pa.struct({"bytes": pa.binary(), "path": pa.string()})])
+def test_rows_that_share_a_large_image_come_a_few_at_a_time(tmp_path, kind):
+    image = png(0) + bytes(200_000)
+    cell = {"bytes": image, "path": "x.png"} if pa.types.is_struct(kind) else image
+    source = open_source(write_table(tmp_path / "x.parquet", image=pa.array([cell] * 300, kind)))
+    before, largest = pa.total_allocated_bytes(), 0
+    for row in source.rows(range(300)):
+        assert bytes(row.read()) == image
+        largest = max(largest, pa.total_allocated_bytes() - before)
+    assert largest < 2**25  # all of them have 60 MB
+
+
 @pytest.mark.parametrize("kind", [pa.binary(), pa.binary_view(), pa.struct({"bytes": pa.binary(), "path": pa.string()})])
 def test_cells_of_a_dictionary_are_looked_up_one_by_one(kind):
     images = [{"bytes": image, "path": None} if pa.types.is_struct(kind) else image for image in [IMAGES[2], None, IMAGES[0]]]

@@ -5,7 +5,7 @@ import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property, partial
 from pathlib import Path
 from threading import Lock
@@ -30,10 +30,13 @@ from nst_data.sources.listing import PIECE, listed
 from nst_data.sources.plain_pages import NO_GROUPS, PlainPages, plain_groups
 from nst_data.sources.source import Row, Source, Wanted, within
 from nst_data.store.file_tree import NO_FILE, MissingError
+from nst_data.thrift import DAMAGE as THRIFT_DAMAGE
+from nst_data.thrift import structure
 
 _BATCH_BYTES = 8 * 2**20
 _BATCH_ROWS = 1024
 _FOOTERS_AT_ONCE = 8
+_HEADER_BYTES = 2**14  # of a page
 _MOST_ROWS_A_BYTE = 10_000  # of a file; a page of equal values has some thousand
 _LABEL_BYTES, _LABEL_BYTES_A_ROW = 2**26, 2**10  # a column of classes has no more than the larger of both
 _BUILDING = Lock()
@@ -313,7 +316,8 @@ class ParquetFiles(Source):
 
     def _group_stretches(self, file: int, parquet: pq.ParquetFile, group: int, start: int, stop: int) -> Iterator[Stretch]:
         try:
-            for batch in parquet.iter_batches(self._batch_rows(parquet, group, [self._column]), row_groups=[group], columns=[self._column]):
+            rows = self._batch_rows(parquet, group, [self._column], self._files[file])
+            for batch in parquet.iter_batches(rows, row_groups=[group], columns=[self._column]):
                 yield start, min(start + len(batch), stop), Cells(batch.column(self._column), self._by_path(file))
                 start += len(batch)
             reason = "its pages end early"
@@ -323,10 +327,25 @@ class ParquetFiles(Source):
         if start < stop:
             yield start, stop, NstError(f"row group {group} of {self._names[file]} is damaged ({reason})")
 
-    def _batch_rows(self, parquet: pq.ParquetFile, group: int, names: Sequence[str]) -> int:
-        """Few enough rows that a batch is some megabytes, whatever the row group."""
-        rows, size = parquet.metadata.row_group(group).num_rows, _bytes_of(parquet, group, names)
-        return int(np.clip(_BATCH_BYTES * rows // max(size, 1), 1, _BATCH_ROWS))
+    def _batch_rows(self, parquet: pq.ParquetFile, group: int, names: Sequence[str], file: str | None = None) -> int:
+        """Few enough rows that a batch is some megabytes, whatever the row group; of a `file` also where many share one large image."""
+        (chunks,) = column_chunks(parquet.metadata, names, [group])
+        a_row = sum(chunk.total_uncompressed_size for chunk in chunks) / max(parquet.metadata.row_group(group).num_rows, 1)
+        if file is not None and not any(pa.types.is_dictionary(parquet.schema_arrow.field(name).type) for name in names):
+            a_row = max([a_row, *(self._shared_bytes(file, chunk) for chunk in chunks if chunk.has_dictionary_page)])
+        return int(np.clip(_BATCH_BYTES // max(a_row, 1), 1, _BATCH_ROWS))
+
+    def _shared_bytes(self, file: str, chunk: pq.ColumnChunkMetaData) -> float:
+        """How many bytes a value in the dictionary of a column has on average, each of which any number of rows may have; 0 if unknown."""
+        with suppress(OSError, *THRIFT_DAMAGE):
+            header, _ = structure(self._page_start(file, chunk.dictionary_page_offset), 0)
+            return float(header[2] / max(header[7][1], 1))
+        return 0
+
+    def _page_start(self, file: str, offset: int) -> bytes:
+        """The first bytes of a page."""
+        with open(file, "rb", buffering=0) as opened:
+            return os.pread(opened.fileno(), _HEADER_BYTES, offset)
 
     def _stop_unless_damage(self, error: Exception) -> None:
         """Raise what does not lie in the file's own bytes."""
@@ -401,11 +420,6 @@ def reason_without_path(error: Exception) -> str:
 
 def _has_images(schema: pa.Schema, column: str) -> bool:
     return schema.names.count(column) == 1 and holds_images(schema.field(column).type)
-
-
-def _bytes_of(parquet: pq.ParquetFile, group: int, names: Sequence[str]) -> int:
-    """What some columns of a row group have, decompressed, as its footer says."""
-    return sum(chunk.total_uncompressed_size for chunks in column_chunks(parquet.metadata, names, [group]) for chunk in chunks)
 
 
 def _hf_datasets_cache() -> str:
