@@ -372,7 +372,11 @@ def test_unbalanced_labels_tiny_images_and_a_small_test_are_said():
     assert said[0] == "labels are unbalanced: 400 of c0, 30 of c1: `class_weights: balanced` in the generations makes classes count alike"
     assert said[2] == "86 test images tell networks apart only where they differ by 10 points or more"
     assert said[3] == "the images are tiny (32 px): they are enlarged for a network that was trained on photographs"
-    assert warnings(looked([400, 300])) == ["there are no test images: 140 of the labeled ones are held out"]
+    assert warnings(looked([400, 300])) == [
+        "there are no test images: 140 of the labeled ones are held out",
+        "140 test images tell networks apart only where they differ by 8 points or more",
+    ]
+    assert not any("apart" in line for line in warnings(looked([4000, 3000])))
 
 
 def test_classes_without_labeled_images_are_said_apart_and_are_not_the_rarest():
@@ -582,6 +586,17 @@ def test_a_recipe_for_a_small_gpu_splits_the_steps_of_its_students(tmp_path, mon
     recipe, _ = recipe_of(tmp_path, None)
     assert [one.accumulate for one in recipe.generations] == [1, 2, 2]
     assert "accumulate: 2 " in (tmp_path / "a.yaml").read_text()
+
+
+def test_a_network_in_a_folder_is_named_relative_to_the_recipe_and_found_there(tmp_path, network, monkeypatch):
+    shutil.copytree(network.removeprefix("local-dir:"), tmp_path / "nets" / "my net")
+    photos(tmp_path / "photos")
+    (tmp_path / "recipes").mkdir()
+    monkeypatch.chdir(tmp_path / "nets")
+    begun = init(str(tmp_path / "photos"), tmp_path / "recipes/a.yaml", model="local-dir:my net")
+    assert "local-dir:../nets/my net" in begun.path.read_text()
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe(begun.path).generations[0].model == f"local-dir:{tmp_path / 'nets/my net'}"
 
 
 def test_of_a_network_of_which_nothing_is_known_that_is_said(tmp_path):

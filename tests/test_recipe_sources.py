@@ -205,3 +205,18 @@ def test_a_recipe_over_datasets_of_the_hub_streamed_or_not_gives_the_bytes_of_on
 @pytest.mark.parametrize("source", ["s3://bucket/images", "gs://bucket/*.tar", "hf://datasets/owner/name@v1/data", "file:///data/photos"])
 def test_an_address_stays_as_it_is(tmp_path, role, source):
     assert recipe_with(tmp_path, role, source).source == source
+
+
+def test_a_network_in_a_folder_lies_beside_the_recipe_or_else_where_a_command_takes_it_from(tmp_path):
+    (tmp_path / "net").mkdir()
+    network = {"model": "local-dir:net", "pretrained": True}
+    content = {"name": "a", "labeled": {"source": "here"}, "pool": {"source": "here"}}
+    elsewhere, started = {"model": "local-dir:elsewhere", "finetune": {"epochs": 1}}, {"model": "x", "start": "local-dir:net"}
+    content |= {"generations": [network, elsewhere, started], "students": [network | {"name": "b", "finetune": {"epochs": 1}}]}
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(content))
+    recipe = load_recipe(tmp_path / "a.yaml")
+    beside = f"local-dir:{tmp_path / 'net'}"
+    assert [one.model for one in recipe.generations] == [beside, "local-dir:elsewhere", "x"]
+    assert recipe.generations[2].start == beside
+    assert (recipe.students[0].model, recipe.students[0].finetune.model) == (beside, beside)
+    assert recipe.generations[1].finetune.model == "local-dir:elsewhere"

@@ -64,7 +64,7 @@ def test_the_last_table_and_the_list_have_a_line_with_the_score_of_each(recipe, 
     for name, row in zip(names, rows, strict=True):
         top1 = Metrics.read(store.open(name).folder).test_top1
         assert row["test_top1"] == top1
-        assert all(f"{100 * top1:.1f}%" in next(line for line in of if line.startswith(name)) for of in lines)
+        assert all(f"{100 * top1:.1f}%" in next(line for line in of if line.lstrip().startswith(name)) for of in lines)
     seconds = {ref: store.open(ref).manifest.seconds for ref in (*names, "bugs@gen-0", "bugs@gen-1.1")}
     shared = seconds["bugs@gen-0"] + seconds["bugs@gen-1.1"]
     assert [row["seconds"] for row in rows[:2]] == pytest.approx([seconds[names[0]] + shared, seconds[names[1]]], abs=0.0501)

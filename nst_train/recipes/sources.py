@@ -3,13 +3,18 @@
 import glob
 import os
 from pathlib import Path
+from typing import Any, TypeVar
 
 from nst_data.errors import UsageError
 from nst_data.hub.reference import HubReference
 from nst_data.sources.addresses import address_of
 from nst_data.sources.patterns import is_pattern
-from nst_train.recipes.recipe import Recipe
+from nst_train.recipes.recipe import GenerationSettings, Recipe
 from nst_train.recipes.sections import EvaluationSettings, SourceSettings, TeacherSettings
+from nst_train.settings import TrainSettings
+
+Trained = TypeVar("Trained", bound=TrainSettings)
+_FOLDER = "local-dir:"
 
 
 def with_sources_beside(path: Path, recipe: Recipe) -> Recipe:
@@ -36,8 +41,25 @@ def with_sources_beside(path: Path, recipe: Recipe) -> Recipe:
             "teacher": teacher,
             "select": recipe.select.model_copy(update={"by": by}),
             "evaluate": [of_evaluation(one) for one in recipe.evaluate],
+            "generations": [_trained(folder, one) for one in recipe.generations],
+            "students": [_trained(folder, one) for one in recipe.students],
         }
     )
+
+
+def _trained(folder: Path, settings: Trained) -> Trained:
+    """A training with the folders of its network and of what it starts from; one that is not beside the recipe is where it was before."""
+    changed: dict[str, Any] = {}
+    for name in ("model", "start"):
+        asked = getattr(settings, name)
+        if isinstance(asked, str) and asked.startswith(_FOLDER):
+            found = str(_file(folder, asked.removeprefix(_FOLDER)))
+            plain = os.path.normpath(found)  # which is another folder where `..` leaves a link
+            found = plain if os.path.realpath(plain) == os.path.realpath(found) else found
+            changed[name] = f"{_FOLDER}{found}" if os.path.isdir(found) else asked
+    if isinstance(settings, GenerationSettings) and settings.finetune is not None:
+        changed["finetune"] = _trained(folder, settings.finetune)
+    return settings.model_copy(update=changed)
 
 
 def located(folder: Path, source: str) -> str:
@@ -73,7 +95,7 @@ def _words_beside(folder: Path, teacher: TeacherSettings) -> TeacherSettings:
 
 def _model(folder: Path, name: str) -> str:
     """A model's name; a folder's starts beside the recipe."""
-    prefix, is_folder, path = name.rpartition("local-dir:")
+    prefix, is_folder, path = name.rpartition(_FOLDER)
     return f"{is_folder}{_file(folder, path)}" if is_folder and not prefix else name
 
 

@@ -112,7 +112,7 @@ def init(
     student |= of_network({"model": network, "start": "teacher"} | student, len(look.class_names))
     student |= of_machine({"model": network, "start": "teacher"} | student, len(look.class_names))
     sources = _sources(look, path.absolute().parent)
-    text = recipe_text(name, look, sources, network, facts, chosen, student, device)
+    text = recipe_text(name, look, sources, _in_recipe(network, path.absolute().parent), facts, chosen, student, device)
     parse_recipe(text, path)  # it loads, or this is a fault of ours
     _write_new(path, text)
     has_schema = write_schema(path.absolute().parent)
@@ -136,9 +136,17 @@ def _name_of(path: Path) -> str:
 
 
 def _with_folder(model: str) -> str:
-    """A model of a folder with its absolute path: a recipe's networks are named as a command names them."""
-    prefix, is_folder, where = model.rpartition("local-dir:")
-    return f"local-dir:{Path(os.path.expanduser(where)).absolute()}" if is_folder and not prefix else model
+    """A model of a folder with its absolute path."""
+    return f"local-dir:{os.path.abspath(os.path.expanduser(where))}" if (where := _folder_of(model)) else model
+
+
+def _in_recipe(model: str, folder: Path) -> str:
+    """A model as a recipe in `folder` names it: one of a folder relative to it where it is near."""
+    return f"local-dir:{_beside(folder, where, None)}" if (where := _folder_of(model)) else model
+
+
+def _folder_of(model: str) -> str:
+    return model.removeprefix("local-dir:") if model.startswith("local-dir:") else ""
 
 
 def _sources(look: Look, folder: Path) -> dict[str, str]:
