@@ -15,6 +15,7 @@ from conftest import TINY, png, write_class_folders
 
 from nst_data.sources import open_source
 from nst_data.store.store import Store
+from nst_data.tables import pieces
 
 pytestmark = pytest.mark.slow
 
@@ -37,6 +38,8 @@ def label_in(store, pool, worker, threads, corpus="killed"):
     from nst_train.settings import LabelRunSettings, LabelSettings
 
     os.setpgrp()
+    if corpus != "undisturbed":
+        pieces.EVERY_SECONDS = 0.01  # this process is its own
     settings, run = LabelSettings(batch_size=16, rows_per_shard=PER_SHARD), LabelRunSettings(worker=worker, decode_threads=threads)
     label(Store(store), corpus, "tiny-teacher@gen-0", open_source(str(pool)), settings, run=run)
 

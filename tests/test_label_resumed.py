@@ -5,6 +5,7 @@ import shutil
 from contextlib import contextmanager
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from conftest import picture, write_pool
 from labels import RUN, SETTINGS, rows, write_teacher
@@ -14,6 +15,7 @@ from watched import Ended, Said
 from nst_data.errors import NstError
 from nst_data.sources import open_source
 from nst_data.store.store import Store
+from nst_data.tables.pieces import Pieces
 from nst_train.labeling import labeling
 from nst_train.labeling.label import extend, label
 from nst_train.settings import LabelRunSettings, LabelSettings
@@ -86,6 +88,86 @@ def test_what_was_done_is_not_done_again_and_the_bytes_are_those_of_an_undisturb
     assert sorted(seen) == [shard for shard in range(4) if f"{shard:05d}.json" not in before]
     assert (told.done, told.done + told.counted) == (6 * len(before), IMAGES)
     assert store.unfinished() == []
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """The numbers of the images that the teacher sees."""
+    ids, predict = [], labeling.predict
+
+    def watched(teacher, computation, batches, *arguments, **options):
+        def each():
+            for batch in batches:
+                ids.extend(row.id for row in batch.rows)
+                yield batch
+
+        return predict(teacher, computation, each(), *arguments, **options)
+
+    monkeypatch.setattr(labeling, "predict", watched)
+    return ids
+
+
+WHOLE = {"rows_per_shard": 1_000, "batch_size": 4}
+
+
+def stopped_in_a_shard(store, teacher, pool, corpus="bugs"):
+    settings = LabelSettings(**SETTINGS.model_dump() | WHOLE)
+    with pytest.raises(PowerCutError):
+        label(store, corpus, teacher, open_source(str(pool)), settings, run=RUN, progress=Ended(10, PowerCutError))
+    (staging,) = store.stagings(corpus)
+    assert list((staging.work / "shards").iterdir()) == []
+    return sorted((staging.work / "pieces/00000").iterdir())
+
+
+@pytest.mark.parametrize("damage", ["", "cut short", "no file"])
+def test_a_shard_that_was_begun_goes_on_after_its_last_batch(store, teacher, pool, seen, damage):
+    expected = labeled(store, teacher, pool, "undisturbed", **WHOLE)
+    (piece,) = stopped_in_a_shard(store, teacher, pool)
+    if damage:
+        piece.write_bytes(b"" if damage == "no file" else piece.read_bytes()[:-700])
+    seen.clear()
+    told = Told()
+    version = labeled(store, teacher, pool, progress=told, **WHOLE)
+    done = 0 if damage else int(piece.stem.partition("-")[2]) * WHOLE["batch_size"]
+    assert damage or done >= 8
+    assert seen == list(range(done, IMAGES))
+    assert told.counted == IMAGES
+    assert version.manifest.files == expected.manifest.files
+    assert store.unfinished() == []
+
+
+def test_pieces_of_several_processes_go_together_as_far_as_they_are_without_a_gap(tmp_path):
+    rows = [pa.table({"id": np.arange(4) + 4 * batch}) for batch in range(6)]
+    for first, stop in ((0, 2), (2, 3), (2, 5), (6, 7)):
+        pieces = Pieces(tmp_path, 3)
+        pieces._first = first
+        for batch in range(first, stop):
+            pieces.add(rows[batch % 6], [{"id": batch}])
+        pieces.write()
+    again = Pieces(tmp_path, 3)
+    assert [(batch["id"].to_pylist(), errors) for batch, errors in again.kept()] == [
+        (rows[batch]["id"].to_pylist(), [{"id": batch}]) for batch in range(5)
+    ]
+    again.add(rows[5], [])
+    again.write()
+    assert len(Pieces(tmp_path, 3).kept()) == 7
+    again.discard()
+    assert Pieces(tmp_path, 3).kept() == []
+
+
+def test_a_pool_that_grew_goes_on_in_a_shard_too(store, teacher, pool, seen):
+    labeled(store, teacher, pool, **WHOLE)
+    picture(1, 5).save(pool / "0-105b.png")
+    for number in range(14):
+        picture(number % 3, 40 + number).save(pool / f"2-{number}.png")
+    shutil.copytree(store.root, store.root.with_name("other"))
+    expected = extend(Store(store.root.with_name("other")), "bugs@gen-1", open_source(str(pool)), run=RUN)
+    with pytest.raises(PowerCutError):
+        extend(store, "bugs@gen-1", open_source(str(pool)), run=RUN, progress=Ended(9, PowerCutError))
+    everything = list(seen)
+    seen.clear()
+    assert extend(store, "bugs@gen-1", open_source(str(pool)), run=RUN).manifest.files == expected.manifest.files
+    assert 0 < len(seen) < len(set(everything))
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Self
@@ -16,6 +16,7 @@ from nst_data.progress import Task
 from nst_data.sources import Row
 from nst_data.store.counts import Counts, LabelCounts
 from nst_data.store.store import Staging
+from nst_data.tables.pieces import Pieces
 from nst_data.tables.schema import top_k_of
 from nst_data.tables.shards import NO_ANSWER, Shards, ShardWriter
 from nst_train.classifiers.inference import Computation, Prediction, predict
@@ -23,7 +24,7 @@ from nst_train.classifiers.loading import load_images
 from nst_train.classifiers.teachers import Teacher
 from nst_train.labeling.answers import answers
 from nst_train.labeling.like import OTHER_BYTES
-from nst_train.labeling.plan import Part, PartMaker, Plan
+from nst_train.labeling.plan import Errors, Part, PartMaker, Plan
 
 _NOT_UNREAD = (OTHER_BYTES, NO_ANSWER)  # reasons that reading the image again changes nothing about
 _TRIED = 64  # images without one finite answer after which the teacher is given up
@@ -46,13 +47,18 @@ class NoAnswerError(NstError):
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of one shard that go through the teacher together; `stop` is the pool row before which the next batch does not begin."""
+    """Rows of one shard that go through the teacher together; `stop` is the pool row before which the next batch does not begin.
+
+    The first one of a shard that was begun before has what is kept of that, `before`, with the `stop` of each batch.
+    """
 
     shard: int
     part: Part
     rows: Sequence[Row]
     first: bool
     stop: int | None
+    pieces: Pieces
+    before: Sequence[tuple[pa.Table, Errors, int | None]] = ()
 
 
 @dataclass
@@ -70,6 +76,7 @@ class Labeling:
     threads: int | None = None
     worker: tuple[int, int] = (0, 1)
     _writer: ShardWriter | None = field(default=None, init=False)
+    _pieces: Pieces | None = field(default=None, init=False)  # of the shard under way
     _answered: int = field(default=0, init=False)  # images that the teacher saw in this run
     _any_label: bool = field(default=False, init=False)
 
@@ -97,9 +104,10 @@ class Labeling:
     def fill_one(self, shard: int) -> Iterator[int]:
         """Label one shard, whoever else works at it; gives how many rows more are done."""
         self.shards.claim(shard)
-        part = self._part(shard)
-        yield self.shards.plan.size(shard) - len(part.to_label)
-        with closing(self._written(self._batches_of(shard, part))) as batches:
+        part, pieces = self._part(shard), Pieces(self.shards.work, shard)
+        before = self._before(part, pieces)
+        yield self._rows_before(shard, part, before)
+        with closing(self._written(self._batches_of(shard, part, pieces, before))) as batches:
             for batch in batches:
                 yield len(batch.rows)
 
@@ -137,24 +145,36 @@ class Labeling:
             waited = True
 
         for shard in self.shards.take(*self.worker, on_wait):
-            part = self._part(shard)
-            counted[shard] = self.shards.plan.size(shard) - len(part.to_label)
+            part, pieces = self._part(shard), Pieces(self.shards.work, shard)
+            before = self._before(part, pieces)
+            counted[shard] = self._rows_before(shard, part, before)
             task.advance(counted[shard])
-            yield from self._batches_of(shard, part)
+            yield from self._batches_of(shard, part, pieces, before)
             self._count_what_others_did(task, counted)
         self._count_what_others_did(task, counted)
 
     def _part(self, shard: int) -> Part:
         return self.part(*self.shards.plan.bounds(shard), partial(self.shards.show_life, shard))
 
-    def _batches_of(self, shard: int, part: Part) -> Iterator[Batch]:
+    def _before(self, part: Part, pieces: Pieces) -> list[tuple[pa.Table, Errors]]:
+        """What is kept of a shard that was begun, but for its last batch, which is computed in any case."""
+        last = (max(1, len(part.to_label)) - 1) // self.computation.batch_size
+        return pieces.kept()[:last]
+
+    def _rows_before(self, shard: int, part: Part, before: Sequence[tuple[pa.Table, Errors]]) -> int:
+        """How many rows of a shard are done or known before it goes on."""
+        return self.shards.plan.size(shard) - len(part.to_label) + len(before) * self.computation.batch_size
+
+    def _batches_of(self, shard: int, part: Part, pieces: Pieces, before: Sequence[tuple[pa.Table, Errors]]) -> Iterator[Batch]:
         """Batches begin anew with each shard. A shard without rows to label has one batch without rows."""
         size, wanted = self.computation.batch_size, part.to_label
-        source = self.plan.pool.rows(wanted)
-        for first in range(0, max(1, len(wanted)), size):
+        begin = len(before) * size
+        known = [(*batch, int(wanted[(place + 1) * size])) for place, batch in enumerate(before)]
+        source = self.plan.pool.rows(wanted[begin:])
+        for first in range(begin, max(1, len(wanted)), size):
             rows = [next(source) for _ in wanted[first : first + size]]
             stop = int(wanted[first + size]) if first + size < len(wanted) else None
-            yield Batch(shard, part, rows, first == 0, stop)
+            yield Batch(shard, part, rows, first == begin, stop, pieces, known if first == begin else ())
             if stop is not None and self.shards.is_done(shard):  # by another process
                 return
 
@@ -178,6 +198,9 @@ class Labeling:
             self.shards.stopped.set()
             labeled.close()
             writing.shutdown()
+            if self._pieces is not None:
+                with suppress(OSError):  # a full disk: what stopped the work says so
+                    self._pieces.write()
             self._abandon()
 
     def _write(self, batch: Batch, prediction: Prediction) -> None:
@@ -185,6 +208,9 @@ class Labeling:
         if batch.first:
             self._abandon()
             self._writer = ShardWriter(self.shards, batch.shard, self.schema)
+            for known in batch.before:
+                self._writer.add(*batch.part.complete(*known))
+                self._any_label = self._any_label or known[0].num_rows > 0
         assert self._writer is not None, "a shard begins with its first batch"
         self.shards.show_life(batch.shard)
         rows, errors = answers(batch.rows, prediction, top_k_of(self.schema))
@@ -193,6 +219,11 @@ class Labeling:
         if batch.stop is None:
             self._writer.finish()
             self._writer = None
+            self._pieces = None
+            batch.pieces.discard()
+        else:
+            self._pieces = batch.pieces
+            batch.pieces.add(rows, errors)
 
     def _give_up_without_answers(self, seen: int, labeled: int) -> None:
         """Count what the teacher saw and labeled. Raises NoAnswerError where it had no finite answer to any of the first images."""

@@ -1,0 +1,76 @@
+"""What is done of a shard that is not: its batches so far, kept every few seconds for whoever goes on with it."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from nst_data.store.files import discard, replacing
+
+Batch = tuple[pa.Table, list[dict[str, Any]]]
+"""Rows, and the images among them that have none, with the reasons."""
+
+EVERY_SECONDS = 10.0
+_BATCHES = b"batches"  # in the metadata of a piece
+
+
+class Pieces:
+    """The batches of one shard, each piece a file with some of them. Equal batches may stand in pieces of several processes."""
+
+    def __init__(self, work: Path, shard: int) -> None:
+        self._folder = work / "pieces" / f"{shard:05d}"
+        self._first, self._waiting = 0, list[Batch]()
+        self._since = time.monotonic()
+
+    def kept(self) -> list[Batch]:
+        """All batches from the first on that pieces have without a gap; those that follow are added after them."""
+        found: list[Batch] = []
+        while piece := max(self._folder.glob(f"{len(found):08d}-*.arrow"), default=None):  # the longest that goes on from here
+            batches = _read(piece)
+            if not batches:
+                piece.unlink(missing_ok=True)
+                continue
+            found += batches
+        self._first = len(found)
+        return found
+
+    def add(self, rows: pa.Table, errors: list[dict[str, Any]]) -> None:
+        """Take the next batch. It is written with others, once enough time has passed."""
+        self._waiting.append((rows, errors))
+        if time.monotonic() - self._since >= EVERY_SECONDS:
+            self.write()
+
+    def write(self) -> None:
+        """Write the batches that wait to be."""
+        if self._waiting:
+            stop = self._first + len(self._waiting)
+            table = pa.concat_tables(rows for rows, _ in self._waiting)
+            batches = json.dumps([[rows.num_rows, errors] for rows, errors in self._waiting])
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with (
+                replacing(self._folder / f"{self._first:08d}-{stop:08d}.arrow") as file,
+                pa.ipc.new_file(file, table.schema.with_metadata({_BATCHES: batches})) as writer,
+            ):
+                writer.write_table(table.replace_schema_metadata({_BATCHES: batches}))
+            self._first, self._waiting = stop, []
+        self._since = time.monotonic()
+
+    def discard(self) -> None:
+        """Delete them: the shard is done."""
+        discard(self._folder)
+
+
+def _read(piece: Path) -> list[Batch]:
+    """The batches of a piece; none where it is damaged, or another process has just deleted it."""
+    try:
+        table = pa.ipc.open_file(pa.py_buffer(piece.read_bytes())).read_all()
+        table.validate(full=True)
+        batches, start = list[Batch](), 0
+        for rows, errors in json.loads((table.schema.metadata or {})[_BATCHES]):
+            batches.append((table.slice(start, rows).replace_schema_metadata(), errors))
+            start += rows
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
+        return []
+    return batches if start == table.num_rows else []
