@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import JsonOption, print_json
+from .options import ClassNamesOption, ImageColumnOption, JsonOption, LabelColumnOption, print_json
 
 if TYPE_CHECKING:
     from nst_train.starting.writing import Beginning
@@ -25,6 +25,9 @@ def init(
     pool: Annotated[str | None, typer.Option(metavar="SOURCE", help="Unlabeled images, " + _SOURCE_HELP.format("unlabeled"))] = None,
     test: Annotated[str | None, typer.Option(metavar="SOURCE", help="Labeled images to test on; else some are held out.")] = None,
     validation: Annotated[str | None, typer.Option(metavar="SOURCE", help="Labeled images to select the best weights by.")] = None,
+    label_column: LabelColumnOption = None,
+    image_column: ImageColumnOption = None,
+    class_names: ClassNamesOption = None,
     model: Annotated[
         str | None,
         typer.Option(metavar="MODEL", help="The pretrained network: a timm name, local-dir:FOLDER, hf-hub:OWNER/NAME. Default: by device."),
@@ -35,7 +38,8 @@ def init(
     """Inspect your images and write a commented recipe for them. Trains nothing, overwrites nothing."""
     from nst_train.starting.writing import init as write
 
-    begun = write(photos, output, labeled=labeled, pool=pool, test=test, validation=validation, model=model, name=name)
+    columns = {"label_column": label_column, "image_column": image_column, "class_names": class_names}
+    begun = write(photos, output, labeled=labeled, pool=pool, test=test, validation=validation, **columns, model=model, name=name)
     if json:
         images = {role: len(getattr(begun.look, role)) for role in begun.look.named}
         about = {"network": begun.network, "device": begun.device, "holdout": begun.look.holdout, "warnings": begun.warnings}

@@ -173,6 +173,32 @@ def _png(index):
     return file.getvalue()
 
 
+def test_columns_of_the_labeled_table_are_used_and_written(tmp_path, network):
+    photos(tmp_path / "photos", pool=6)
+    (tmp_path / "names.txt").write_text("ant\nbee\ncat\n")
+    for role in ("labeled", "test"):
+        rows = [
+            f"{one.relative_to(tmp_path)},{CLASSES.index(one.parent.name)}" for one in sorted((tmp_path / "photos" / role).rglob("*.png"))
+        ]
+        (tmp_path / f"{role}.csv").write_text("\n".join(["bild,art", *rows]) + "\n")
+    named = {"labeled": str(tmp_path / "labeled.csv"), "pool": str(tmp_path / "photos/unlabeled"), "test": str(tmp_path / "test.csv")}
+    columns = {"label_column": "art", "image_column": "bild", "class_names": str(tmp_path / "names.txt")}
+    recipe, _ = recipe_of(tmp_path, network, None, **named, **columns)
+    written = yaml.safe_load((tmp_path / "a.yaml").read_text())
+    for role in ("labeled", "test"):
+        expected = {"source": f"{role}.csv", "label_column": "art", "image_column": "bild", "class_names": "names.txt"}
+        assert written[role] == expected
+    assert written["pool"] == {"source": "photos/unlabeled"}
+    assert recipe.labeled.class_names == columns["class_names"]
+    (tmp_path / "a.yaml").unlink()
+    folders = named | {"test": str(tmp_path / "photos/test")}
+    recipe_of(tmp_path, network, None, **folders, **columns)
+    assert yaml.safe_load((tmp_path / "a.yaml").read_text())["test"] == {"source": "photos/test"}
+    wrong = ["--image-column", "bild", "--label-column", "kind", "--output", str(tmp_path / "b.yaml")]
+    result = CliRunner().invoke(app, ["init", "--labeled", named["labeled"], "--pool", named["pool"], *wrong])
+    assert (result.exit_code, "kind" in result.stderr) == (2, True), result.output
+
+
 def test_files_in_the_folder_may_be_the_sources(tmp_path, network):
     (tmp_path / "photos").mkdir()
     images_and_labels([0, 1] * 4).to_parquet(str(tmp_path / "photos" / "Train.parquet"))

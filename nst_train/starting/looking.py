@@ -1,9 +1,11 @@
 """What a user has: sources by their role, images of each class, sizes, and what of it will hurt. Decodes an image of each class."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +37,7 @@ _UNBALANCED, _FEW_TESTED, _MANY_TIMES = 10, 1_000, 50
 
 @dataclass(frozen=True)
 class Look:
-    """What there is. `named` has where each role's source is, as the user named it or as it was found."""
+    """What there is. `named` has where each role's source is, as the user named it or as it was found, `columns` how it was opened."""
 
     named: dict[str, str]
     labeled: Source
@@ -46,6 +48,7 @@ class Look:
     sides_px: NDArray[np.int64]  # shorter side of some labeled images and of some in the pool, upright
     unread: int  # of the sampled images
     faults: list[str] = field(default_factory=list)  # unreadable classes, labeled images in two classes or among those measured on
+    columns: dict[str, dict[str, str]] = field(default_factory=dict)  # of each role, such as {"label_column": "kind"}
 
     @property
     def class_names(self) -> list[str]:
@@ -77,9 +80,10 @@ class Look:
         return int(np.median(self.sides_px)) if len(self.sides_px) else 0
 
 
-def look_at(photos: Path | str | None, **named: str | None) -> Look:
+def look_at(photos: Path | str | None, columns: Mapping[str, str] | None = None, **named: str | None) -> Look:
     """Open what lies in a folder with labeled/, unlabeled/, test/ and validation/ in it, or what is named by its role.
 
+    `columns` are `open_source`'s `label_column`, `image_column` and `class_names` of the labeled images, and of others that have such.
     Raises UsageError or NstError in one line for what cannot make a recipe.
     """
     found = {role: where for role, where in named.items() if where is not None}
@@ -87,7 +91,9 @@ def look_at(photos: Path | str | None, **named: str | None) -> Look:
         found = _found_in(Path(photos), set(found)) | found
     _check_there(photos, found)
     _check_apart(found)
-    opened = {role: _opened(role, where) for role, where in found.items()}
+    opened, taken = {}, {}
+    for role, where in found.items():
+        opened[role], taken[role] = _opened(role, where, columns or {})
     labeled, pool = opened["labeled"], opened["pool"]
     check_trainable(labeled)
     for role in ("test", "validation"):
@@ -105,7 +111,7 @@ def look_at(photos: Path | str | None, **named: str | None) -> Look:
     measured = [one for one in (test, validation) if one]
     faults = [f"{one.location}: {phrase(classes)}" for one in measured if (classes := _lost(one))]
     faults += _of_equal_bytes(labeled, measured)
-    return Look(found, labeled, pool, test, validation, counts, read, len(sides) - len(read), faults)
+    return Look(found, labeled, pool, test, validation, counts, read, len(sides) - len(read), faults, taken)
 
 
 def check_classes_are_readable(labeled: Source) -> None:
@@ -211,10 +217,15 @@ def _check_apart(found: dict[str, str]) -> None:
             )
 
 
-def _opened(role: str, where: str) -> Source:
+def _opened(role: str, where: str, columns: Mapping[str, str]) -> tuple[Source, dict[str, str]]:
+    """The source, and which of the labeled images' columns it was opened with: others may lie in folders, or have other columns."""
+    asked: dict[str, Any] = {name: value for name, value in columns.items() if role != "pool" or name == "image_column"}
     try:
-        return open_source(where, labeled=role != "pool")
+        return open_source(where, labeled=role != "pool", **asked), asked
     except NstError as error:
+        if asked and role != "labeled":
+            with suppress(NstError):
+                return open_source(where, labeled=role != "pool"), {}
         raise type(error)(f"{role}: {error}") from None
 
 

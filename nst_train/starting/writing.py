@@ -60,6 +60,9 @@ def init(
     pool: str | None = None,
     test: str | None = None,
     validation: str | None = None,
+    label_column: str | None = None,
+    image_column: str | None = None,
+    class_names: str | None = None,
     model: str | None = None,
     name: str | None = None,
 ) -> Beginning:
@@ -72,6 +75,9 @@ def init(
         pool: Another source of unlabeled images.
         test: Another source of test images; without any a share of the labeled ones is held out.
         validation: Another source of validation images.
+        label_column: The label column of the labeled images, and of test and validation images that have it.
+        image_column: The image column of the labeled images, and of others that have it.
+        class_names: A file with names of integer labels, likewise.
         model: The network, in place of the one that suits the device.
         name: What the recipe is called; by default as its file.
 
@@ -90,7 +96,9 @@ def init(
     if not path.absolute().parent.is_dir():
         raise UsageError(f"{path}: no folder {path.absolute().parent}; make it, or give another `output`")
     name = check_name(name) if name is not None else _name_of(path)
-    look = look_at(photos, labeled=labeled, pool=pool, test=test, validation=validation)
+    asked = {"label_column": label_column, "image_column": image_column, "class_names": class_names}
+    columns = {setting: value for setting, value in asked.items() if value is not None}
+    look = look_at(photos, columns, labeled=labeled, pool=pool, test=test, validation=validation)
     from nst_train.device import memory_of, this_device
     from nst_train.networks.models import check_network_name
 
@@ -149,9 +157,15 @@ def _folder_of(model: str) -> str:
     return model.removeprefix("local-dir:") if model.startswith("local-dir:") else ""
 
 
-def _sources(look: Look, folder: Path) -> dict[str, str]:
-    """Each source as a recipe in `folder` names it: relative to it where it is near, a dataset of the Hub as it is."""
-    return {role: _beside(folder, where, getattr(look, role).revision) for role, where in look.named.items()}
+def _sources(look: Look, folder: Path) -> dict[str, dict[str, str]]:
+    """Each source as a recipe in `folder` names it: relative to it where it is near, a dataset of the Hub as it is; with its columns."""
+    sources = {}
+    for role, where in look.named.items():
+        columns = dict(look.columns.get(role, {}))
+        if "class_names" in columns:
+            columns["class_names"] = _beside(folder, columns["class_names"], None)
+        sources[role] = {"source": _beside(folder, where, getattr(look, role).revision)} | columns
+    return sources
 
 
 def _beside(folder: Path, where: str, revision: str | None) -> str:
@@ -215,7 +229,14 @@ def _why(chosen: Numbers, look: Look, facts: Facts, on_gpu: bool) -> dict[str, s
 
 
 def recipe_text(
-    name: str, look: Look, sources: dict[str, str], model: str, facts: Facts, chosen: Numbers, student: dict[str, Any], device: str
+    name: str,
+    look: Look,
+    sources: dict[str, dict[str, str]],
+    model: str,
+    facts: Facts,
+    chosen: Numbers,
+    student: dict[str, Any],
+    device: str,
 ) -> str:
     """The recipe as YAML. Names of the user's stand in values alone, never in comments."""
     on_gpu, classes = device != "cpu", len(look.class_names)
@@ -228,7 +249,7 @@ def recipe_text(
     }
     for role in _ROLES:
         if role in sources:
-            heads.append((f"{role}: {_flow({'source': sources[role]})}", about[role]))
+            heads.append((f"{role}: {_flow(sources[role])}", about[role]))
         elif role == "test" and look.holdout:
             heads.append((f"holdout: {look.holdout:g}", "no test images: this share of each class's labeled images is held out"))
     heads.append(("seed: 0", "same seed, same bytes"))
