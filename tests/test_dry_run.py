@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from watched import Ended
 from wording import tells
 
-from nst_data.errors import NstError
+from nst_data.errors import NstError, UsageError
 from nst_data.progress import Progress
 from nst_data.sources import open_source
 from nst_data.sources.listing import write_listing
@@ -285,6 +285,14 @@ def test_a_source_that_is_not_there_is_one_line(tmp_path):
     write_tiny_images(tmp_path)
     with pytest.raises(NstError, match=r"pool: .*nothing-here"):
         stages(Store(tmp_path / "store"), write_tiny_recipe(tmp_path, pool="/nothing-here", generations=[TINY, STUDENT], **PARTS))
+
+
+def test_a_pool_that_is_another_source_too_is_refused_before_any_training(tmp_path):
+    write_tiny_images(tmp_path)
+    path = write_tiny_recipe(tmp_path, pool="test", generations=[TINY, STUDENT], **PARTS)
+    for work in (stages, lambda store, path: self_training(store, load_recipe(path), progress=Progress())):
+        with pytest.raises(UsageError, match=r"^pool: .*test is also `test`, so no image would be left .*; expected two sources$"):
+            work(Store(tmp_path / "store"), path)
 
 
 def test_a_class_of_which_no_image_can_be_read_is_one_line_unless_its_training_is_done(tmp_path, timed):

@@ -219,6 +219,14 @@ def test_an_excluded_source_is_the_same_with_and_without_its_labels(store, pool,
     assert balance(store, version, BalanceSettings(), exclude=[open_source(folder, labeled=True)]) == first
 
 
+def test_a_pool_that_is_excluded_whole_is_an_error_that_fits_recipes_too(store, pool):
+    version = write_generation(store, pool)
+    with pytest.raises(
+        NstError, match=r"\(5 excluded\); use a pool of other images than the excluded ones, which are kept out of training$"
+    ):
+        balance(store, version, BalanceSettings(), exclude=[pool])
+
+
 def test_nothing_left_is_an_error_that_counts_the_reasons(store, pool):
     version = write_generation(store, pool)
     message = r"^flowers@gen-1: 0 images are left of 5 \(5 low confidence\); lower `min_confidence`, or train a better teacher"

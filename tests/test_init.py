@@ -298,6 +298,8 @@ def test_one_source_in_two_roles_and_missing_sources_are_one_line(tmp_path, netw
     write_class_folders(tmp_path / "other", ["ant", "bee", "cat"], 2, first=700)
     with pytest.raises(UsageError, match=r"other: given as `test` and as `validation`; expected two sources"):
         recipe_of(tmp_path, network, test=str(tmp_path / "other"), validation=str(tmp_path / "other"))
+    with pytest.raises(UsageError, match=r"other: given as `pool` and as `test`; expected two sources"):
+        recipe_of(tmp_path, network, pool=str(tmp_path / "other"), test=str(tmp_path / "other"))
     with pytest.raises(UsageError, match=r"`labeled` and `pool`: missing.*labeled/ and unlabeled/"):
         recipe_of(tmp_path, network, None)
     with pytest.raises(UsageError, match=r"nowhere:.*labeled/ and unlabeled/.*`labeled` and `pool`"):

@@ -55,9 +55,10 @@ from nst_data.tables.spark import SparkWork, Work
 
 SHARD_BYTES = 256 * 2**20
 _MOST_WRITERS = 3  # each holds a shard in memory
+_OVERLAP = "use a pool of other images than the excluded ones, which are kept out of training"
 _ADVICE = {
-    "held_out": "choose other sources with `exclude`",
-    "near_held_out": "choose other sources with `exclude`",
+    "held_out": _OVERLAP,
+    "near_held_out": _OVERLAP,
     **dict.fromkeys(OF_REVIEW.values(), "label more images than people have answered about"),
     "excluded_class": "exclude fewer classes with `exclude_class`",
     "not_sampled": "raise `fraction`",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from nst_data.errors import NstError
+from nst_data.errors import NstError, UsageError
 from nst_data.hub.reference import HubReference
 from nst_data.progress import Progress
 from nst_data.sources import Source, open_source
@@ -35,7 +35,20 @@ class OpenedSources:
         pool = _open("pool", recipe.pool, progress, indexes=store.indexes if writes else None)
         test = _open("test", recipe.test, progress) if recipe.test else None
         validation = _open("validation", recipe.validation, progress) if recipe.validation else None
-        return cls(labeled, pool, test, validation, [(one, _data_of(one, progress)) for one in recipe.evaluate])
+        opened = cls(labeled, pool, test, validation, [(one, _data_of(one, progress)) for one in recipe.evaluate])
+        opened._check_pool_is_another()
+        return opened
+
+    def _check_pool_is_another(self) -> None:
+        """Raises UsageError for a pool that is one of the other sources: all of it would be labeled, and then left out of the selection."""
+        for role in ("labeled", "test", "validation"):
+            other: Source | None = getattr(self, role)
+            if other is None or other.location != self.pool.location:
+                continue
+            if other.images_fingerprint == self.pool.images_fingerprint:
+                raise UsageError(
+                    f"pool: {self.pool.location} is also `{role}`, so no image would be left to learn from; expected two sources"
+                )
 
     def all(self) -> Iterator[Source]:
         """Each of them, in a fixed order."""

@@ -204,8 +204,9 @@ def _check_apart(found: dict[str, str]) -> None:
     """Raises NstError for images inside the labeled folder, whose folders are classes, and for one source in two roles."""
     paths = {role: Path(where).resolve() for role, where in found.items() if os.path.exists(where)}
     labeled = paths.pop("labeled", None)
-    if "test" in paths and paths["test"] == paths.get("validation"):
-        raise UsageError(f"{found['test']}: given as `test` and as `validation`; expected two sources")
+    for one, other in (("test", "validation"), ("pool", "test"), ("pool", "validation")):
+        if one in paths and paths[one] == paths.get(other):
+            raise UsageError(f"{found[one]}: given as `{one}` and as `{other}`; expected two sources")
     for role in paths:
         if labeled is None:
             continue
