@@ -10,6 +10,7 @@ from .commands import load
 
 _SETTING = re.compile(r"(?<!column )`(\w+)`(?! (?:column|\())")  # a table's columns stand in backticks too
 _CALL = re.compile(r"`([\w.]+\([^`]*\))`")
+_RECIPES = ("run", "demo")  # commands that run one
 _COMMANDS = {"versions": "list", "remove_features": "remove"}  # of what has another name
 
 _speaking = SimpleNamespace(command="")
@@ -29,8 +30,10 @@ def in_our_words(message: str) -> str:
     """A message of the library: each setting that the command takes as its option, each call that is a command as that.
 
     `batch_size` is --batch-size, `store.remove('net@gen-0')` is `nst remove net@gen-0`, the review page is that of `nst look`.
+    For a recipe `max_unreadable` is `run.max_unreadable`.
     """
-    options = _options(_speaking.command)
+    command = _speaking.command
+    options = (_of_recipe() if command in _RECIPES else {}) | _options(command)
     message = message.replace("on the review page", "in `nst look`")
     message = _SETTING.sub(lambda name: options.get(name[1], name[0]), message)
     return _CALL.sub(lambda call: _as_command(call[1]) or call[0], message)
@@ -42,6 +45,13 @@ def _options(command: str) -> dict[str, str]:
     actions = getattr(loaded, "commands", {}).values()
     parameters = [one for action in (loaded, *actions) for one in action.params] if loaded else []
     return {one.name: one.opts[0] if one.param_type_name == "option" else one.metavar or one.name.upper() for one in parameters}
+
+
+def _of_recipe() -> dict[str, str]:
+    """Where a recipe has the settings of the machine, as its keys are written: elsewhere in it they are unknown."""
+    from nst_train.settings import RunSettings
+
+    return {name: f"`run.{name}`" for name in RunSettings.model_fields}
 
 
 def _as_command(call: str) -> str | None:
