@@ -16,10 +16,12 @@ from test_label_resumed import Told, stopped
 from wording import tells
 
 from nst_data.errors import NstError
+from nst_data.progress import Progress
 from nst_data.selection.editions import balance
 from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
 from nst_data.sources.changes import HASH, Reading, Times, _known_of, newer_files
+from nst_data.sources.hashing import image_hashes
 from nst_data.store.store import Store
 from nst_train.evaluation.evaluate import measure
 from nst_train.labeling.label import label
@@ -71,6 +73,24 @@ def test_an_image_that_changed_at_its_size_is_named_and_one_that_was_touched_is_
     assert labeled(store, teacher, pool, generation=2)[0].ref == "bugs@gen-2"
     (pool / "0-101.png").write_bytes(kept)
     assert labeled(store, teacher, pool, generation=1)[0].ref == "bugs@gen-1"
+
+
+@pytest.mark.parametrize(("what", "those"), [("bugs@gen-1 was made", "bugs@gen-1"), ("these features were computed", "these features")])
+def test_the_work_of_comparing_is_named_after_what_was_made(tmp_path, what, those):
+    pool = write_pool(tmp_path / "pool", 1, 2)
+    (tmp_path / "made").mkdir()
+    source, reading, named = open_source(str(pool)), Reading(tmp_path / "made", "source"), []
+    reading.begin(source)
+    reading.keep(np.array([bytes.fromhex(hashed) for _, hashed in image_hashes(source.rows(np.arange(2)))], HASH))
+    (pool / "0-100.png").touch()
+
+    class Named(Progress):
+        def task(self, name, total, unit, done=0):
+            named.append(name)
+            return super().task(name, total, unit, done)
+
+    reading.check(open_source(str(pool)), reading.kept(), what, "go on", Named())
+    assert named == [f"compare images with those of {those}"]
 
 
 def test_files_that_change_places_are_found(store, teacher, tmp_path):

@@ -1,5 +1,6 @@
 """What is tried again of the Hub's calls, and what is not; pools and teachers read through a Hub that fails at first."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from huggingface_hub.utils import httpx
 from wording import tells
 
 from nst_data.errors import NstError
+from nst_data.hub.errors import plain_errors
 from nst_data.hub.retries import retried
 from nst_train.networks.weights import snapshot
 
@@ -145,7 +147,9 @@ def test_a_hub_whose_name_is_not_known_is_told_at_once_and_the_cache_is_read(mon
         raise LocalEntryNotFoundError(repo)
 
     monkeypatch.setattr("nst_train.networks.weights.snapshot_download", lacking)
-    with pytest.raises(NstError, match=r"^hf-hub:me/net: .*cannot be reached \(gaierror\); check the network and HF_ENDPOINT$"):
+    with pytest.raises(
+        NstError, match=r"^hf-hub:me/net: .*cannot be reached \(its name could not be resolved\); check the network and HF_ENDPOINT$"
+    ):
         snapshot("hf-hub:me/net")
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "https://localhost")
     monkeypatch.setattr("socket.getaddrinfo", lambda host, port: [] if port is None else pytest.fail("asks for a service"))
@@ -154,3 +158,17 @@ def test_a_hub_whose_name_is_not_known_is_told_at_once_and_the_cache_is_read(mon
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy.invalid")
     assert retried(lambda: 1, or_path=True) == 1
     assert not asked
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (because(httpx.ConnectError("x"), ConnectionRefusedError(errno.ECONNREFUSED, "https://secret")), "connection refused"),
+        (because(httpx.ConnectError("https://secret"), OSError("All connection attempts failed")), "no connection"),
+        (httpx.ReadTimeout("https://secret"), "no answer in time"),
+        (httpx.RemoteProtocolError("https://secret"), "the connection broke"),
+    ],
+)
+def test_why_the_hub_cannot_be_reached_is_said_in_words(error, says):
+    with pytest.raises(NstError, match=rf"^me/net: the Hub cannot be reached \({says}\); check the network"), plain_errors("me/net"):
+        raise error

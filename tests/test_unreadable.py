@@ -150,6 +150,16 @@ def test_the_user_may_take_them_as_they_are(store, teacher, tmp_path):
         label(store, "none", teacher, open_source(str(pool)), SETTINGS, run=run.model_copy(update={"max_unreadable": 1.0}))
 
 
+def test_one_unreadable_image_is_said_in_the_singular(store, teacher, tmp_path):
+    pool = write_pool(tmp_path / "pool", 1, 3)
+    min(pool.iterdir()).write_bytes(b"text")
+    run, said = RUN.model_copy(update={"max_unreadable": 0.7}), Told()
+    for _ in range(2):
+        label(store, "one", teacher, open_source(str(pool)), SETTINGS, run=run, progress=said)
+    advice = "1 unreadable image is missing from it: once it can be read, `store.remove('one@gen-1')` and rerun to label it"
+    assert said.lines[-1].endswith(advice)
+
+
 @pytest.mark.parametrize("kind", ["list", "links"])
 def test_a_pool_whose_files_are_not_there_is_refused_before_it_is_begun(store, teacher, tmp_path, kind):
     away = write_pool(tmp_path / "away", 2, 2)

@@ -3,6 +3,9 @@
 No text of theirs passes: it may hold addresses and headers.
 """
 
+import errno
+import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -86,13 +89,30 @@ def _reason(error: Exception, what: str, writing: bool, or_path: bool) -> str:
         return f"the Hub answered {status}; try again later"
     if caused_by(httpx.HTTPError, ConnectionError, TimeoutError):
         no_xet = "; for a Hub without Xet set HF_HUB_DISABLE_XET=1" * writing
-        found = type(causes[-1]).__name__  # its text may hold an address with a signature
-        return f"{here}the Hub cannot be reached ({found}); check {'the path, ' * or_path}the network and HF_ENDPOINT{no_xet}"
+        return (
+            f"{here}the Hub cannot be reached ({_why_unreached(causes)}); check {'the path, ' * or_path}the network and HF_ENDPOINT{no_xet}"
+        )
     if "Data files don't belong to" in str(error):
         return "its card names data files that are not in the repo; expected files of its own"
     if "scripts are no longer supported" in str(error):
         return "the dataset is a script, and nst runs no code of a repository; use one with data files"
     return f"cannot be {'written to' if writing else 'read from'} the Hub ({type(error).__name__})"
+
+
+def _why_unreached(causes: list[BaseException]) -> str:
+    """What the system says, or the kind of error in words; no other text, which may hold an address with a signature."""
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined] # httpx or httpx2, by version
+
+    for cause in reversed(causes):
+        if isinstance(cause, socket.gaierror):
+            return "its name could not be resolved"
+        if isinstance(cause, OSError) and cause.errno is not None and cause.errno in errno.errorcode:
+            return os.strerror(cause.errno).lower()
+    if any(isinstance(cause, httpx.TimeoutException | TimeoutError) for cause in causes):
+        return "no answer in time"
+    if any(isinstance(cause, httpx.ConnectError) for cause in causes):
+        return "no connection"
+    return "the connection broke"
 
 
 def causes_of(error: BaseException | None) -> list[BaseException]:

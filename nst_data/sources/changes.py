@@ -7,6 +7,7 @@ the images in files with another stamp, newer or older, are hashed anew, and the
 import datetime
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -26,6 +27,7 @@ from nst_data.store.places import READ
 _SAMPLED_ROWS = 10_000  # of tables and tar files, where one newer file stands for many images
 _SAMPLED_ELSEWHERE = 1_000  # where a source of the same names and sizes lies in another place
 _PIECE = 65_536
+_BEFORE_VERB = re.compile(" was | were ")
 _ODD = (ValueError, KeyError, TypeError, OverflowError)  # what reading a note raises that no nst wrote
 
 Known = Iterable[tuple[NDArray[np.int64], NDArray[np.bytes_]]]  # increasing row numbers, and the 16 bytes of each `image_hash`
@@ -112,7 +114,7 @@ class Reading:
             images = len(rows) if only else total
             progress.say(f"{source.location}: {about}; comparing {images:,} image{'s' * (images > 1)} with the earlier ones{only}")
         changed, first = 0, -1
-        with progress.task(f"compare images with those of {what.partition(' was ')[0]}", total, "images") as task:
+        with progress.task(f"compare images with those of {_BEFORE_VERB.split(what)[0]}", total, "images") as task:
             for row, is_same in _compared(source, pieces, task.advance):
                 changed += not is_same
                 first = row if not is_same and first < 0 else first

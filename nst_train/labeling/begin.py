@@ -93,10 +93,11 @@ def _say_already_made(store: Store, version: Version, run: LabelRunSettings, pro
             errors = lost or 0
         case GenerationCounts(errors=errors, labeled=labels):
             pass
-    again = f"once they can be read, `store.remove({version.ref!r})` and rerun to label them"
+    they, them = ("it", "it") if errors == 1 else ("they", "them")
+    again = f"once {they} can be read, `store.remove({version.ref!r})` and rerun to label {them}"
     if errors and (children := store.children(version)):  # it cannot be removed
         verb = "were" if len(children) > 1 else "was"
-        again = "once they can be read, label the pool under another name to have them, "
+        again = f"once {they} can be read, label the pool under another name to have {them}, "
         again += f"since {', '.join(children)} {verb} made from {version.ref}"
     if not labels:
         raise NstError(f"{version.ref} exists but has no labels, since none of its {errors:,} images could be read; {again}")
