@@ -189,3 +189,17 @@ def test_a_folder_with_images_and_tables_is_a_folder_of_images(tmp_path):
     write_class_folders(tmp_path, ["ant"], 1)
     write_table(tmp_path / "labels.parquet", label=[1])
     assert keys(open_source(str(tmp_path))) == ["ant/000.png"]
+
+
+def test_a_path_has_one_location_however_it_is_written(tmp_path, monkeypatch):
+    write_class_folders(tmp_path / "photos", ["ant"], 1)
+    (tmp_path / "other" / "deep").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "other")
+    assert open_source("../photos").location == open_source(str(tmp_path / "photos")).location == str(tmp_path / "photos")
+    (tmp_path / "link").symlink_to("other/deep")
+    (tmp_path / "other" / "photos").symlink_to("../photos")
+    written = str(tmp_path / "link" / ".." / "photos")  # the folder above what the link leads to
+    assert open_source(written).location == str(tmp_path / "photos")  # which is the same in the end
+    (tmp_path / "other" / "photos").unlink()
+    write_class_folders(tmp_path / "other" / "photos", ["bee"], 1)
+    assert open_source(written).location == written

@@ -118,7 +118,7 @@ def _opened(
     location = local_path(location)
     if (tree := address_of(location)) is not None:
         return open_address(tree, labels, image_column, indexes, digest, stamp)
-    path = Path(location).absolute()
+    path = _absolute(location)
     _check_beside(location, path)
     if not path.exists() and not is_pattern(location) and (reference := HubReference.parse(location)) is not None:
         return open_hub(reference, labels, image_column, stream, indexes)
@@ -139,11 +139,18 @@ def open_table(location: str) -> Source:
     location = local_path(location)
     if (tree := address_of(location)) is not None:
         return open_address(tree, None, NO_IMAGES, None)
-    path = Path(location).absolute()
+    path = _absolute(location)
     _check_beside(location, path)
     if not path.exists() and not is_pattern(location) and (reference := HubReference.parse(location)) is not None:
         return open_hub(reference, None, NO_IMAGES, False, None)
     return _local(location, path, None, NO_IMAGES, None)
+
+
+def _absolute(location: str) -> Path:
+    """One path for one place: without `..`, unless it is of a link and the folder above what that leads to."""
+    path = Path(location).absolute()
+    plain = os.path.abspath(path)
+    return Path(plain) if os.path.realpath(plain) == os.path.realpath(path) else path
 
 
 def _check_beside(location: str, path: Path) -> None:
