@@ -42,7 +42,7 @@ def export(
     if json:
         print_json({"ref": ref, "folder": str(written.folder), "images": written.images, "per_class": written.per_class})
         return
-    print(f"{ref}: {written.images:,} images in {written.folder}")
+    print(f"{ref}: {written.images:,} images in {written.table or written.folder}")
     width = max(map(len, written.per_class))
     for name, images in written.per_class.items():
         print(f"  {name:<{width}}  {images:,}")

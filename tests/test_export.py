@@ -235,6 +235,15 @@ def test_a_folder_with_other_files_or_of_another_export_is_left_alone(tiny_store
         exported(store, tmp_path / "out", "csv")
 
 
+@pytest.mark.parametrize("name", ["out.csv", "out.JSONL", "out.tar"])
+def test_labels_are_not_written_to_a_folder_that_is_named_like_a_file(tiny_store, tmp_path, name):
+    store, _, _ = tiny_store
+    with pytest.raises(UsageError, match=rf"{name}: named like a file; an export of labels is a folder, such as .*out$"):
+        exported(store, tmp_path / name, "csv")
+    (tmp_path / name).mkdir()
+    assert exported(store, tmp_path / name, "csv").table == tmp_path / name / "labels.csv"
+
+
 def test_an_image_that_is_another_now_is_refused_and_the_rest_goes_on_once_it_is_back(tiny_store, tmp_path):
     store, _, _ = tiny_store
     pool = write_pool(tmp_path / "pool", 3, 5)
@@ -378,7 +387,7 @@ def test_the_command_counts_by_class_and_says_what_formats_there_are(tiny_store,
     os.chdir(tmp_path)
     words = ["export", "tiny@gen-1", str(tmp_path / "out"), "--to", "csv", "--store", str(store.root)]
     shown = CliRunner().invoke(app, words, catch_exceptions=False).stdout
-    assert shown.splitlines()[0] == f"tiny@gen-1: 15 images in {tmp_path / 'out'}"
+    assert shown.splitlines()[0] == f"tiny@gen-1: 15 images in {tmp_path / 'out' / 'labels.csv'}"
     assert [line.split()[0] for line in shown.splitlines()[1:]] == ["ant", "bee", "cat"]
     refused = CliRunner().invoke(app, [*words[:4], "xml", *words[5:]])
     assert refused.exit_code == 2

@@ -28,7 +28,8 @@ from nst_data.store.store import Store, Version
 Format = Literal["folders", "csv", "jsonl", "imagefolder", "webdataset", "fiftyone", "label-studio"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 MARKER, CLASSES = ".nst-export.json", "classes.txt"
-_WITHOUT_IMAGES = ("csv", "jsonl")
+_WITHOUT_IMAGES = {"csv": "labels.csv", "jsonl": "labels.jsonl"}  # the file that has the labels
+_OF_FILES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".txt", ".tar", ".zip")
 _ROWS_PER_TAR = 1_000
 
 
@@ -39,6 +40,7 @@ class Exported:
     folder: Path
     images: int
     per_class: dict[str, int]
+    table: Path | None = None  # the file in it that has the labels, where there is nothing else
 
 
 @with_checked_arguments
@@ -73,7 +75,7 @@ def export(
         `csv`, `jsonl`, `imagefolder` and `webdataset` say how many in `copies`.
 
     Raises:
-        UsageError: The version has no labels, or options do not go together.
+        UsageError: The version has no labels, options do not go together, or `path` is named like a file.
         NstError: The folder has other files, or an image is not there any more, or is another.
     """
     version = version if isinstance(version, Version) else store.open(version)
@@ -98,7 +100,8 @@ def export(
         write_text(target.folder / CLASSES, "".join(f"{name}\n" for name in version.manifest.class_names))
         target.end()
     per_class = Counter(row.class_name for row in labeled.rows())
-    return Exported(target.folder, labeled.count, {name: per_class[name] for name in version.manifest.class_names})
+    table = target.folder / _WITHOUT_IMAGES[to] if to in _WITHOUT_IMAGES else None
+    return Exported(target.folder, labeled.count, {name: per_class[name] for name in version.manifest.class_names}, table)
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,10 @@ class _Target:
         """Claim the folder. Raises NstError where it has files that this export did not write."""
         found = self._marker()
         if found is None:
+            if self.folder.suffix.lower() in _OF_FILES and not self.folder.exists():
+                raise UsageError(
+                    f"{self.folder}: named like a file; an export of labels is a folder, such as {self.folder.with_suffix('')}"
+                )
             if self.folder.is_file() or (self.folder.is_dir() and any(self.folder.iterdir())):
                 raise NstError(f"{self.folder}: expected a new or empty folder, found other files; choose another one")
             try:
@@ -223,7 +230,7 @@ def _csv(export: _Export) -> None:
     header = ["key", "image_hash", "label", "confidence", *(["copies"] * has_copies)]
     if export.probs and (twice := [name for name in header if name in export.class_names]):
         raise UsageError(f"`probs`: class {twice[0]!r} has the name of another column of the table; use jsonl, or remove `probs`")
-    with replacing(export.folder / "labels.csv") as file:
+    with replacing(export.folder / _WITHOUT_IMAGES["csv"]) as file:
         file.write(csv_line(header + export.class_names * export.probs))
         for row in export.labeled.rows():
             values = [f"{value:.6g}" for value in row.probs] if export.probs else []
@@ -233,7 +240,7 @@ def _csv(export: _Export) -> None:
 
 
 def _jsonl(export: _Export) -> None:
-    with replacing(export.folder / "labels.jsonl") as file:
+    with replacing(export.folder / _WITHOUT_IMAGES["jsonl"]) as file:
         for row in export.labeled.rows():
             file.write(json_line(export.described(row)))
             export.advance(1)
