@@ -5,6 +5,7 @@ import unicodedata
 from collections.abc import Collection, Sequence
 
 _ODD = re.compile(r"[^\w.\- ]+")
+_REFUSED = frozenset('/\\:*?"<>|$')  # by some file system; what follows $ some tools take for a variable
 _OF_WINDOWS = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 _MOST_BYTES = 100
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -14,7 +15,12 @@ QUOTED_FORMULA = r"^'([=+\-@\t\r])"  # what `cell` wrote, as a regular expressio
 def file_name(name: str) -> str:
     """The last part of a path as the name of a file that stays where it is put, on any file system; never empty, never hidden."""
     last = unicodedata.normalize("NFC", name).replace("\\", "/").rstrip("/").rpartition("/")[2]
-    safe = _ODD.sub("_", last).strip(" .") or "_"
+    return _fitting(_ODD.sub("_", last))
+
+
+def _fitting(name: str) -> str:
+    """A name of signs that every file system takes, short enough, neither hidden nor one of Windows' own; never empty."""
+    safe = name.strip(" .") or "_"
     stem, dot, suffix = safe.rpartition(".")
     if not dot or len(suffix) > 10:
         stem, dot, suffix = safe, "", ""
@@ -25,14 +31,16 @@ def file_name(name: str) -> str:
 
 
 def folder_names(class_names: Sequence[str], others: Collection[str] = ()) -> list[str]:
-    """A folder for each class: different ones also where file systems tell no case, or where names differ in odd characters alone.
+    """A folder for each class, of its name but for signs that some file system refuses or no screen shows.
 
-    None of them is one of the `others`, files in the same folder.
+    Different ones also where file systems tell no case, or where names differ in such signs alone. None of them is one of the `others`,
+    files in the same folder.
     """
     names: list[str] = []
     taken = set(map(folded, others))
     for index, name in enumerate(class_names):
-        safe = file_name(name.replace("/", "_").replace("\\", "_"))
+        signs = unicodedata.normalize("NFC", name)
+        safe = _fitting("".join(sign if sign.isprintable() and sign not in _REFUSED else "_" for sign in signs))
         while folded(safe) in taken:
             safe = f"{safe}-{index}"
         taken.add(folded(safe))

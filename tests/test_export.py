@@ -360,6 +360,28 @@ def test_names_of_strangers_become_names_of_files_that_stay_where_they_are_put(n
     assert file_name(name) == safe
 
 
+def test_class_folders_keep_what_every_file_system_takes():
+    kept = ["#pants", "hat & cap", "men's x", "a[1]", "100%", "Blüte (rot)", "x;y"]
+    assert folder_names(kept) == kept
+    others = ["what?", "a:b", "tab\there", "\u202egnp", "con", " x.", "$HOME"]
+    assert folder_names(others) == ["what_", "a_b", "tab_here", "_gnp", "_con", "x", "_HOME"]
+
+
+def test_classes_with_folders_of_another_name_are_listed_and_said(tmp_path):
+    (tmp_path / "labels.csv").write_text("key,label\n0-100.png,yes/no\n0-101.png,men's\n")
+    store, said = Store(tmp_path / "store"), []
+    pool = write_pool(tmp_path / "pool", 1, 2)
+    adopt(store, "a", str(tmp_path / "labels.csv"), key="key", pool=open_source(str(pool)), progress=Progress())
+    progress = Progress()
+    progress.say = said.append
+    export(store, "a@gen-1", tmp_path / "out", progress=progress)
+    assert {one.name for one in (tmp_path / "out").iterdir() if one.is_dir()} == {"yes_no", "men's"}
+    assert json.loads((tmp_path / "out" / "folders.json").read_text()) == {"yes_no": "yes/no"}
+    line = "1 class has a name that some file systems reject, so its folder has another; folders.json has both"
+    assert said == [f"{tmp_path / 'out'}: {line}"]
+    assert open_source(str(tmp_path / "out"), labeled=True).class_names == ["men's", "yes_no"]
+
+
 def test_each_class_has_a_folder_of_its_own():
     assert folder_names(["a/b", "a_b", "A_B", "..", "cat"]) == ["a_b", "a_b-1", "A_B-2", "_", "cat"]
 

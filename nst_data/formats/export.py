@@ -27,7 +27,7 @@ from nst_data.store.store import Store, Version
 
 Format = Literal["folders", "csv", "jsonl", "imagefolder", "webdataset", "fiftyone", "label-studio"]
 FORMATS: tuple[Format, ...] = get_args(Format)
-MARKER, CLASSES = ".nst-export.json", "classes.txt"
+MARKER, CLASSES, OTHER_NAMES = ".nst-export.json", "classes.txt", "folders.json"
 _WITHOUT_IMAGES = {"csv": "labels.csv", "jsonl": "labels.jsonl"}  # the file that has the labels
 _OF_FILES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".txt", ".tar", ".zip")
 _ROWS_PER_TAR = 1_000
@@ -96,7 +96,7 @@ def export(
         progress.say(f"{version.ref} was drawn with {reviews.ref}, which has the images that people gave a class: export that too")
     if not target.is_done:
         with progress.task(f"export {version.ref}", labeled.count, "images") as task:
-            _WRITERS[to](_Export(target.folder, labeled, link, probs, task.advance))
+            _WRITERS[to](_Export(target.folder, labeled, link, probs, task.advance, progress.say))
         write_text(target.folder / CLASSES, "".join(f"{name}\n" for name in version.manifest.class_names))
         target.end()
     per_class = Counter(row.class_name for row in labeled.rows())
@@ -174,6 +174,7 @@ class _Export:
     link: bool
     probs: bool
     advance: Callable[[int], None]
+    say: Callable[[str], None]
 
     @property
     def class_names(self) -> list[str]:
@@ -223,6 +224,12 @@ def _folders(export: _Export) -> None:
         (export.folder / name).mkdir(exist_ok=True)
     for _ in export.placed(lambda row: names[row.label]):
         pass
+    other = {folder: name for folder, name in zip(names, export.class_names, strict=True) if folder != name}
+    if other:
+        write_json(export.folder / OTHER_NAMES, other)
+        one = "1 class has a name that some file systems reject, so its folder has another"
+        several = f"{len(other):,} classes have names that some file systems reject, so their folders have others"
+        export.say(f"{export.folder}: {several if len(other) > 1 else one}; {OTHER_NAMES} has both")
 
 
 def _csv(export: _Export) -> None:
