@@ -302,16 +302,29 @@ def test_one_source_in_two_roles_and_missing_sources_are_one_line(tmp_path, netw
         recipe_of(tmp_path, network, pool=str(tmp_path / "other"), test=str(tmp_path / "other"))
     with pytest.raises(UsageError, match=r"`labeled` and `pool`: missing.*labeled/ and unlabeled/"):
         recipe_of(tmp_path, network, None)
-    with pytest.raises(UsageError, match=r"nowhere:.*labeled/ and unlabeled/.*`labeled` and `pool`"):
+    with pytest.raises(NstError, match=r"nowhere:.*labeled/ and unlabeled/.*`labeled` and `pool`"):
         recipe_of(tmp_path, network, "nowhere")
 
 
 def test_a_folder_that_is_missing_is_said_before_a_recipe_that_is_there(tmp_path, network):
     (tmp_path / "a.yaml").write_text("mine")
-    with pytest.raises(UsageError, match=r"nowhere: no such folder; expected one with labeled/"):
+    with pytest.raises(NstError, match=r"nowhere: no such folder; expected one with labeled/"):
         recipe_of(tmp_path, network, "nowhere")
-    with pytest.raises(UsageError, match=r"a\.yaml: not a folder; expected one with labeled/"):
+    with pytest.raises(NstError, match=r"a\.yaml: not a folder; expected one with labeled/"):
         recipe_of(tmp_path, network, "a.yaml")
+
+
+def test_the_exit_status_is_1_for_what_is_not_there_and_2_for_a_column_to_choose(tmp_path):
+    write_pool(tmp_path / "pool", 1, 2)
+    (tmp_path / "no_label.csv").write_text("path,kind\npool/0-100.png,a\n")
+    (tmp_path / "no_path.csv").write_text("what,label\npool/0-100.png,a\n")
+    named = ["--pool", str(tmp_path / "pool"), "--output", str(tmp_path / "a.yaml")]
+    statuses = {}
+    for name in ("nothing", "nothing.csv", "no_label.csv", "no_path.csv"):
+        where = str(tmp_path / name)
+        given = ["--labeled", where, *named] if name != "nothing" else [where, *named]
+        statuses[name] = CliRunner().invoke(app, ["init", *given]).exit_code
+    assert statuses == {"nothing": 1, "nothing.csv": 1, "no_label.csv": 2, "no_path.csv": 2}
 
 
 def test_one_of_each_is_said_in_the_singular(tmp_path, network):

@@ -113,7 +113,7 @@ def _meant(unknown: Sequence[str], lacking: Sequence[str]) -> str:
 def label_column(schema: pa.Schema, location: str, asked: str | None = None, features: Features | None = None) -> str:
     """The column with the classes: the one asked for, `label`, `labels`, or the only ClassLabel of `datasets`.
 
-    Raises NstError where there is none, UsageError where the one asked for is not there.
+    Raises UsageError where there is none or the one asked for is not there, NstError where several have its name.
     """
     found = names_shown(schema.names)
     if asked is not None and asked not in schema.names and asked.strip() in schema.names:  # blanks of a header in CSV are left out
@@ -123,7 +123,7 @@ def label_column(schema: pa.Schema, location: str, asked: str | None = None, fea
     column = asked or next((name for name in ("label", "labels") if name in schema.names), named[0] if len(named) == 1 else None)
     if column is None:
         as_in = f", e.g. {names_shown(candidates)}" if candidates else ""
-        raise NstError(f"{location}: expected a column `label`, found {found}; choose the label column with `label_column`{as_in}")
+        raise UsageError(f"{location}: expected a column `label`, found {found}; choose the label column with `label_column`{as_in}")
     if asked is not None and asked not in schema.names:
         raise UsageError(f"`label_column` {asked}: no such column in {location}; columns: {found}")
     if schema.names.count(column) > 1:

@@ -165,10 +165,10 @@ def _fault(row: Row) -> str | None:
 
 
 def check_is_folder(photos: Path) -> None:
-    """Raises UsageError where there is none."""
+    """Raises NstError where there is none."""
     if not photos.is_dir():
         what = "not a folder" if photos.exists() else "no such folder"
-        raise UsageError(f"{photos}: {what}; expected one with labeled/ and unlabeled/ in it, or `labeled` and `pool` sources")
+        raise NstError(f"{photos}: {what}; expected one with labeled/ and unlabeled/ in it, or `labeled` and `pool` sources")
 
 
 def _found_in(photos: Path, known: set[str]) -> dict[str, str]:

@@ -86,7 +86,7 @@ def init(
 
     Raises:
         UsageError: `output` is there already, or a source is missing.
-        NstError: The images make no recipe, or the weights of the default network cannot be had.
+        NstError: `photos` is no folder, the images make no recipe, or the weights of the default network cannot be had.
     """
     if photos is not None:
         check_is_folder(Path(photos))
