@@ -48,10 +48,11 @@ def _options(command: str) -> dict[str, str]:
 
 
 def _of_recipe() -> dict[str, str]:
-    """Where a recipe has the settings of the machine, as its keys are written: elsewhere in it they are unknown."""
+    """Where a recipe has the settings of the machine, as its keys are written, but for a name that its `label` has too."""
+    from nst_train.cluster_settings import ClusterSettings
     from nst_train.settings import RunSettings
 
-    return {name: f"`run.{name}`" for name in RunSettings.model_fields}
+    return {name: f"`run.{name}`" for name in RunSettings.model_fields if name not in ClusterSettings.model_fields}
 
 
 def _as_command(call: str) -> str | None:

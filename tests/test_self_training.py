@@ -234,7 +234,7 @@ def test_validation_images_choose_the_weights_and_are_held_out_of_the_pool(tmp_p
         ({"validation": {"source": "other"}}, "3 classes (ant, bee, cat), found 2 (bee, dog)"),
         ({"generations": [TINY, TINY | {"validate_every": 1}]}, "`validate_every` … add a line `validation:"),
         ({"generations": [TINY, TINY | {"model": "test_resnett"}]}, "test_resnett: no network of timm"),
-        ({"run": RUN | {"tracker": ["aim"]}}, "`tracker` aim: its package is not installed"),
+        ({"run": RUN | {"tracker": ["aim"]}}, "`run.tracker` aim: its package is not installed"),
     ],
 )
 def test_what_would_stop_a_later_generation_stops_the_loop_before_its_first(tmp_path, change, message):
