@@ -102,7 +102,7 @@ def _best(rows: Sequence[dict[str, Any]], newest: dict[str, Any]) -> dict[str, A
 
 
 def demo(
-    seed: Annotated[int, typer.Option(min=0, help="Random seed, also of the split of the digits.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Random seed, also of the split of the digits.")] = 0,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:

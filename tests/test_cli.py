@@ -11,7 +11,6 @@ from conftest import write_class_folders, write_pool
 from labels import write_teacher
 from nst_cli.commands import COMMANDS
 from nst_cli.main import app
-from nst_cli.run_recipe import _best
 from typer.testing import CliRunner
 from wording import is_line, tells
 
@@ -330,14 +329,6 @@ def test_a_store_that_is_a_file_is_one_line(tmp_path, labeled_folder):
     for words in (["train", "--labeled", labeled_folder, "--name", "new", *NETWORK], ["list"], ["show", "new"]):
         line = fails(2, *words, "--store", tmp_path / "store")
         assert tells(line, f"{tmp_path / 'store'}: expected the folder of a store or s3://BUCKET/PREFIX, found a file")
-
-
-def test_the_network_to_go_on_with_is_the_one_that_is_best_on_the_test_images():
-    rows = [{"teacher": f"t@gen-{number}", "test_top1": top1} for number, top1 in enumerate([0.9, 0.7, 0.9, 0.8])]
-    assert _best(rows, rows[-1]) is rows[2]
-    assert _best(rows[:3], rows[2]) is rows[2]
-    untested = [row | {"test_top1": None} for row in rows]
-    assert _best(untested, untested[-1]) is untested[-1]
 
 
 def test_labeling_names_the_first_images_that_have_no_label(tiny_store, tmp_path):
