@@ -35,6 +35,8 @@ def in_our_words(message: str) -> str:
     command = _speaking.command
     options = (_of_recipe() if command in _RECIPES else {}) | _options(command)
     message = message.replace("on the review page", "in `nst look`")
+    if command in _RECIPES:
+        message = message.replace("choose another name or number", "give the recipe another name, as with --set name=NAME")
     message = _SETTING.sub(lambda name: options.get(name[1], name[0]), message)
     return _CALL.sub(lambda call: _as_command(call[1]) or call[0], message)
 

@@ -140,6 +140,13 @@ def test_a_staging_remembers_the_first_value_and_adds_up_seconds(store):
     assert staging.seconds >= 2 * first > 0
 
 
+def test_a_damaged_version_in_the_place_of_a_new_one_is_said_before_anything_is_made(store):
+    (make(store).folder / "nst.json").unlink()
+    with pytest.raises(NstError, match=r"flowers/gen-1: expected a version with nst\.json, found none"):
+        store.begin(request(seed=1), "flowers")
+    assert store.stagings("flowers") == []
+
+
 def test_versions_take_the_next_free_number(store):
     assert [make(store, asked=request(seed=seed)).ref for seed in range(2)] == ["flowers@gen-1", "flowers@gen-2"]
     store.begin(request(seed=2), "flowers")

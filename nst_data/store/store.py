@@ -185,7 +185,7 @@ class Store:
         `generation` (with `edition`, for an edition) asks for a number; one that other settings took is an error.
         An edition without a generation is the first of a new one; `first` is the first generation of a name.
         `earlier` are other forms of the same request: what was made by one of them is found too.
-        Raises UsageError for a name or a number that no version can have.
+        Raises UsageError for a name or a number that no version can have, NstError where a damaged version is in its place.
         """
         check_name(name)
         _check_number("generation", generation, 0)
@@ -215,6 +215,8 @@ class Store:
             taken = [*all_versions, *all_stagings]
             taken = [one for one in taken if _number_of(one).is_review == (request.kind == "review")]
         number = self._number(request, taken, generation, edition, first)
+        if (there := self.target(request.kind, name, str(number))).is_dir():
+            read_manifest(there)  # raises for a damaged version, which would only be in the way once all is made
         _log.info("%s@%s is new: request %s%s", name, number, request.digest[:12], _nearest([*versions, *stagings], request))
         return self._stage(request, name, number)
 
