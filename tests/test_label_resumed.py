@@ -13,11 +13,13 @@ from PIL import Image
 from watched import Ended, Said
 
 from nst_data.errors import NstError
+from nst_data.selection.editions import balance
+from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
 from nst_data.store.store import Store
 from nst_data.tables.pieces import Pieces
 from nst_train.labeling import labeling
-from nst_train.labeling.label import extend, label
+from nst_train.labeling.label import extend, label, label_like
 from nst_train.settings import LabelRunSettings, LabelSettings
 
 NAMES = ["ant", "bee", "cat"]
@@ -168,6 +170,20 @@ def test_a_pool_that_grew_goes_on_in_a_shard_too(store, teacher, pool, seen):
     seen.clear()
     assert extend(store, "bugs@gen-1", open_source(str(pool)), run=RUN).manifest.files == expected.manifest.files
     assert 0 < len(seen) < len(set(everything))
+
+
+def test_an_edition_that_is_labeled_again_goes_on_in_a_shard_too(store, teacher, pool, seen):
+    edition = balance(store, labeled(store, teacher, pool, **WHOLE), BalanceSettings(min_confidence=0, per_class="none"))
+    shutil.copytree(store.root, store.root.with_name("other"))
+    settings = LabelSettings(**SETTINGS.model_dump() | WHOLE)
+    expected = label_like(Store(store.root.with_name("other")), edition.ref, teacher, open_source(str(pool)), settings, run=RUN)
+    seen.clear()
+    with pytest.raises(PowerCutError):
+        label_like(store, edition.ref, teacher, open_source(str(pool)), settings, run=RUN, progress=Ended(9, PowerCutError))
+    seen.clear()
+    again = label_like(store, edition.ref, teacher, open_source(str(pool)), settings, run=RUN)
+    assert again.manifest.files == expected.manifest.files
+    assert 0 < len(seen) < IMAGES - 8
 
 
 @pytest.mark.parametrize(
