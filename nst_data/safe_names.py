@@ -19,7 +19,7 @@ def file_name(name: str) -> str:
 
 
 def _fitting(name: str) -> str:
-    """A name of signs that every file system takes, short enough, neither hidden nor one of Windows' own; never empty."""
+    """A name of allowed characters, cut to length, neither hidden nor reserved by Windows; never empty."""
     safe = name.strip(" .") or "_"
     stem, dot, suffix = safe.rpartition(".")
     if not dot or len(suffix) > 10:
@@ -31,9 +31,9 @@ def _fitting(name: str) -> str:
 
 
 def folder_names(class_names: Sequence[str], others: Collection[str] = ()) -> list[str]:
-    """A folder for each class, of its name but for signs that some file system refuses or no screen shows.
+    """A folder for each class, named like it except for characters that some file system rejects or that are not printable.
 
-    Different ones also where file systems tell no case, or where names differ in such signs alone. None of them is one of the `others`,
+    Distinct also on file systems that ignore case, and where names differ in such characters only. None of them is one of the `others`,
     files in the same folder.
     """
     names: list[str] = []

@@ -203,7 +203,7 @@ def test_a_corpus_in_which_nothing_was_labeled_is_one_line(store, tmp_path, word
         (["--confidence-range", 0.9, 1], "(6 outside range); widen --confidence-range"),
         (["--fraction", 1e-9], "(6 not sampled); raise --fraction"),
         (["--exclude-class", "ant", "--exclude-class", "bee"], "(6 excluded class); … fewer … --exclude-class"),
-        (["--exclude", "pool", "--exact-overlap-only"], "(6 excluded); use a pool of other images than the excluded ones, …"),
+        (["--exclude", "pool", "--exact-overlap-only"], "(6 excluded); choose a pool with images that are not excluded, or exclude fewer"),
         (
             ["--exclude-class", "ant", "--min-confidence", 0.75],
             "(4 excluded class, 2 low confidence); exclude fewer classes with --exclude-class; "

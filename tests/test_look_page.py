@@ -229,14 +229,19 @@ def test_the_next_two_images_are_there_before_a_key_asks_for_them_and_no_key_ans
     assert len((tmp_path / "store/reviews/bugs/ana.jsonl").read_text().splitlines()) == 3
 
 
+def review_slowly(page):
+    """Open the first of six images on a page that needs 0.3 s to keep an answer."""
+    page.keyboard.press("r")
+    expect(page.locator("#viewer .place")).to_have_text("1 of 6")
+    slow = "(keep) => (body) => new Promise((end) => setTimeout(end, 300)).then(() => keep(body))"
+    page.evaluate(f"void (data.answer = ({slow})(data.answer))")
+
+
 def test_a_key_answers_the_image_that_is_shown_once_however_quick_or_long_it_is_pressed(browser, tmp_path):
     folder = write_class_folders(tmp_path / "labeled", ["ant", "bee"], 3)
     with looking(folder, "--store", tmp_path / "store", "--corpus", "bugs") as (_, address), Visit(browser) as visit:
         page = visit.open(address)
-        page.keyboard.press("r")
-        expect(page.locator("#viewer .place")).to_have_text("1 of 6")
-        slow = "(keep) => (body) => new Promise((end) => setTimeout(end, 300)).then(() => keep(body))"
-        page.evaluate(f"void (data.answer = ({slow})(data.answer))")
+        review_slowly(page)
         page.keyboard.press("n")
         page.keyboard.press("u")
         expect(page.locator("#viewer .place")).to_have_text("2 of 6")
@@ -376,10 +381,7 @@ def test_who_moves_on_while_an_answer_is_being_kept_moves_once(browser, tmp_path
     folder = write_class_folders(tmp_path / "labeled", ["ant", "bee"], 3)
     with looking(folder, "--store", tmp_path / "store", "--corpus", "bugs") as (_, address), Visit(browser) as visit:
         page = visit.open(address)
-        page.keyboard.press("r")
-        expect(page.locator("#viewer .place")).to_have_text("1 of 6")
-        slow = "(keep) => (body) => new Promise((end) => setTimeout(end, 300)).then(() => keep(body))"
-        page.evaluate(f"void (data.answer = ({slow})(data.answer))")
+        review_slowly(page)
         page.keyboard.press("n")
         page.keyboard.press("ArrowRight")
         expect(page.locator("#viewer .place")).to_have_text("2 of 6")

@@ -55,7 +55,7 @@ from nst_data.tables.spark import SparkWork, Work
 
 SHARD_BYTES = 256 * 2**20
 _MOST_WRITERS = 3  # each holds a shard in memory
-_OVERLAP = "use a pool of other images than the excluded ones, which are kept out of training"
+_OVERLAP = "choose a pool with images that are not excluded, or exclude fewer"
 _ADVICE = {
     "held_out": _OVERLAP,
     "near_held_out": _OVERLAP,

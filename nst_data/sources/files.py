@@ -3,6 +3,7 @@
 import os
 import stat
 from contextlib import suppress
+from pathlib import Path
 
 from nst_data.errors import NstError
 
@@ -10,6 +11,13 @@ IMAGE_SUFFIXES = frozenset(
     f".{kind}"
     for kind in "avif bmp gif jfif jp2 jpe jpeg jpg pbm pgm png pnm ppm tga tif tiff webp".split()  # noqa: SIM905 - one line
 )
+
+
+def absolute_path(path: str | Path) -> Path:
+    """The path from the root without `..`, except where that follows a link and would lead to another folder without it."""
+    path = Path(path).absolute()
+    plain = os.path.abspath(path)
+    return Path(plain) if os.path.realpath(plain) == os.path.realpath(path) else path
 
 
 def has_image_suffix(name: str) -> bool:

@@ -13,7 +13,7 @@ from nst_data.hub.reference import HubReference
 from nst_data.sources.addressed_table import LIST, open_local
 from nst_data.sources.addresses import address_of, local_path, open_address
 from nst_data.sources.cells import NO_IMAGES
-from nst_data.sources.files import IMAGE_SUFFIXES, check_regular
+from nst_data.sources.files import IMAGE_SUFFIXES, absolute_path, check_regular
 from nst_data.sources.folder import ImageFolder, walk
 from nst_data.sources.hub import open_hub
 from nst_data.sources.image_table import SUFFIXES as TABLE_SUFFIXES
@@ -118,7 +118,7 @@ def _opened(
     location = local_path(location)
     if (tree := address_of(location)) is not None:
         return open_address(tree, labels, image_column, indexes, digest, stamp)
-    path = _absolute(location)
+    path = absolute_path(location)
     _check_beside(location, path)
     if not path.exists() and not is_pattern(location) and (reference := HubReference.parse(location)) is not None:
         return open_hub(reference, labels, image_column, stream, indexes)
@@ -139,18 +139,11 @@ def open_table(location: str) -> Source:
     location = local_path(location)
     if (tree := address_of(location)) is not None:
         return open_address(tree, None, NO_IMAGES, None)
-    path = _absolute(location)
+    path = absolute_path(location)
     _check_beside(location, path)
     if not path.exists() and not is_pattern(location) and (reference := HubReference.parse(location)) is not None:
         return open_hub(reference, None, NO_IMAGES, False, None)
     return _local(location, path, None, NO_IMAGES, None)
-
-
-def _absolute(location: str) -> Path:
-    """One path for one place: without `..`, unless it is of a link and the folder above what that leads to."""
-    path = Path(location).absolute()
-    plain = os.path.abspath(path)
-    return Path(plain) if os.path.realpath(plain) == os.path.realpath(path) else path
 
 
 def _check_beside(location: str, path: Path) -> None:

@@ -79,6 +79,6 @@ class Metrics(RootModel[dict[str, Result]]):
 def least_difference(images: int) -> float:
     """The smallest difference in accuracy that so many test images tell from chance, as a fraction: two standard errors.
 
-    Of networks of which one alone is right about a fifth of the images, as those are that one was trained from the other.
+    For two networks of which exactly one is right on a fifth of the images, which is common where one was trained from the other.
     """
     return min(1.0, 2 * (_RIGHT_ALONE / images) ** 0.5) if images else 1.0

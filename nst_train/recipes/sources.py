@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from nst_data.errors import UsageError
 from nst_data.hub.reference import HubReference
 from nst_data.sources.addresses import address_of
+from nst_data.sources.files import absolute_path
 from nst_data.sources.patterns import is_pattern
 from nst_train.recipes.recipe import GenerationSettings, Recipe
 from nst_train.recipes.sections import EvaluationSettings, SourceSettings, TeacherSettings
@@ -53,10 +54,8 @@ def _trained(folder: Path, settings: Trained) -> Trained:
     for name in ("model", "start"):
         asked = getattr(settings, name)
         if isinstance(asked, str) and asked.startswith(_FOLDER):
-            found = str(_file(folder, asked.removeprefix(_FOLDER)))
-            plain = os.path.normpath(found)  # which is another folder where `..` leaves a link
-            found = plain if os.path.realpath(plain) == os.path.realpath(found) else found
-            changed[name] = f"{_FOLDER}{found}" if os.path.isdir(found) else asked
+            found = _model(folder, asked)
+            changed[name] = found if os.path.isdir(found.removeprefix(_FOLDER)) else asked
     if isinstance(settings, GenerationSettings) and settings.finetune is not None:
         changed["finetune"] = _trained(folder, settings.finetune)
     return settings.model_copy(update=changed)
@@ -95,8 +94,9 @@ def _words_beside(folder: Path, teacher: TeacherSettings) -> TeacherSettings:
 
 def _model(folder: Path, name: str) -> str:
     """A model's name; a folder's starts beside the recipe."""
-    prefix, is_folder, path = name.rpartition(_FOLDER)
-    return f"{is_folder}{_file(folder, path)}" if is_folder and not prefix else name
+    if not name.startswith(_FOLDER):
+        return name
+    return f"{_FOLDER}{absolute_path(str(_file(folder, name.removeprefix(_FOLDER))))}"
 
 
 def _file(folder: Path, name: str | None) -> str | None:
