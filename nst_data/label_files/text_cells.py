@@ -44,8 +44,8 @@ def may_be_lists(column: pa.Array) -> bool:
 
 
 def has_words_apart(column: pa.Array) -> bool:
-    """Whether a cell has words in quotes or between commas, as no class like `[unknown]` or `(no flower)`."""
-    return bool(pc.any(pc.match_substring_regex(column, "['\",]")).as_py())
+    """Whether a cell has words in quotes or between commas, as no class like `[unknown]` or `(men's shoes)`."""
+    return bool(pc.any(pc.match_substring_regex(column, r"""[\[(\s]['"]|,""")).as_py())
 
 
 def _float(column: pa.Array) -> pa.Array:
