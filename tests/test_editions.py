@@ -221,9 +221,7 @@ def test_an_excluded_source_is_the_same_with_and_without_its_labels(store, pool,
 
 def test_a_pool_that_is_excluded_whole_is_an_error_that_fits_recipes_too(store, pool):
     version = write_generation(store, pool)
-    with pytest.raises(
-        NstError, match=r"\(5 excluded\); use a pool of other images than the excluded ones, which are kept out of training$"
-    ):
+    with pytest.raises(NstError, match=r"\(5 excluded\); choose a pool with images that are not excluded, or exclude fewer$"):
         balance(store, version, BalanceSettings(), exclude=[pool])
 
 
