@@ -11,6 +11,7 @@ from .commands import load
 _SETTING = re.compile(r"(?<!column )`(\w+)`(?! (?:column|\())")  # a table's columns stand in backticks too
 _CALL = re.compile(r"`([\w.]+\([^`]*\))`")
 _RECIPES = ("run", "demo")  # commands that run one
+_ANOTHER_NAME = "give the recipe another name, as with --set name=NAME (what stays the same is taken over)"
 _COMMANDS = {"versions": "list", "remove_features": "remove"}  # of what has another name
 
 _speaking = SimpleNamespace(command="")
@@ -36,7 +37,7 @@ def in_our_words(message: str) -> str:
     options = (_of_recipe() if command in _RECIPES else {}) | _options(command)
     message = message.replace("on the review page", "in `nst look`")
     if command in _RECIPES:
-        message = message.replace("choose another name or number", "give the recipe another name, as with --set name=NAME")
+        message = message.replace("choose another name or number", _ANOTHER_NAME)
     message = _SETTING.sub(lambda name: options.get(name[1], name[0]), message)
     return _CALL.sub(lambda call: _as_command(call[1]) or call[0], message)
 

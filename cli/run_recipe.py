@@ -161,8 +161,8 @@ def _dry_run(path: Path, store: "Store", json: bool, changes: Mapping[str, Any])
             stage.state,
             stage.images,
             stage.steps,
-            "-" if stage.state == "done" else _duration(stage.seconds),
-            "-" if stage.state == "done" or stage.bytes_on_disk is None else disk_use(stage.bytes_on_disk).removeprefix("about "),
+            _duration(stage.seconds) if stage.is_left else "-",
+            "-" if not stage.is_left or stage.bytes_on_disk is None else disk_use(stage.bytes_on_disk).removeprefix("about "),
         )
         for stage in found.stages
     ]

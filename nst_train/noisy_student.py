@@ -24,6 +24,9 @@ from nst_train.recipes.recipe import Recipe
 def self_training(store: Store, recipe: Recipe, *, progress: Progress | None = None) -> list[Generation]:
     """Run the whole loop of a recipe, or what is left of it (Algorithm 1).
 
+    What a recipe of another name made with the same settings and images is taken over, not made again: give a changed recipe another name,
+    and only what follows from the change is new.
+
     Args:
         store: Where all that is made is kept, and found again by the same call.
         recipe: Sources, settings and generations: `load_recipe("flowers.yaml")`.
@@ -37,7 +40,7 @@ def self_training(store: Store, recipe: Recipe, *, progress: Progress | None = N
         NstError: A source, a setting or a model is refused; what would stop a later generation stops the loop before its first.
         KeyboardInterrupt: A signal asked to stop; the same call resumes. Its `status` is the exit status of a command, such as 130.
     """
-    progress = progress or on_this_terminal()
+    progress, store = progress or on_this_terminal(), store.reusing()
     sources = OpenedSources.open(recipe, store, progress)
     run = FinishedRun(store, recipe, sources)
     if (finished := run.generations(progress)) is not None:

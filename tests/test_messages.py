@@ -18,7 +18,11 @@ from nst_cli.messages import in_our_words, speak_for
         ("adopt", "`key` refers to images; add `pool`", "--key refers to images; add --pool"),
         ("run", "continue without them with `max_unreadable` 0.1", "continue without them with `run.max_unreadable` 0.1"),
         ("run", "label: `workers` 4: applies to ray", "label: `workers` 4: applies to ray"),
-        ("run", "there; choose another name or number", "there; give the recipe another name, as with --set name=NAME"),
+        (
+            "run",
+            "there; choose another name or number",
+            "there; give the recipe another name, as with --set name=NAME (what stays the same is taken over)",
+        ),
         ("label", "there; choose another name or number", "there; choose another name or number"),
         ("label", "or `store.remove('net@gen-0')` first", "or `nst remove net@gen-0` first"),
         ("label", "`store.open('net@gen-0').verify()` shows all", "`nst verify net@gen-0` shows all"),

@@ -196,7 +196,7 @@ def test_a_number_taken_by_other_inputs_is_an_error_that_names_them(store):
 def test_a_number_taken_by_a_version_with_children_cannot_be_freed_by_removing_it(store):
     parent = make(store)
     make(store, asked=request("edition", digest=parent.manifest.digest, ref=parent.ref), generation=1)
-    with pytest.raises(NstError, match=r"choose another name or number: flowers@gen-1\.1 was made from flowers@gen-1$"):
+    with pytest.raises(NstError, match=r"\), and flowers@gen-1\.1 was made from it; choose another name or number$"):
         store.begin(request(digest="other"), "flowers", generation=1)
 
 

@@ -13,11 +13,12 @@ from contextlib import contextmanager
 
 import object_store
 import pytest
-from conftest import write_class_folders, write_pool
+from conftest import TINY as TINY_RECIPE
+from conftest import write_class_folders, write_pool, write_tiny_recipe
 from labels import write_teacher
 from nst_cli.main import app
 from typer.testing import CliRunner
-from watched import Ended
+from watched import Ended, Said
 
 from nst_data import BalanceSettings, balance, open_source
 from nst_data.errors import NstError, UsageError
@@ -27,6 +28,8 @@ from nst_data.sharing.copy import copy
 from nst_data.store.file_tree import FileTree, StoredFile
 from nst_data.store.store import Store
 from nst_train import EmbedSettings, EvaluateSettings, LabelSettings, RunSettings, TrainSettings, embed, evaluate, label, label_like, train
+from nst_train.noisy_student import self_training
+from nst_train.recipes.reading import load_recipe
 
 pytestmark = pytest.mark.slow
 NST = [sys.executable, "-c", "from nst_cli.main import run; run()"]
@@ -166,6 +169,27 @@ def test_the_loop_on_s3_has_the_bytes_of_the_loop_in_a_folder_and_another_machin
     everything = b"".join(FileTree.parse(address).read(name) for name in names(address))
     assert object_store.SECRET.encode() not in everything
     assert object_store.KEY.encode() not in everything
+
+
+def test_a_recipe_under_another_name_takes_over_what_another_machine_made(tmp_path, address, machine):
+    write_class_folders(tmp_path / "labeled", ["ant", "bee", "cat"], 4)
+    write_class_folders(tmp_path / "test", ["ant", "bee", "cat"], 3, first=50)
+    write_pool(tmp_path / "pool", 3, 5)
+    parts = {"select": {"min_confidence": 0.0, "per_class": 8}, "run": {"workers": 0, "decode_threads": 1}}
+    path = write_tiny_recipe(tmp_path, generations=[TINY_RECIPE, TINY_RECIPE | {"ratio": 2, "start": "teacher"}], **parts)
+    self_training(Store(address), load_recipe(path), progress=QUIET)
+    machine(2)
+    lines = Said()
+    self_training(Store(address), load_recipe(path, changes={"name": "wasps", "select.per_class": 4}), progress=lines)
+    refs = {"wasps-teacher@gen-0": "bugs-teacher@gen-0", "wasps@gen-1": "bugs@gen-1"}
+    assert [line.partition(":")[0] for line in lines.lines if "taken over" in line] == [
+        f"{a} is taken over from {b}" for a, b in refs.items()
+    ]
+    machine(3)
+    for after, before in refs.items():
+        assert contents(address, after) == contents(address, before)
+        assert Store(address).open(after).verify() == []
+    assert not names(address, "runs/")
 
 
 def test_labeling_killed_again_and_again_on_two_machines_ends_with_the_bytes_of_an_undisturbed_one(tmp_path, address, machine):

@@ -42,6 +42,7 @@ __all__ = [
     "model_card",
     "own_text",
     "show_on_card",
+    "write_card",
     "write_dataset_card",
     "write_model_card",
     "write_pictures",
@@ -69,9 +70,20 @@ def model_card(version: Version, published: Published | None = None, target: Pat
 
 def write_dataset_card(staging: Staging, manifest: Manifest) -> None:
     """The card of a version that is about to be sealed, with its pictures. Both lie outside the seal."""
-    described = Described(staging.build, staging.target, manifest)
-    write_pictures(described, staging.work)
-    write_text(staging.build / "README.md", _dataset_card(described, None), staging.work)
+    _write_dataset_card(Described(staging.build, staging.target, manifest), staging.work)
+
+
+def write_card(described: Described) -> None:
+    """The card of a version of any kind, with the pictures of its labels, in its folder."""
+    if described.manifest.kind == "teacher":
+        write_model_card(described)
+    else:
+        _write_dataset_card(described)
+
+
+def _write_dataset_card(described: Described, parts: Path | None = None) -> None:
+    write_pictures(described, parts)
+    write_text(described.folder / "README.md", _dataset_card(described, None), parts)
 
 
 def show_on_card(version: Version, picture: bytes) -> None:

@@ -35,7 +35,7 @@ from nst_data.store.counts import ClassCounts, EditionCounts, NearDuplicates, in
 from nst_data.store.files import clear_abandoned, temporary
 from nst_data.store.inputs import EditionInputs, Input
 from nst_data.store.manifest import EditionRequest, GenerationManifest, SealedFile
-from nst_data.store.store import Staging, Store, Version
+from nst_data.store.store import Number, Staging, Store, Version
 from nst_data.store.version import check_names_images
 from nst_data.tables import engines
 from nst_data.tables.label_tables import damage_is_named, scan_labels
@@ -52,6 +52,7 @@ from nst_data.tables.schema import (
 )
 from nst_data.tables.shards import ShardPlan, table_files, write_parquet
 from nst_data.tables.spark import SparkWork, Work
+from nst_data.taken_over import take_over
 
 SHARD_BYTES = 256 * 2**20
 _MOST_WRITERS = 3  # each holds a shard in memory
@@ -137,16 +138,21 @@ def balance(
     if exclude or reviews:
         check_names_images(generation, "balance")
     request = balance_request(generation, settings, exclude, pool, reviews)
+
+    def check(made: Version) -> None:
+        for role, source in roles.items():
+            reading, remedy = Reading(made.folder, role), f"`store.remove({made.ref!r})` and balance again"
+            reading.check(source, reading.kept(), f"{made.ref} was made", remedy, progress)
+
+    number = None if edition is None else Number(generation.number.generation, edition)
+    how = take_over(store, request, generation.name, number, progress, check)
     staging = store.begin(request, generation.name, generation.number.generation, edition)
-    for role, source in roles.items():
-        if isinstance(staging, Staging):
-            Reading(staging.build, role).begin(source)
-        else:
-            reading, remedy = Reading(staging.folder, role), f"`store.remove({staging.ref!r})` and balance again"
-            reading.check(source, reading.kept(), f"{staging.ref} was made", remedy, progress)
     if isinstance(staging, Version):
-        progress.say(f"{staging.ref} already exists: same generation, images and settings")
+        check(staging)
+        progress.say(f"{staging.ref} {how}: same generation, images and settings")
         return staging
+    for role, source in roles.items():
+        Reading(staging.build, role).begin(source)
     images = _Images(store, generation, pool)
     return staging.shared(lambda: _make(staging, generation, settings, exclude, reviews, images, progress, engine, max_unreadable))
 

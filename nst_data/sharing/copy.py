@@ -1,6 +1,5 @@
 """`nst copy`: a version from one store into another, each file compared with its checksum; stores may be folders or at addresses."""
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,8 +7,9 @@ from nst_data.arguments import with_checked_arguments
 from nst_data.errors import NstError
 from nst_data.progress import Progress, on_this_terminal
 from nst_data.sharing.pull import check_space, version_there
+from nst_data.store.copying import copy_file, is_copied
 from nst_data.store.files import discard, fsync_tree, hash_file, write_text
-from nst_data.store.manifest import Kind, SealedFile
+from nst_data.store.manifest import Kind
 from nst_data.store.ownership import beside, owned
 from nst_data.store.store import PULLS, Store
 from nst_data.store.version import Version
@@ -53,14 +53,14 @@ def copy(
         with progress.task(f"copy {version.ref}", total, "bytes") as task:
             for file, sealed in manifest.files.items():
                 target = run / "build" / file
-                if not (target.is_file() and hash_file(target) == sealed) and not _is_copied(version.folder / file, target, sealed):
+                if not (target.is_file() and hash_file(target) == sealed) and not is_copied(version.folder / file, target, sealed):
                     discard(run)
                     raise NstError(f"{version.ref}: {file} does not match its manifest; nothing was kept; restore it and copy again")
                 task.advance(sealed.bytes)
         for path in [path for path in version.folder.rglob("*") if path.is_file() and path.name[0] != "."]:
             file = path.relative_to(version.folder).as_posix()
             if file not in manifest.files:
-                _copy_file(path, run / "build" / file)
+                copy_file(path, run / "build" / file)
         fsync_tree(run / "build")
         target = destination.target(manifest.kind, name, manifest.version)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -78,15 +78,3 @@ def _begin(run: Path, digest: str) -> None:
         discard(run)
         (run / "build").mkdir(parents=True)
         write_text(mark, digest)
-
-
-def _is_copied(path: Path, target: Path, sealed: SealedFile) -> bool:
-    if not path.is_file():
-        return False
-    _copy_file(path, target)
-    return hash_file(target) == sealed
-
-
-def _copy_file(path: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(path, target)

@@ -1,7 +1,7 @@
 """Files and folders that are whole or not there: hashed as they are written, fsynced, then renamed.
 
 What a file system cannot do of fsync is left out. The one thing that every store needs is a folder's move to a new name that fails where
-another folder stands (`place_once`): by it processes agree on who was first. No hard links, locks or permissions are used.
+another folder stands (`place_once`): by it processes agree on who was first. No locks or permissions are needed, and no hard links.
 """
 
 import contextlib

@@ -1,5 +1,6 @@
 """The folder with corpora, teachers and runs: which versions there are, and where a new one goes."""
 
+import copy
 import logging
 import platform
 import re
@@ -10,6 +11,7 @@ from dataclasses import replace
 from itertools import product
 from numbers import Integral
 from pathlib import Path
+from typing import Self
 
 from nst_data.errors import NstError, UsageError
 from nst_data.hub.reference import HubReference
@@ -51,6 +53,13 @@ class Store:
         if self.mirror is None and self.root.exists() and not self.root.is_dir():
             raise UsageError(f"{root}: expected the folder of a store or s3://BUCKET/PREFIX, found a file")
         check_utf8(str(self.root))
+        self.reuses = False
+
+    def reusing(self) -> Self:
+        """The same store, in which a version that is asked for by its number is taken over from an equal one of another name."""
+        store = copy.copy(self)
+        store.reuses = True
+        return store
 
     def __repr__(self) -> str:
         return f"Store({self.location!r})"
@@ -227,12 +236,9 @@ class Store:
         else:
             other, state, children = holder.manifest.request, "exists", self.children(holder)
         more = f" and {len(children) - _NAMED:,} more" if len(children) > _NAMED else ""
-        remedy = (
-            f": {', '.join(children[:_NAMED])}{more} {'were' if len(children) > 1 else 'was'} made from {holder.ref}"
-            if children
-            else f", or `store.remove({holder.ref!r})` first"
-        )
-        return f"{holder.ref} {state} with other settings ({_difference(other, request)}); choose another name or number{remedy}"
+        were = f", and {', '.join(children[:_NAMED])}{more} {'were' if len(children) > 1 else 'was'} made from it" if children else ""
+        remedy = "" if children else f", or `store.remove({holder.ref!r})` first"
+        return f"{holder.ref} {state} with other settings ({_difference(other, request)}){were}; choose another name or number{remedy}"
 
     def unfinished_beside(self, staging: Staging) -> list[str]:
         """For a version that is new: a line for each unfinished one of its name, which other settings or images began."""

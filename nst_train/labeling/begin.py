@@ -11,7 +11,8 @@ from nst_data.sources.listing import read_listing, write_listing
 from nst_data.sources.unreadable import check_readable
 from nst_data.store.counts import EditionCounts, GenerationCounts
 from nst_data.store.manifest import Request
-from nst_data.store.store import Staging, Store, Version
+from nst_data.store.store import Number, Staging, Store, Version
+from nst_data.taken_over import take_over
 from nst_train.settings import LabelRunSettings
 
 _COMMIT = re.compile(r"@[0-9a-f]{40}")
@@ -39,11 +40,17 @@ def begin(
     for staging in store.stagings(corpus):
         check_not_moved(staging, request, pool)
     edition = 1 if request.kind == "edition" and generation is not None else None
+
+    def check(version: Version) -> None:
+        remedy = f"`store.remove({version.ref!r})` and label again, or ask for another `generation` N"
+        check_unchanged(version, read, remedy, progress, run.share[0] == 0)
+
+    number = None if generation is None else Number(generation, edition)
+    how = take_over(store, request, corpus, number, progress, check)
     staged = store.begin(request, corpus, generation, edition)
     if isinstance(staged, Version):
-        remedy = f"`store.remove({staged.ref!r})` and label again, or ask for another `generation` N"
-        check_unchanged(staged, read, remedy, progress, run.share[0] == 0)
-        _say_already_made(store, staged, run, progress)
+        check(staged)
+        _say_already_made(store, staged, how, run, progress)
     else:
         for line in store.unfinished_beside(staged):
             progress.say(line)
@@ -86,7 +93,7 @@ def _moved(begun: Request, asked: Request) -> str | None:
     return next((role for role, entry in now.items() if entry.digest != before[role].digest), None)
 
 
-def _say_already_made(store: Store, version: Version, run: LabelRunSettings, progress: Progress) -> None:
+def _say_already_made(store: Store, version: Version, how: str, run: LabelRunSettings, progress: Progress) -> None:
     """Raises NstError for a version without a label, which an earlier nst sealed where it could read no image."""
     match version.manifest.counts:
         case EditionCounts(errors=lost, unique=labels):
@@ -104,4 +111,4 @@ def _say_already_made(store: Store, version: Version, run: LabelRunSettings, pro
     unreadable = f"{errors:,} unreadable image{'s are' if errors > 1 else ' is'} missing from it"
     sealed = "`retry_errors` does nothing to a sealed version; " if run.retry_errors else ""
     left_out = f"; {unreadable}: {sealed}{again}" if errors else ""
-    progress.say(f"{version.ref} already exists: same teacher, images and settings{left_out}")
+    progress.say(f"{version.ref} {how}: same teacher, images and settings{left_out}")

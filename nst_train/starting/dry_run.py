@@ -28,7 +28,7 @@ from nst_train.recipes.run_data import RecipeData
 from nst_train.settings import TrainSettings
 from nst_train.starting.choosing import why_not_there
 from nst_train.starting.looking import check_classes_are_readable
-from nst_train.starting.states import State, States
+from nst_train.starting.states import NOTHING_TO_DO, State, States
 from nst_train.starting.timing import Speed, speed_of
 from nst_train.teacher_names import settled
 from nst_train.training.schedule import Schedule, images_that_count
@@ -53,6 +53,11 @@ class Stage:
     bytes_of_work: int = 0  # beside, until it is done
     refusal: str | None = None  # of a version that differs: the line in which the run refuses
 
+    @property
+    def is_left(self) -> bool:
+        """Whether there is work to do for it."""
+        return self.state not in NOTHING_TO_DO
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -64,13 +69,13 @@ class Estimate:
     @property
     def seconds(self) -> float | None:
         """Of all that is left; None where a part is not known."""
-        left = [one.seconds for one in self.stages if one.state != "done"]
+        left = [one.seconds for one in self.stages if one.is_left]
         return None if None in left else sum(one for one in left if one is not None)
 
     @property
     def bytes_on_disk(self) -> int:
         """Of all that is left, as far as it is known, with the work of the largest."""
-        left = [one for one in self.stages if one.state != "done"]
+        left = [one for one in self.stages if one.is_left]
         return sum(one.bytes_on_disk or 0 for one in left) + max((one.bytes_of_work for one in left), default=0)
 
 
@@ -160,7 +165,7 @@ class _Stages:
         bytes_on_disk = images * (_ROW_BYTES + (6 * top_k if top_k else 2 * classes))
         ref, seconds = f"{self.recipe.name}@{number}", None
         state, refusal = self._states.of(kind, self.recipe.name, number, asked)
-        if state == "done":
+        if state in NOTHING_TO_DO:
             return Stage(ref, what, state, images, None, 0.0, 0)
         if what == "select":
             seconds = 0.0
@@ -193,7 +198,7 @@ class _Stages:
         in_request = asked.for_request() | _beside_settings(asked, len(self.data.class_names))
         ref, (state, refusal) = f"{name}@{Number(number)}", self._states.of("teacher", name, Number(number), in_request)
         what = f"{'probe' if settings.probe else 'train'} {public_name(settings.model)}"
-        if state == "done":
+        if state in NOTHING_TO_DO:
             return Stage(ref, what, state, labeled, steps, 0.0, 0)
         self._check_classes_are_readable()
         if (speed := self._speed_of(settings, per_step)) is None:

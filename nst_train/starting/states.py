@@ -1,7 +1,8 @@
 """How far a version of a recipe is in a store: done, begun, to do, or made of other settings and images, where the run refuses."""
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from nst_data.errors import NstError
@@ -11,6 +12,8 @@ from nst_data.sources import Source
 from nst_data.store.inputs import Input
 from nst_data.store.manifest import ORDER, PROBE_SAMPLE, Kind, Request
 from nst_data.store.store import Number, Staging, Store, Version
+from nst_data.store.version import VERSION_REF
+from nst_data.taken_over import MadeBefore
 from nst_train.device import this_device
 from nst_train.labeling.begin import check_not_moved
 from nst_train.networks.weights import FOLDER, initial_weights
@@ -22,7 +25,8 @@ from nst_train.training.readable import check_unchanged
 from nst_train.training.train import check_device
 from nst_train.training.warm_start import start_input
 
-State = Literal["done", "begun", "to do", "differs"]
+State = Literal["done", "taken over", "begun", "to do", "differs"]
+NOTHING_TO_DO = ("done", "taken over")  # the latter from a recipe of another name
 
 # of a training: its inputs decide them, or an earlier nst's word did
 _NOT_COMPARED = (ORDER, PROBE_SAMPLE, "stream")
@@ -36,12 +40,14 @@ class States:
     recipe: Recipe
     data: RecipeData
     progress: Progress
+    _made: set[str] = field(default_factory=set)  # what the versions hold that are done or will be taken over
 
     def of(self, kind: Kind, name: str, number: Number, asked: dict[str, Any]) -> tuple[State, str | None]:
         """Whether a version is there or under way: of these settings and images or, with the line in which the run refuses, of others."""
         for version in self.store.versions(name):
             if version.number == number and version.is_readable and version.manifest.kind == kind:
                 if self._is_asked(version.manifest.request, version.ref, asked):
+                    self._made.add(self._before.content(version.manifest.digest))
                     return "done", None
                 return "differs", self.store.why_taken(version, self._asked_instead(version.manifest.request, version.ref, asked))
         for staging in self.store.stagings(name):
@@ -56,7 +62,28 @@ class States:
                     refusal = self._why_not_resumed(staging, asked) if kind == "teacher" else None
                     return "differs" if refusal else "begun", refusal
                 return "differs", self.store.why_taken(staging, instead)
-        return "to do", None
+        return ("taken over" if self._is_taken_over(kind, name, number, asked) else "to do"), None
+
+    def _is_taken_over(self, kind: Kind, name: str, number: Number, asked: dict[str, Any]) -> bool:
+        """Whether a recipe of another name made this version, from what this one has or takes over too."""
+        for version in self._before.versions:
+            request = version.manifest.request
+            if (request.kind, version.number) != (kind, number) or not self._is_asked(request, f"{name}@{number}", asked):
+                continue
+            if {self._before.content(entry.digest) for entry in request.inputs.by_role.values() if self._is_of_run(entry)} <= self._made:
+                self._made.add(self._before.content(version.manifest.digest))
+                return True
+        return False
+
+    def _is_of_run(self, entry: Input) -> bool:
+        """Whether an input is a version of the store that no recipe names."""
+        starts = (network.settings.start for network in self.recipe.networks)
+        named = {str(self.data.teacher), self.data.by, *self.recipe.reviews.values(), *starts}
+        return VERSION_REF.fullmatch(entry.ref) is not None and entry.ref not in named
+
+    @cached_property
+    def _before(self) -> MadeBefore:
+        return MadeBefore(self.store)
 
     def _why_not_resumed(self, staging: Staging, asked: dict[str, Any]) -> str | None:
         """The line in which the run refuses to go on with a training since its images have changed, or it was begun on another device."""

@@ -13,7 +13,8 @@ from nst_data.progress import Progress, on_this_terminal
 from nst_data.self_contained.remote import StreamedEdition
 from nst_data.sources import Source
 from nst_data.store.ownership import Sign
-from nst_data.store.store import Staging, Store, Version
+from nst_data.store.store import Number, Staging, Store, Version
+from nst_data.taken_over import take_over
 from nst_train.batches.batches import worker_failures
 from nst_train.device import DEFAULT_THREADS, agreed_text, memory_failures, set_threads, settled_precision, this_process
 from nst_train.networks.models import check_names
@@ -87,12 +88,14 @@ def train(
     trackers = check_trackers(run.tracker)
     settings, material = _what_counts(settings, material, store)
     with this_process().main_process_first():
-        staging = begin(store, request_of(store, settings, material), name, generation)
+        request, number = request_of(store, settings, material), None if generation is None else Number(generation)
+        how = take_over(store, request, name, number, progress, lambda made: check_unchanged(made, material.labeled_sources, progress))
+        staging = begin(store, request, name, generation)
         for line in [] if isinstance(staging, Version) else store.unfinished_beside(staging):
             progress.say(line)
         check_unchanged(staging, material.labeled_sources, progress)
     if isinstance(staging, Version):
-        progress.say(f"{staging.ref} already exists: same images, labels and settings")
+        progress.say(f"{staging.ref} {how}: same images, labels and settings")
         return staging
     with _alone(staging, progress) as sign:
         _train(store, staging, sign, settings, material, run, progress, trackers)

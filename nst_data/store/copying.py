@@ -1,0 +1,27 @@
+"""Files of a sealed version to another place, each compared with its checksum."""
+
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+from nst_data.store.files import hash_file
+from nst_data.store.manifest import SealedFile
+
+
+def is_copied(path: Path, target: Path, sealed: SealedFile, linked: bool = False) -> bool:
+    """Copy a sealed file; whether the copy is as its checksum says. `linked` shares the bytes on disk, where the file system can."""
+    if not path.is_file():
+        return False
+    copy_file(path, target, linked)
+    return hash_file(target) == sealed
+
+
+def copy_file(path: Path, target: Path, linked: bool = False) -> None:
+    """Copy a file; the folder is made. `linked` is for files that are never written again."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if linked:
+        with suppress(OSError):  # another file system, or one without links
+            os.link(path, target)
+            return
+    shutil.copyfile(path, target)

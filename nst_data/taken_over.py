@@ -1,0 +1,135 @@
+"""What was made before under another name is taken over: the same settings on the same inputs give the same version."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+
+from nst_data.cards import cards
+from nst_data.cards.described import Described
+from nst_data.errors import NstError
+from nst_data.progress import Progress
+from nst_data.store.copying import copy_file, is_copied
+from nst_data.store.files import discard, fsync_tree, write_text
+from nst_data.store.manifest import MANIFEST_NAME, Manifest, Request, content_digest, json_digest
+from nst_data.store.ownership import beside, owned
+from nst_data.store.places import PLACES, may_be_pulled
+from nst_data.store.store import PULLS, Number, Store, Version
+from nst_data.store.version import VERSION_REF
+
+ALREADY = "already exists"
+_OWN = (MANIFEST_NAME, PLACES, "README.md")  # of each name
+
+
+@dataclass(frozen=True)
+class MadeBefore:
+    """The versions of a store, found by what they were asked to be and not by their names. What came from the Hub is not among them."""
+
+    store: Store
+
+    @cached_property
+    def versions(self) -> list[Version]:
+        """Those that may be taken over."""
+        return [version for version in self.store.versions() if version.is_readable and not may_be_pulled(version.place)]
+
+    def of(self, request: Request) -> Version | None:
+        """A version that this request asks for too; None where there is none."""
+        wanted = self._form(request)
+        return next((version for version in self.versions if self._form(version.manifest.request) == wanted), None)
+
+    def content(self, digest: str) -> str:
+        """What a version of this digest holds; the digest itself where the store has none."""
+        return self._contents.get(digest, digest)
+
+    @cached_property
+    def _contents(self) -> dict[str, str]:
+        return {version.manifest.digest: _content(version.manifest) for version in self.versions}
+
+    def _form(self, request: Request) -> str:
+        """Equal for requests of the same work. What a training starts from is named in its settings; its weights are an input."""
+        inputs = {role: self.content(entry.digest) for role, entry in request.inputs.by_role.items()}
+        settings = dict(request.settings)
+        if "initial_weights" in inputs and VERSION_REF.fullmatch(str(settings.get("start"))):
+            del settings["start"]
+        return json_digest({"kind": request.kind, "settings": settings, "inputs": inputs})
+
+
+def take_over(
+    store: Store,
+    request: Request,
+    name: str,
+    number: Number | None,
+    progress: Progress,
+    check: Callable[[Version], None],
+) -> str:
+    """Put a version that was made before under another name in the place of the one that is asked for, where the store is `reusing`.
+
+    Files are shared on disk where that is possible. Nothing happens where the version is there or under way, none like it was made, or
+    one is damaged or, as `check` finds by an NstError, its images have changed since: then it is made anew.
+
+    Returns:
+        How the version came to be there, for a line that says so.
+    """
+    if not store.reuses or number is None or _is_there(store, request, name, number):
+        return ALREADY
+    made = MadeBefore(store).of(request)
+    if made is None:
+        return ALREADY
+    ref, run = f"{name}@{number}", store.root / "runs" / PULLS / name / str(number)
+    try:
+        check(made)
+    except NstError:
+        return ALREADY
+    run.parent.mkdir(parents=True, exist_ok=True)
+    with owned(beside(run), ref, progress.say, wait=True):
+        discard(run)
+        if _is_there(store, request, name, number):
+            return ALREADY
+        try:
+            if not _is_built(made, request, name, number, store, progress):
+                progress.say(f"warning: {made.ref} is damaged, so {ref} is made anew")
+                return ALREADY
+            target = store.target(request.kind, name, str(number))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            store.place(run / "build", target)
+        finally:
+            discard(run)
+    return f"is taken over from {made.ref}"
+
+
+def _is_there(store: Store, request: Request, name: str, number: Number) -> bool:
+    target = store.target(request.kind, name, str(number))
+    return (
+        target.is_dir()
+        or any(version.number == number for version in store.versions(name))
+        or any(staging.target == target for staging in store.stagings(name))
+    )
+
+
+def _is_built(made: Version, request: Request, name: str, number: Number, store: Store, progress: Progress) -> bool:
+    """Whether all files of the version are as they were sealed; they stand in the folder of the other one then."""
+    folder, build = made.folder, store.root / "runs" / PULLS / name / str(number) / "build"
+    build.mkdir(parents=True)
+    before = made.manifest
+    with progress.task(f"take over {made.ref}", sum(sealed.bytes for sealed in before.files.values()), "bytes") as task:
+        for file, sealed in before.files.items():
+            if not is_copied(folder / file, build / file, sealed, linked=True):
+                return False
+            task.advance(sealed.bytes)
+    for path in [path for path in folder.rglob("*") if path.is_file() and path.name[0] != "."]:
+        file = path.relative_to(folder).as_posix()
+        if file not in before.files and file not in _OWN:
+            with suppress(FileNotFoundError):  # written anew in this moment
+                copy_file(path, build / file)
+    digest = content_digest(request, before.files, before.class_names)
+    manifest = before.model_copy(update={"name": name, "version": str(number), "request": request, "digest": digest})
+    cards.write_card(Described(build, store.target(request.kind, name, str(number)), manifest))
+    write_text(build / MANIFEST_NAME, manifest.model_dump_json(indent=2) + "\n")
+    fsync_tree(build)
+    return True
+
+
+def _content(manifest: Manifest) -> str:
+    """Equal for versions that hold the same."""
+    hashes = {file: sealed.sha256 for file, sealed in manifest.files.items()}
+    return json_digest({"kind": manifest.kind, "class_names": manifest.class_names, "files": hashes})
