@@ -15,6 +15,9 @@ from typing import Any, Self
 STOP_SIGNALS = frozenset(one for one in signal.Signals if one.name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"))
 AGREE_EVERY_SECONDS = 1.0
 LONGEST_WAIT_SECONDS = 20.0  # schedulers and torchrun kill after 30
+SAY_AFTER_SECONDS = 1.0  # a step that ends sooner needs no explanation
+_STOPPING = "stopping once this step is done and a checkpoint is written"
+_AGAIN = "; press Ctrl-C again to stop at once, which loses the steps since the last checkpoint"
 
 
 class Interrupted(KeyboardInterrupt):
@@ -46,11 +49,14 @@ class StopRequests:
 
     One that comes within `waiting` raises Interrupted: at once in one process alone, after some seconds where others have to agree.
     `maximum` gives the largest of each number over all processes, which must ask together; None where there is one process alone.
-    `begun` are the steps that were done before.
+    `begun` are the steps that were done before. `say` gets a line if work does not stop within a second of a signal.
     """
 
-    def __init__(self, maximum: Callable[[list[float]], list[float]] | None = None, begun: int = 0) -> None:
-        self._maximum = maximum
+    def __init__(
+        self, maximum: Callable[[list[float]], list[float]] | None = None, begun: int = 0, say: Callable[[str], None] | None = None
+    ) -> None:
+        self._maximum, self._say = maximum, say
+        self._explanation: threading.Timer | None = None
         self._received = 0
         self._is_waiting = False
         self._next = self._before = begun
@@ -64,6 +70,8 @@ class StopRequests:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._explanation is not None:
+            self._explanation.cancel()
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
@@ -100,6 +108,10 @@ class StopRequests:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._received == number == signal.SIGINT:
             raise Interrupted(number)
+        if not self._received and self._say is not None:  # in a thread: a handler may have interrupted another print
+            self._explanation = threading.Timer(SAY_AFTER_SECONDS, self._say, [_STOPPING + (_AGAIN if number == signal.SIGINT else "")])
+            self._explanation.daemon = True
+            self._explanation.start()
         self._received = self._received or number
         if self._is_waiting and self._maximum is None:
             self._wait_no_longer(number, frame)

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import queue
 import signal
 import time
 from contextlib import contextmanager
@@ -144,6 +145,27 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step():
         assert stops.agreed(1) == signal.SIGINT
         with pytest.raises(Interrupted, match=r"^interrupted; finished work"):
             signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize(("number", "told"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
+def test_where_a_step_takes_long_a_line_says_what_is_waited_for(number, told, monkeypatch):
+    monkeypatch.setattr("nst_train.interruption.SAY_AFTER_SECONDS", 0.01)
+    said = queue.SimpleQueue()
+    with StopRequests(say=said.put) as stops:
+        signal.raise_signal(number)
+        line = said.get(timeout=10)
+        assert stops.agreed(1) == number
+    assert line.startswith("stopping once this step is done and a checkpoint is written")
+    assert ("Ctrl-C again" in line) == told
+
+
+def test_where_a_step_ends_at_once_nothing_is_said():
+    said = queue.SimpleQueue()
+    with StopRequests(say=said.put) as stops:
+        signal.raise_signal(signal.SIGINT)
+        explanation = stops._explanation
+    explanation.join(10)
+    assert said.empty()
 
 
 def test_of_several_signals_the_first_decides_the_exit_status():

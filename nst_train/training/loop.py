@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,17 +174,24 @@ class Training:
         log = TrainingLog(self.staging.build, step.schedule, per_step, resumed.step, resumed.notes, trackers)
         total = step.schedule.steps * per_step
         with trackers, closing(batches), progress.task(f"train {self.staging.ref}", total, "images", resumed.step * per_step) as task:
-            for _ in self._steps(steps, batches, log, run, since, is_owed=bool(resumed.notes.get(_OWED))):
+            for _ in self._steps(steps, batches, log, run, since, progress.say, is_owed=bool(resumed.notes.get(_OWED))):
                 task.advance(per_step, log.note)
         if not is_finite(step.averaged.module):
             raise self._diverged(step.schedule.steps, "the averaged weights are", None)
 
     def _steps(
-        self, steps: range, batches: Iterator[TrainingBatch], log: TrainingLog, run: RunSettings, since: float, is_owed: bool
+        self,
+        steps: range,
+        batches: Iterator[TrainingBatch],
+        log: TrainingLog,
+        run: RunSettings,
+        since: float,
+        say: Callable[[str], None],
+        is_owed: bool,
     ) -> Iterator[None]:
         """Take the steps; after each, what is due: log, validation, checkpoint. `is_owed`: so is the validation before the first."""
         step, clock = self.step, CheckpointClock(run.checkpoint_minutes)
-        with StopRequests(agreed_maxima(), steps.start) as stops:
+        with StopRequests(agreed_maxima(), steps.start, say) as stops:
             if is_owed:
                 self._validate(steps.start, log, stops, run, since)
             for index in steps:
