@@ -16,8 +16,8 @@ STOP_SIGNALS = frozenset(one for one in signal.Signals if one.name in ("SIGINT",
 AGREE_EVERY_SECONDS = 1.0
 LONGEST_WAIT_SECONDS = 20.0  # schedulers and torchrun kill after 30
 SAY_AFTER_SECONDS = 1.0  # a step that ends sooner needs no explanation
-_STOPPING = "stopping once this step is done and a checkpoint is written"
-_AGAIN = "; press Ctrl-C again to stop at once, which loses the steps since the last checkpoint"
+_STOPPING = "stopping after this step and a checkpoint"
+_AGAIN = "; Ctrl-C again stops now and loses the steps since the last one"
 
 
 class Interrupted(KeyboardInterrupt):

@@ -155,7 +155,7 @@ def test_where_a_step_takes_long_a_line_says_what_is_waited_for(number, told, mo
         signal.raise_signal(number)
         line = said.get(timeout=10)
         assert stops.agreed(1) == number
-    assert line.startswith("stopping once this step is done and a checkpoint is written")
+    assert line.startswith("stopping after this step and a checkpoint")
     assert ("Ctrl-C again" in line) == told
 
 
