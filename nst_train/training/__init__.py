@@ -1,4 +1,4 @@
-"""Algorithm 1, steps 1 and 3: a network trained on labeled and pseudo-labeled images, with checkpoints to go on from.
+"""Algorithm 1, steps 1 and 3: train a network on labeled and pseudo-labeled images, with checkpoints to resume from.
 
-In: a labeled source, an edition or none, and `TrainSettings`. Out: a sealed teacher with its averaged weights, metrics and curves.
+Input: a labeled source, optionally an edition, and `TrainSettings`. Output: a sealed teacher with averaged weights, metrics and curves.
 """

@@ -1,6 +1,6 @@
-"""Checkpoints: network, averaged weights, optimizer and position; safetensors and JSON, each whole or not there.
+"""Checkpoints of network, averaged weights, optimizer and position, as safetensors and JSON. A checkpoint is either complete or absent.
 
-No generator's state is kept: order, noise and dropout are functions of (seed, step).
+No random generator state is saved: order, noise and dropout are functions of (seed, step).
 """
 
 import json
@@ -28,7 +28,7 @@ EPOCH_END_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Resumed:
-    """What a training goes on from: steps done, what its log and validation noted, the best averaged weights where it is validated."""
+    """What a training resumes from: steps done, notes of its log and validation, and the best averaged weights if it is validated."""
 
     step: int = 0
     notes: dict[str, Any] = field(default_factory=dict)
@@ -36,17 +36,17 @@ class Resumed:
 
 
 class CheckpointClock:
-    """When a checkpoint is due: every `minutes`, and where an epoch ends if the last one is a minute old (an epoch can last a second)."""
+    """Tells when a checkpoint is due: every `minutes`, and at an epoch's end if the last one is a minute old (epochs can last a second)."""
 
     def __init__(self, minutes: float) -> None:
         self._seconds, self._saved = 60 * minutes, time.monotonic()
 
     def is_due(self, ends_epoch: bool) -> bool:
-        """After a step."""
+        """Whether a checkpoint is due after a step, which `ends_epoch` or not."""
         return time.monotonic() - self._saved >= (min(EPOCH_END_SECONDS, self._seconds) if ends_epoch else self._seconds)
 
     def restart(self) -> None:
-        """One was just written."""
+        """Start counting again, after a checkpoint was written."""
         self._saved = time.monotonic()
 
 
@@ -60,7 +60,7 @@ def save_checkpoint(
     best: dict[str, Tensor] | None = None,
     keep: int = 1,
 ) -> None:
-    """Write `folder`/step-N by one rename, then drop all but the last `keep`."""
+    """Write `folder`/step-N with a single rename, then delete all but the newest `keep` checkpoints."""
     target = folder / f"step-{step:09d}"
     fresh = folder / f".{target.name}.{os.getpid()}"
     shutil.rmtree(fresh, ignore_errors=True)
@@ -86,19 +86,19 @@ def save_checkpoint(
 
 
 def check_can_be_saved(optimizer: Optimizer) -> None:
-    """Raises NstError for an optimizer, which has taken a step, whose state a checkpoint cannot hold."""
+    """Raises NstError if a checkpoint cannot hold the state of `optimizer`, which must have taken a step."""
     tensors, numbers = _flat(optimizer.state_dict()["state"])
     save(_on_cpu(tensors))
     json.dumps({"optimizer": numbers, "groups": _groups(optimizer)}, default=_number)
 
 
 def _groups(optimizer: Optimizer) -> list[dict[str, Any]]:
-    """The settings of each group of weights."""
+    """The settings of each parameter group."""
     return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.state_dict()["param_groups"]]
 
 
 def _number(value: object) -> float:
-    """A tensor of one number, such as the steps that LAMB counts in a group. Raises NstError for what JSON cannot hold."""
+    """The value of a one-element tensor, such as the step count of a LAMB group. Raises NstError for other values that JSON cannot hold."""
     if isinstance(value, Tensor) and value.numel() == 1:
         return value.item()
     raise NstError(f"the optimizer keeps a {type(value).__name__}, which a checkpoint cannot hold")
@@ -107,7 +107,7 @@ def _number(value: object) -> float:
 def load_checkpoint(
     folder: Path, network: nn.Module, averaged: nn.Module, optimizer: Optimizer, say: Callable[[str], None] = lambda _: None
 ) -> Resumed:
-    """Load the newest checkpoint that is sound; one that is not is said and deleted. Raises NstError for one of another network."""
+    """Load the newest intact checkpoint; damaged ones are reported and deleted. Raises NstError if it belongs to another network."""
     for newest in reversed(_checkpoints(folder)):
         try:
             position = json.loads((newest / "position.json").read_text("utf-8"))
@@ -129,7 +129,7 @@ def load_checkpoint(
 
 
 def _order_as_weights(optimizer: Optimizer) -> None:
-    """Put what is kept for each weight, such as its momentum, in the weight's order in memory; in another one sums round differently."""
+    """Give per-weight state, such as momentum, the memory format of its weight; with another format, sums round differently."""
     for weight, entries in optimizer.state.items():
         for name, value in entries.items():
             if isinstance(value, Tensor) and value.shape == weight.shape:
@@ -137,7 +137,7 @@ def _order_as_weights(optimizer: Optimizer) -> None:
 
 
 def last_checkpoint(folder: Path) -> int | None:
-    """The step of the newest checkpoint, None where there is none."""
+    """The step of the newest checkpoint, or None if there is none."""
     steps = [int(path.name.removeprefix("step-")) for path in _checkpoints(folder)]
     return steps[-1] if steps else None
 
@@ -149,7 +149,7 @@ def is_finite(*networks: nn.Module) -> bool:
 
 
 def diverged(ref: str, folder: Path, step: int, what: str, learning_rate: float | None, settings: TrainSettings) -> NstError:
-    """What to say of a training whose numbers are no longer finite from `step` on, which was at `learning_rate` if that is known."""
+    """The error for a training whose numbers are no longer finite from `step` on, with the `learning_rate` at that point if it is known."""
     last = last_checkpoint(folder)
     good = "there is no checkpoint from before" if last is None else f"the last good checkpoint is that of step {last:,}"
     warmup, smaller = "warmup_epochs" if settings.warmup_steps is None else "warmup_steps", "a smaller " if settings.clip_grad else ""
@@ -187,7 +187,7 @@ def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _flat(state: dict[int, dict[str, Any]]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Optimizer state as tensors and numbers by `parameter.name`."""
+    """Split optimizer state into tensors and numbers, both keyed by `parameter.name`."""
     tensors, numbers = {}, {}
     for parameter, entries in state.items():
         for name, value in entries.items():

@@ -1,4 +1,4 @@
-"""A training under way: what is made ready before the steps, and the loop over them."""
+"""A training in progress: its preparation, and the loop over its steps."""
 
 import logging
 import os
@@ -37,12 +37,12 @@ from nst_train.transforms.noise import training_transforms
 
 _log = logging.getLogger(__name__)
 _NAMES_SHOWN = 3
-_OWED = "validation_owed"  # in a checkpoint that was written in the middle of a validation
+_OWED = "validation_owed"  # set in a checkpoint that was written in the middle of a validation
 
 
 @dataclass
 class Training:
-    """A training under way in its staging."""
+    """A training in progress, in its staging."""
 
     staging: Staging
     step: Step
@@ -55,7 +55,7 @@ class Training:
     ahead: int
     validation: Validation | None
     unreadable_validation: int
-    sign: Sign | None = None  # of the main process, that nobody else trains this
+    sign: Sign | None = None  # of the main process: nobody else trains this
     is_begun: bool = False
 
     @classmethod
@@ -68,7 +68,10 @@ class Training:
         run: RunSettings,
         progress: Progress,
     ) -> "Training":
-        """Look at images, edition and network; without labeled images the edition is all. Raises NstError for what they refuse."""
+        """Check images, edition and network, and set everything up. Raises NstError if they do not allow the training.
+
+        Without a labeled source, the network is trained on the edition only.
+        """
         processes, source, edition, pool = this_process().num_processes, material.labeled, material.edition, material.pool
         _check_batch_size(settings, processes, edition is not None)
         for images in filter(None, (source, pool)):
@@ -80,7 +83,7 @@ class Training:
             faults = unreadable_images(store, staging, "labeled", source, run, progress)
             labeled, lines = without(source, faults), list(faults.values())
             empty = check_classes(source, labeled, faults, progress)
-            source.read(int(labeled.rows[0]))  # opens what is opened once, before workers are forked
+            source.read(int(labeled.rows[0]))  # opens files that are opened once, before workers are forked
             class_names = source.class_names or []
         pseudo: PseudoLabeledImages | None = None
         if edition is not None:
@@ -125,7 +128,7 @@ class Training:
         return cls(staging, step, labeled, pseudo, class_names, lines, empty, data_config, ahead, scores, unscored)
 
     def say_size(self, progress: Progress) -> None:
-        """Say what is trained on for how long, and where batch size, warm-up or `layer_decay` do not suit that."""
+        """Report the images and the number of steps, and warn if batch size, warm-up or `layer_decay` do not suit them."""
         ref, settings, schedule = self.staging.ref, self.step.settings, self.step.schedule
         images, pseudo = len(self.labeled), len(self.pseudo) if self.pseudo else 0
         parts = [f"{images:,} labeled image{'s' * (images > 1)} of {_in_short(self.class_names)}"] if images else []
@@ -148,9 +151,9 @@ class Training:
             progress.say(f"{ref}: warning: `layer_decay` changes nothing: timm counts all trained weights as the last layer; remove it")
 
     def run(self, run: RunSettings, progress: Progress, since: float, tracker_names: list[str]) -> None:
-        """All steps from the last checkpoint on. Raises Interrupted, with a checkpoint written, when a signal asks for it."""
+        """Take all steps after the last checkpoint. Raises Interrupted, after writing a checkpoint, if a signal asks to stop."""
         step, state, settings = self.step, this_process(), self.step.settings
-        with state.main_process_first():  # it deletes a damaged checkpoint before others look
+        with state.main_process_first():  # it deletes damaged checkpoints before the others look
             resumed = self._load(progress)
         if resumed.step:
             progress.say(f"{self.staging.ref}: resumes after step {resumed.step:,}")
@@ -189,7 +192,7 @@ class Training:
         say: Callable[[str], None],
         is_owed: bool,
     ) -> Iterator[None]:
-        """Take the steps; after each, what is due: log, validation, checkpoint. `is_owed`: so is the validation before the first."""
+        """Take the steps, each followed by any log, validation and checkpoint due. `is_owed`: validate before the first step as well."""
         step, clock = self.step, CheckpointClock(run.checkpoint_minutes)
         with StopRequests(agreed_maxima(), steps.start, say) as stops:
             if is_owed:
@@ -217,14 +220,14 @@ class Training:
                     since = self._save(done, log, run.keep_checkpoints, since)
                     clock.restart()
                 if stop:
-                    this_process().wait_for_everyone()  # else torchrun would end the one that writes
+                    this_process().wait_for_everyone()  # otherwise torchrun would kill the process that writes
                     raise self._interrupted(Interrupted(stop), done)
                 yield
         if this_process().is_main_process:
             self.staging.add_seconds(since)
 
     def _validate(self, done: int, log: TrainingLog, stops: StopRequests, run: RunSettings, since: float) -> None:
-        """Score the averaged weights after step `done`. Told to stop, it is the first that the same command does again."""
+        """Score the averaged weights after step `done`. If it is interrupted, the resumed training starts with this validation."""
         assert self.validation is not None, "expected by a training with validation images"
         try:
             with stops.waiting():
@@ -236,7 +239,7 @@ class Training:
         self._check(log.write_row(done, self.staging.seconds + time.monotonic() - since))
 
     def _interrupted(self, error: BaseException, done: int) -> BaseException:
-        """A stop by its place in the training, another error as it is."""
+        """Add the position in the training to an interruption; return any other error unchanged."""
         if not isinstance(error, Interrupted):
             return error
         return Interrupted(error.number, f"after step {done:,} of {self.staging.ref}")
@@ -246,14 +249,14 @@ class Training:
         if self.staging.elsewhere is not None:
             self.staging.elsewhere.bring_training()
         resumed = load_checkpoint(self._checkpoints, network, self.step.averaged.module, optimizer, progress.say)
-        if scale := resumed.notes.get("loss_scale"):  # of fp16
+        if scale := resumed.notes.get("loss_scale"):  # fp16 only
             self.step.scaler.load_state_dict(scale)
         if self.validation:
             self.validation.go_on(resumed.notes, resumed.best)
         return resumed
 
     def _save(self, done: int, log: TrainingLog, keep: int, since: float, more: Mapping[str, Any] | None = None) -> float:
-        """Write a checkpoint, unless a number in it is finite no more: the log will say so. Gives the time of now."""
+        """Write a checkpoint, unless a number in it is no longer finite (the log will report that). Return the new start of the timing."""
         network, averaged = self.step.unwrapped, self.step.averaged.module
         if not this_process().is_main_process or not log.is_finite or not is_finite(network, averaged):
             return since
@@ -280,13 +283,13 @@ class Training:
 
 
 def _in_short(class_names: Sequence[str]) -> str:
-    """How many classes, and the first of their names: of a wrong folder they are not what was meant."""
+    """The number of classes and the first few names, which reveal a wrong folder."""
     shown = ", ".join(map(as_text, class_names[:_NAMES_SHOWN])) + ", ..." * (len(class_names) > _NAMES_SHOWN)
     return f"{len(class_names):,} class{'es' * (len(class_names) > 1)} ({shown})"
 
 
 def _images_per_labeled(settings: TrainSettings, with_pseudo: bool) -> int:
-    """How many images a step has for each of its `batch_size`."""
+    """Images in a step per unit of `batch_size`."""
     return (0 if settings.pseudo_only else 1) + (settings.ratio if with_pseudo else 0)
 
 
@@ -302,7 +305,7 @@ def _check_batch_size(settings: TrainSettings, processes: int, with_pseudo: bool
 
 
 def _warn_if_smaller(model: str, parameters: int, edition: Version | StreamedEdition, progress: Progress) -> None:
-    """Noisy Student Training takes a student that is at least as large as its teacher (section 2)."""
+    """Warn if the student is smaller than its teacher; Noisy Student Training uses an equal or larger one (section 2)."""
     teacher = EditionManifest.of(edition.manifest).counts.teacher_parameters
     if parameters < teacher:
         progress.say(

@@ -1,4 +1,4 @@
-"""Cross-entropy of a step: of each image against its soft or hard target, and the weighing of labeled and pseudo-labeled ones."""
+"""Cross-entropy of a step: per image against its soft or hard target, and the weighting of labeled against pseudo-labeled images."""
 
 from collections.abc import Mapping
 
@@ -12,21 +12,22 @@ from nst_train.settings import Weighing
 
 
 def smoothed(labels: Int[Tensor, " batch"], classes: int, smoothing: float) -> Float[Tensor, "batch classes"]:
-    """One-hot targets with a share of `smoothing` spread evenly over all classes."""
+    """One-hot targets, with a share of `smoothing` spread evenly over all classes."""
     return F.one_hot(labels, classes).float() * (1 - smoothing) + smoothing / classes
 
 
 def renormalized(probs: Float[Tensor, "batch classes"], temperature: float = 1.0) -> Float[Tensor, "batch classes"]:
-    """Stored float16 soft labels as distributions in float32: p^(1/temperature), which sum to 1.
+    """Stored float16 soft labels as float32 distributions: p^(1/temperature), normalized to sum to 1.
 
-    What float16 flushed to 0 stays 0 at any temperature. Towards 0 the label becomes one-hot, shared where several are largest.
+    What float16 flushed to 0 stays 0 at any temperature. As the temperature approaches 0, the label becomes one-hot, or is split evenly
+    among tied maxima.
     """
     probs = _tempered(probs.float(), temperature)
     return probs / probs.sum(dim=1, keepdim=True)
 
 
 def _tempered(probs: Float[Tensor, "batch any"], temperature: float) -> Float[Tensor, "batch any"]:
-    """In proportion to p^(1/temperature); the largest is 1, so that no power flushes all to 0."""
+    """Values proportional to p^(1/temperature), scaled so that the largest is 1 and no power flushes all of them to 0."""
     return probs if temperature == 1 else (probs / probs.amax(dim=1, keepdim=True)) ** (1 / temperature)
 
 
@@ -41,15 +42,15 @@ def top_k_cross_entropies(
     top_probs: Float[Tensor, "batch k"],
     temperature: float = 1.0,
 ) -> Float[Tensor, " batch"]:
-    """Cross-entropy of each image against a soft label of k classes; what is left to 1 is even over the other classes.
+    """Cross-entropy of each image against a top-k soft label, whose remaining probability is spread evenly over the other classes.
 
-    A temperature acts on that whole distribution: each other class takes part with its even share. Rounding to float16 can leave
-    less than nothing: then the others get 0. No target of all classes is made: the others share one probability, so that
-    they cost it times the sum of their log-probabilities.
+    The temperature applies to that whole distribution: each other class takes part with its even share. If float16 rounding makes the
+    top k sum to more than 1, the others get 0. No dense target is built: since the others share one probability, their cost is that
+    probability times the sum of their log-probabilities.
     """
     others = logits.shape[1] - top_labels.shape[1]
     top_probs = top_probs.float()
-    even = (1 - top_probs.sum(dim=1, keepdim=True)).clamp(min=0) / max(1, others)  # at k = classes it takes part 0 times
+    even = (1 - top_probs.sum(dim=1, keepdim=True)).clamp(min=0) / max(1, others)  # at k = classes it is used 0 times
     probs = _tempered(torch.cat([top_probs, even], dim=1), temperature)
     named, even = probs[:, :-1], probs[:, -1]
     log_probs = logits.float().log_softmax(dim=1)
@@ -59,9 +60,9 @@ def top_k_cross_entropies(
 
 
 def balanced_weights(labels: Int[np.ndarray, " images"], classes: int) -> Float[Tensor, " classes"]:
-    """By which an image of a class counts so that all classes with images count the same; over the images the mean is 1.
+    """Weights per class so that every class that has images counts the same; the mean weight over all images is 1.
 
-    scikit-learn's `class_weight="balanced"`: images / (classes x images of the class). A class without images has 0.
+    Same as scikit-learn's `class_weight="balanced"`: images / (classes x images of the class). A class without images gets 0.
     """
     counts = np.bincount(labels, minlength=classes)
     return torch.from_numpy(len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1)) * (counts > 0)).float()
@@ -75,11 +76,11 @@ def joint_cross_entropies(
     temperature: float = 1.0,
     class_weights: Float[Tensor, " classes"] | None = None,
 ) -> Float[Tensor, " batch"]:
-    """Cross-entropy of each image of a step, the labeled ones first, and times the weight of their class.
+    """Cross-entropy of each image of a step, labeled ones first and multiplied by the weight of their class.
 
-    `pseudo` holds the columns of the pseudo-labels as they are stored: `label` for hard targets, `probs`, or `top_labels` and
-    `top_probs` for soft ones; nothing for a step with labeled images only. As in the released code, smoothing is for labeled images
-    and hard pseudo-labels; soft ones are soft as they are.
+    `pseudo` holds the pseudo-label columns as stored: `label` for hard targets, `probs`, or `top_labels` and `top_probs`, for soft ones;
+    it is empty for a step with labeled images only. As in the released code, smoothing applies to labeled images and hard
+    pseudo-labels; soft pseudo-labels are used as they are.
     """
     classes, labeled = logits.shape[1], len(labels)
     targets = smoothed(labels, classes, smoothing)
@@ -98,14 +99,14 @@ def joint_cross_entropies(
 
 
 def weighed(labeled: Float[Tensor, " labeled"], pseudo: Float[Tensor, " pseudo"], weighing: Weighing, ratio: float) -> Float[Tensor, ""]:
-    """The loss of a step from the cross-entropies of its images; the plain mean where there is one kind alone.
+    """The loss of a step from the cross-entropies of its images; the plain mean if all of them are of one kind.
 
     - `concat`, section 3.1: labeled and unlabeled images are concatenated to compute the average cross-entropy.
     - `sum`, Algorithm 1: the mean over labeled plus the mean over pseudo-labeled images.
     - `code`, the released code: the mean over labeled plus `ratio` times the mean over pseudo-labeled images. With `ratio` times as
-      many of them that is 1 + `ratio` times `concat`: of the same direction, longer where the optimizer lets length pass.
+      many pseudo-labeled images, this is (1 + `ratio`) times `concat`: the same direction, and longer unless the optimizer normalizes it.
 
-    Processes hold equal shares of both parts, so the mean of their gradients is the gradient over all of them, in each of the three.
+    Each process holds an equal share of both parts, so in all three cases the mean of their gradients is the gradient over all images.
     """
     if weighing == "concat" or not len(pseudo) or not len(labeled):
         return torch.cat([labeled, pseudo]).mean()

@@ -1,4 +1,4 @@
-"""What a network is trained on, and which images decide which of its weights are kept."""
+"""What a network is trained on, and the images that decide which weights are kept."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ from nst_train.device import this_process
 
 @dataclass(frozen=True)
 class Material:
-    """The arguments of `train` that name images and their labels, opened."""
+    """The arguments of `train` that name images and their labels, after opening."""
 
     labeled: Source | None
     edition: Version | StreamedEdition | None = None
@@ -26,7 +26,7 @@ class Material:
     validation: Source | None = None
 
     def check(self, progress: Progress) -> None:
-        """Raises UsageError for images without labels and for what does not go together, NstError for labels of one class alone."""
+        """Raises UsageError for images without labels and arguments that do not go together, NstError if all labels are of one class."""
         self._check_pool()
         if self.exclude and (self.reviews is None or self.edition is not None):
             raise UsageError("`exclude` applies to `reviews` without `pseudo`, whose edition already leaves them out; remove it")
@@ -44,7 +44,7 @@ class Material:
             labels_in(self.validation)
 
     def _check_pool(self) -> None:
-        """Raises UsageError for a pool that nothing would be read from."""
+        """Raises UsageError for a pool from which nothing would be read."""
         if self.pool is not None and self.edition is None and self.reviews is None:
             raise UsageError(f"`pool` {self.pool.location}: there are no pseudo-labeled images without `pseudo`; add it, or remove `pool`")
         if self.pool is not None and self.edition is not None and not needs_pool(self.edition):
@@ -52,17 +52,17 @@ class Material:
 
     @property
     def labeled_sources(self) -> dict[str, Source]:
-        """The sources with labels, by their role."""
+        """The labeled sources, by role."""
         return {role: source for role, source in (("labeled", self.labeled), ("validation", self.validation)) if source is not None}
 
     def with_pool(self, store: Store) -> "Material":
-        """With the pool that the user names, else the one that was labeled; without one where none is needed."""
+        """This material with the pool that the edition needs, if any: the one the user named, or else the one that was labeled."""
         if self.pool is not None or self.edition is None or not needs_pool(self.edition):
             return self
         return replace(self, pool=open_labeled_pool(self.edition, store.indexes, OF_EDITION))
 
     def with_answers(self, store: Store, staging: Staging, progress: Progress) -> tuple["Material", int]:
-        """With what people answered among the labeled images, and how many of their labels people gave."""
+        """This material with human answers merged into the labeled images, and the number of labels that people gave."""
         if self.reviews is None or self.labeled is None:
             return self, 0
         assert not isinstance(self.edition, StreamedEdition), "refused"

@@ -1,9 +1,9 @@
-"""Mixup and cutmix by timm's formulas, on the joint batch of a step: each image takes over a part of another one, and of its target.
+"""Mixup and CutMix with timm's formulas, over the joint batch of a step: each image takes a part of another image and of its target.
 
-All images of a step are mixed alike, as in timm's batch mode: by one share and one box, drawn anew for each step from (seed, step). Which
-image an image takes from follows from its place alone: a labeled image and its `ratio` pseudo-labeled ones are a circle, in which each
-takes from the next; where a step has one kind of image alone, two neighbors take from each other. A circle is never cut, however a step
-is spread over processes or split into parts, so that all of them mix the same images by the same share.
+All images of a step are mixed alike, as in timm's batch mode, with one share and one box drawn per step from (seed, step). The partner of
+an image follows from its position only: a labeled image and its `ratio` pseudo-labeled ones form a cycle, in which each takes from the
+next; if a step has only one kind of image, neighbors are paired. A cycle is never split, however a step is distributed over processes
+or accumulated in parts, so every distribution mixes the same images by the same share.
 """
 
 from collections.abc import Callable
@@ -22,10 +22,10 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Mixing:
-    """How the images of a step are mixed. `kept` is the share that each keeps of itself, `box` what cutmix puts the other's pixels in.
+    """How the images of a step are mixed. `kept` is the share of itself that each image keeps, `box` the area that CutMix pastes into.
 
-    The box is (top, bottom, left, right) in pixels; None is mixup, a weighted mean of both images. `others` has for each image the place
-    of the one that it takes from.
+    The box is (top, bottom, left, right) in pixels; None means mixup, a weighted mean of both images. `others` holds, for each image, the
+    position of its partner.
     """
 
     kept: float
@@ -33,7 +33,7 @@ class Mixing:
     others: Int[Tensor, " batch"]
 
     def images(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
-        """Each image mixed with its other one."""
+        """Mix each image with its partner."""
         if self.box is None:
             return images * self.kept + images[self.others] * (1 - self.kept)
         top, bottom, left, right = self.box
@@ -42,18 +42,18 @@ class Mixing:
         return mixed
 
     def losses(self, logits: Float[Tensor, "batch classes"], against: Callable[[Tensor], Tensor]) -> Float[Tensor, " batch"]:
-        """The loss of each mixed image against its mixed target: it is linear in the target, so that none has to be made.
+        """The loss of each mixed image against its mixed target. It is linear in the target, so mixed targets are never built.
 
-        `against` gives the losses of logits against the targets of the images as they were, in their order.
+        `against` returns the losses of logits against the targets of the unmixed images, in order.
         """
-        of_takers = against(logits[self.others.argsort()])  # each target against the image that took from its own
+        of_takers = against(logits[self.others.argsort()])  # each target against the image that took from its image
         return self.kept * against(logits) + (1 - self.kept) * of_takers[self.others]
 
 
 def mixing_of(settings: TrainSettings, step: int, images: Float[Tensor, "batch 3 height width"], labeled: int) -> Mixing | None:
-    """The mixing of a step, `labeled` of whose images come first; None without mixup and cutmix.
+    """The mixing of a step whose first `labeled` images are the labeled ones; None if neither mixup nor CutMix is on.
 
-    Where both are on, each has half of the steps (timm's `switch_prob` 0.5).
+    If both are on, each gets half of the steps (timm's `switch_prob` 0.5).
     """
     if not settings.mixup and not settings.cutmix:
         return None
@@ -67,11 +67,11 @@ def mixing_of(settings: TrainSettings, step: int, images: Float[Tensor, "batch 3
     height_px, width_px = images.shape[-2:]
     box = box_of(kept, height_px, width_px, int(draw.integers(height_px)), int(draw.integers(width_px)))
     top, bottom, left, right = box
-    return Mixing(1 - (bottom - top) * (right - left) / (height_px * width_px), box, others)  # of the box as the border cuts it off
+    return Mixing(1 - (bottom - top) * (right - left) / (height_px * width_px), box, others)  # of the box after clipping
 
 
 def box_of(kept: float, height_px: int, width_px: int, middle_y: int, middle_x: int) -> Box:
-    """A box of the image's shape that leaves `kept` of it, around a middle, cut off at the image's border."""
+    """A box with the image's aspect ratio that leaves `kept` of its area, centered on the given point and clipped at the border."""
     side = (1 - kept) ** 0.5
     height, width = int(height_px * side), int(width_px * side)
     top, bottom = max(0, middle_y - height // 2), min(height_px, middle_y + (height + 1) // 2)
@@ -80,9 +80,9 @@ def box_of(kept: float, height_px: int, width_px: int, middle_y: int, middle_x: 
 
 
 def others_of(labeled: int, pseudo: int) -> Int[Tensor, " batch"]:
-    """For each image of a step or a part of it, labeled ones first, the place of the one that it takes from.
+    """For each image of a step or of a part of it, labeled ones first, the position of its partner.
 
-    Pseudo-labeled images are a multiple of the labeled ones, or one kind is missing and the other one's number is even.
+    The number of pseudo-labeled images must be a multiple of the labeled ones, or there is only one kind and its number is even.
     """
     circles = labeled if labeled and pseudo else (labeled + pseudo) // 2
     places = torch.arange(labeled + pseudo)

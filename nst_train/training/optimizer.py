@@ -1,4 +1,4 @@
-"""The optimizer of a training, and which weights it decays."""
+"""The optimizer of a training, and the weights it decays."""
 
 import logging
 from typing import Any
@@ -12,13 +12,13 @@ from nst_train.settings import TrainSettings
 from nst_train.training.checkpoint import check_can_be_saved
 from nst_train.training.schedule import Schedule
 
-logging.getLogger("timm.optim").addHandler(logging.NullHandler())  # else Python writes its warnings to the screen
-_SHAPES = [(8, 3, 3, 3), (8,), (160, 160)]  # a convolution, a bias, a matrix that optimizers with factors have factors for
+logging.getLogger("timm.optim").addHandler(logging.NullHandler())  # otherwise Python prints its warnings to stderr
+_SHAPES = [(8, 3, 3, 3), (8,), (160, 160)]  # a convolution, a bias, and a matrix that optimizers with factored state do factor
 
 
 def make_optimizer(network: nn.Module, settings: TrainSettings, schedule: Schedule) -> torch.optim.Optimizer:
-    """timm's optimizer for the weights that are trained. Raises NstError for settings that it refuses."""
-    options: dict[str, Any] = {"alpha": 0.9, "eps": 1e-3} if settings.optimizer == "rmsproptf" else {}  # the released code's
+    """timm's optimizer for the trainable weights. Raises NstError if timm rejects the settings."""
+    options: dict[str, Any] = {"alpha": 0.9, "eps": 1e-3} if settings.optimizer == "rmsproptf" else {}  # as in the released code
     if settings.weight_decay_on == "all":
         options["param_group_fn"] = lambda network: _decayed_and_not(network, settings.weight_decay)
     if settings.layer_decay is not None:
@@ -33,14 +33,14 @@ def make_optimizer(network: nn.Module, settings: TrainSettings, schedule: Schedu
 
 
 def is_layer_decay_idle(settings: TrainSettings, optimizer: torch.optim.Optimizer) -> bool:
-    """Whether a `layer_decay` was asked for, and all that is trained learns at one rate nevertheless."""
+    """Whether `layer_decay` was requested but all trainable weights still get the same learning rate."""
     return settings.layer_decay not in (None, 1) and all(group["lr_scale"] == 1 for group in optimizer.param_groups)
 
 
 def check_optimizer(settings: TrainSettings, device: torch.device) -> None:
-    """Take a step for weights of a few shapes, and keep what the optimizer knows then as a checkpoint does.
+    """Take a trial step on weights of a few shapes, and save the optimizer's state as a checkpoint would.
 
-    Raises NstError: some optimizers of timm need a GPU, second derivatives, or have a state that no checkpoint holds.
+    Raises NstError: some timm optimizers need a GPU or second derivatives, or have state that no checkpoint can hold.
     """
     weights = [nn.Parameter(torch.zeros(shape, device=device)) for shape in _SHAPES]
     optimizer: Any
@@ -53,7 +53,7 @@ def check_optimizer(settings: TrainSettings, device: torch.device) -> None:
     try:
         for weight in weights:
             weight.grad = torch.ones_like(weight)
-        with torch.random.fork_rng(devices=[]):  # some draw in a step
+        with torch.random.fork_rng(devices=[]):  # some optimizers draw random numbers in a step
             optimizer.step()
         check_can_be_saved(optimizer)
     except (ValueError, TypeError, AssertionError, RuntimeError, NstError) as error:
@@ -69,7 +69,7 @@ def _unusable(settings: TrainSettings, error: Exception) -> NstError:
 
 
 def _decayed_and_not(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """All that is trained, biases too, and apart from it what normalization layers hold (released code: main.py)."""
+    """Parameter groups that decay all trainable weights, biases too, except those of normalization layers (released code: main.py)."""
     normalizing = {weight for layer in network.modules() if _is_normalization(layer) for weight in layer.parameters(recurse=False)}
     trained = [weight for weight in network.parameters() if weight.requires_grad]
     parts = [(weight_decay, [weight for weight in trained if weight not in normalizing])]
@@ -78,5 +78,5 @@ def _decayed_and_not(network: nn.Module, weight_decay: float) -> list[dict[str, 
 
 
 def _is_normalization(layer: nn.Module) -> bool:
-    """By its name or that of a class it is one of: BatchNormAct2d, LayerNorm, RmsNorm, a transformers network's own."""
+    """Judge by the name of the class or of a base class: BatchNormAct2d, LayerNorm, RmsNorm, or a transformers network's own."""
     return any("Norm" in kind.__name__ for kind in type(layer).__mro__)

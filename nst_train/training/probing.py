@@ -1,4 +1,4 @@
-"""A linear probe as a teacher: a trained network as it is, with a last layer fitted on the features of labeled images."""
+"""A linear probe as a teacher: a frozen trained network, with a last layer fitted on the features of labeled images."""
 
 from contextlib import nullcontext
 from typing import Any
@@ -37,9 +37,9 @@ def fit_probe(
     since: float,
     reviewed: int = 0,
 ) -> None:
-    """Fit the last layer and seal the whole network. What it makes of the images is kept in the store as features.
+    """Fit the last layer and seal the whole network as a teacher. The features of the images are kept in the store.
 
-    Raises NstError for a network that ends in something else than one linear layer.
+    Raises NstError if the network does not end in a single linear layer.
     """
     faults = unreadable_images(store, staging, "labeled", labeled, run, progress)
     images, names = without(labeled, faults), labeled.class_names or []

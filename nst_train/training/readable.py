@@ -1,4 +1,4 @@
-"""What a training finds of its labeled and validation images before any step: which cannot be read, and which are others by now."""
+"""What a training checks of its labeled and validation images before the first step: which are unreadable, and which have changed."""
 
 import hashlib
 from collections.abc import Mapping
@@ -25,13 +25,13 @@ from nst_train.device import this_process
 from nst_train.settings import RunSettings
 
 _DIGEST_BYTES = 32
-_MANY = 10_000  # images, which are decoded for long enough to show how far it is
+_MANY = 10_000  # images; decoding this many takes long enough to show progress
 
 
 def check_unchanged(staged: Version | Staging, sources: Mapping[str, Source], progress: Progress, notes: bool = True) -> None:
-    """Raises NstError where images that were trained on hold other bytes by now, at the same names and sizes.
+    """Raises NstError if images that were trained on now have other bytes under the same names and sizes.
 
-    Without `notes` nothing is written.
+    With `notes` False, nothing is written.
     """
     if not this_process().is_main_process:
         return
@@ -45,10 +45,10 @@ def check_unchanged(staged: Version | Staging, sources: Mapping[str, Source], pr
 
 
 def unreadable_images(store: Store, staging: Staging, role: str, source: Source, run: RunSettings, progress: Progress) -> dict[str, str]:
-    """The rows that cannot be decoded, with a line of the reason: found out once, by one process, and not again to go on.
+    """The rows that cannot be decoded, each with a line of the reason. One process finds them, once; a resumed training reuses the result.
 
-    Where all could be decoded before, and no file was written since, they are not read again.
-    Raises NstError where none can be, or fewer than the run allows.
+    If all images could be decoded before and no file was written since, they are not read again.
+    Raises NstError if none can be decoded, or fewer than the run allows.
     """
     name, noun = "unreadable" if role == "labeled" else f"unreadable_{role}", f"{role} images"
     with this_process().main_process_first():
@@ -62,7 +62,7 @@ def unreadable_images(store: Store, staging: Staging, role: str, source: Source,
                 shown = progress if len(source) >= _MANY else Progress()
                 with shown.task(f"check {noun}", len(source), "images") as task:
                     faults = unreadable(source, run.decode_threads or cpus_of_this_process(), hashes, task)
-                # before it is remembered for when the images are back
+                # before the result is remembered, so that the check is repeated when the images are back
                 check_readable(source.location, len(source), len(faults), run.max_unreadable, next(iter(faults.values()), ""), noun)
                 if not faults:
                     decoded.keep(hashes)
@@ -79,7 +79,7 @@ def unreadable_images(store: Store, staging: Staging, role: str, source: Source,
 
 @dataclass(frozen=True)
 class _Decoded:
-    """The hashes of the images of a source that could all be decoded, in files as they are now, by this machine's packages."""
+    """Hashes of the images of a source whose images could all be decoded, for the current files and this machine's packages."""
 
     indexes: Indexes
     images: int
@@ -87,7 +87,7 @@ class _Decoded:
 
     @classmethod
     def of(cls, indexes: Indexes, source: Source) -> Self:
-        """Those of a source; none if nothing would reveal a rewritten file."""
+        """The entry for a source; nothing is kept if a rewritten file would go unnoticed."""
         stamps = source.stamps()
         if not stamps.all() or not (len(stamps) or source.revision):
             return cls(indexes, len(source), None)
@@ -95,7 +95,7 @@ class _Decoded:
         return cls(indexes.alone, len(source), f"{name}.hashes")  # packages may lack a decoder on another machine
 
     def hashes(self) -> NDArray[np.void] | None:
-        """Shape (images,), of HASH; None where they are not known."""
+        """Shape (images,), dtype HASH; None if they are not known."""
         file = self.indexes.find(self.name) if self.name else None
         try:
             found = file.read_bytes() if file else b""
@@ -103,10 +103,10 @@ class _Decoded:
             return None
         digest, hashes = found[:_DIGEST_BYTES], found[_DIGEST_BYTES:]
         is_whole = digest == hashlib.sha256(hashes).digest() and len(hashes) == self.images * HASH.itemsize
-        return np.frombuffer(hashes, HASH) if is_whole else None  # else damaged: decoded anew
+        return np.frombuffer(hashes, HASH) if is_whole else None  # otherwise damaged: decode again
 
     def keep(self, hashes: NDArray[np.void]) -> None:
-        """Keep them."""
+        """Store the hashes."""
         if self.name:
             content = hashes.tobytes()
             self.indexes.keep(self.name, partial(_write, content=hashlib.sha256(content).digest() + content))
@@ -118,7 +118,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def say_in_both(staging: Staging, validation: Source, progress: Progress) -> None:
-    """Say how many validation images are labeled ones too, by their bytes: scores on these do not tell which weights are best."""
+    """Report how many validation images are also labeled images, by their bytes: scores on these do not tell which weights are best."""
     labeled, scored = (Reading(staging.build, role).known_hashes() for role in ("labeled", "validation"))
     if seen := int(np.isin(scored, labeled).sum()):
         progress.say(
@@ -128,7 +128,7 @@ def say_in_both(staging: Staging, validation: Source, progress: Progress) -> Non
 
 
 def in_two_classes(source: Source, hashes: NDArray[np.void]) -> str | None:
-    """A line where images of different classes have the same bytes. `hashes` has the hash of each row, 0 for an unread one."""
+    """A warning if images of different classes have the same bytes. `hashes` holds the hash of each row, 0 for rows that were not read."""
     labels, names = labels_in(source), source.class_names or []
     read = np.flatnonzero(hashes != np.zeros(1, HASH))
     halves = hashes[read].view("<u8").reshape(-1, 2)
@@ -144,7 +144,7 @@ def in_two_classes(source: Source, hashes: NDArray[np.void]) -> str | None:
 
 
 def check_classes(source: Source, labeled: LabeledImages, faults: Mapping[str, str], progress: Progress) -> list[str]:
-    """The classes without any labeled image. Raises NstError for one whose images are there and cannot be read."""
+    """The classes without any labeled image. Raises NstError for a class whose images exist but cannot be read."""
     labels, names, readable = labels_in(source), source.class_names or [], set(labeled.labels.tolist())
     for row, why in faults.items():
         label = int(labels[int(row)])
@@ -158,7 +158,7 @@ def check_classes(source: Source, labeled: LabeledImages, faults: Mapping[str, s
 
 
 def say_lost_classes(source: Source, faults: Mapping[str, str], progress: Progress) -> None:
-    """Of validation images: say of which classes none can be read."""
+    """Report the classes of which no validation image can be read."""
     lost = np.fromiter(map(int, faults), np.int64, count=len(faults))
     if classes := lost_classes(labels_in(source), source.class_names or [], lost):
         progress.say(f"{source.location}: {phrase(classes)}")

@@ -1,4 +1,4 @@
-"""What a training is known by, its settings and inputs, and how an earlier nst put the same."""
+"""The identity of a training, its settings and inputs, and how earlier versions of nst expressed the same."""
 
 from nst_data.errors import NstError
 from nst_data.selection.editions import excluded_inputs
@@ -17,10 +17,10 @@ from nst_train.training.warm_start import start_input
 
 
 def request_of(store: Store, settings: TrainSettings, material: Material) -> Request:
-    """The request of a training. One on a self-contained edition names the order of its images, streamed or not.
+    """The request of a training. With a self-contained edition it names the order of the images, streamed or not.
 
-    Where images are prepared, the network is noised, or a probe is fitted otherwise than by an earlier nst, that is named too. Raises
-    NstError where images cannot be prepared.
+    If image preparation, network noise or probe fitting differ from earlier versions of nst, the request names that too. Raises NstError
+    if the images cannot be prepared.
     """
     inputs, order = {role: source.lineage for role, source in material.labeled_sources.items()}, {}
     if (edition := material.edition) is not None:
@@ -43,10 +43,10 @@ def request_of(store: Store, settings: TrainSettings, material: Material) -> Req
 
 
 def begin(store: Store, request: Request, name: str, generation: int | None) -> Version | Staging:
-    """The training that is asked for: sealed already, under way, or new. One that an earlier nst sealed is it too.
+    """The requested training: sealed already, in progress, or new. One that an earlier nst sealed counts as well.
 
-    Before published weights were part of a request, `pretrained` alone said so. Before the order of images had a name, streamed trainings
-    had today's; the others read an edition's images in another one. Raises NstError where one of these is half done.
+    Before published weights were part of a request, only `pretrained` indicated them. Before the image order had a name, streamed trainings
+    had today's order, and the others read an edition's images in another one. Raises NstError if one of the latter is unfinished.
     """
     earlier = [request, *_without_published_weights(request)]
     if PROBE_SAMPLE in request.settings:
@@ -69,7 +69,7 @@ def _without(setting: str, request: Request) -> Request:
 
 
 def _without_published_weights(request: Request) -> list[Request]:
-    """The same training as an earlier nst asked for it: on the Hub's weights of that day, whichever they were."""
+    """The same training as an earlier nst requested it: on whatever weights the Hub had at that time."""
     inputs = request.inputs.by_role
     weights = inputs.pop("initial_weights", None)
     if weights is None or not weights.revision or not request.settings.get("pretrained"):

@@ -1,4 +1,4 @@
-"""Durations to steps, once; the learning rate at a step."""
+"""Durations converted to steps, in one place, and the learning rate of each step."""
 
 import math
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ LEARNING_RATE_BATCH = 256
 
 @dataclass(frozen=True)
 class Schedule:
-    """A training in steps. Only labeled images count (section 3.1); where there are none, see `images_that_count`."""
+    """A training in steps. Only labeled images count (section 3.1); if there are none, see `images_that_count`."""
 
     steps: int
     steps_per_epoch: float
@@ -20,7 +20,7 @@ class Schedule:
     decay_steps: float
     decay_rate: float
     is_cosine: bool = False
-    skipped_steps: int = 0  # where the training is the end of a longer schedule
+    skipped_steps: int = 0  # if the training is the end of a longer schedule
 
     @classmethod
     def of(cls, settings: TrainSettings, labeled_images: float) -> Self:
@@ -42,7 +42,7 @@ class Schedule:
         )
 
     def learning_rate(self, step: int) -> float:
-        """Linear warm-up, then a staircase that counts from step 0 (released code), or a cosine from the warm-up's end to 0 at the last."""
+        """Linear warm-up, then a staircase counted from step 0 (released code), or a cosine from the end of warm-up to 0."""
         step += self.skipped_steps
         if step < self.warmup_steps:
             return self.peak * step / self.warmup_steps
@@ -53,7 +53,7 @@ class Schedule:
 
     @property
     def highest(self) -> float:
-        """The peak, or where only what follows it is trained the first learning rate."""
+        """The highest learning rate: the peak, or the first rate if the training starts after it."""
         return self.peak if self.skipped_steps < self.warmup_steps else self.learning_rate(0)
 
     def ends_epoch(self, done: int, epochs: float = 1.0) -> bool:
@@ -63,5 +63,5 @@ class Schedule:
 
 
 def images_that_count(entries: int, settings: TrainSettings) -> float:
-    """What stands for the labeled images of a training on an edition alone: an epoch passes each of its entries once."""
+    """The number that replaces the labeled images of a training on an edition only, so that an epoch uses each of its entries once."""
     return entries / settings.ratio

@@ -14,7 +14,7 @@ from nst_train.training.loop import Training
 
 
 def seal(staging: Staging, settings: TrainSettings, training: Training, machine: dict[str, Any], reviewed: int = 0) -> None:
-    """Write the averaged weights, those of the best validation where there is one, with what describes them, and seal the teacher."""
+    """Write the averaged weights (those of the best validation, if there is one) with their description, and seal the teacher."""
     averaged, schedule, validation = training.step.averaged.module, training.step.schedule, training.validation
     best = validation.best if validation else None
     if validation and best:

@@ -27,13 +27,13 @@ from nst_train.training.optimizer import make_optimizer
 from nst_train.training.schedule import Schedule
 from nst_train.transforms.noise import Normalize
 
-_UNREDUCED = "finished reduction in the prior iteration"  # torch's words where a weight that had a gradient has none in a step
+_UNREDUCED = "finished reduction in the prior iteration"  # torch's words if a weight gets no gradient in a step
 _SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
 @dataclass
 class Step:
-    """One optimizer step: both parts of the batch in one noised forward pass, so that batch-norm sees both."""
+    """One optimizer step: both parts of the batch in one noised forward pass, so that batch norm sees both."""
 
     network: nn.Module
     unwrapped: nn.Module
@@ -49,15 +49,15 @@ class Step:
     class_weights: Tensor | None
 
     def __call__(self, step: int, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
-        """Cross-entropy of each labeled and each pseudo-labeled image before the step, detached."""
+        """Take the step. Return the cross-entropy of each labeled and of each pseudo-labeled image before it, detached."""
         seed, process = seed_of(self.settings.seed, "own noise", step), self.accelerator.process_index
-        seed_network(seed_of(seed, process) if process else seed)  # for what a network draws beside ours
+        seed_network(seed_of(seed, process) if process else seed)  # for random numbers that a network draws in addition to our noise
         for group in self.optimizer.param_groups:
-            group["lr"] = self.schedule.learning_rate(step) * group.get("lr_scale", 1.0)  # of `layer_decay`
+            group["lr"] = self.schedule.learning_rate(step) * group.get("lr_scale", 1.0)  # from `layer_decay`
         parts = batch.parts(self.settings.accumulate, self.accelerator.device)
         losses = [self._gradients(step, number, part) for number, part in enumerate(parts)]
         if self.accelerator.num_processes > 1:
-            seed_network(seed_of(seed, "optimizer"))  # one that draws does so alike everywhere
+            seed_network(seed_of(seed, "optimizer"))  # an optimizer that draws random numbers draws the same in every process
         if self.settings.clip_grad:
             self.scaler.unscale_(self.optimizer.optimizer)
             self.accelerator.clip_grad_norm_(self.network.parameters(), self.settings.clip_grad)
@@ -69,9 +69,9 @@ class Step:
         return torch.cat([labeled for labeled, _ in losses]), torch.cat([pseudo for _, pseudo in losses])
 
     def _gradients(self, step: int, number: int, part: TrainingBatch) -> tuple[Tensor, Tensor]:
-        """Add the gradient of one part of a step, which is on the device; the cross-entropies of its images."""
+        """Add the gradient of one part of a step, already on the device, and return the cross-entropies of its images."""
         settings, labeled = self.settings, len(part.labels)
-        at = self.accelerator.process_index * settings.accumulate + number  # of parts of equal size
+        at = self.accelerator.process_index * settings.accumulate + number  # among parts of equal size
         self.noise.begin(step, *(range(at * size, (at + 1) * size) for size in (labeled, len(part.images) - labeled)))
         images = self.normalize(part.images)
         mixing = mixing_of(settings, step, images, labeled)
@@ -118,11 +118,11 @@ def make_step(
     classes: int,
     class_weights: Tensor | None = None,
 ) -> Step:
-    """The step for a network on Accelerate's device: its noise, timm's optimizer and averaged weights around it.
+    """The step of a network on Accelerate's device, with its noise, timm's optimizer and averaged weights.
 
-    `class_weights` are what labeled images of each class count. Raises NstError for a network that has no place for the noise.
+    `class_weights` weigh the labeled images of each class. Raises NstError if the network has no place for the noise.
     """
-    # precision and parts of a step are the settings', not those in the environment that `accelerate launch` sets
+    # precision and accumulation come from the settings, not from the environment that `accelerate launch` sets
     of_processes = DistributedDataParallelKwargs()
     uncompiled = TorchDynamoPlugin(backend=DynamoBackend.NO)
     accelerator = Accelerator(
@@ -156,8 +156,8 @@ def make_step(
 
 
 def has_unused_weights(network: nn.Module, size: tuple[int, int, int]) -> bool:
-    """Whether something that is trained has no part in the logits of images of a size, such as DINOv2's mask token or an auxiliary head."""
-    trial = copy.deepcopy(network)  # which counts what it sees
+    """Whether some trainable weight does not affect the logits for this image size, such as DINOv2's mask token or an auxiliary head."""
+    trial = copy.deepcopy(network)  # a copy, because a forward pass updates running statistics
     trained = [weight for weight in trial.parameters() if weight.requires_grad]
     images = torch.zeros(2, *size, device=trained[0].device)
     with torch.random.fork_rng(devices=[]):

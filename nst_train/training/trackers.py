@@ -1,4 +1,4 @@
-"""Accelerate's trackers: the curves of a training in TensorBoard and its like. Beside the log files, never in place of them."""
+"""Accelerate's trackers: curves in TensorBoard and similar services, in addition to the log files."""
 
 import sys
 import time
@@ -20,12 +20,12 @@ from nst_train.settings import TrainSettings
 
 NO_RUNS: Mapping[str, str] = MappingProxyType({})
 DEFAULT_TRACKER, NO_TRACKER = "tensorboard", "none"
-_CONTINUED = ("mlflow", "trackio", "wandb")  # trackers that open the run of a resumed training
-_REST = 20  # times as long as it took a tracker to fail
+_CONTINUED = ("mlflow", "trackio", "wandb")  # trackers that reopen the run of a resumed training
+_REST = 20  # a failed tracker rests this many times as long as it took to fail
 
 
 def check_trackers(asked: Sequence[str]) -> list[str]:
-    """The trackers to use: those asked for, by default TensorBoard where it is installed. Raises UsageError for one that cannot be had."""
+    """The trackers to use: the requested ones, or TensorBoard if it is installed. Raises UsageError for one that is not available."""
     known, installed = sorted(LOGGER_TYPE_TO_CLASS), [str(name) for name in get_available_trackers()]
     for name in asked:
         if name not in (*known, NO_TRACKER):
@@ -39,13 +39,13 @@ def check_trackers(asked: Sequence[str]) -> list[str]:
 
 
 class Trackers:
-    """Open trackers of one training; closed they keep what they got. Only the main process has any.
+    """The open trackers of one training; closing them keeps what was logged. Only the main process has any.
 
-    A tracker that fails ends no training: one line says so, and the log files have every number. `runs` are for a checkpoint: the name that
-    this training has at services where it chooses one, and by tracker what a service chose itself.
+    A failing tracker does not stop the training: it is reported once, and the log files have every number. `runs` goes into checkpoints:
+    the name of this training for services that let us choose one, and, by tracker, the names that services chose themselves.
 
-    Accelerate's own `init_trackers` and `end_training` are of a process that trains once: one project for all trackers, TensorBoard's
-    folder too, and the process group ends with them, which the next generation of a recipe needs.
+    Accelerate's `init_trackers` and `end_training` assume a process that trains once: they use one project for all trackers, which is also
+    TensorBoard's folder, and end the process group, which the next generation of a recipe needs.
     """
 
     def __init__(
@@ -67,14 +67,14 @@ class Trackers:
         begun: int,
         progress: Progress | None = None,
     ) -> Self:
-        """Start trackers for the training `ref` of request `digest`; those that write files do so below `folder`.
+        """Start trackers for the training `ref` of request `digest`; trackers that write files write them in `folder`.
 
-        A training that resumes after step `begun` goes on in the `runs` that its checkpoint kept, or in a new one where a service does not
-        open its run. Raises NstError for a tracker that cannot be started.
+        A training resumed after step `begun` continues the `runs` of its checkpoint, or a new one if a service does not reopen its run.
+        Raises NstError if a tracker cannot be started.
         """
         if not this_process().is_main_process:
             return cls()
-        by_digest = begun > 0 and not runs  # as before checkpoints kept runs
+        by_digest = begun > 0 and not runs  # as before checkpoints kept `runs`
         started = cls(runs={"run": digest[:16] if by_digest else _new_id(), **runs}, progress=progress)
         try:
             for name in names:
@@ -85,7 +85,7 @@ class Trackers:
         return started
 
     def _start(self, name: str, ref: str, settings: TrainSettings, folder: Path, begun: int) -> None:
-        """Start one tracker, in its run if it has one."""
+        """Start one tracker, in its existing run if there is one."""
         refusal = ""
         try:
             try:
@@ -98,16 +98,16 @@ class Trackers:
                 if name != "mlflow":
                     self.runs[name] = _new_id()
                 tracker = _started(name, ref, self.runs, settings, folder, begun)
-        except Exception as error:  # each service has its own ways to refuse, such as an account that is not logged in
+        except Exception as error:  # each service refuses in its own way, for example if nobody is logged in
             raise NstError(f"`tracker` {name}: cannot be started ({first_line(error)}); fix that, or use `tracker` {NO_TRACKER}") from error
         self._trackers.append(tracker)
-        if name == "mlflow":  # which names its runs itself
+        if name == "mlflow":  # MLflow names its runs itself
             self.runs[name] = tracker.tracker.info.run_id
         if refusal:
             self._progress.say(f"`tracker` {name}: cannot reopen the run of {ref} ({refusal}); continuing in a new run")
 
     def log(self, values: dict[str, float], step: int) -> None:
-        """Hand numbers on, by name. A tracker that takes long to fail, as one that waits for its server, is asked less often."""
+        """Log numbers by name. A tracker that takes long to fail, such as one waiting for its server, is called less often."""
         for tracker in self._trackers:
             began = time.monotonic()
             if began < self._rests_until.get(tracker.name, began):
@@ -149,19 +149,19 @@ def _finish(tracker: GeneralTracker) -> None:
         if tracker.name != "trackio":
             tracker.finish()
             return
-        # the run and its own note of it: else the end of the process would finish it once more
+        # this also clears the package's reference to the run, which would otherwise be finished again when the process ends
         import_module(tracker.name).finish()
 
 
 def _started(tracker: str, ref: str, runs: Mapping[str, str], settings: TrainSettings, folder: Path, begun: int) -> GeneralTracker:
     kind = LOGGER_TYPE_TO_CLASS[tracker]
-    project = tracker if tracker == DEFAULT_TRACKER else ref.partition("@")[0]  # TensorBoard's is a folder
+    project = tracker if tracker == DEFAULT_TRACKER else ref.partition("@")[0]  # TensorBoard's project is a folder
     place = [folder] if kind.requires_logging_directory else []
-    with redirect_stdout(sys.stderr):  # where some of them greet; standard output is a command's result
+    with redirect_stdout(sys.stderr):  # some of them print a greeting, and standard output is for a command's result
         started = kind(project, *place, **_going_on(tracker, ref, runs, begun))
-        if hasattr(started, "start"):  # in older Accelerate, making one starts it
+        if hasattr(started, "start"):  # older versions of Accelerate start a tracker when it is created
             started.start()
-        # TensorBoard would write them under the time of day; a run of MLflow has them and lets nobody change them
+        # TensorBoard would store them under the current time; an existing MLflow run has them already and does not let them change
         if tracker != DEFAULT_TRACKER and not (tracker == "mlflow" and tracker in runs):
             try:
                 started.store_init_configuration(_shown(settings))
@@ -173,13 +173,13 @@ def _started(tracker: str, ref: str, runs: Mapping[str, str], settings: TrainSet
 
 
 def _going_on(tracker: str, ref: str, runs: Mapping[str, str], begun: int) -> dict[str, Any]:
-    """What makes a resumed training continue its curves: TensorBoard forgets later points, the others open the same run."""
+    """Arguments that make a resumed training continue its curves: TensorBoard drops later points, the others reopen the run."""
     if tracker == DEFAULT_TRACKER:
         return {"purge_step": begun + 1} if begun else {}
     own = runs.get(tracker, runs["run"])
     if tracker == "wandb":
         return {"name": ref, "id": own, "resume": "allow"}
-    if tracker == "trackio":  # where a run is known by its name
+    if tracker == "trackio":  # Trackio identifies a run by its name
         return {"name": f"{ref}-{own[:6]}", "resume": "allow"}
     if tracker == "mlflow":
         return {"run_id": own} if tracker in runs else {"run_name": ref}
@@ -187,6 +187,6 @@ def _going_on(tracker: str, ref: str, runs: Mapping[str, str], begun: int) -> di
 
 
 def _shown(settings: TrainSettings) -> dict[str, Any]:
-    """Settings as flat values; of a folder only its name, since a tracker may be public."""
+    """Settings as flat values, with only the name of a model folder, since a tracker may be public."""
     shown = settings.model_dump(mode="json") | {"model": settings.model.rpartition("/")[2]}
     return {**{name: value for name, value in shown.items() if not isinstance(value, dict)}, **shown["noise"]}

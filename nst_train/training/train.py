@@ -1,4 +1,4 @@
-"""Training a teacher or a student: what comes before the steps, the loop over them, and the seal (Algorithm 1, steps 1 and 3)."""
+"""Training a teacher or a student: preparation, the loop over the steps, and the seal (Algorithm 1, steps 1 and 3)."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -47,35 +47,35 @@ def train(
 ) -> Version:
     """Train a network on labeled images and, with `pseudo`, on pseudo-labeled ones too (Algorithm 1, steps 1 and 3).
 
-    Its averaged weights are sealed as a teacher. The same call finds a finished teacher; a killed run resumes at its last checkpoint and
-    ends, on the CPU, with the same weights.
+    The averaged weights are sealed as a teacher. If the same call has already finished, its teacher is returned; a killed run resumes from
+    its last checkpoint and, on the CPU, ends with the same weights.
 
     Args:
-        store: Where the teacher is kept, and what it is made from.
+        store: The store that holds the teacher and the versions it is made from.
         name: The teacher's name; each training of it is a new generation.
-        labeled: Images with their labels, `open_source(..., labeled=True)`. None: a student is trained on `pseudo` alone, whose classes
-            are its own. Then a step has `batch_size` times `ratio` images, and an epoch passes each entry of the edition once.
-        settings: What shapes the network; the defaults are the paper's. Epochs and batch size count labeled images. With `probe` the
-            network stays as it is, and only its last layer is fitted.
-        pseudo: Pseudo-labeled images, an edition from `balance` or `label_like`, or its `name@gen-N.K`. One of the Hub may be
-            streamed: the same training as on the pulled one.
-        pool: The edition's images, if they have moved since labeling. One that holds its images takes none.
-        reviews: What people answered, `name@review-N`: they override the labels of `labeled`, images of the pool that they gave a class
-            join it, excluded images are dropped. The edition must have been drawn with the same.
-        exclude: Sources whose images are not trained on because somebody answered about them, such as test images; an edition knows those
-            that it was drawn without.
-        validation: Labeled images of the same classes that decide which weights are kept: those that do best; else the last ones are.
+        labeled: Images with their labels, `open_source(..., labeled=True)`. None trains a student on `pseudo` only, with the classes of
+            `pseudo`. A step then has `batch_size` times `ratio` images, and an epoch uses each entry of the edition once.
+        settings: Settings that determine the network; the defaults are the paper's. Epochs and batch size count labeled images. With
+            `probe` the network is frozen and only its last layer is fitted.
+        pseudo: Pseudo-labeled images: an edition from `balance` or `label_like`, or its `name@gen-N.K`. An edition on the Hub may be
+            streamed, which gives the same training as pulling it first.
+        pool: The images of the edition, if they have moved since labeling. Not accepted for an edition that contains its images.
+        reviews: Human answers, `name@review-N`: they override the labels of `labeled`, pool images that were given a class are added, and
+            excluded images are dropped. The edition must have been drawn with the same review.
+        exclude: Sources whose images, such as test images, must not be trained on even if somebody answered about them; an edition knows
+            the ones that it was drawn without.
+        validation: Labeled images of the same classes. The weights that score best on them are kept, instead of the last ones.
         generation: Use this generation number, from 0, instead of the next free one.
         run: How the training runs; changes no result.
-        progress: How progress is shown; by default lines on standard error.
+        progress: How progress is shown; by default as lines on standard error.
 
     Returns:
-        The sealed teacher; `manifest.counts` has its parameters and steps.
+        The sealed teacher; `manifest.counts` has its number of parameters and steps.
 
     Raises:
         UsageError: A source was opened without labels, or the arguments do not go together.
-        NstError: The data or the network refuse the settings, before any work starts; or a loss is not finite.
-        KeyboardInterrupt: A signal asked to stop, and a checkpoint is written. Its `status` is the exit status of a command, such as 130.
+        NstError: The settings do not suit the data or the network, found before any work starts; or the loss is not finite.
+        KeyboardInterrupt: A signal asked to stop, and a checkpoint was written. Its `status` is the exit status of a command, such as 130.
     """
     run, progress = run or RunSettings(), progress or on_this_terminal()
     edition = pseudo if pseudo is None or isinstance(pseudo, StreamedEdition) else store.open(pseudo, "edition")
@@ -103,7 +103,7 @@ def train(
 
 
 def _of_pseudo_labels_alone(settings: TrainSettings, material: Material) -> TrainSettings:
-    """The settings of a training without labeled images. Raises UsageError for what needs some."""
+    """The settings of a training without labeled images. Raises UsageError for options that need some."""
     reviews = material.reviews
     needed_for = {
         "a teacher, which has no pseudo-labels (`pseudo`),": material.edition is None,
@@ -117,23 +117,23 @@ def _of_pseudo_labels_alone(settings: TrainSettings, material: Material) -> Trai
 
 
 def _what_counts(settings: TrainSettings, material: Material, store: Store) -> tuple[TrainSettings, Material]:
-    """Without what decides nothing here: with and without it is one training. Raises UsageError for a probe on pseudo-labels."""
+    """Drop what has no effect, so that runs with and without it are the same training. Raises UsageError for a probe on pseudo-labels."""
     if settings.probe:
         if material.edition is not None:
             raise UsageError("`probe` trains on labeled images only; remove it, or `pseudo`")
-        settings, material = settings.of_probe(), replace(material, validation=None)  # whose images would decide nothing
+        settings, material = settings.of_probe(), replace(material, validation=None)  # which would have no effect
     if material.edition is None:
         settings = settings.of_labeled_alone()
     if material.validation is None:
         settings = settings.without_validation()
-    if settings.start:  # with its version: the newest one may soon be another
+    if settings.start:  # pin the version, because a newer one may appear
         settings = settings.model_copy(update={"start": settled(settings.start, store)})
     return settings, material
 
 
 @contextmanager
 def _alone(staging: Staging, progress: Progress) -> Iterator[Sign | None]:
-    """The processes of one training together own it: the first of them for all. Raises AtWorkError, in all, where others train it."""
+    """Own the training for all of its processes, through the main one. Raises NstError in all of them if others are training it."""
     with ExitStack() as stack:
         sign, refused = None, ""
         if this_process().is_main_process:
@@ -156,7 +156,7 @@ def _train(
     progress: Progress,
     trackers: list[str],
 ) -> None:
-    """Train what is left, and seal. `sign` is the main process's."""
+    """Train the remaining steps, and seal. `sign` belongs to the main process."""
     since, machine = time.monotonic(), _machine(staging, settings)
     settings = settings.model_copy(update={"precision": machine["precision"]})
     with staging.refusable():
@@ -182,7 +182,7 @@ def _train(
 
 
 def _machine(staging: Staging, settings: TrainSettings) -> dict[str, Any]:
-    """How the process that began this training computes it. Raises NstError as `check_device` does."""
+    """How the process that started this training computes it. Raises NstError like `check_device`."""
     device = this_process().device
     chosen = {"device": device.type, "precision": settled_precision(settings.precision, device)}
     machine = staging.remembered("machine", {"threads": settings.compute_threads or DEFAULT_THREADS, **chosen})
@@ -191,7 +191,7 @@ def _machine(staging: Staging, settings: TrainSettings) -> dict[str, Any]:
 
 
 def check_device(ref: str, machine: Mapping[str, Any], kind: str) -> None:
-    """Raises NstError for a training that another kind of device began than this process uses."""
+    """Raises NstError if the training was started on another kind of device than this process uses."""
     if machine["device"] != kind:
         raise NstError(
             f"{ref} was started on {machine['device']}, this process uses {kind}; resume it where it was started, "

@@ -1,7 +1,7 @@
-"""What a training tells of itself: `metrics.jsonl`, `summary.csv`, trackers, and a note for the live line.
+"""The logs of a training: `metrics.jsonl`, `summary.csv`, trackers, and a note for the live progress line.
 
-A resumed training cuts its logs back to the checkpoint and goes on with the sums that stood in it: the same rows as a run that never
-stopped, but for the times. The logs lie outside the seal and name no file or machine.
+A resumed training truncates its logs to the checkpoint and continues with the sums stored there: apart from the times, it writes the same
+rows as a run that never stopped. The logs are outside the seal and name no file or machine.
 """
 
 import csv
@@ -28,10 +28,10 @@ _NOTE_EVERY_SECONDS = 5.0
 
 
 class TrainingLog:
-    """The log of a training under way; a step counts as done when it is logged. Only the main process writes.
+    """The log of a training in progress. Only the main process writes; a step counts as done once it is logged.
 
-    `metrics.jsonl` has a row every 20 steps (means since the row before) and one for each validation. `summary.csv` has a row at
-    each validation and each end of an epoch, where epochs are shorter than 20 steps only at the first end after 20; and the last step.
+    `metrics.jsonl` has a row every 20 steps (means since the previous row) and one for each validation. `summary.csv` has a row at each
+    validation, each end of an epoch (for epochs shorter than 20 steps, only if 20 steps have passed since the last row), and the last step.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class TrainingLog:
         self._schedule, self._images_per_step, self.trackers = schedule, images_per_step, trackers
         nothing = {"window": [0.0] * 3, "counts": [0, 0], "folded": begun, "line": [0.0] * 4, "row": [0.0] * 4, "row_began": begun}
         sums = notes.get("log", nothing)
-        self._window = torch.tensor(sums["window"])  # loss of both parts, and steps with a finite one, since the last fold
+        self._window = torch.tensor(sums["window"])  # loss of both parts and number of finite steps, since the last fold
         self._counts, self._folded = list(sums["counts"]), int(sums["folded"])
         self._line, self._row, self._row_began = list(sums["line"]), list(sums["row"]), int(sums["row_began"])
         self._line_began, self._line_time = begun, time.monotonic()
@@ -59,9 +59,9 @@ class TrainingLog:
             self._cut_back(begun)
 
     def add(self, done: int, labeled: Tensor, pseudo: Tensor) -> int | None:
-        """Count the losses of step `done` (counted from 1), each shape (images of the part,).
+        """Count the losses of step `done` (counted from 1), each of shape (images of the part,).
 
-        Gives the first step whose loss is no finite number, where it is found out: every 20 steps, in all processes alike.
+        Return the first step whose loss is not finite, if this step checks for that: every 20 steps, alike in all processes.
         """
         sums = torch.stack([labeled.sum(), pseudo.sum()]).float()
         self._window = self._window.to(sums.device)
@@ -77,7 +77,7 @@ class TrainingLog:
         return None
 
     def fold(self, done: int) -> int | None:
-        """Take in the sums of all processes; the first step whose loss was no finite number, None where all were. All must call it."""
+        """Add the sums of all processes. Return the first step with a non-finite loss, or None. All processes must call it."""
         *sums, finite = over_processes(self._sums, "sum").tolist()
         began, self._folded = self._folded, done
         self._window.zero_()
@@ -89,20 +89,20 @@ class TrainingLog:
         return None
 
     def validated(self, done: int, scores: dict[str, Any]) -> None:
-        """A row with the scores of the averaged weights after step `done`."""
+        """Log the scores of the averaged weights after step `done`."""
         self._scores, self._top1 = scores, scores["top1"]
         values = {f"validation_{name}": scores[name] for name in ("top1", "nll")}
         self._append({"step": done, "epoch": self._epoch(done), **values})
         self.trackers.log({name.replace("_", "/", 1): value for name, value in values.items()}, done)
 
     def is_row_due(self, done: int) -> bool:
-        """Whether the summary has a row after step `done`, beside those of validations."""
+        """Whether the summary gets a row after step `done`, apart from those of validations."""
         per_epoch = self._schedule.steps_per_epoch
         is_long_enough = per_epoch >= LOG_EVERY_STEPS or done - self._row_began >= LOG_EVERY_STEPS
         return done == self._schedule.steps or (self._schedule.ends_epoch(done) and is_long_enough)
 
     def write_row(self, done: int, seconds: float) -> int | None:
-        """A row of the summary after `seconds` of training: means since the row before. Gives what `fold` does; all must call it."""
+        """Write a summary row after `seconds` of training: means since the previous row. Returns what `fold` does; all must call it."""
         if (bad := self.fold(done)) is not None:
             return bad
         loss_labeled, loss_pseudo = _means(self._row)
@@ -116,18 +116,18 @@ class TrainingLog:
 
     @property
     def notes(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the log. Of several processes the first one's own losses stand for the steps since the last fold."""
+        """What a checkpoint keeps of the log. With several processes, the steps since the last fold are those of the main process only."""
         here = {"window": self._window.tolist(), "counts": self._counts, "folded": self._folded}
         return {**here, "line": self._line, "row": self._row, "row_began": self._row_began}
 
     @property
     def is_finite(self) -> bool:
-        """Whether this process has seen finite losses alone."""
+        """Whether all losses of this process since the last fold were finite."""
         return bool(self._window[:2].isfinite().all())
 
     @property
     def _sums(self) -> Tensor:
-        """Loss and images of labeled ones, then of the others, and finite steps, since the last fold in this process."""
+        """Loss and number of labeled images, the same for pseudo-labeled ones, and finite steps, in this process since the last fold."""
         labeled, pseudo, finite = self._window
         images, pseudo_images = (torch.tensor(float(count), device=self._window.device) for count in self._counts)
         return torch.stack([labeled, images, pseudo, pseudo_images, finite])
@@ -162,7 +162,7 @@ class TrainingLog:
                 file.write(json.dumps(row) + "\n")
 
     def _cut_back(self, begun: int) -> None:
-        """Keep whole rows up to the checkpoint: a kill can cut the last one short, and later ones come again."""
+        """Keep complete rows up to the checkpoint: a kill can truncate the last row, and later rows are written again."""
         whole = [line for line in _lines(self._metrics) if line.endswith("}\n") and json.loads(line)["step"] <= begun]
         write_text(self._metrics, "".join(whole))
         rows = [line for line in _lines(self._summary)[1:] if line.endswith("\n") and int(line.split(",")[1]) <= begun]
@@ -172,7 +172,7 @@ class TrainingLog:
 
 
 def _means(sums: list[float]) -> tuple[float | None, float | None]:
-    """Of labeled and of pseudo-labeled images; None where a step has none of them."""
+    """Mean loss of labeled and of pseudo-labeled images; None for a kind that has no images."""
     labeled, images, pseudo, pseudo_images = sums[:4]
     return labeled / images if images else None, pseudo / pseudo_images if pseudo_images else None
 

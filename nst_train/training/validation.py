@@ -1,4 +1,4 @@
-"""Scores of the averaged weights on validation images while a network is trained; the best weights are then the result."""
+"""Validation of the averaged weights during a training, which keeps the best ones as its result."""
 
 import copy
 import math
@@ -20,12 +20,12 @@ from nst_train.settings import TrainSettings
 from nst_train.training.schedule import Schedule
 from nst_train.transforms.preprocessing import TimmPreprocessing
 
-TRAINING_IMAGES_PER_IMAGE = 10  # at least so many are trained on for each that is scored: no more than a tenth of the time
+TRAINING_IMAGES_PER_IMAGE = 10  # at least this many training images per scored image: scoring takes at most a tenth of the time
 
 
 @dataclass(frozen=True)
 class Best:
-    """The averaged weights with the highest top-1 so far; of equal ones the latest."""
+    """The averaged weights with the highest top-1 so far; the latest among ties."""
 
     step: int
     scores: dict[str, Any]
@@ -33,9 +33,9 @@ class Best:
 
 
 class Validation:
-    """Validation images and what they said so far.
+    """The validation images and the best scores so far.
 
-    The network sees them as `nst evaluate` shows them to the finished teacher, so that both give the same top-1.
+    Images are preprocessed as `nst evaluate` does for the finished teacher, so that both give the same top-1.
     """
 
     def __init__(
@@ -58,22 +58,22 @@ class Validation:
         images_per_epoch: int,
         threads: int | None,
     ) -> Self:
-        """Validation of a training. Raises NstError where the classes differ."""
+        """The validation of a training. Raises NstError if the classes differ."""
         if settings.crop_pct:
             data_config = data_config | {"crop_pct": settings.crop_pct}
         epochs = settings.validate_every or sensible_epochs(len(source), images_per_epoch)
         return cls(source, class_names, data_config, epochs, schedule, threads)
 
     def is_due(self, done: int) -> bool:
-        """Whether the weights after step `done` are scored: every so many epochs, and at the end."""
+        """Whether to score the weights after step `done`: at a fixed interval of epochs, and at the end."""
         return self._schedule.ends_epoch(done, self._epochs)
 
     def score(self, averaged: nn.Module, done: int) -> dict[str, Any]:
-        """Score the averaged weights after step `done`, each process its share of the images, and keep them where they are the best."""
+        """Score the averaged weights after step `done`, split over the processes, and keep them if they are the best."""
         state, threads = this_process(), torch.get_num_threads()
         network = copy.deepcopy(averaged)
         if state.num_processes > 1:
-            for buffer in network.buffers():  # statistics differ between processes, and the first one's are sealed
+            for buffer in network.buffers():  # statistics differ between processes; those of the first one are sealed
                 distributed.broadcast(buffer, 0)
         teacher = Teacher.of(Classifier(network, self._preprocessing, self._class_names))
         first, last = (len(self.source) * process // state.num_processes for process in (state.process_index, state.process_index + 1))
@@ -91,14 +91,14 @@ class Validation:
 
     @property
     def notes(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside the best weights."""
+        """What a checkpoint keeps in addition to the best weights."""
         return {"best": {"step": self.best.step, "scores": self.best.scores}} if self.best else {}
 
     def go_on(self, notes: dict[str, Any], weights: dict[str, Tensor] | None) -> None:
-        """The best so far of a training that goes on at a checkpoint."""
+        """Restore the best weights so far when a training resumes from a checkpoint."""
         self.best = Best(notes["best"]["step"], notes["best"]["scores"], weights) if weights is not None else None
 
 
 def sensible_epochs(images: int, images_per_epoch: int) -> float:
-    """Epochs between two validations on `images`: 1, or as many as it takes to train on ten times the images."""
+    """Epochs between two validations on `images`: 1, or as many as it takes to train on ten times that number of images."""
     return float(max(1, math.ceil(TRAINING_IMAGES_PER_IMAGE * images / images_per_epoch)))

@@ -1,4 +1,4 @@
-"""Starting from a trained network: a student from its teacher (study 8), a finetuning from the training before it."""
+"""Starting from a trained network: a student from its teacher (study 8), a fine-tuning run from the training before it."""
 
 import numpy as np
 import torch
@@ -29,10 +29,10 @@ def start_input(name: str, store: Store) -> Input:
 
 
 def start_from(network: nn.Module, settings: TrainSettings, store: Store, class_names: list[str], progress: Progress) -> None:
-    """Give `network` the weights of `settings.start`, its classes in the order of `class_names`.
+    """Load the weights of `settings.start` into `network`, with the classes in the order of `class_names`.
 
-    Where it knows other classes, the last layer keeps its own first weights, which is said, as is where it was trained on images that
-    were normalized otherwise. Raises NstError where the weights belong to another network.
+    If it has other classes, the last layer keeps its initial weights. This is reported, as is a difference in the normalization of the
+    images it was trained on. Raises NstError if the weights belong to another network.
     """
     assert settings.start is not None, "asked for by settings that name a start"
     trained, _ = load_classifier(settings.start, store)
@@ -64,7 +64,7 @@ def start_from(network: nn.Module, settings: TrainSettings, store: Store, class_
 
 
 def _normalization_of(preprocessing: Preprocessing) -> list[float]:
-    """Mean, then standard deviation, of each channel, as black and white come out."""
+    """The mean and then the standard deviation of each channel, derived from how black and white are preprocessed."""
     levels = (torch.full((3, *_ANY_SIZE), level, dtype=torch.uint8) for level in (0, 255))
     black, white = (preprocessing.finish(preprocessing.prepare(level)[None])[0].double() for level in levels)
     at = (slice(None), black.shape[1] // 2, black.shape[2] // 2)
@@ -78,7 +78,7 @@ def _in_words(normalization: list[float]) -> str:
 
 
 def _order_of(class_names: list[str], trained: list[str]) -> Int[Tensor, " classes"] | None:
-    """For each class its place in the trained network; None where that knows other classes."""
+    """For each class, its index in the trained network; None if that has other classes."""
     try:
         return torch.from_numpy(match_classes(class_names, trained, "start"))
     except NstError:
