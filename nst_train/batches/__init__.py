@@ -1,4 +1,4 @@
-"""Labeled and pseudo-labeled images side by side: the batch of a step as a function of (seed, step).
+"""Joint batches of labeled and pseudo-labeled images: the batch of a step is a function of (seed, step).
 
-In: a labeled source, an edition with its soft labels, transforms. Out: training batches, prepared by workers.
+Input: a labeled source, an edition with its soft labels, transforms. Output: training batches, prepared by workers.
 """

@@ -1,4 +1,4 @@
-"""Training batches: labeled and pseudo-labeled images side by side, each batch a pure function of (seed, step)."""
+"""Training batches with labeled and pseudo-labeled images; each batch is a pure function of (seed, step)."""
 
 import errno
 import multiprocessing
@@ -37,16 +37,16 @@ from nst_train.seeds import seed_of
 from nst_train.settings import TrainSettings
 from nst_train.transforms.noise import Transform
 
-_CHECKED_AT_ONCE = 64  # labeled images that a thread takes: not an object for each of them
-_AHEAD = (4, 2, 1)  # batches that a worker holds ready: the most for which there is room
-_ENDING_SECONDS = 2.5  # of all workers together; schedulers kill 30 s after a signal, of which a step may have taken 20
+_CHECKED_AT_ONCE = 64  # labeled images per thread task, to avoid one object per image
+_AHEAD = (4, 2, 1)  # batches that a worker prefetches: the largest number for which there is room
+_ENDING_SECONDS = 2.5  # for all workers together; schedulers kill 30 s after a signal, and a step may have taken 20 of them
 _REMEDIES = "use `workers` 0, a smaller `batch_size` or, in a container, a larger `docker run --shm-size`"
-_SHARED_MEMORY = Path("/dev/shm")  # nosec B108 # asked for its room alone; where torch puts the batches of workers on Linux
+_SHARED_MEMORY = Path("/dev/shm")  # nosec B108 # only its free space is queried; torch puts the workers' batches here on Linux
 
 
 @dataclass(frozen=True)
 class LabeledImages:
-    """The readable images of a labeled source; without a source there are none."""
+    """The readable images of a labeled source; empty if there is no source."""
 
     source: Source | None
     rows: NDArray[np.int64]
@@ -54,7 +54,7 @@ class LabeledImages:
 
     @classmethod
     def none(cls) -> "LabeledImages":
-        """Those of a training on pseudo-labels alone."""
+        """The labeled images of a training on pseudo-labels only."""
         return cls(None, np.empty(0, np.int64), np.empty(0, np.int64))
 
     def __len__(self) -> int:
@@ -63,25 +63,25 @@ class LabeledImages:
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """One step's images of this process, labeled ones first. `pseudo` are the others' targets as stored; empty without an edition."""
+    """Images of one step in this process, labeled ones first. `pseudo` holds the stored targets of the others; empty without an edition."""
 
     images: UInt8[Tensor, "images 3 height width"]
     labels: Int[Tensor, " labeled"]
     pseudo: Mapping[str, Tensor]
 
     def parts(self, number: int, device: torch.device) -> Iterator["TrainingBatch"]:
-        """Split into `number` equal batches on a device, one after the other, each with its share of both kinds of images."""
+        """Split into `number` equal batches, moved to a device one at a time, each with its share of both kinds of images."""
         labeled = len(self.labels)
         kinds = [self.images] if number == 1 else [self.images[:labeled], self.images[labeled:]]
         for index in range(number):
-            # joined on the device: what is joined here no longer lies in pinned memory
+            # concatenate on the device: the result would not be in pinned memory here
             images = [_part(kind, number, index, device) for kind in kinds]
             labels = _part(self.labels, number, index, device)
             pseudo = {name: _part(column, number, index, device) for name, column in self.pseudo.items()}
             yield TrainingBatch(torch.cat(images) if len(images) > 1 else images[0], labels, pseudo)
 
     def pin_memory(self) -> "TrainingBatch":
-        """Copy to pinned memory; DataLoader calls this."""
+        """Copy to pinned memory; called by DataLoader."""
         pseudo = {name: column.pin_memory() for name, column in self.pseudo.items()}
         return TrainingBatch(self.images.pin_memory(), self.labels.pin_memory(), pseudo)
 
@@ -92,9 +92,10 @@ def _part(column: Tensor, number: int, index: int, device: torch.device) -> Tens
 
 
 def unreadable(source: Source, threads: int, hashes: NDArray[np.void] | None = None, task: Task | None = None) -> dict[str, str]:
-    """Maps row number (as text) to the reason why the image cannot be decoded; each image is read and decoded.
+    """Read and decode every image; map the row number (as text) of each failure to the reason.
 
-    The bytes of each one's `image_hash` are put into `hashes`, shape (rows,), where its bytes can be had. `task` shows how far it is.
+    If `hashes`, shape (rows,), is given, it is filled with the bytes of each image's `image_hash` if the image can be read. `task` shows
+    progress.
     """
 
     def faults(start: int) -> dict[str, str]:
@@ -119,13 +120,13 @@ def unreadable(source: Source, threads: int, hashes: NDArray[np.void] | None = N
 
 
 def without(source: Source, faults: Mapping[str, str]) -> LabeledImages:
-    """The images of a labeled source but these rows, and those that are left out anyway."""
+    """The images of a labeled source except the rows in `faults` and the rows that the source leaves out."""
     rows = np.delete(np.arange(len(source)), [*(int(row) for row in faults), *source.left_out])
     return LabeledImages(source, rows, labels_in(source)[rows])
 
 
 class _Steps(Dataset[TrainingBatch | NstError]):
-    """Item `step` is the batch of that step for one process of `processes`, or the error that the parent raises as its own."""
+    """Item `step` is the batch of that step for one of `processes` processes, or an error for the parent to raise."""
 
     def __init__(
         self,
@@ -160,7 +161,7 @@ class _Steps(Dataset[TrainingBatch | NstError]):
         return TrainingBatch(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), torch.from_numpy(self._labeled.labels[drawn]), targets)
 
     def _positions(self, step: int, batch_size: int) -> NDArray[np.int64]:
-        """This process's share of the step's positions in the endless stream."""
+        """This process's share of the step's positions in the endless stream of epochs."""
         share = batch_size // self._processes
         start = step * batch_size + self._process * share
         return np.arange(start, start + share, dtype=np.int64)
@@ -186,7 +187,7 @@ class _Steps(Dataset[TrainingBatch | NstError]):
 
 @contextmanager
 def _naming(source: Source, row: int) -> Iterator[None]:
-    """An image that could be read when training began and cannot any more is named."""
+    """Name an image that was readable when training started but no longer is."""
     try:
         yield
     except (ImageError, OSError) as error:
@@ -204,9 +205,9 @@ def training_batches(
     processes: int = 1,
     ahead: int = _AHEAD[0],
 ) -> Generator[TrainingBatch, None, None]:
-    """The batches of `steps`, made by `workers` processes, each up to `ahead` of them ahead of time. Neither changes what comes.
+    """The batches of `steps`, made by `workers` processes that each prefetch up to `ahead` of them. Neither number changes the batches.
 
-    `transforms` are those of `labeled` and of `pseudo` images, by these names.
+    `transforms` maps "labeled" and "pseudo" to the transform of these images.
     """
     loader = DataLoader(
         _Steps(settings, labeled, pseudo, transforms, process, processes),
@@ -218,7 +219,7 @@ def training_batches(
         pin_memory=torch.cuda.is_available(),
     )
     others = set(multiprocessing.active_children())
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # a worker is born deaf to them, and stays so
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # workers inherit the blocked signals, and keep them blocked
     try:
         items = iter(loader)
     finally:
@@ -238,21 +239,21 @@ def training_batches(
 
 
 def _end(items: Any, workers: Set[multiprocessing.process.BaseProcess]) -> None:  # noqa: ANN401 - an iterator of DataLoader
-    """End the workers of a DataLoader; after some seconds those too that cannot, such as in a read that never comes back."""
+    """Shut down the workers of a DataLoader; after a few seconds, kill those that are stuck, such as in a read that never returns."""
 
     def kill() -> None:
         for worker in workers:
             worker.kill()
 
-    # private: PyTorch has no public way (pytorch/pytorch#64766). It does this when `items` is collected, which the traceback of an error
-    # under way puts off; and while it knows the workers' ids, one that is killed below is an error wherever this process is
+    # private: PyTorch has no public way (pytorch/pytorch#64766). It shuts down when `items` is collected, which the traceback of a current
+    # error delays; and as long as it knows the workers' ids, killing one below raises an error anywhere in this process
     if hasattr(items, "_shutdown_workers"):
         if items._worker_pids_set:
             signal_handling._remove_worker_pids(id(items))  # type: ignore[attr-defined]
             items._worker_pids_set = False
         timer = threading.Timer(_ENDING_SECONDS, kill)
         timer.start()
-        items._shutdown_workers()  # waits for each
+        items._shutdown_workers()  # waits for each worker
         timer.cancel()
     kill()
     for worker in workers:
@@ -261,7 +262,7 @@ def _end(items: Any, workers: Set[multiprocessing.process.BaseProcess]) -> None:
 
 @contextmanager
 def worker_failures() -> Iterator[None]:
-    """A worker process that died as one line: DataLoader tells of it wherever this process is at that moment."""
+    """Turn the death of a worker process into a one-line error; DataLoader raises it wherever this process happens to be."""
     try:
         yield
     except RuntimeError as error:
@@ -271,9 +272,9 @@ def worker_failures() -> Iterator[None]:
 
 
 def batches_ahead(images: int, side_px: int, workers: int, processes_here: int = 1) -> int:
-    """How many batches of so many images each worker may hold ready in shared memory.
+    """The number of batches of `images` images that each worker may prefetch into shared memory.
 
-    Raises NstError where one batch does not fit in memory, or one of each worker not in shared memory.
+    Raises NstError if one batch does not fit in memory, or one batch per worker does not fit in shared memory.
     """
     batch = images * 3 * side_px**2
     if batch > (memory := psutil.virtual_memory().total):
@@ -298,24 +299,24 @@ def _gigabytes(size: int) -> str:
 
 
 def _begin_worker(_: int) -> None:
-    return_freed_memory()  # a worker decodes images of any size, and computes no steps
+    return_freed_memory()  # a worker decodes images of any size, and takes no training steps
     _end_quietly()
 
 
 def _end_quietly() -> None:
-    """When the parent is interrupted or killed, the thread that hands it tensors would print a stack trace for each of them.
+    """Once the parent is interrupted or killed, keep the thread that sends tensors to it from printing a stack trace for each of them.
 
-    Errors in making a batch do not pass here: they travel to the parent, and so do those of handing it over.
+    Errors in making a batch are not affected: they are passed to the parent, and so are errors in handing a batch over.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # one that a fork server began was not born deaf to them
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # workers of a fork server do not inherit the mask
     sys.excepthook = lambda *_: None
     multiprocessing.queues.Queue._on_queue_feeder_error = _hand_over_the_error  # type: ignore[attr-defined] # a hook of Python's own
     threading.Thread(target=_heed_the_parent, daemon=True).start()
 
 
 def _hand_over_the_error(queue: "multiprocessing.queues.Queue[Any]", error: Exception, item: object) -> None:
-    """In place of a batch that could not be handed over, for which the parent would wait for ever: Python would print it and go on."""
-    if not isinstance(item, tuple):  # some of it may be on its way
+    """Send an error in place of a batch that cannot be sent, since the parent would wait forever: Python would print it and continue."""
+    if not isinstance(item, tuple):  # part of it may have been sent already
         os._exit(1)
     is_full = os.strerror(errno.ENOSPC) in str(error)
     what = (
@@ -325,12 +326,12 @@ def _hand_over_the_error(queue: "multiprocessing.queues.Queue[Any]", error: Exce
 
 
 def _heed_the_parent() -> None:
-    """End on a SIGTERM of the parent alone: a scheduler sends it to all processes, and the parent wants to finish its step."""
+    """Exit only on a SIGTERM from the parent: a scheduler sends one to all processes, and the parent wants to finish its step."""
     parent = multiprocessing.parent_process()
     if hasattr(signal, "sigwaitinfo") and parent is not None:
         while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
             pass
-    else:  # macOS does not say who sent it
+    else:  # macOS does not tell the sender
         signal.sigwait({signal.SIGTERM})
         time.sleep(LONGEST_WAIT_SECONDS)
     os._exit(0)

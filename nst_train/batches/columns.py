@@ -1,4 +1,4 @@
-"""What is known of an edition's images, laid out shard by shard for random access: memory does not grow with the edition."""
+"""The columns of an edition, laid out shard by shard for random access, so that memory use does not grow with the edition."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from nst_data.tables.schema import soft_label_columns
 
-AT_ONCE = 8192  # rows in memory while they are laid out
+AT_ONCE = 8192  # rows in memory at a time
 
 
 def lay_out(files: Sequence[Path], images: int, order: NDArray[np.int64], folder: Path, targets: Sequence[str]) -> None:
-    """Lay out some files with so many images in `folder`: `hashes`, `ends` and the targets, class order[i] of the edition as class i.
+    """Write `hashes`, `ends` and the targets of files with `images` images to `folder`; class order[i] of the edition becomes class i.
 
-    ends[i] is the number of entries up to and with image i: entry e is of the first image with ends > e.
+    ends[i] is the number of entries up to and including image i: entry e belongs to the first image with ends > e.
     """
     schema, entries = pq.read_schema(files[0]), 0
     hashes, ends = new_column(images, folder, "hashes", (16,), np.uint8), new_column(images, folder, "ends")
@@ -37,12 +37,12 @@ def lay_out(files: Sequence[Path], images: int, order: NDArray[np.int64], folder
 
 
 def target_columns(schema: pa.Schema, hard: bool) -> tuple[str, ...]:
-    """The columns to train on: the soft labels, or the label alone."""
+    """The columns to train on: the soft labels, or only `label`."""
     return ("label",) if hard else soft_label_columns(schema)
 
 
 def pieces(files: Sequence[Path], columns: Sequence[str]) -> Iterator[tuple[slice, pa.RecordBatch]]:
-    """Some columns of some files, piece by piece, and where each piece belongs."""
+    """Iterate over some columns of some files in batches, each with the slice of rows that it covers."""
     done = 0
     for file in files:
         with pq.ParquetFile(file) as parquet:
@@ -52,19 +52,19 @@ def pieces(files: Sequence[Path], columns: Sequence[str]) -> Iterator[tuple[slic
 
 
 def new_column(images: int, folder: Path, name: str, shape: tuple[int, ...] = (), dtype: Any = np.int64) -> np.memmap[Any, Any]:  # noqa: ANN401
-    """A file with a place for each image, to be filled."""
+    """A new file with room for one value per image."""
     return np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=(images, *shape))
 
 
 def _shape_and_dtype(column: pa.DataType) -> tuple[tuple[int, ...], Any]:
-    """Of one row of a column: a list of fixed length, or a number."""
+    """Shape and dtype of one row of a column, which is a fixed-size list or a number."""
     if isinstance(column, pa.FixedSizeListType):
         return (column.list_size,), column.value_type.to_pandas_dtype()
     return (), column.to_pandas_dtype()
 
 
 def _renumbered(name: str, rows: NDArray[Any], order: NDArray[np.int64]) -> NDArray[Any]:
-    """Rows of a target's column, where class order[i] of the edition becomes class i."""
+    """Values of a target column after renumbering: class order[i] of the edition becomes class i."""
     if name in ("label", "top_labels"):
         rows = np.argsort(order)[rows]
     return rows[:, order] if name == "probs" else rows

@@ -1,4 +1,4 @@
-"""The entries of an edition: which image stands at each position of the training, where its bytes are, and what it is trained on."""
+"""The entries of an edition: the image at each training position, the location of its bytes, and its target."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -32,15 +32,15 @@ from nst_train.batches.columns import lay_out, new_column, pieces, target_column
 from nst_train.batches.shard_order import SHARDS_AT_ONCE, ShardOrder
 from nst_train.device import this_process
 
-_SAMPLES = 16  # images that are compared with the labeled ones before training begins
-_GROUPS = 2  # of shards on disk: one that is trained on, one that is fetched meanwhile
+_SAMPLES = 16  # images whose bytes are compared with the labeled ones before training starts
+_GROUPS = 2  # of shards on disk: one in use, and one being fetched
 
 
 @dataclass(frozen=True)
 class PseudoLabeledImages:
-    """An edition's images and what to train on, shard by shard; an edition whose images lie in a pool is one shard.
+    """The images and targets of an edition, shard by shard; an edition whose images are in a pool is a single shard.
 
-    Image i is row `rows[i]` of `source`, the pool or the edition itself. `order` knows how many entries, copies counted, a shard has.
+    Image i is row `rows[i]` of `source`, the pool or the edition itself. `order` knows the number of entries (with copies) of each shard.
     `targets` names the columns to train on: `probs` (images, classes), or `top_labels` and `top_probs` (images, k), or `label` (images).
     """
 
@@ -51,7 +51,7 @@ class PseudoLabeledImages:
     targets: tuple[str, ...]
 
     def __getstate__(self) -> dict[str, Any]:
-        """For a worker process that is not forked: it maps the rows of a pool into memory itself."""
+        """Drop memory-mapped rows, which a worker process that is not forked maps again itself."""
         return self.__dict__ | {"rows": None if isinstance(self.rows, np.memmap) else self.rows}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -63,7 +63,7 @@ class PseudoLabeledImages:
         return len(self.order)
 
     def at(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The image at each position of an endless stream of epochs, shape (positions,); each epoch holds every entry once."""
+        """The image at each position of an endless stream of epochs, shape (positions,); each epoch contains every entry once."""
         self.shards.close_all_but(self.order.window(int(positions.min()), int(positions.max()) + 1))
         shards, entries = self.order.at(positions)
         images = np.empty_like(positions)
@@ -73,21 +73,21 @@ class PseudoLabeledImages:
         return images
 
     def read(self, index: int) -> bytes:
-        """The encoded bytes of image `index`. Raises NstError where they are others than were labeled."""
+        """The encoded bytes of image `index`. Raises NstError if they differ from those that were labeled."""
         row = int(self.rows[index])
         encoded = self.source.read(row)
         self.source.check(row, encoded, self.shards.take("hashes", np.array([index])).tobytes().hex())
         return encoded
 
     def targets_of(self, indices: NDArray[np.int64]) -> dict[str, Tensor]:
-        """The targets of some images as they are stored; `nst_train.training.loss` reads them."""
+        """The targets of some images as stored; `nst_train.training.loss` interprets them."""
         return {name: torch.from_numpy(self.shards.take(name, indices)) for name in self.targets}
 
     @contextmanager
     def kept(self, steps: range, per_step: int) -> Iterator[Callable[[int], None]]:
-        """While this lasts, the shards of the step that is taken are here and the next ones are fetched; what is given tells that step.
+        """Keep the shards of the current step on disk and fetch the next ones meanwhile. Yields a function to call with the current step.
 
-        Step s takes the `per_step` positions from s * per_step on.
+        Step s uses the `per_step` positions from s * per_step on.
         """
         stop = steps.stop * per_step
 
@@ -107,12 +107,12 @@ def open_edition(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> PseudoLabeledImages:
-    """Lay an edition's columns out below `work`, classes in the order of `class_names`; `seed` decides the order of its entries.
+    """Lay out an edition's columns in `work`, with classes in the order of `class_names`; `seed` determines the order of its entries.
 
-    A self-contained edition takes no `pool`; the shards of a streamed one are laid out as they come. In another pool than was labeled
-    images are found by key or, where those differ, by hash. `hard` takes the column `label`, the most probable class before rounding to
-    float16, in place of the soft labels. Raises NstError where the classes are others, the pool lacks images or holds others, the disk is
-    too small for the shards that lie there at once, or the Hub fails.
+    A self-contained edition takes no `pool`; the shards of a streamed one are laid out as they arrive. In a pool other than the one that
+    was labeled, images are found by key or, if the keys differ, by hash. `hard` uses the column `label`, the most probable class before
+    rounding to float16, instead of the soft labels. Raises NstError if the classes differ, the pool lacks images or has different ones,
+    the disk is too small for the shards needed at once, or the Hub fails.
     """
     progress = progress or Progress()
     shards = self_contained(edition)
@@ -126,7 +126,7 @@ def open_edition(
 def _in_shards(
     edition: SelfContainedEdition, order: NDArray[np.int64], work: Path, hard: bool, seed: int, progress: Progress
 ) -> PseudoLabeledImages:
-    """The entries of an edition that holds its images."""
+    """The entries of a self-contained edition."""
     known = work / "shards.npy"
     if not known.exists():
         work.mkdir(parents=True, exist_ok=True)
@@ -154,7 +154,7 @@ def _in_shards(
 def _in_pool(
     edition: Version, pool: Source, order: NDArray[np.int64], work: Path, hard: bool, seed: int, progress: Progress
 ) -> PseudoLabeledImages:
-    """The entries of an edition whose images lie in a pool."""
+    """The entries of an edition whose images are in a pool."""
     if is_anonymous(edition.manifest):
         raise NstError(
             f"{edition.ref} was published without keys and hashes: its images cannot be found in a pool; "
@@ -176,12 +176,12 @@ def _in_pool(
     entry_order = ShardOrder(np.array(shards.column(0, "ends")[-1:]), seed, mixed_by="order")
     pseudo = PseudoLabeledImages(pool, shards.column(0, "rows"), entry_order, shards, targets)
     for index in np.linspace(0, images - 1, _SAMPLES, dtype=np.int64):
-        pseudo.read(int(index))  # refuses another pool before any work, and opens what is opened once before workers are forked
+        pseudo.read(int(index))  # rejects a wrong pool early, and opens files that are opened once before workers are forked
     return pseudo
 
 
 def _find(edition: Version, pool: Source, rows: NDArray[np.int64], progress: Progress) -> None:
-    """The row of each image: its `id` in the pool that was labeled, else found in another one. Raises NstError where it lacks some."""
+    """Fill in the row of each image: its `id` in the labeled pool, or its match in another one. Raises NstError if the pool lacks some."""
     files = table_files(edition.folder, "balanced")
 
     def column(name: str) -> Iterator[pa.Array]:
@@ -204,7 +204,7 @@ def _find(edition: Version, pool: Source, rows: NDArray[np.int64], progress: Pro
 
 
 def _are_the_same(hashes: Iterator[pa.Array], pool: Source, rows: NDArray[np.int64]) -> bool:
-    """Whether some images that were found by key have the bytes that were labeled."""
+    """Whether a sample of the images that were found by key have the bytes that were labeled."""
     wanted, done = np.unique(np.linspace(0, len(rows) - 1, _SAMPLES, dtype=np.int64)), 0
     for batch in hashes:
         for position in wanted[(wanted >= done) & (wanted < done + len(batch))].tolist():

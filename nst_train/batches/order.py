@@ -1,4 +1,4 @@
-"""The order of training images as a pure function of (seed, position): no permutation in memory, nothing to replay on resuming."""
+"""The order of training images as a pure function of (seed, position): no permutation in memory, nothing to replay on resume."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,7 @@ _ROUNDS = 6
 def draw(positions: NDArray[np.int64], rows: int, seed: int, part: str) -> NDArray[np.int64]:
     """The row at each position of an endless stream of epochs, shape (positions,).
 
-    Position p lies in epoch p // rows; each epoch holds every row once, in an order of its own.
+    Position p lies in epoch p // rows; each epoch contains every row once, in its own order.
     """
     epochs = positions // rows
     drawn = np.empty_like(positions)
@@ -24,7 +24,7 @@ def draw(positions: NDArray[np.int64], rows: int, seed: int, part: str) -> NDArr
 def permute(index: NDArray[np.int64], rows: int, key: int) -> NDArray[np.int64]:
     """A keyed permutation of range(rows) applied to `index`.
 
-    A Feistel network over the next even number of bits; what falls outside the range walks on until it is inside
+    A Feistel network over the next even number of bits, with cycle walking: values outside the range are permuted until they are inside
     (Black and Rogaway 2002, "Ciphers with arbitrary finite domains").
     """
     half = np.uint64(max(1, -(-(rows - 1).bit_length() // 2)))
@@ -45,7 +45,7 @@ def _feistel(values: NDArray[np.uint64], half: np.uint64, key: int) -> NDArray[n
 
 
 def _mixed(values: NDArray[np.uint64], key: int) -> NDArray[np.uint64]:
-    """A 64-bit finalizer (splitmix64's) of value and key; products wrap on purpose."""
+    """The 64-bit finalizer of splitmix64 applied to value and key; products wrap on purpose."""
     x = values + np.uint64((key << 32) | key)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

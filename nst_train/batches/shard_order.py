@@ -1,4 +1,4 @@
-"""The order of entries whose shards come one after the other, a pure function of (seed, position): a few shards at a time, mixed inside."""
+"""The order of entries that come in shards, a pure function of (seed, position): a few shards at a time, shuffled together."""
 
 from dataclasses import dataclass, field
 
@@ -9,17 +9,17 @@ from nst_train.batches.order import permute
 from nst_train.seeds import seed_of
 
 SHARDS_AT_ONCE = 4
-_EPOCHS_KEPT = 4  # a batch lies in one or two
+_EPOCHS_KEPT = 4  # a batch spans one or two
 
-_Epoch = tuple[NDArray[np.int64], NDArray[np.int64]]  # its shards in their order; the first place of each group, and the one after the last
+_Epoch = tuple[NDArray[np.int64], NDArray[np.int64]]  # shards in order; the first position of each group, and the one after the last
 
 
 @dataclass(frozen=True)
 class ShardOrder:
-    """Each epoch takes the shards in an order of its own, so many at once: a group, whose entries come in any order.
+    """Each epoch goes through the shards in its own order, `at_once` at a time; the entries of such a group are shuffled together.
 
-    `sizes` are the entries of each shard, shape (shards,). Shards are themselves shuffled, so that a group is a sample of the whole.
-    Groups are numbered over all epochs. A single shard comes in the order of `draw` where its entries are `mixed_by` the same word.
+    `sizes` is the number of entries of each shard, shape (shards,). The shards themselves are shuffled, so a group samples the whole.
+    Groups are numbered across epochs. A single shard has the order of `draw` if `mixed_by` is the same word ("order").
     """
 
     sizes: NDArray[np.int64]
@@ -51,9 +51,9 @@ class ShardOrder:
         return self._epoch(epoch)[0][number * self.at_once : (number + 1) * self.at_once]
 
     def window(self, start: int, stop: int, groups: int = 1, end: int | None = None) -> list[int]:
-        """The shards of the groups that hold the positions from `start` on and below `stop`, in order of need.
+        """The shards of the groups that contain the positions from `start` up to but excluding `stop`, in the order they are needed.
 
-        Of the next ones too, `groups` in all, but of none after the position `end`.
+        Includes the groups that follow, up to `groups` in total, but none that starts after the position `end`.
         """
         first, last, final = self._groups_at(np.array([start, stop - 1, (end or stop) - 1])).tolist()
         ahead = first + groups - 1 if end is None else min(final, first + groups - 1)

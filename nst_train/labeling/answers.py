@@ -1,4 +1,4 @@
-"""What a teacher answered, as rows of a table of labels, and as errors where there is no answer."""
+"""A teacher's predictions as rows of a label table, and as errors for images without one."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,7 +16,7 @@ from nst_train.labeling.plan import Errors
 
 
 def answers(rows: Sequence[Row], prediction: Prediction, top_k: int | None) -> tuple[pa.Table, Errors]:
-    """Rows of a pool with their labels: `id`, `key`, `image_hash`, `label`, `confidence`, the soft label and `phash`; and the others."""
+    """Labeled rows (`id`, `key`, `image_hash`, `label`, `confidence`, the soft label and `phash`), and errors for the remaining rows."""
     images, log_probs = prediction.images, prediction.log_probs
     is_answered = has_answer(log_probs)
     reasons = images.reasons
@@ -35,7 +35,7 @@ def answers(rows: Sequence[Row], prediction: Prediction, top_k: int | None) -> t
 
 
 def _of(images: Images, which: NDArray[np.bool_]) -> Images:
-    """Some of the readable images of a batch, shape (readable,)."""
+    """The selected readable images of a batch; `which` has shape (readable,)."""
     readable = [place for place, kept in zip(images.readable, which, strict=True) if kept]
     hashes = [one for one, kept in zip(images.hashes, which, strict=True) if kept]
     return replace(images, readable=readable, hashes=hashes, phashes=images.phashes[which])

@@ -1,4 +1,4 @@
-"""The beginning of a labeling: its version is found or staged, and the images are those that it was begun on."""
+"""The start of a labeling: find or stage its version, and check that the images are the ones it was started on."""
 
 import re
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from nst_data.taken_over import take_over
 from nst_train.settings import LabelRunSettings
 
 _COMMIT = re.compile(r"@[0-9a-f]{40}")
-_LISTING = "pool.arrow"  # in the work on a version: the pool that it was begun on
+_LISTING = "pool.arrow"  # in the work folder of a version: the pool that it was started on
 
 
 def begin(
@@ -29,9 +29,9 @@ def begin(
     run: LabelRunSettings,
     progress: Progress,
 ) -> Version | Staging:
-    """The version that is asked for, sealed or under way; `read` has the sources whose images are read, the pool among them.
+    """The requested version, sealed or in progress; `read` maps roles to the sources whose images are read, including the pool.
 
-    Raises NstError where the pool or a teacher changed on the way, or too many images of the pool are not there.
+    Raises NstError if the pool or a teacher has changed since the start, or too many images of the pool are missing.
     """
     pool = read["pool"]
     for line in pool.remarks():
@@ -58,22 +58,22 @@ def begin(
 
 
 def note_images(staging: Staging, read: Mapping[str, Source], run: LabelRunSettings, progress: Progress) -> None:
-    """Note which images a labeling is begun on. Raises NstError where it was begun on others of the same names and sizes."""
+    """Record the images that a labeling is started on. Raises NstError if it was started on others with the same names and sizes."""
     check_unchanged(staging, read, f"`store.remove({staging.ref!r})` and label again", progress, run.share[0] == 0)
     if not (staging.work / _LISTING).exists():
         write_listing(staging.work / _LISTING, read["pool"].listing())
 
 
 def _check_there(pool: Source, limit: int | None, max_unreadable: float) -> None:
-    """Else the pool would be another one with its images back, and what was begun be of no use."""
+    """Reject missing files early: with its images back, the pool would be a different one, and the work done so far useless."""
     rows = min(len(pool), limit or len(pool))
     missing, first = pool.empty_files(rows)
     check_readable(pool.location, rows, missing, max_unreadable, f"{first!r}, which is empty or missing")
 
 
 def check_not_moved(staging: Staging, request: Request, pool: Source) -> None:
-    """Raises NstError where the same labeling was begun with inputs of the same names that are others by now."""
-    begun_on = staging.work / _LISTING  # not there yet: nothing was done
+    """Raises NstError if the same labeling was started with inputs that have changed since but keep their names."""
+    begun_on = staging.work / _LISTING  # if it does not exist, nothing was done yet
     moved = _moved(staging.request, request) if begun_on.exists() else None
     if moved is not None:
         change = what_changed(read_listing(begun_on), pool.listing()) if moved == "pool" else "its weights are others"
@@ -84,7 +84,7 @@ def check_not_moved(staging: Staging, request: Request, pool: Source) -> None:
 
 
 def _moved(begun: Request, asked: Request) -> str | None:
-    """The pool or teacher that is not what it was, where two requests ask for the same labeling with inputs of the same names."""
+    """The role of the pool or teacher that has changed, if both requests ask for the same labeling of inputs with the same names."""
     before, now = begun.inputs.by_role, asked.inputs.by_role
     if (begun.kind, begun.settings, before.keys()) != (asked.kind, asked.settings, now.keys()):
         return None
@@ -94,7 +94,7 @@ def _moved(begun: Request, asked: Request) -> str | None:
 
 
 def _say_already_made(store: Store, version: Version, how: str, run: LabelRunSettings, progress: Progress) -> None:
-    """Raises NstError for a version without a label, which an earlier nst sealed where it could read no image."""
+    """Report a finished version. Raises NstError if it has no label, because an earlier nst sealed it without a readable image."""
     match version.manifest.counts:
         case EditionCounts(errors=lost, unique=labels):
             errors = lost or 0
@@ -102,7 +102,7 @@ def _say_already_made(store: Store, version: Version, how: str, run: LabelRunSet
             pass
     they, them = ("it", "it") if errors == 1 else ("they", "them")
     again = f"once {they} can be read, `store.remove({version.ref!r})` and rerun to label {them}"
-    if errors and (children := store.children(version)):  # it cannot be removed
+    if errors and (children := store.children(version)):  # so it cannot be removed
         verb = "were" if len(children) > 1 else "was"
         again = f"once {they} can be read, label the pool under another name to have {them}, "
         again += f"since {', '.join(children)} {verb} made from {version.ref}"

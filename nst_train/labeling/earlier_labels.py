@@ -1,4 +1,4 @@
-"""Labels that a generation has, found again by the bytes of an image."""
+"""The labels of an earlier generation, looked up by the bytes of an image."""
 
 from binascii import unhexlify
 from collections.abc import Sequence
@@ -18,13 +18,13 @@ from nst_data.tables.schema import soft_label_columns
 from nst_data.tables.shards import TableReader
 
 _BIG_ENDIAN = np.dtype(">u8")
-_HASH = np.dtype("S16")  # compares bytewise; 16 bytes differ or do not, trailing zeros or not
+_HASH = np.dtype("S16")  # compares bytewise; at a fixed 16 bytes, trailing zeros make no difference
 
 
 class EarlierLabels:
-    """A generation's rows by `image_hash`. The index lies in memory-mapped files below `work`, 24 bytes for each row.
+    """The rows of a generation by `image_hash`. The index is in memory-mapped files in `work`, 24 bytes per row.
 
-    It is made once, in parts of which memory holds one.
+    It is built once, in partitions of which only one is in memory.
     """
 
     def __init__(self, generation: Version, work: Path) -> None:
@@ -39,7 +39,7 @@ class EarlierLabels:
         start = 0
         with Partitions(work, numbers=3, rows=len(self._table)) as partitions:
             for batch in self._table.batches(["image_hash", "confidence"]):
-                answered = _answered(batch)  # the others are labeled again: they end in `errors`, with the reason
+                answered = _answered(batch)  # rows without an answer are labeled again, and end in `errors` with the reason
                 first, second = _as_numbers(batch["image_hash"]).T
                 partitions.add(first[answered], second[answered], (start + answered).view(np.uint64))
                 start += len(batch)
@@ -52,7 +52,7 @@ class EarlierLabels:
                     positions.write(ordered[:, 2].tobytes())
 
     def find(self, hashes: Sequence[str]) -> NDArray[np.int64]:
-        """The first row with each hash, -1 where there is none; shape (hashes,)."""
+        """The first row with each hash, -1 if there is none; shape (hashes,)."""
         if not len(self._hashes):
             return np.full(len(hashes), -1, np.int64)
         wanted = _as_bytes(pa.array(hashes, pa.string()))
@@ -61,14 +61,14 @@ class EarlierLabels:
         return positions
 
     def take(self, positions: NDArray[np.int64]) -> pa.Table:
-        """Label, confidence, soft label and perceptual hash of rows, in the order given."""
+        """Label, confidence, soft label and perceptual hash of the given rows, in the given order."""
         order = np.argsort(positions, kind="stable")
         return self._table.take(positions[order], self._columns).take(np.argsort(order))
 
 
 @dataclass(frozen=True)
 class Reused:
-    """How much of an earlier generation stands in a later one: rows taken over, rows that are new, and images that are gone."""
+    """How much of an earlier generation is in a later one: rows taken over, new rows, and images that are gone."""
 
     taken_over: int
     new: int
@@ -76,7 +76,7 @@ class Reused:
 
     @classmethod
     def between(cls, earlier: Version, later: Version, scratch: Path) -> Self:
-        """By the first 8 bytes of each `image_hash`. Up to 8 bytes for each row of both lie below `scratch` meanwhile."""
+        """Compare by the first 8 bytes of each `image_hash`. Temporarily needs up to 8 bytes in `scratch` per row of both."""
         taken_over, gone = 0, 0
         before, after = TableReader(earlier.folder, "pseudo_labels"), TableReader(later.folder, "pseudo_labels")
         with Partitions(scratch, numbers=1, rows=len(before)) as labeled, Partitions(scratch, numbers=1, rows=len(before)) as present:
@@ -93,12 +93,12 @@ class Reused:
 
 
 def _answered(batch: pa.RecordBatch) -> NDArray[np.int64]:
-    """The places of the rows that have a label."""
+    """The positions of the rows that have a label."""
     return np.flatnonzero(~np.isnan(batch["confidence"].to_numpy()))
 
 
 def _as_numbers(hashes: pa.Array) -> NDArray[np.uint64]:
-    """Shape (hashes, 2): numbers in the order of the bytes."""
+    """Shape (hashes, 2): numbers that sort like the bytes."""
     return _as_bytes(hashes).view(_BIG_ENDIAN).reshape(-1, 2).astype(np.uint64)
 
 
@@ -108,6 +108,6 @@ def _as_bytes(hashes: pa.Array) -> NDArray[np.bytes_]:
 
 
 def _begin_array(file: HashedWriter, dtype: np.dtype[Any], length: int) -> None:
-    """The head of an .npy file of numbers in a row."""
+    """Write the header of a one-dimensional .npy file."""
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (length,)}
     np.lib.format.write_array_header_1_0(file, header)

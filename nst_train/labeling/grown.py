@@ -1,4 +1,4 @@
-"""A pool that has grown since it was labeled: what the earlier generation has is taken over, the rest labeled by the same teacher."""
+"""A pool that has grown since it was labeled: earlier labels are taken over, and new images are labeled by the same teacher."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -26,25 +26,25 @@ from nst_train.zero_shot_settings import ZeroShot
 
 @dataclass(frozen=True)
 class Grown(Plan):
-    """The whole of a grown pool: rows with the bytes of an image that was labeled are taken over, joined by `image_hash`."""
+    """All of a grown pool: rows with the same bytes as a labeled image, joined by `image_hash`, are taken over."""
 
     earlier: Version
     threads: int | None
 
     @property
     def rows(self) -> int:
-        """As many as the pool has by now."""
+        """The current number of images in the pool."""
         return len(self.pool)
 
     @property
     def inputs(self) -> dict[str, Input]:
-        """The teachers and what their temperature was fitted on, as they stand in the earlier generation, and that generation."""
+        """The earlier generation, and its teachers and calibration images as recorded there."""
         fitted = self._before.request.inputs.calibration
         return {**self._teachers, **({"calibration": fitted} if fitted else {}), "extended": self.earlier.lineage}
 
     @property
     def calibration(self) -> CalibrationCounts | None:
-        """The earlier one's."""
+        """The calibration of the earlier generation."""
         return self._before.counts.calibration
 
     @property
@@ -56,10 +56,10 @@ class Grown(Plan):
         return self._before.request.inputs.teachers
 
     def teachers(self, store: Store) -> list[TeacherName]:
-        """The names of those who labeled before, each at the commit that its revision meant then.
+        """The names of the earlier teachers, each pinned to the commit that its revision meant then.
 
-        Raises UsageError where the labels were made elsewhere, and where the Hub names a teacher that is not in the store: a folder or a
-        repository is not opened for that.
+        Raises UsageError if the labels were adopted, or if the manifest was downloaded and its teacher is not in the store: a folder or
+        repository that such a manifest names is not opened.
         """
         if self._before.request.inputs.adopted:
             raise UsageError(f"{self.earlier.ref} was adopted, so its teacher is unknown; label the whole pool without `extend`")
@@ -72,7 +72,7 @@ class Grown(Plan):
         return [_at_its_commit(entry) for entry in self._teachers.values()]
 
     def settings(self) -> LabelSettings:
-        """How the earlier generation was labeled, for the whole of a pool, whatever its limit. Raises UsageError for other settings."""
+        """The settings of the earlier generation, without its limit. Raises UsageError if this nst does not support them."""
         try:
             return LabelSettings.of_request(self._before.request.settings | {"limit": None})
         except ValidationError as error:
@@ -83,13 +83,13 @@ class Grown(Plan):
             ) from None
 
     def check_same(self, teachers: Mapping[str, Input]) -> None:
-        """Raises NstError where the teachers of those names are others by now."""
+        """Raises NstError if a teacher has changed under its name."""
         for role, entry in self._teachers.items():
             if teachers[role].digest != entry.digest:
                 raise NstError(f"{entry.ref}: its weights are not those that labeled {self.earlier.ref}; label the whole pool again")
 
     def parts(self, work: Path) -> PartMaker:
-        """Shards of both, the index of the earlier labels below `work`."""
+        """Parts with both earlier and new labels; the index of the earlier ones is in `work`."""
         labels = EarlierLabels(self.earlier, work)
         return lambda start, stop, show_life: _part(self.pool, labels, start, stop, self.threads, show_life)
 
@@ -103,14 +103,14 @@ def _at_its_commit(teacher: Input) -> TeacherName:
 
 @dataclass
 class _GrownPart:
-    """Rows of a grown pool: those whose bytes were labeled before are taken over, the others labeled."""
+    """Rows of a grown pool: those whose bytes were labeled before are taken over, the others are labeled."""
 
     to_label: NDArray[np.int64]
-    _labeled: pa.Table  # id, key, image_hash, and `position` among the earlier rows; by id
+    _labeled: pa.Table  # id, key, image_hash, and `position` among the earlier rows; sorted by id
     _earlier: EarlierLabels
 
     def complete(self, labels: pa.Table, errors: Errors, stop: int | None) -> tuple[pa.Table, Errors]:
-        """New and earlier rows, by their number in the pool."""
+        """New and earlier rows, sorted by row number in the pool."""
         count = self._labeled.num_rows if stop is None else int(np.searchsorted(self._labeled["id"].to_numpy(), stop))
         labeled, self._labeled = self._labeled.slice(0, count), self._labeled.slice(count)
         values = self._earlier.take(labeled["position"].to_numpy())
@@ -121,7 +121,7 @@ class _GrownPart:
 
 
 def _part(pool: Source, earlier: EarlierLabels, start: int, stop: int, threads: int | None, show_life: Callable[[], None]) -> _GrownPart:
-    """Rows `start` to `stop` of a pool; every image is read and hashed, none decoded. `show_life` is called on the way."""
+    """Rows `start` to `stop` of a pool; every image is read and hashed, none is decoded. `show_life` is called after each."""
     keys, hashes = list[str](), list[str]()
     for row, hashed in image_hashes(pool.rows(range(start, stop)), threads or cpus_of_this_process()):
         keys.append(row.key)

@@ -1,4 +1,4 @@
-"""The un-noised teacher over a pool: soft labels, shard by shard (Algorithm 1, step 2)."""
+"""Soft labels for a pool from an un-noised teacher, shard by shard (Algorithm 1, step 2)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,29 +48,29 @@ def label(
 ) -> Version:
     """Label every image of a pool with an un-noised teacher (Algorithm 1, step 2) and seal the soft labels as a generation of `corpus`.
 
-    What was labeled before, also by a run that was killed, is not labeled again. Any number of processes may run this at once: they share
-    the shards, and the bytes are the same.
+    Labels that exist already, including those of a killed run, are kept. Any number of processes may run this at once: they share the
+    shards, and the result has the same bytes.
 
     Args:
-        store: Where the generation is kept.
+        store: The store that holds the generation.
         corpus: The name that gets a new generation.
-        teacher: A version of the store or its `name@gen-N`, `hf-hub:OWNER/NAME`, OWNER/NAME of transformers, `local-dir:FOLDER` or a timm
-            name; or `ZeroShot(...)`, an image-text model with the words of the classes. Several are an ensemble: the mean of their
-            probabilities.
-        pool: Images, whose labels are not read.
-        settings: What shapes the labels.
+        teacher: A version of the store or its `name@gen-N`, `hf-hub:OWNER/NAME`, OWNER/NAME for transformers, `local-dir:FOLDER` or a timm
+            name; or `ZeroShot(...)`, an image-text model with the words of the classes. Several teachers form an ensemble: the mean of
+            their probabilities.
+        pool: The images to label; any labels are ignored.
+        settings: Settings that determine the labels.
         calibration: Labeled images, unseen by the teacher, to fit the temperature on.
         generation: Use this generation number, from 1, instead of the next free one.
         run: How the labeling runs; changes no result.
-        progress: How progress is shown; by default lines on standard error.
+        progress: How progress is shown; by default as lines on standard error.
 
     Returns:
-        The sealed generation. Each image is in its table `pseudo_labels`, with a float16 probability for each class, or with the reason in
-        `errors`.
+        The sealed generation. Each image is in its table `pseudo_labels`, with a float16 probability for each class, or in `errors` with
+        a reason.
 
     Raises:
-        UsageError: There is no such teacher, or the arguments do not go together.
-        NstError: The pool has changed on the way, or too many of its images cannot be read.
+        UsageError: The teacher does not exist, or the arguments do not go together.
+        NstError: The pool has changed during the labeling, or too many of its images cannot be read.
     """
     settings = settings or LabelSettings()
     if calibration is not None and settings.noise:
@@ -80,7 +80,7 @@ def label(
     for ref, request in _of_all(store, corpus).items():
         if (
             ref.startswith(f"{corpus}@gen-{generation}.") and isinstance(request, EditionRequest) and request.inputs.like
-        ):  # it would seem to be drawn from this one
+        ):  # the edition would seem to be drawn from this generation
             raise NstError(f"{ref} is a relabeled edition without its pool; omit the generation to get the next one")
     driver = _Driver(store, _names_of(teacher, store), settings, LabelRunSettings.of(run), progress or on_this_terminal(), calibration)
     return driver.make(Whole(pool, settings.limit), corpus, generation)
@@ -95,24 +95,24 @@ def extend(
     run: ReadSettings | None = None,
     progress: Progress | None = None,
 ) -> Version:
-    """Label only the images added to a pool since a generation of labels, by the same teacher and settings, into a new generation.
+    """Label only the images added to a pool since an earlier generation, with the same teacher and settings, as a new generation.
 
-    The whole of the grown pool stands in it: rows with the bytes of an image that was labeled are taken over, joined by `image_hash`.
-    An index of that generation's images lies in the store meanwhile: 48 bytes for each row, of which memory holds a part.
+    The new generation covers the whole pool: rows with the same bytes as a labeled image, joined by `image_hash`, are taken over. This
+    temporarily needs an index of the earlier images in the store: 48 bytes per row, only part of which is in memory.
 
     Args:
-        store: Where both generations are kept.
-        version: The generation to go on from, or its `name@gen-N`.
-        pool: The grown pool; by default what lies where the earlier one was.
+        store: The store that holds both generations.
+        version: The generation to extend, or its `name@gen-N`.
+        pool: The grown pool; by default the location of the earlier one.
         run: How the labeling runs; changes no result.
-        progress: How progress is shown; by default lines on standard error.
+        progress: How progress is shown; by default as lines on standard error.
 
     Returns:
         The new generation, of the same corpus.
 
     Raises:
         UsageError: The generation was adopted, or its teacher comes from a downloaded manifest and is not in the store.
-        NstError: The teacher has other weights by now, or too many images cannot be read.
+        NstError: The teacher's weights have changed, or too many images cannot be read.
     """
     run, generation = LabelRunSettings.of(run), store.open(version, "generation")
     plan = Grown(pool or open_labeled_pool(generation, store.indexes, _POOL_HINT, as_labeled=False), generation, run.decode_threads)
@@ -120,7 +120,7 @@ def extend(
     driver = _Driver(store, plan.teachers(store), plan.settings(), run, progress)
     plan.check_same(driver.teachers)
     extended = driver.make(plan, generation.name)
-    if extended.ref not in before and store.address is None and run.share[0] == 0:  # at an address its tables would be brought here
+    if extended.ref not in before and store.address is None and run.share[0] == 0:  # at an address, this would download its tables
         progress.say(_what_was_reused(generation, extended, store.root))
     return extended
 
@@ -137,26 +137,26 @@ def label_like(
     run: ReadSettings | None = None,
     progress: Progress | None = None,
 ) -> Version:
-    """New soft labels for the images of an edition, with the same copies: the first edition of a new generation.
+    """Label the images of an edition again, with the same copies, as the first edition of a new generation.
 
-    As the paper does after its one selection (section 3.1), and the released code's "reassign".
+    This is what the paper does after its one selection (section 3.1), and "reassign" in the released code.
 
     Args:
-        store: Where both editions are kept.
+        store: The store that holds both editions.
         version: The edition whose images are labeled again, or its `name@gen-N.K`.
         teacher: As for `label`.
-        pool: Where the images are; by default where they were labeled.
-        settings: What shapes the labels.
+        pool: The pool of the images; by default the one that was labeled.
+        settings: Settings that determine the labels.
         generation: Use this generation number instead of the next free one.
         run: How the labeling runs; changes no result.
-        progress: How progress is shown; by default lines on standard error.
+        progress: How progress is shown; by default as lines on standard error.
 
     Returns:
         The new edition, of the same corpus.
 
     Raises:
-        UsageError: There is no such edition or teacher.
-        NstError: The teacher has other classes than the edition, the pool lacks images of it, or too many cannot be read.
+        UsageError: The edition or the teacher does not exist.
+        NstError: The teacher has other classes than the edition, the pool lacks some of its images, or too many cannot be read.
     """
     settings, edition = settings or LabelSettings(), store.open(version, "edition")
     pool, corpus = pool or open_labeled_pool(edition, store.indexes, _POOL_HINT, as_labeled=False), edition.name
@@ -181,7 +181,7 @@ def _what_was_reused(earlier: Version, extended: Version, scratch: Path) -> str:
 
 
 def _names_of(teacher: Teachers, store: Store) -> list[TeacherName]:
-    """What the teachers are called. Raises UsageError for a version that is none, and for none at all."""
+    """The names of the teachers. Raises UsageError if there is none, or if a version is not a teacher."""
     teachers = [teacher] if isinstance(teacher, str | Version | ZeroShot) else teacher
     if not teachers:
         raise UsageError("`teacher`: expected a teacher or several, found none")
@@ -189,33 +189,33 @@ def _names_of(teacher: Teachers, store: Store) -> list[TeacherName]:
 
 
 def _of_all(store: Store, corpus: str) -> dict[str, Request]:
-    """What each version of a corpus was asked to be, by its reference; those under way too."""
+    """The request of each version of a corpus, by its reference, including versions in progress."""
     under_way = {staging.ref: staging.request for staging in store.stagings(corpus)}
     return under_way | {version.ref: version.manifest.request for version in store.versions(corpus) if version.is_readable}
 
 
 @dataclass
 class _Driver(LabelTask):
-    """What all ways of labeling have in common: the version is found, or begun, and what is missing labeled.
+    """What all ways of labeling share: find or start the version, and label what is missing.
 
-    A finished one is found without a network library where its teachers are in the store.
+    A finished version is found without importing a network library if its teachers are in the store.
     """
 
     @property
     def teachers(self) -> dict[str, Input]:
-        """Their entries in the lineage."""
+        """The lineage entries of the teachers."""
         entries = teacher_entries(self.names, self.store)
         return self._prepared.teachers if entries is None else entries
 
     def check_same_classes(self, version: Version, advice: str) -> None:
-        """Raises NstError, which ends in `advice`, where the teacher has other classes than a version. Nothing in the store is loaded."""
+        """Raises NstError, ending in `advice`, if the teacher has other classes than a version. Teachers in the store are not loaded."""
         entries = list(self.teachers.values())
         in_store = teacher_entries(self.names[:1], self.store) is not None
         names = self.store.open(entries[0].ref, "teacher").manifest.class_names if in_store else self._prepared.class_names
         match_classes(names, version.manifest.class_names, entries[0].ref, advice=advice)
 
     def _say_other_classes(self, corpus: str) -> None:
-        """Warn where the newest labels of a corpus have other classes than the teacher."""
+        """Warn if the newest labels of a corpus have other classes than the teacher."""
         newest = newest_labels(self.store, corpus)
         if newest is None:
             return
@@ -234,7 +234,7 @@ class _Driver(LabelTask):
         return Prepared(self.store, self.names, self.settings, self.run, self.progress, self.calibration)
 
     def make(self, plan: Plan, corpus: str, generation: int | None = None) -> Version:
-        """Label what is missing and seal; where another process seals first, its version is the result."""
+        """Label what is missing, and seal. If another process seals first, its version is returned."""
         inputs, read = {**self.teachers, "pool": plan.pool.lineage, **plan.inputs}, {"pool": plan.pool}
         if self.calibration is not None:
             inputs["calibration"] = calibration_input(self.store, inputs, self.settings, self.calibration)

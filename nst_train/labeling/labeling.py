@@ -1,4 +1,4 @@
-"""A labeling under way: which shards this process labels, in which batches, and when a teacher is given up."""
+"""A labeling in progress: the shards that this process labels, their batches, and when to give up on a teacher."""
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,16 +26,16 @@ from nst_train.labeling.answers import answers
 from nst_train.labeling.like import OTHER_BYTES
 from nst_train.labeling.plan import Errors, Part, PartMaker, Plan
 
-_NOT_UNREAD = (OTHER_BYTES, NO_ANSWER)  # reasons that reading the image again changes nothing about
-_TRIED = 64  # images without one finite answer after which the teacher is given up
+_NOT_UNREAD = (OTHER_BYTES, NO_ANSWER)  # reasons that reading the image again would not change
+_TRIED = 64  # images without a single finite answer after which to give up on the teacher
 
 
 class NoAnswerError(NstError):
-    """The teacher has no finite answer to any image: nothing of this labeling is worth keeping."""
+    """The teacher has no finite answer to any image, so nothing of this labeling is worth keeping."""
 
     @classmethod
     def of(cls, version: LabeledVersion, images: str, temperature: float) -> Self:
-        """What to say where it has none to so many images at a temperature."""
+        """The error if there is none for `images` images at a temperature."""
         at = f" at temperature {temperature:g}" if temperature != 1 else ""
         precision = version.machine["precision"]
         advice = "label with `precision` fp32" if precision != "fp32" else "use another teacher"
@@ -47,9 +47,9 @@ class NoAnswerError(NstError):
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of one shard that go through the teacher together; `stop` is the pool row before which the next batch does not begin.
+    """Rows of one shard that pass through the teacher together; `stop` is the pool row at which the next batch starts, None for the last.
 
-    The first one of a shard that was begun before has what is kept of that, `before`, with the `stop` of each batch.
+    The first batch of a resumed shard carries what is already there in `before`, with the `stop` of each batch.
     """
 
     shard: int
@@ -63,7 +63,7 @@ class Batch:
 
 @dataclass
 class Labeling:
-    """A teacher's answers as the labels of a version under way. `teacher_counts` stand in the manifest beside those of the table."""
+    """Turns a teacher's predictions into the labels of a version. `teacher_counts` go into the manifest next to those of the table."""
 
     version: LabeledVersion
     plan: Plan
@@ -76,22 +76,22 @@ class Labeling:
     threads: int | None = None
     worker: tuple[int, int] = (0, 1)
     _writer: ShardWriter | None = field(default=None, init=False)
-    _pieces: Pieces | None = field(default=None, init=False)  # of the shard under way
-    _answered: int = field(default=0, init=False)  # images that the teacher saw in this run
+    _pieces: Pieces | None = field(default=None, init=False)  # of the current shard
+    _answered: int = field(default=0, init=False)  # readable images that the teacher saw in this run
     _any_label: bool = field(default=False, init=False)
 
     @property
     def staging(self) -> Staging:
-        """Where the version is under way."""
+        """The staging of the version."""
         return self.version.staging
 
     @property
     def shards(self) -> Shards:
-        """Those of its table."""
+        """The shards of its table."""
         return self.version.shards
 
     def fill(self, task: Task, since: float) -> None:
-        """Label what is missing until nothing is: what this process takes, and what others leave. `since` is when this work began."""
+        """Label until no shard is missing, including shards that other processes abandon. `since` is when this work started."""
         counted = dict.fromkeys(self._done(), 0)
         self.shards.stopped.clear()
         with closing(self._written(self._batches(task, counted))) as batches:
@@ -102,7 +102,7 @@ class Labeling:
                     since = self.staging.add_seconds(since)
 
     def fill_one(self, shard: int) -> Iterator[int]:
-        """Label one shard, whoever else works at it; gives how many rows more are done."""
+        """Label one shard, even if others are working on it. Yields the number of rows done since the last yield."""
         self.shards.claim(shard)
         part, pieces = self._part(shard), Pieces(self.shards.work, shard)
         before = self._before(part, pieces)
@@ -112,16 +112,16 @@ class Labeling:
                 yield len(batch.rows)
 
     def counts(self, counts: LabelCounts) -> Counts:
-        """As the plan has them. Raises NoAnswerError where the teacher has no finite answer to any image."""
+        """The counts of the plan. Raises NoAnswerError if the teacher has no finite answer to any image."""
         if counts.no_answer and not counts.labeled:
             raise NoAnswerError.of(self.version, f"{counts.no_answer:,}", self.temperature)
         return self.plan.counts(self.staging.build, counts, self.teacher_counts)
 
     def read_again(self) -> None:
-        """Read the images again that could not be read; the shards of those that now can be are made again."""
+        """Retry the images that could not be read, and reopen the shards of those that can be read now."""
         healed = 0
         for shard in range(len(self.shards.plan)):
-            errors = self.shards.note(shard)["errors"] if self.shards.is_done(shard) else []  # else another process makes it anew
+            errors = self.shards.note(shard)["errors"] if self.shards.is_done(shard) else []  # otherwise another process is rewriting it
             failed = np.array([error["id"] for error in errors if error["reason"] not in _NOT_UNREAD], dtype=np.int64)
             readable = sum(self._is_readable(row) for row in self.plan.pool.rows(failed)) if len(failed) else 0
             if readable:
@@ -157,16 +157,16 @@ class Labeling:
         return self.part(*self.shards.plan.bounds(shard), partial(self.shards.show_life, shard))
 
     def _before(self, part: Part, pieces: Pieces) -> list[tuple[pa.Table, Errors]]:
-        """What is kept of a shard that was begun, but for its last batch, which is computed in any case."""
+        """The kept batches of a partially labeled shard, except its last batch, which is always computed."""
         last = (max(1, len(part.to_label)) - 1) // self.computation.batch_size
         return pieces.kept()[:last]
 
     def _rows_before(self, shard: int, part: Part, before: Sequence[tuple[pa.Table, Errors]]) -> int:
-        """How many rows of a shard are done or known before it goes on."""
+        """How many rows of a shard are done or known before labeling resumes."""
         return self.shards.plan.size(shard) - len(part.to_label) + len(before) * self.computation.batch_size
 
     def _batches_of(self, shard: int, part: Part, pieces: Pieces, before: Sequence[tuple[pa.Table, Errors]]) -> Iterator[Batch]:
-        """Batches begin anew with each shard. A shard without rows to label has one batch without rows."""
+        """Batches start over with each shard. A shard without rows to label has one empty batch."""
         size, wanted = self.computation.batch_size, part.to_label
         begin = len(before) * size
         known = [(*batch, int(wanted[(place + 1) * size])) for place, batch in enumerate(before)]
@@ -175,7 +175,7 @@ class Labeling:
             rows = [next(source) for _ in wanted[first : first + size]]
             stop = int(wanted[first + size]) if first + size < len(wanted) else None
             yield Batch(shard, part, rows, first == begin, stop, pieces, known if first == begin else ())
-            if stop is not None and self.shards.is_done(shard):  # by another process
+            if stop is not None and self.shards.is_done(shard):  # done by another process
                 return
 
     def _count_what_others_did(self, task: Task, counted: dict[int, int]) -> None:
@@ -184,7 +184,7 @@ class Labeling:
             task.advance(counted[shard])
 
     def _written(self, batches: Iterable[Batch]) -> Generator[Batch, None, None]:
-        """Each batch when it is labeled; in the end all are written."""
+        """Label batches and yield them. Writing happens in a thread; all are written at the end."""
         labeled = predict(self.teacher, self.computation, batches, self.temperature, threads=self.threads)
         writing, written = ThreadPoolExecutor(1), Future[None]()
         written.set_result(None)
@@ -199,12 +199,12 @@ class Labeling:
             labeled.close()
             writing.shutdown()
             if self._pieces is not None:
-                with suppress(OSError):  # a full disk: what stopped the work says so
+                with suppress(OSError):  # a full disk, for example; the error that stopped the work is reported
                     self._pieces.write()
             self._abandon()
 
     def _write(self, batch: Batch, prediction: Prediction) -> None:
-        """In a thread of its own, while the next batch is computed."""
+        """Runs in a separate thread while the next batch is computed."""
         if batch.first:
             self._abandon()
             self._writer = ShardWriter(self.shards, batch.shard, self.schema)
@@ -226,7 +226,7 @@ class Labeling:
             batch.pieces.add(rows, errors)
 
     def _give_up_without_answers(self, seen: int, labeled: int) -> None:
-        """Count what the teacher saw and labeled. Raises NoAnswerError where it had no finite answer to any of the first images."""
+        """Count the images that the teacher saw and labeled. Raises NoAnswerError if none of the first images has a finite answer."""
         self._answered += seen
         self._any_label = self._any_label or labeled > 0
         if self._answered >= _TRIED and not self._any_label:

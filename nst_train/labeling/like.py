@@ -1,4 +1,4 @@
-"""The rows of an edition, labeled again by a new teacher, as the paper does after its one selection (section 3.1)."""
+"""The rows of an edition, labeled again by a new teacher, as in the paper after its one selection (section 3.1)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ OTHER_BYTES = "differs from the image that was selected"
 
 @dataclass(frozen=True)
 class Like(Plan):
-    """The images of an edition or, with a `limit`, its first ones, with the same copies."""
+    """The images of an edition, or the first `limit` of them, with the same copies."""
 
     edition: Version
     limit: int | None
@@ -37,17 +37,17 @@ class Like(Plan):
 
     @property
     def rows(self) -> int:
-        """As many as the edition has."""
+        """The number of rows of the edition, at most `limit`."""
         return min(len(self._selected), self.limit or len(self._selected))
 
     @property
     def inputs(self) -> dict[str, Input]:
-        """The edition, and the review that it was drawn with."""
+        """The edition, and the review it was drawn with, if any."""
         reviews = EditionManifest.of(self.edition.manifest).request.inputs.reviews
         return {"like": self.edition.lineage} | ({"reviews": reviews} if reviews else {})
 
     def parts(self, _: Path) -> PartMaker:
-        """Images found in the pool by row or, in another copy of it, by key."""
+        """Parts whose images are found in the pool by row or, if it is not the labeled pool, by key."""
         is_same_pool = self.pool.fingerprint == EditionManifest.of(self.edition.manifest).request.inputs.pool.digest
         return lambda start, stop, _: self._part(is_same_pool, start, stop)
 
@@ -58,11 +58,11 @@ class Like(Plan):
         return _LikePart(numbers[order], rows.take(order))
 
     def request(self, settings: dict[str, Any], inputs: Mapping[str, Input]) -> Request:
-        """An edition's."""
+        """The request of an edition."""
         return EditionRequest(settings=settings, inputs=EditionInputs(**inputs))
 
     def counts(self, build: Path, counts: LabelCounts, of_teacher: dict[str, Any]) -> Counts:
-        """The counts of an edition: its parent's, with the classes that the new labels give."""
+        """The counts of an edition: its parent's, with the classes according to the new labels."""
         parent = EditionManifest.of(self.edition.manifest).counts
         lost = {"unreadable": counts.errors - counts.no_answer, "no_answer": counts.no_answer}
         rows = (
@@ -92,13 +92,13 @@ class Like(Plan):
 
 @dataclass
 class _LikePart:
-    """Rows of an edition: the same images with the same copies, labeled again."""
+    """Rows of an edition to label again: same images, same copies."""
 
     to_label: NDArray[np.int64]
     _rows: pa.Table  # image_hash, duplicates, copies; in the order of `to_label`
 
     def complete(self, labels: pa.Table, errors: Errors, _: int | None) -> tuple[pa.Table, Errors]:
-        """New labels beside the edition's own columns. An image that holds other bytes now goes to the errors."""
+        """Join new labels with the edition's own columns. Images whose bytes have changed become errors."""
         rows = self._rows.take(np.searchsorted(self.to_label, labels["id"].to_numpy()))
         same = pc.equal(labels["image_hash"], rows["image_hash"])
         for row in labels.filter(pc.invert(same)).select(["id", "key"]).to_pylist():

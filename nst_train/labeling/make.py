@@ -1,4 +1,4 @@
-"""A labeling that is begun, to its end: in this process or by the workers of a cluster."""
+"""A labeling from start to end, in this process or by the workers of a cluster."""
 
 import time
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ _ROW_BYTES = 100  # key, hashes and numbers
 
 
 def make(prepared: Prepared, staging: Staging, plan: Plan, read: Mapping[str, Source]) -> Version:
-    """Label what is missing of a version and seal it; `read` has the sources whose images are read."""
+    """Label what is missing of a version and seal it; `read` maps roles to the sources whose images are read."""
     note_images(staging, read, prepared.run, prepared.progress)
     since, run = time.monotonic(), prepared.run
     with ExitStack() as stack:

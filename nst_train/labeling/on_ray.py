@@ -1,4 +1,4 @@
-"""A labeling by the workers of a Ray cluster: what each of them opens, and what stays with the process that hands the shards out."""
+"""A labeling by the workers of a Ray cluster: what each worker opens, and what the driver does."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +25,7 @@ from nst_train.zero_shot_settings import ZeroShot
 
 @dataclass(frozen=True)
 class LabelJob:
-    """A version under way and what it is labeled from, by names and addresses; of labeled images to calibrate on, where they are."""
+    """A version in progress and what it is labeled from, as names and addresses that each worker opens."""
 
     store: str
     ref: str
@@ -39,13 +39,13 @@ class LabelJob:
     earlier: str  # the version whose rows are labeled again, or whose pool has grown
 
     def lacking(self) -> str:
-        """See `Job`."""
+        """Whether this machine lacks the store, the pool or a local teacher."""
         if self._staging(Store(self.store)) is None:
             return f"does not see the store {self.store}; put it on a file system that all nodes share, or on s3://"
         return next(filter(None, [self.pool.lacking(), *map(folder_lacking, self.teachers)]), "")
 
     def open(self, threads: int) -> "LabelWork":
-        """See `Job`."""
+        """Open store, pool and teachers, and the labeling. Raises NstError if a teacher differs from the driver's."""
         store = Store(self.store)
         staging = self._staging(store)
         if staging is None:
@@ -73,7 +73,7 @@ class LabelJob:
 
 @dataclass(frozen=True)
 class About:
-    """What the driver has to know of the teacher and of how it computes."""
+    """What the driver has to know about the teacher and its computation."""
 
     class_names: list[str]
     machine: dict[str, Any]
@@ -83,41 +83,41 @@ class About:
 
 @dataclass(frozen=True)
 class LabelWork:
-    """A labeling as a worker does it."""
+    """A labeling on one worker."""
 
     labeling: Labeling
     heard: "_Heard"
 
     @property
     def about(self) -> About:
-        """See `Work`."""
+        """Classes, machine, temperature and counts of the teacher."""
         one = self.labeling
         return About(one.version.class_names, one.version.machine, one.temperature, one.teacher_counts)
 
     def fill(self, shard: int) -> Iterator[int]:
-        """See `Work`."""
+        """Label one shard. Yields the number of rows done since the last yield."""
         return self.labeling.fill_one(shard)
 
     def read_again(self) -> list[str]:
-        """As `Labeler` has it; gives what there is to say."""
+        """Retry the images that could not be read. Returns the lines to show."""
         self.labeling.read_again()
         return self.heard.lines
 
 
 @dataclass(frozen=True)
 class _Heard(Progress):
-    """What a worker says, for its driver to show."""
+    """Collects what a worker reports, for its driver to show."""
 
     lines: list[str]
 
     def say(self, line: str) -> None:
-        """Keep it."""
+        """Keep a line."""
         self.lines.append(line)
 
 
 @contextmanager
 def on_ray(prepared: Prepared, staging: Staging, plan: Plan) -> Iterator["RayLabeling"]:
-    """A labeling whose teacher is on the workers of a cluster, never here."""
+    """A labeling whose teacher is loaded by the workers of a cluster, never in this process."""
     run, shards = prepared.run, prepared.shards(staging, plan)
     plan.pool.keep_listing(prepared.store.indexes)  # for the workers
     job = LabelJob(
@@ -147,7 +147,7 @@ def _earlier(plan: Plan) -> str:
 
 @dataclass
 class RayLabeling:
-    """The workers' answers as the labels of a version under way."""
+    """Turns the workers' predictions into the labels of a version."""
 
     version: LabeledVersion
     plan: Plan
@@ -156,11 +156,11 @@ class RayLabeling:
 
     @property
     def teacher_counts(self) -> dict[str, Any]:
-        """They stand in the manifest beside those of the table."""
+        """Counts that go into the manifest in addition to those of the table."""
         return self.about.teacher_counts
 
     def fill(self, task: Task, since: float) -> None:
-        """Have labeled what is missing until nothing is. `since` is when this work began."""
+        """Have the workers label until no shard is missing. `since` is when this work started."""
         shards = self.version.shards
         for step in self.workers.fill(shards.missing(), shards.is_done):
             task.advance(shards.plan.size(step.shard) if step.is_others else step.rows)
@@ -168,12 +168,12 @@ class RayLabeling:
                 since = self.version.staging.add_seconds(since)
 
     def read_again(self) -> None:
-        """Read the images again that could not be read, on one of the workers."""
+        """Have one of the workers retry the images that could not be read."""
         for line in self.workers.ask("read_again"):
             self.version.progress.say(line)
 
     def counts(self, counts: LabelCounts) -> Counts:
-        """As the plan has them. Raises NoAnswerError where the teacher has no finite answer to any image."""
+        """The counts of the plan. Raises NoAnswerError if the teacher has no finite answer to any image."""
         if counts.no_answer and not counts.labeled:
             raise NoAnswerError.of(self.version, f"{counts.no_answer:,}", self.about.temperature)
         return self.plan.counts(self.version.staging.build, counts, self.about.teacher_counts)

@@ -1,4 +1,4 @@
-"""Which rows a labeling has, and which of them the teacher must see: all of a pool, here, or as `grown` and `like` say."""
+"""The rows of a labeling, and those that the teacher must see: the whole pool here, or what `grown` and `like` define."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -20,14 +20,14 @@ RowNumbers = range | NDArray[np.int64]
 
 
 class Part(Protocol):
-    """The rows of one shard: those that the teacher must see, and what is known of the others."""
+    """The rows of one shard: those the teacher must see, and what is known about the others."""
 
     @property
     def to_label(self) -> RowNumbers:
         """Row numbers in the pool, increasing."""
 
     def complete(self, labels: pa.Table, errors: Errors, stop: int | None) -> tuple[pa.Table, Errors]:
-        """The next rows of the table, from the teacher's next answers: up to and without pool row `stop`, or all that are left.
+        """The next rows of the table, given the teacher's next labels: up to but excluding pool row `stop`, or all that remain if None.
 
         `labels` has `id`, `key`, `image_hash`, `label`, `confidence`, the soft label and `phash`.
         """
@@ -39,67 +39,67 @@ PartMaker = Callable[[int, int, Callable[[], None]], Part]
 
 @dataclass(frozen=True)
 class Plan(ABC):
-    """The rows of a version that is to be labeled, and what its request and manifest say of them beside teacher, pool and settings."""
+    """The rows of a version to label, and what they add to its request and manifest besides teacher, pool and settings."""
 
     pool: Source
 
-    kind: ClassVar[Kind] = "generation"  # in the table `pseudo_labels`; an edition in `balanced`
+    kind: ClassVar[Kind] = "generation"  # rows are in the table `pseudo_labels`; those of an edition in `balanced`
 
     @property
     @abstractmethod
     def rows(self) -> int:
-        """How many rows there are."""
+        """The number of rows."""
 
     @property
     def table(self) -> str:
-        """The table that they stand in."""
+        """The name of the table."""
         return "balanced" if self.kind == "edition" else "pseudo_labels"
 
     @property
     def inputs(self) -> dict[str, Input]:
-        """What else it is made from."""
+        """Additional inputs."""
         return {}
 
     @property
     def calibration(self) -> CalibrationCounts | None:
-        """The temperature where it is known before the teacher has seen an image."""
+        """The calibration, if it is known before the teacher has seen an image."""
         return None
 
     def request(self, settings: dict[str, Any], inputs: Mapping[str, Input]) -> Request:
-        """What the store is asked for."""
+        """The request to the store."""
         return GenerationRequest(settings=settings, inputs=GenerationInputs(**inputs))
 
     @abstractmethod
     def parts(self, work: Path) -> PartMaker:
-        """What the shards consist of. What only the labeling needs may lie below `work`."""
+        """A function that makes the parts of shards. It may keep temporary files in `work`."""
 
     def counts(self, _: Path, counts: LabelCounts, of_teacher: dict[str, Any]) -> Counts:
-        """The counts of the manifest, from those of the table below a folder and those of the teacher."""
+        """The counts for the manifest, from the counts of the table in a build folder and those of the teacher."""
         return GenerationCounts(**counts.model_dump(), **of_teacher)
 
 
 @dataclass(frozen=True)
 class Whole(Plan):
-    """Every image of a pool or, with a `limit`, the first ones."""
+    """Every image of a pool, or the first `limit` ones."""
 
     limit: int | None
 
     @property
     def rows(self) -> int:
-        """As many as the pool has."""
+        """The number of images in the pool, at most `limit`."""
         return min(len(self.pool), self.limit or len(self.pool))
 
     def parts(self, _: Path) -> PartMaker:
-        """Every row is labeled."""
+        """Parts in which every row is labeled."""
         return lambda start, stop, _: WholePart(range(start, stop))
 
 
 @dataclass(frozen=True)
 class WholePart:
-    """Every row is labeled."""
+    """A part in which every row is labeled."""
 
     to_label: range
 
     def complete(self, labels: pa.Table, errors: Errors, _: int | None) -> tuple[pa.Table, Errors]:
-        """As they come."""
+        """Return the labels and errors unchanged."""
         return labels, errors

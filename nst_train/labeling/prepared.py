@@ -1,4 +1,4 @@
-"""A labeling made ready in this process: its teachers, how they compute, and the temperature."""
+"""A labeling prepared in this process: its teachers, their computation, and the temperature."""
 
 import dataclasses
 import logging
@@ -33,7 +33,7 @@ class Prepared(LabelTask):
 
     @cached_property
     def teachers(self) -> dict[str, Input]:
-        """Their entries in the lineage. A teacher in the store is not loaded for it."""
+        """The lineage entries of the teachers. Teachers in the store are not loaded for this."""
         entries = teacher_entries(self.names, self.store)
         return self._loaded[1] if entries is None else entries
 
@@ -48,11 +48,11 @@ class Prepared(LabelTask):
         return load_teacher(self.names, self.store, s.exact_transform, s.seed if s.noise else None, s.noise_transform)
 
     def shards(self, staging: Staging, plan: Plan) -> Shards:
-        """Those of the version under way."""
+        """The shards of a version in progress."""
         return Shards(staging.build, staging.work, ShardPlan(plan.rows, self.settings.rows_per_shard, plan.table), staging.elsewhere)
 
     def labeling(self, staging: Staging, plan: Plan) -> Labeling:
-        """The labeling of a version under way, as the first process that began it chose to compute."""
+        """The labeling of a version in progress, computed as the first process chose."""
         teacher, computation = self._loaded[0], self._computation(staging)
         classes, s = len(teacher.class_names), self.settings
         top_k = s.top_k if s.top_k is not None else default_top_k(classes)
@@ -67,7 +67,7 @@ class Prepared(LabelTask):
         return Labeling(version, plan, parts, teacher, computation, temperature, schema, counts, threads, self.run.share)
 
     def _computation(self, staging: Staging) -> Computation:
-        """How the first process that began this chose to compute."""
+        """The computation that the first process of this labeling chose."""
         chosen, s = staging.work / "computation.json", self.settings
         fresh = None if chosen.exists() else choose_computation(self._loaded[0], s.batch_size, s.precision, s.compile)
         computation = computation_of(staging.remembered("computation", dataclasses.asdict(fresh) if fresh else {}), staging.ref)
@@ -75,7 +75,7 @@ class Prepared(LabelTask):
         return computation
 
     def _fitted(self, staging: Staging, teacher: Teacher, computation: Computation) -> CalibrationCounts | None:
-        """The fitted temperature and what it did, for the manifest and the card; None where none was asked for."""
+        """The fitted temperature and its effect, for the manifest and the card; None if calibration was not requested."""
         if self.calibration is None:
             return None
         fitted: dict[str, Any] = {}

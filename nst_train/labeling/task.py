@@ -1,4 +1,4 @@
-"""What is asked of a labeling, whichever rows it has. Imports no torch."""
+"""What a labeling is asked to do, whatever its rows. Imports no torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from nst_train.teacher_names import TeacherName
 
 @dataclass
 class LabelTask:
-    """Who labels, and how: `names` are the teachers', `calibration` labeled images to fit the temperature on."""
+    """Who labels, and how: `names` are the teachers' names, `calibration` is labeled images to fit the temperature on."""
 
     store: Store
     names: Sequence[TeacherName]
