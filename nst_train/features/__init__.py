@@ -1,5 +1,5 @@
-"""Features from a network with trained weights, and the simplest classifier on them.
+"""Features from a pretrained network, and the simplest classifier on top of them.
 
-In: a source of images and the name of a model. Out: `nst_data.features`, one vector an image from before the network's classifier;
-a linear probe, which is the weights of a new last layer.
+Input: a source of images and the name of a model. Output: `nst_data.features`, one vector per image, taken before the network's
+classifier; and a linear probe, the weights of a new last layer.
 """

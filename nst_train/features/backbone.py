@@ -1,4 +1,4 @@
-"""A network without its last layer: what it makes of an image is the image's features."""
+"""A network without its last layer, whose outputs are the features of an image."""
 
 import copy
 from collections.abc import Sequence
@@ -22,24 +22,24 @@ from nst_train.settings import TrainSettings
 from nst_train.teacher_names import is_in_store
 from nst_train.transforms.preprocessing import TimmPreprocessing
 
-_CLASSES = 2  # of a last layer that is taken off again
+_CLASSES = 2  # of the temporary last layer, which is removed again
 
 
 class Backbone(Teacher):
-    """Answers with the features of an image in place of probabilities."""
+    """Returns the features of an image instead of probabilities."""
 
     @property
     def dimensions(self) -> int:
-        """How many numbers describe an image."""
+        """The number of features per image."""
         return len(self.class_names)
 
     def log_probs(self, logits: Sequence[Float[Tensor, "batch dimensions"]], temperature: float = 1.0) -> Float[Tensor, "batch dimensions"]:
-        """The features as they are, in float32."""
+        """The features unchanged, in float32."""
         return logits[0].float()
 
 
 def last_layer(network: nn.Module, classes: int, name: str) -> nn.Linear:
-    """The layer that makes logits of features. Raises NstError for a network that has another end than one linear layer."""
+    """The layer that turns features into logits. Raises NstError if the network does not end in a single linear layer."""
     found = classifiers_of(network, classes)
     if len(found) != 1 or not isinstance(found[0], nn.Linear) or found[0].bias is None:
         kinds = ", ".join(type(one).__name__ for one in found) or "none"
@@ -48,7 +48,7 @@ def last_layer(network: nn.Module, classes: int, name: str) -> nn.Linear:
 
 
 def backbone_of(network: nn.Module, classes: int, name: str, data_config: dict[str, Any]) -> Backbone:
-    """A copy of a network without its last layer, with the evaluation transform of its data."""
+    """A copy of a network without its last layer, with the evaluation transform of its data config."""
     last = last_layer(network, classes, name)
     headless = copy.deepcopy(network)
     place = next(path for path, module in network.named_modules() if module is last)
@@ -60,16 +60,16 @@ def backbone_of(network: nn.Module, classes: int, name: str, data_config: dict[s
 
 @dataclass(frozen=True)
 class Embedder:
-    """A backbone by name, and its entry in the lineage."""
+    """A backbone, loaded by name, and its entry in the lineage."""
 
     backbone: Backbone
     entry: Input
 
 
 def load_backbone(name: str, store: Store, image_size: int | None, crop_pct: float | None) -> Embedder:
-    """The backbone of a teacher of the store, or of a model with published weights, at an image size (by default its own).
+    """The backbone of a teacher in the store or of a model with published weights, at an image size (by default the model's own).
 
-    Raises UsageError or NstError for a name that is none.
+    Raises UsageError or NstError if there is no such model.
     """
     model, entry = name, None
     if is_in_store(name, store):

@@ -36,24 +36,24 @@ def embed(
 ) -> Features:
     """Compute the features of every image of a source: the network's pooled output before its classifier. They are kept in the store.
 
-    What was computed before, also by a run that was killed, is not computed again. Any number of processes may run this at once, on any
-    number of machines where the store is on s3://; the files of what others computed are brought when they are first read.
+    Features that exist already, including those of a killed run, are not computed again. Any number of processes may run this at once, on
+    any number of machines if the store is on s3://; files that others computed are downloaded when they are first read.
 
     Args:
-        store: Where the features are kept.
-        model: A teacher of the store or its `name@gen-N`, a timm name, `hf-hub:OWNER/NAME`, OWNER/NAME of transformers or
-            `local-dir:FOLDER`; all but the store's with their published weights.
-        data: Images, whose labels are not read.
-        settings: What shapes the features.
-        run: How images are read, and who computes: `EmbedRunSettings(engine="ray")`, the workers of a cluster. Changes no result.
-        progress: How progress is shown; by default lines on standard error.
+        store: The store that holds the features.
+        model: A teacher of the store or its `name@gen-N`, a timm name, `hf-hub:OWNER/NAME`, OWNER/NAME for transformers or
+            `local-dir:FOLDER`; models that are not in the store are used with their published weights.
+        data: The images; any labels are ignored.
+        settings: Settings that determine the features.
+        run: How images are read and who computes: `EmbedRunSettings(engine="ray")` for the workers of a cluster. Changes no result.
+        progress: How progress is shown; by default as lines on standard error.
 
     Returns:
-        `matrix()` has shape (images, dimensions) in float32, `rows()` the key of each image, `errors()` those that could not be read.
+        `matrix()` has shape (images, dimensions) in float32; `rows()` has the key of each image, `errors()` the unreadable images.
 
     Raises:
-        UsageError: There is no such model.
-        NstError: The network ends in something else than a linear layer, or too many images cannot be read.
+        UsageError: The model does not exist.
+        NstError: The network does not end in a linear layer, or too many images cannot be read.
     """
     settings, progress = settings or EmbedSettings(), progress or on_this_terminal()
     name = model if isinstance(model, str) else store.open(model, "teacher").ref
@@ -72,7 +72,7 @@ def embed_by(
     progress: Progress,
     scratch: Path | None = None,
 ) -> Features:
-    """As `embed`, with a backbone that is loaded already. What a store lacks that cannot be written to is kept in the folder `scratch`."""
+    """Same as `embed`, with a loaded backbone. If features are missing and the store is read-only, they go to the folder `scratch`."""
     run = run or ReadSettings()
     embedding = Embedding.begun(embedder, data, settings, run)
 
@@ -95,7 +95,7 @@ def _made(
     progress: Progress,
     fill: Callable[[FeaturesUnderWay, Task], None],
 ) -> Features:
-    """The features of a request: those that are there, or what `fill` writes until no shard is missing."""
+    """The features of a request: existing ones, or those that `fill` computes until no shard is missing."""
     request = about.request
     place, said = folder_of(store, request), "these features were computed"
     if found := find(store, request):
@@ -112,11 +112,11 @@ def _made(
             while not is_sealed:
                 _complete(under_way, data, progress, fill)
                 _check_readable(under_way, data, run.max_unreadable)
-                with suppress(NotReadyError):  # another machine has begun to write a shard again
+                with suppress(NotReadyError):  # another machine has started to rewrite a shard
                     under_way.seal(about.machine)
                     is_sealed = True
     except (FileNotFoundError, NstError):
-        if found := find(store, request):  # another process was at it too and has finished
+        if found := find(store, request):  # another process was computing them too and has finished
             return found
         raise
     finished = find(store, request)
@@ -126,7 +126,7 @@ def _made(
 
 
 def _complete(under_way: FeaturesUnderWay, data: Source, progress: Progress, fill: Callable[[FeaturesUnderWay, Task], None]) -> None:
-    """Have shards written until none is missing: of two machines' that differ neither stays, and it is missing again."""
+    """Fill until no shard is missing. If two machines write different bytes for a shard, neither is kept, and it is missing again."""
     plan = under_way.shards.plan
     while missing := under_way.shards.missing():
         done = plan.rows - sum(map(plan.size, missing))
@@ -135,7 +135,7 @@ def _complete(under_way: FeaturesUnderWay, data: Source, progress: Progress, fil
 
 
 def _check_readable(under_way: FeaturesUnderWay, data: Source, most: float) -> None:
-    """Raises NstError where too many images cannot be read; their shards are computed again once they can."""
+    """Raises NstError if too many images cannot be read; their shards will be recomputed once they can."""
     unread = list(under_way.shards.unread())
     try:
         check_readable(data.location, len(data), sum(len(one) for _, one in unread), most, under_way.shards.first_unread())

@@ -1,4 +1,4 @@
-"""A backbone over the images of a source: batches of its shards to features."""
+"""Applies a backbone to the images of a source: shards to batches to features."""
 
 import dataclasses
 import itertools
@@ -27,7 +27,7 @@ class _Batch:
 
 @dataclass(frozen=True)
 class About:
-    """What features are asked for, and what beside the request is written down of them."""
+    """The request for features, and what is recorded about them in addition to it."""
 
     request: FeaturesRequest
     dimensions: int
@@ -36,7 +36,7 @@ class About:
 
 @dataclass(frozen=True)
 class Embedding:
-    """A backbone over the images of a source."""
+    """A backbone applied to the images of a source."""
 
     embedder: Embedder
     data: Source
@@ -46,7 +46,7 @@ class Embedding:
 
     @classmethod
     def begun(cls, embedder: Embedder, data: Source, settings: EmbedSettings, run: ReadSettings) -> Self:
-        """With what the settings leave open."""
+        """Create an embedding, resolving what the settings leave open."""
         backbone = embedder.backbone
         computation = choose_computation(backbone, settings.batch_size, settings.precision, False)
         shaping = {**_shape_of(embedder), "precision": computation.precision, "rows_per_shard": settings.rows_per_shard}
@@ -56,7 +56,7 @@ class Embedding:
         return cls(embedder, data, computation, about, run.decode_threads)
 
     def fill(self, under_way: FeaturesUnderWay, shards: Iterable[int]) -> Generator[int, None, None]:
-        """Write shards; gives how many rows more are done."""
+        """Compute and write shards. Yields the number of rows done since the last yield."""
         kind = schema(under_way.dimensions)
         rows: list[pa.Table] = []
         errors: list[dict[str, Any]] = []
@@ -71,7 +71,7 @@ class Embedding:
                 rows, errors = [], []
 
     def _batches(self, plan: ShardPlan, shards: Iterable[int]) -> Iterator[_Batch]:
-        """Batches begin anew with each shard, so that bytes do not depend on who computes which."""
+        """Batches start over with each shard, so that the bytes do not depend on who computes which shard."""
         size = self.computation.batch_size
         for shard in shards:
             start, stop = plan.bounds(shard)
@@ -81,11 +81,11 @@ class Embedding:
 
 
 def _shape_of(embedder: Embedder) -> dict[str, Any]:
-    """How images are prepared; the network's own values where the settings are silent."""
+    """How images are preprocessed, with the network's own values for what the settings leave open."""
     (preprocessing,) = embedder.backbone.preprocessings
     names = ["input_size", "interpolation", "mean", "std", "crop_pct"]
     if isinstance(embedder.backbone.members[0].network, Logits) and vars(preprocessing)["crop_mode"] == "squash":
-        names.append("crop_mode")  # an earlier nst cropped these images; of timm's networks the name alone settles it
+        names.append("crop_mode")  # an earlier nst cropped these images; for timm networks the name alone determines it
     return {name: value for name, value in vars(preprocessing).items() if name in names}
 
 

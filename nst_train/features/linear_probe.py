@@ -1,4 +1,4 @@
-"""A linear probe: multinomial logistic regression on features, as the weights of a network's last layer; or cross-validated."""
+"""A linear probe: multinomial logistic regression on features, as weights of a network's last layer or as cross-validated probabilities."""
 
 import warnings
 from dataclasses import dataclass
@@ -14,18 +14,18 @@ from nst_data.review.spreading import rank_in_class
 FOLDS = 5
 STRENGTHS = tuple(float(10.0**power) for power in np.arange(-5, 1.5, 0.5))
 """Inverse strengths of the penalty that cross-validation tries: scikit-learn's `C`, on features of mean variance 1."""
-MOST_FITTED, MOST_SEARCHED = 20_000, 1_000  # images, of a cross-validation
+MOST_FITTED, MOST_SEARCHED = 20_000, 1_000  # images of a cross-validation
 MOST_FOLDED = 20_000
 """Images of a training among which the strength is sought by folds; of more, a sample of so many."""
-STATED_STRENGTH = 0.1  # where there are too few images for folds
-_LEAST_OF_A_CLASS = 5  # of them in the sample that is fitted
-_NEVER = -30.0  # the bias, below the lowest, of a class without images
+STATED_STRENGTH = 0.1  # used if there are too few images for folds
+_LEAST_OF_A_CLASS = 5  # images of each class in the sample that is fitted
+_NEVER = -30.0  # added to the lowest bias for a class without images
 _MOST_ITERATIONS = 1_000
 
 
 @dataclass(frozen=True)
 class LinearProbe:
-    """Logits are `features @ weight.T + bias`. `folds` is 0 where the strength was not cross-validated."""
+    """Logits are `features @ weight.T + bias`. `folds` is 0 if the strength was not cross-validated."""
 
     weight: Float[np.ndarray, "classes dimensions"]
     bias: Float[np.ndarray, " classes"]
@@ -53,15 +53,15 @@ def fit(
 ) -> LinearProbe:
     """scikit-learn's `LogisticRegression` on centered features, with center and scale folded into weights and bias.
 
-    One scale for all features: the deviation of each, from a few images, is mostly noise (`benchmarks/results/linear_probe.md`).
+    All features share one scale: the deviation of one feature over a few images is mostly noise (`benchmarks/results/linear_probe.md`).
 
-    The strength is the one of `STRENGTHS` with the best likelihood over stratified folds, as many as the rarest class has images and at
-    most five; with a class of one image it is `STATED_STRENGTH`; or the one given. A class without images gets a bias that never wins,
-    also where all images are of one class. With balanced `class_weights` all classes count the same, in the fit and in the likelihood.
+    The strength is the one given; or the one of `STRENGTHS` with the best likelihood over stratified folds, as many as the rarest class has
+    images and at most five; or `STATED_STRENGTH` if a class has one image. A class without images gets a bias that never wins, even if all
+    images are of one class. With balanced `class_weights`, all classes count the same, in the fit and in the likelihood.
 
-    For large sets the strength is sought on a `sample` of so many images, without classes that are too rare there for the folds, which
-    are fewer where most classes are, from the strongest penalty until the likelihood has fallen twice; all in single precision. `task`
-    is told of each strength that was tried.
+    For large sets, the strength is searched on a `sample` of that many images, from the strongest penalty until the likelihood has not
+    improved twice in a row. Classes with fewer sampled images than folds are left out; fewer folds are used if that would drop more than
+    half of the sample. All of it is in single precision. `task` is advanced for each strength tried.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -77,7 +77,7 @@ def fit(
     counts = np.bincount(labels, minlength=classes)
     folds = min(FOLDS, int(counts[counts > 0].min()))
     is_given, strength = strength is not None, STATED_STRENGTH if strength is None else strength
-    if np.count_nonzero(counts) == 1:  # scikit-learn asks for two
+    if np.count_nonzero(counts) == 1:  # scikit-learn requires two
         bias_of_one = np.where(counts > 0, 0, _NEVER).astype(np.float32)
         return LinearProbe(np.zeros((classes, features.shape[1]), np.float32), bias_of_one, strength, 0, 0)
     with warnings.catch_warnings():
@@ -94,7 +94,7 @@ def fit(
         else:
             folds, model = 0, model.fit(scaled, labels)
     found, bias = model.coef_ / std, model.intercept_ - (model.coef_ / std) @ mean
-    if len(model.classes_) == 2:  # scikit-learn has the logit of the second class alone
+    if len(model.classes_) == 2:  # scikit-learn has only the logit of the second class
         found, bias = np.concatenate([np.zeros_like(found), found]), np.concatenate([[0.0], bias])
     weight_of_all, bias_of_all = np.zeros((classes, features.shape[1])), np.full(classes, bias.min() + _NEVER)
     weight_of_all[model.classes_], bias_of_all[model.classes_] = found, bias
@@ -110,7 +110,7 @@ def _sought_on_a_sample(
     seed: int,
     task: Task | None,
 ) -> tuple[int, float]:
-    """Over how many folds a strength was chosen, and which."""
+    """The number of folds used and the strength chosen."""
     from sklearn.model_selection import StratifiedKFold, cross_val_score
 
     drawn = np.sort(np.random.default_rng(seed).choice(len(labels), min(sample, len(labels)), replace=False))
@@ -134,10 +134,10 @@ def _sought_on_a_sample(
 def cross_validated(
     features: Float[np.ndarray, "images dimensions"], labels: Int[np.ndarray, " images"], classes: int, seed: int = 0
 ) -> Float[np.ndarray, "images classes"]:
-    """For each image the probabilities by a probe that was fitted without it: five stratified folds, at the strength that suits all.
+    """Out-of-fold probabilities of each image: five stratified folds, with one strength for all of them.
 
-    A probe is fitted on about `MOST_FITTED` images, a seeded sample of more with some images of each class, and the strength sought on
-    `MOST_SEARCHED`. Probabilities of the only image of a class are NaN.
+    A probe is fitted on about `MOST_FITTED` images: if there are more, on a seeded sample with some images of each class. The strength is
+    searched on `MOST_SEARCHED`. If a class has a single image, its probabilities are NaN.
     """
     from sklearn.model_selection import StratifiedKFold
 
@@ -147,13 +147,13 @@ def cross_validated(
         most = MOST_SEARCHED if strength is None else MOST_FITTED
         if len(rows) > most:
             drawn = rng.choice(rows, most, replace=False)
-            if strength is not None:  # else each image of a class that the probe has not seen would look wrong
+            if strength is not None:  # otherwise each image of a class that the probe has not seen would look wrong
                 drawn = np.union1d(drawn, rows[rank_in_class(labels[rows]) < _LEAST_OF_A_CLASS])
             rows = np.sort(drawn)
         return fit(features[rows], labels[rows], classes, seed, strength=strength)
 
     probs, sizes = np.full((len(labels), classes), np.nan, np.float32), np.bincount(labels, minlength=classes)
-    if sizes.max() < 2:  # no image could be left out
+    if sizes.max() < 2:  # no image can be left out
         return probs
     strength = fitted(np.arange(len(labels)), None).strength
     with warnings.catch_warnings():
@@ -166,7 +166,7 @@ def cross_validated(
 
 
 def _balanced_likelihood(model: Any, features: NDArray[np.float64], labels: NDArray[np.int64]) -> float:  # noqa: ANN401 - scikit-learn's
-    """The mean over classes of the log-likelihood of their images."""
+    """The log-likelihood averaged over the images of each class, then over classes."""
     from sklearn.metrics import log_loss
 
     weights = len(labels) / np.bincount(labels)[labels]

@@ -24,24 +24,24 @@ Fill = Callable[[FeaturesUnderWay, Task], None]
 
 @dataclass(frozen=True)
 class EmbedJob:
-    """Features to compute, by names and addresses."""
+    """Features to compute, as names and addresses."""
 
     store: str
-    sign: str  # a folder in the store, or a file at its address, by which a node shows that it sees the same one
+    sign: str  # a folder in the store, or a file at its address; a node that sees it has the same store
     model: str
     settings: EmbedSettings
     run: EmbedRunSettings
     data: PlaceOfImages
 
     def lacking(self) -> str:
-        """See `Job`."""
+        """Whether this machine lacks the store, the source or a local model."""
         mirror = Store(self.store).mirror
         if not (Path(self.sign).is_dir() if mirror is None else mirror.tree.stat(self.sign)):
             return f"does not see the store {self.store}; put it on a file system that all nodes share, or on s3://"
         return self.data.lacking() or folder_lacking(self.model)
 
     def open(self, threads: int) -> "EmbedWork":
-        """See `Job`."""
+        """Open the source and the model."""
         store, settings = Store(self.store), self.settings
         run = self.run.model_copy(update={"decode_threads": self.run.decode_threads or threads})
         data, embedder = self.data.open(store.indexes), load_backbone(self.model, store, settings.image_size, settings.crop_pct)
@@ -50,18 +50,18 @@ class EmbedJob:
 
 @dataclass(frozen=True)
 class EmbedWork:
-    """Features as a worker computes them."""
+    """Features as computed by a worker."""
 
     store: Store
     embedding: Embedding
 
     @property
     def about(self) -> About:
-        """See `Work`."""
+        """The request and what is recorded with it."""
         return self.embedding.about
 
     def fill(self, shard: int) -> Iterator[int]:
-        """See `Work`."""
+        """Compute one shard. Yields the number of rows done since the last yield."""
         about, data = self.about, self.embedding.data
         under_way = begin(self.store, about.request, len(data), about.request.settings["rows_per_shard"], about.dimensions)
         under_way.shards.claim(shard)
@@ -72,7 +72,7 @@ class EmbedWork:
 def embedding_on_ray(
     store: Store, model: str, data: Source, settings: EmbedSettings, run: EmbedRunSettings, progress: Progress
 ) -> Iterator[tuple[About, Fill]]:
-    """What is asked for, as the workers say, which alone load the network; and what has its missing shards written by them."""
+    """The request, as described by the workers, which alone load the network, and a function that has them write the missing shards."""
     shards = -(-len(data) // settings.rows_per_shard)
     data.keep_listing(store.indexes)  # for the workers
     with _sign_in(store) as sign:
@@ -88,7 +88,7 @@ def embedding_on_ray(
 
 @contextmanager
 def _sign_in(store: Store) -> Iterator[str]:
-    """What `EmbedJob.sign` says, while this lasts; what killed processes of this machine left goes."""
+    """Provide the `EmbedJob.sign` of a store while open. Also deletes signs left by killed processes of this machine."""
     if store.mirror is not None:
         clear_dead(store.mirror.tree, _SIGN)
         with present(store.mirror.tree, _SIGN) as lease:
@@ -101,5 +101,5 @@ def _sign_in(store: Store) -> Iterator[str]:
     try:
         yield str(folder)
     finally:
-        with suppress(FileNotFoundError):  # a process on another machine of this name may have taken it for abandoned
+        with suppress(FileNotFoundError):  # a process on another machine with the same name may have considered it abandoned
             folder.rmdir()

@@ -1,4 +1,4 @@
-"""`nst pick`: which images of a generation, an edition or a labeled set a person should look at."""
+"""`nst pick`: which images of a generation, an edition or a labeled set a person should review."""
 
 import tempfile
 from dataclasses import dataclass, replace
@@ -33,8 +33,8 @@ from nst_train.features.linear_probe import cross_validated
 from nst_train.features.picking_sources import features_model, labeled_images, pool_of
 from nst_train.settings import EmbedSettings, ReadSettings
 
-DEFAULT_BY, DEFAULT_BY_OF_LABELED = "mixed", "suspicion"  # what teaches most in benchmarks/results/pick.md
-_FINDS, _TEACHES = 2, 10  # candidates for each pick: few where the score itself is looked for
+DEFAULT_BY, DEFAULT_BY_OF_LABELED = "mixed", "suspicion"  # what teaches most according to benchmarks/results/pick.md
+_FINDS, _TEACHES = 2, 10  # candidates per pick: few if the score itself is the goal
 
 Scores = NDArray[np.float32]
 
@@ -54,28 +54,28 @@ def pick(
     run: ReadSettings | None = None,
     progress: Progress | None = None,
 ) -> Picks:
-    """The images that a person should look at. They are kept as a queue, which `nst look` opens, where the store can be written to.
+    """Pick the images that a person should review. If the store is writable, they are kept as a queue, which `nst look` opens.
 
-    Memory: some 100 bytes an image of a version, whatever its features; of labeled images all features.
+    Memory: about 100 bytes per image of a version, whatever the size of its features; for labeled images, all features.
 
     Args:
-        store: Where the version is, and where features and queues are kept.
+        store: The store that holds the version, the features and the queues.
         candidates: The images to pick from: a generation or an edition, or its `name@gen-N`; or labeled images.
-        settings: How many, and by what.
-        model: Whose features tell images apart, as for `embed`; by default the teacher that gave the labels. Labeled images need one.
-        labeled: The labeled images that outliers are far from; by default those that the teacher was trained on.
-        pool: Where the version's images are, if not where they were labeled.
-        corpus: The corpus whose queues the picks of labeled images join; else these are not kept.
-        queue: The name of the queue; by default how they were picked.
-        embedding: What shapes the features.
+        settings: The number of picks, and the criterion.
+        model: The model whose features tell images apart, as for `embed`; by default the labels' teacher. Required for labeled images.
+        labeled: The labeled images to which distances of outliers are measured; by default those that the teacher was trained on.
+        pool: The images of the version, if they have moved since labeling.
+        corpus: The corpus whose queues the picks of labeled images join; without it these are not kept.
+        queue: The name of the queue; by default the criterion.
+        embedding: Settings that determine the features.
         run: How images are read; changes no result.
-        progress: How progress is shown; by default lines on standard error.
+        progress: How progress is shown; by default as lines on standard error.
 
     Returns:
-        The picks, the first to look at first.
+        The picks, in the order in which to review them.
 
     Raises:
-        UsageError: The arguments do not go together, or lack something.
+        UsageError: The arguments do not go together, or one is missing.
         NstError: The images are not in the pool, no image is left, or a table is damaged.
     """
     progress = progress or on_this_terminal()
@@ -101,13 +101,13 @@ def pick(
 
 
 def candidates_per_pick(by: str) -> int:
-    """From how many times as many images picks are made."""
+    """The number of candidates per pick."""
     return _FINDS if by in ("suspicion", "outlier") else _TEACHES
 
 
 @dataclass(frozen=True)
 class _Beside:
-    """What the images of a version are compared with; features only where they are needed."""
+    """What the images of a version are compared with; features are None if they are not needed."""
 
     earlier: list[Version]
     featured: FeaturedImages | None = None
@@ -116,7 +116,7 @@ class _Beside:
 
 @dataclass(frozen=True)
 class _Picking:
-    """What is asked for, and how features are computed; where the store cannot be written to they are kept in `scratch` meanwhile."""
+    """The request, and how to compute features; if the store is read-only, they are kept temporarily in `scratch`."""
 
     store: Store
     scratch: Path
@@ -236,7 +236,7 @@ class _Picking:
         return places[spread(settings.spread, features, labels[places], scores[places], settings.number, settings.seed)]
 
     def _are_answered(self, images: DistinctImages, corpus: str) -> NDArray[np.bool_]:
-        """Which images a person has said something of."""
+        """Which images a person has already answered about."""
         said = settled(self.store, corpus)
         hashes = pl.Series([*said.answers, *said.disputed], dtype=pl.String)
         return np.isin(images.numbers, hash_numbers(hashes).to_numpy())
@@ -246,7 +246,7 @@ class _Picking:
             keep_suspicion(self.store, corpus, version, suspicion)
 
     def _embedded(self, model: str, source: Source) -> Features:
-        from nst_train.features.backbone import load_backbone  # with torch, which picking by labels alone does without
+        from nst_train.features.backbone import load_backbone  # imports torch, which picking by labels only does not need
         from nst_train.features.embed import embed_by
 
         backbone = load_backbone(model, self.store, self.embedding.image_size, self.embedding.crop_pct)

@@ -1,4 +1,4 @@
-"""What picking from a version needs beside it: a model for the features, the pool, the labeled images that its teacher knows."""
+"""What picking from a version needs in addition: a model for features, the pool, and the labeled images that its teacher knows."""
 
 from nst_data.errors import UsageError
 from nst_data.sources import Source, open_source
@@ -11,12 +11,12 @@ _NOWHERE = "needs features of its images; pass their current location with `pool
 
 
 def pool_of(version: Version, store: Store) -> Source:
-    """Where the images of a version were. Raises UsageError where that is not to be opened."""
+    """The pool that a version was labeled from. Raises UsageError if it must not be opened."""
     return open_labeled_pool(version, store.indexes, _NOWHERE)
 
 
 def features_model(version: Version, store: Store, model: str | None) -> str:
-    """The model whose features tell the images of a version apart: the one asked for, else the (first) teacher that labeled them."""
+    """The model whose features tell the images of a version apart: the requested one, or else the (first) teacher of the labels."""
     if model is not None:
         return model
     teacher = _teacher_of(version, store)
@@ -33,7 +33,7 @@ def features_model(version: Version, store: Store, model: str | None) -> str:
 
 
 def labeled_images(version: Version, store: Store) -> Source:
-    """The labeled images that the teacher of a version was trained on. Raises UsageError where these are not known."""
+    """The labeled images that the teacher of a version was trained on. Raises UsageError if they are not known."""
     teacher = _teacher_of(version, store)
     trained = _in_store(teacher, store) if teacher else None
     entry = trained.manifest.request.inputs.by_role.get("labeled") if trained else None
@@ -56,6 +56,6 @@ def _teacher_of(version: Version, store: Store) -> Input | None:
 
 
 def _in_store(teacher: Input, store: Store) -> Version | None:
-    """The teacher of an entry, where it is in the store."""
+    """The teacher of a lineage entry, or None if it is not in the store."""
     of_name = store.versions(teacher.ref.partition("@")[0])
     return next((one for one in of_name if one.is_readable and one.manifest.digest == teacher.digest), None)

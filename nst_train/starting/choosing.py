@@ -1,4 +1,4 @@
-"""The settings that suit some images and a machine: every number that `nst init` writes is decided here, with its reason."""
+"""The settings that suit given images and a machine: every number that `nst init` writes is chosen here, with its reason."""
 
 import math
 from contextlib import suppress
@@ -10,31 +10,31 @@ from nst_data.errors import NstError
 from nst_train.presets import PRESETS
 from nst_train.starting.looking import TINY_PX
 
-# Both are EfficientNets with batch-norm, the kind that the settings were measured on, under Apache-2.0 and with safetensors on the Hub.
-CPU_NETWORK = "tf_efficientnet_lite0.in1k"  # 4.7 million weights, no squeeze-excite: the fastest of them on CPUs
-GPU_NETWORK = "tf_efficientnetv2_s.in21k_ft_in1k"  # 21 million; made for fast training, knows ImageNet-21k: 84% top-1
-MEASURED_BATCH, MEASURED_STEPS = 16, 210  # that the rate of the preset `pretrained` suits
+# Both are EfficientNets with batch norm, the kind the settings were measured on; Apache-2.0, with safetensors on the Hub.
+CPU_NETWORK = "tf_efficientnet_lite0.in1k"  # 4.7 million weights, no squeeze-excite: the fastest EfficientNet on CPUs
+GPU_NETWORK = "tf_efficientnetv2_s.in21k_ft_in1k"  # 21 million weights; designed for fast training, pretrained on ImageNet-21k: 84% top-1
+MEASURED_BATCH, MEASURED_STEPS = 16, 210  # for which the learning rate of the preset `pretrained` is tuned
 _CPU_SIDE_PX, _TINY_SIDE_PX = 160, 96
-_LEAST_OF_RATE = 1 / 4  # with more steps a lower rate finds a better network (benchmarks/results/image_folder.md)
-_STEP_PX = 32  # sides that networks of this kind divide evenly
+_LEAST_OF_RATE = 1 / 4  # with more steps, a lower rate finds a better network (benchmarks/results/image_folder.md)
+_STEP_PX = 32  # side lengths that networks of this kind divide evenly
 _WAIT_SECONDS = 4
-_IMAGE_BYTES, _IMAGE_PX = 150e6, 300  # of an image in a training step of GPU_NETWORK: 38 GB for 256 (benchmarks/results/gpu.md)
-_SHARE_OF_GPU = 0.85  # the rest is the display's, or lost between blocks
+_IMAGE_BYTES, _IMAGE_PX = 150e6, 300  # per image in a training step of GPU_NETWORK: 38 GB for 256 (benchmarks/results/gpu.md)
+_SHARE_OF_GPU = 0.85  # the rest is used by the display, or lost to fragmentation
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What decides settings of a network; `side_px` is None where its own is not known before it is loaded."""
+    """What determines the settings of a network; `side_px` is None if its own size is not known before it is loaded."""
 
     side_px: int | None
     test_px: int | None
-    is_fixed: bool  # takes images of its own size alone
-    suits_vit_preset: bool | None  # finetuned at the low rates of a vision transformer; None where the network's kind is not known
+    is_fixed: bool  # accepts images of its own size only
+    suits_vit_preset: bool | None  # fine-tuned at the low rates of a vision transformer; None if the kind of network is not known
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """The settings of a student that depend on images and machine; None leaves the network's own size."""
+    """The settings of a student that depend on images and machine; a size of None keeps the network's own."""
 
     image_size: int | None
     test_size: int | None
@@ -44,12 +44,12 @@ class Numbers:
 
 
 def numbers(labeled: int, side_px: int, facts: Facts, on_gpu: bool) -> Numbers:
-    """Sizes, steps and batch for so many labeled images whose shorter side is `side_px` (0: not known).
+    """Sizes, steps and batch size for `labeled` images whose shorter side is `side_px` (0: not known).
 
     Measured (benchmarks/results/image_folder.md): 200 labeled photographs on a CPU, EfficientNet-Lite0: 160 px, 130 steps of 16 + 48. From
-    there: steps grow with the root of the labels, since more labels carry more steps and each student also sees more of the pool; a batch
-    is never more than there are labeled images. A GPU takes some 20 times the images a second: four times the steps of twice the batch, at
-    the network's own size.
+    there, steps grow with the square root of the number of labels, since more labels support more steps and each student also sees more of
+    the pool; a batch never exceeds the number of labeled images. A GPU processes about 20 times as many images per second: four times the
+    steps at twice the batch size, at the network's own size.
     """
     batch = min(2 * MEASURED_BATCH if on_gpu else MEASURED_BATCH, max(1, labeled))
     least = 520 if on_gpu else 130
@@ -58,7 +58,7 @@ def numbers(labeled: int, side_px: int, facts: Facts, on_gpu: bool) -> Numbers:
 
 
 def _sides(side_px: int, facts: Facts, on_gpu: bool) -> tuple[int | None, int | None]:
-    """Side in training and, some 1.2 times that, in testing (FixRes): random crops enlarge what they show."""
+    """Side length in training, and in testing about 1.2 times that (FixRes), since random crops magnify objects."""
     if facts.side_px is None or facts.is_fixed:
         return None, None
     if side_px and side_px < TINY_PX:
@@ -71,17 +71,17 @@ def _sides(side_px: int, facts: Facts, on_gpu: bool) -> tuple[int | None, int | 
 
 
 def selection(pool: int, classes: int, is_of_a_kind: bool) -> dict[str, Any]:
-    """Which pseudo-labels to take: of a pool of the labeled images' own kind all, as measured; else of each class the surest."""
+    """Which pseudo-labels to select: all, as measured, if the pool resembles the labeled images; else the most confident of each class."""
     return {"min_confidence": 0, "per_class": "none"} if is_of_a_kind else {"min_confidence": 0.3, "per_class": max(1, pool // classes)}
 
 
 def finetuning(chosen: Numbers, facts: Facts) -> dict[str, Any]:
-    """The settings of a student beside its network: a preset, and what of it depends on images and machine.
+    """The settings of a student besides its network: a preset, with overrides that depend on images and machine.
 
-    AdamW's rate grows with the root of the batch. More steps than were measured with the preset's rate take a lower one.
+    AdamW's learning rate grows with the square root of the batch size. More steps than the preset was measured with get a lower rate.
     """
     sizes = {name: size for name, size in (("image_size", chosen.image_size), ("test_size", chosen.test_size)) if size}
-    preset = "pretrained" if facts.suits_vit_preset is False else "pretrained-vit"  # a rate that is too low harms less
+    preset = "pretrained" if facts.suits_vit_preset is False else "pretrained-vit"  # too low a rate does less harm than too high a one
     rate = published = PRESETS[preset].values["learning_rate"]
     rate *= math.sqrt(MEASURED_BATCH / max(MEASURED_BATCH, chosen.batch_size))
     if preset == "pretrained":
@@ -91,13 +91,13 @@ def finetuning(chosen: Numbers, facts: Facts) -> dict[str, Any]:
 
 
 def step_bytes(chosen: Numbers, facts: Facts) -> float:
-    """About what a step of `GPU_NETWORK` takes of a GPU's memory."""
+    """Approximate GPU memory of a step of `GPU_NETWORK`."""
     side = chosen.image_size or facts.side_px or _IMAGE_PX
     return chosen.batch_size * (1 + chosen.ratio) * _IMAGE_BYTES * (side / _IMAGE_PX) ** 2
 
 
 def of_memory(chosen: Numbers, facts: Facts, gpu_bytes: int) -> dict[str, Any]:
-    """In how many equal parts a GPU with so much memory computes a step of `GPU_NETWORK`; empty where it computes it whole."""
+    """The `accumulate` that lets a GPU with `gpu_bytes` of memory compute a step of `GPU_NETWORK`; empty if the whole step fits."""
     whole, room = step_bytes(chosen, facts), _SHARE_OF_GPU * gpu_bytes
     equal = (parts for parts in range(1, chosen.batch_size) if chosen.batch_size % parts == 0)
     fewest = next((parts for parts in equal if whole / parts <= room), chosen.batch_size)
@@ -105,7 +105,7 @@ def of_memory(chosen: Numbers, facts: Facts, gpu_bytes: int) -> dict[str, Any]:
 
 
 def of_network(student: dict[str, Any], classes: int) -> dict[str, Any]:
-    """What of a student's settings must be otherwise for its network to take them. Raises NstError where it takes them in no way."""
+    """Changes to a student's settings that its network requires. Raises NstError if no change makes it accept them."""
     from nst_train.networks.outline import has_layer_groups, outline
     from nst_train.settings import TrainSettings
 
@@ -115,21 +115,21 @@ def of_network(student: dict[str, Any], classes: int) -> dict[str, Any]:
     except NstError:
         network, changes = outline(TrainSettings.model_validate(student | undropped), classes), undropped
     if network is None:
-        return undropped  # which every network takes
+        return undropped  # every network accepts this
     return changes if has_layer_groups(network) else changes | {"layer_decay": None}
 
 
 def of_machine(student: dict[str, Any], classes: int) -> dict[str, Any]:
-    """Precision and threads where others than the defaults are clearly faster on this CPU, by a few timed steps of a student.
+    """Precision and threads, if others than the defaults are clearly faster on this CPU in a few timed steps of a student.
 
-    They change rounding alone. Empty where the network cannot be made without its weights.
+    They affect rounding only. Empty if the network cannot be created without its weights.
     """
     from nst_train.networks.weights import local_name
     from nst_train.settings import TrainSettings
     from nst_train.starting.faster import faster_settings
 
     if (model := local_name(student["model"])) is None:
-        return {}  # the Hub alone knows its shape
+        return {}  # only the Hub knows its architecture
     try:
         return faster_settings(TrainSettings.model_validate(student | {"model": model}), classes)
     except NstError:
@@ -137,7 +137,7 @@ def of_machine(student: dict[str, Any], classes: int) -> dict[str, Any]:
 
 
 def facts_of(model: str) -> Facts:
-    """What is known of a network without its weights. Raises NstError for one that cannot be made."""
+    """What is known about a network without its weights. Raises NstError if it cannot be created."""
     import timm
 
     from nst_train.networks.model_config import is_of_timm, read_config
@@ -164,7 +164,7 @@ def facts_of(model: str) -> Facts:
 
 
 def fetch_config(model: str) -> None:
-    """Bring the config.json of a network of the Hub into the cache, where the Hub can be asked: a kilobyte that tells its kind."""
+    """Cache the config.json of a network on the Hub, if the Hub can be reached: a kilobyte that tells the kind of network."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.constants import is_offline_mode
 
@@ -174,14 +174,14 @@ def fetch_config(model: str) -> None:
     if "/" not in model or model.startswith(FOLDER) or is_offline_mode() or cached_folder(model):
         return
     reference = repository_of(model)
-    with suppress(NstError), plain_errors(model, "model"):  # what is not there is said by `check_is_there`
+    with suppress(NstError), plain_errors(model, "model"):  # missing models are reported by `check_is_there`
         hf_hub_download(reference.repo, CONFIG, revision=reference.revision, etag_timeout=_WAIT_SECONDS)
 
 
 def why_not_there(model: str) -> str:
-    """Why the published weights of a network can be had neither from the cache nor, asked once and briefly, from the Hub; or nothing.
+    """Why a network's published weights are neither in the cache nor, queried once with a short timeout, on the Hub; empty if they are.
 
-    Raises NstError where the Hub answers that there is no such repository or revision, or that this user has no access to it.
+    Raises NstError if the Hub answers that the repository or revision does not exist, or that this user has no access to it.
     """
     import timm
     from huggingface_hub import HfApi, try_to_load_from_cache
@@ -207,16 +207,16 @@ def why_not_there(model: str) -> str:
         return "they are not in the cache, and HF_HUB_OFFLINE is set"
     try:
         HfApi().model_info(repo, revision=revision, timeout=_WAIT_SECONDS)
-    except (RepositoryNotFoundError, RevisionNotFoundError):  # a gated one is a kind of the first
+    except (RepositoryNotFoundError, RevisionNotFoundError):  # a gated repository raises a subclass of the first
         with plain_errors(model, "model"):
             raise
-    except Exception as error:  # whatever the client raises: there is no answer
+    except Exception as error:  # whatever the client raises, it means that there is no answer
         return f"they are not in the cache, and the Hub does not answer ({type(error).__name__})"
     return ""
 
 
 def check_is_there(model: str, is_chosen: bool) -> str:
-    """A warning where a network that the user named has no weights here. Raises NstError for the one that would be chosen."""
+    """A warning if a network that the user named has no weights here. Raises NstError if it is the default network."""
     try:
         why = why_not_there(model)
     except NstError:

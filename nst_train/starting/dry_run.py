@@ -1,4 +1,4 @@
-"""What `nst run` would do, with how many images and steps, how long and on how much disk. Writes nothing."""
+"""What `nst run` would do: images, steps, time and disk space. Writes nothing."""
 
 import math
 import shutil
@@ -35,13 +35,13 @@ from nst_train.training.schedule import Schedule, images_that_count
 from nst_train.training.validation import sensible_epochs
 
 _ROW_BYTES = 100  # key, hashes and numbers of a label
-_SAMPLED = 64  # images of the pool whose bytes are counted
+_SAMPLED = 64  # pool images whose size in bytes is sampled
 _CHECKPOINT_COPIES = 4  # the network, its average, and AdamW's two moments
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One version that a recipe makes. None where it is not known; `seconds` and `bytes_on_disk` are of what is left to do."""
+    """One version that a recipe makes. Unknown values are None; `seconds` and `bytes_on_disk` cover the remaining work only."""
 
     ref: str
     what: str
@@ -50,49 +50,49 @@ class Stage:
     steps: int | None
     seconds: float | None
     bytes_on_disk: int | None
-    bytes_of_work: int = 0  # beside, until it is done
-    refusal: str | None = None  # of a version that differs: the line in which the run refuses
+    bytes_of_work: int = 0  # temporary, in addition, until it is done
+    refusal: str | None = None  # for a version that differs: the line with which the run refuses
 
     @property
     def is_left(self) -> bool:
-        """Whether there is work to do for it."""
+        """Whether there is work left to do."""
         return self.state not in NOTHING_TO_DO
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """All stages in order, and the room there is."""
+    """All stages in order, and the free disk space."""
 
     stages: list[Stage]
     free_bytes: int
 
     @property
     def seconds(self) -> float | None:
-        """Of all that is left; None where a part is not known."""
+        """Time of all remaining work; None if a part is not known."""
         left = [one.seconds for one in self.stages if one.is_left]
         return None if None in left else sum(one for one in left if one is not None)
 
     @property
     def bytes_on_disk(self) -> int:
-        """Of all that is left, as far as it is known, with the work of the largest."""
+        """Disk space of all remaining work, as far as known, including the temporary files of the largest stage."""
         left = [one for one in self.stages if one.is_left]
         return sum(one.bytes_on_disk or 0 for one in left) + max((one.bytes_of_work for one in left), default=0)
 
 
 @with_checked_arguments
 def dry_run(store: Store, recipe: Recipe, *, progress: Progress | None = None) -> Estimate:
-    """Say what `self_training` would do with a recipe. Times are of a few steps on this machine, now; nothing is written.
+    """Report what `self_training` would do with a recipe. Times come from a few steps on this machine, now; nothing is written.
 
     Args:
-        store: Where versions that are there are found.
+        store: The store in which existing versions are found.
         recipe: The whole loop.
-        progress: How progress is shown; by default lines on standard error.
+        progress: How progress is shown; by default as lines on standard error.
 
     Returns:
         A `Stage` for each version, in order.
 
     Raises:
-        NstError: A source, a setting or a model is refused, as by the run itself.
+        NstError: The run would refuse a source, a setting or a model.
     """
     progress = progress or on_this_terminal()
     data = RecipeData.open(recipe, store, progress, writes=False)
@@ -100,7 +100,7 @@ def dry_run(store: Store, recipe: Recipe, *, progress: Progress | None = None) -
 
 
 def _beside_settings(settings: TrainSettings, classes: int) -> dict[str, Any]:
-    """As the request of a training has them; nothing where its network is not here or refused, which is said where it is timed."""
+    """What a training adds to the settings in its request; empty if its network is not here or refused, which is reported on timing."""
     changed, model = dict[str, Any](), local_name(settings.model)
     with suppress(NstError):
         changed = preparation_of(settings.model_copy(update={"model": model})) if model else {}
@@ -121,16 +121,16 @@ class _Stages:
     data: RecipeData
     progress: Progress
     _speeds: dict[str, Speed | None] = field(default_factory=dict)
-    _teacher: tuple[TrainSettings, int] | None = None  # of what was trained last, with the images of a step
+    _teacher: tuple[TrainSettings, int] | None = None  # the training before, with the number of images in a step
     _said: set[str] = field(default_factory=set)
-    _are_readable: bool = False  # the classes of the labeled images
+    _are_readable: bool = False  # whether the classes of the labeled images were checked
 
     @cached_property
     def _states(self) -> States:
         return States(self.store, self.recipe, self.data, self.progress)
 
     def all(self) -> Iterator[Stage]:
-        """Every version of the recipe, in the order in which they are made."""
+        """All versions of the recipe, in the order they are made."""
         is_taught, is_selected = self.data.teacher is not None, False
         for number, of_generation in groupby(self.recipe.networks, lambda network: network.generation):
             networks = list(of_generation)
@@ -144,12 +144,12 @@ class _Stages:
             yield from self._trainings(network, network.name_in(self.recipe.name, "control"), 0, with_pseudo=False)
 
     def _labels(self, number: int, is_selected: bool) -> Iterator[Stage]:
-        """The pool's labels and what is selected by them; only the selected images again with `when: once`."""
+        """The labels of the pool and the selection by them; with `when: once`, later generations label the selected images only."""
         select, classes = self.recipe.select, len(self.data.class_names)
         rows = self._rows
         chosen = min(rows, select.per_class * classes) if isinstance(select.per_class, int) else rows
         label, balancing = self.recipe.label, select.balancing.for_request()
-        if select.by and not is_selected:  # whose speed is not known
+        if select.by and not is_selected:  # the speed of this model is not known
             plain = label.model_copy(update={"noise": False, "temperature": 1.0})
             yield self._of_labels("generation", Number(0), "label the pool", rows, plain.for_request(), is_timed=False)
             yield self._of_labels("edition", Number(0, 1), "select", chosen, balancing)
@@ -189,7 +189,7 @@ class _Stages:
         if with_pseudo:
             per_step = (0 if settings.pseudo_only else per_step) + settings.batch_size * settings.ratio
         if settings.start and settings.start not in OF_THE_RUN:
-            with suppress(NstError):  # not there yet
+            with suppress(NstError):  # it does not exist yet
                 settings = settings.model_copy(update={"start": settled(settings.start, self.store)})
         self._teacher = settings, per_step
         steps = None if settings.probe else Schedule.of(settings, self._counted(settings)).steps
@@ -214,13 +214,13 @@ class _Stages:
         return Stage(ref, what, state, labeled, steps, seconds, weights, work, refusal)
 
     def _check_classes_are_readable(self) -> None:
-        """Once, before the first training that is not done. Raises NstError as the training does."""
+        """Check once, before the first unfinished training. Raises NstError like the training."""
         if self.data.labeled is not None and not self._are_readable:
             check_classes_are_readable(self.data.labeled)
             self._are_readable = True
 
     def _validated(self, settings: TrainSettings, steps: int, per_step: int) -> int:
-        """How many images are scored on the way of so many steps."""
+        """The number of images scored by the validations during `steps` steps."""
         images, labeled = len(self.data.validation or []), self._counted(settings)
         if not images:
             return 0
@@ -229,11 +229,11 @@ class _Stages:
 
     @property
     def _rows(self) -> int:
-        """How many images of the pool are labeled."""
+        """The number of pool images that are labeled."""
         return min(len(self.data.pool), self.recipe.label.limit or len(self.data.pool))
 
     def _counted(self, settings: TrainSettings) -> float:
-        """The labeled images of a training; where there are none, what stands for them: an edition has at most its quota of each class."""
+        """The number of labeled images, or what replaces it if there are none: an edition has at most its quota of each class."""
         if self.data.labeled is not None:
             return len(self.data.labeled)
         quota = self.recipe.select.per_class
@@ -241,7 +241,7 @@ class _Stages:
 
     @cached_property
     def _bytes_an_image(self) -> int:
-        """Of some of the pool's, on average; 0 where none can be read."""
+        """The average over a sample of the pool; 0 if none can be read."""
         pool, sizes = self.data.pool, list[int]()
         for row in pool.rows(np.unique(np.linspace(0, len(pool) - 1, min(_SAMPLED, len(pool))).astype(np.int64))):
             with suppress(OSError, NstError):
@@ -249,7 +249,7 @@ class _Stages:
         return sum(sizes) // max(1, len(sizes))
 
     def _speed_of(self, settings: TrainSettings, per_step: int) -> Speed | None:
-        """Timed once for equal settings; None where the network cannot be made here, which is said once."""
+        """Time equal settings once; None if the network cannot be created here, which is reported once."""
         if settings.pretrained and (why := why_not_there(settings.model)):
             self._say(f"{settings.model}: its weights cannot be had now: {why}; the run will need them")
         key = f"{settings.model_dump_json(exclude={'seed', 'steps', 'epochs', 'start', 'pretrained'})} {per_step}"
@@ -269,6 +269,6 @@ class _Stages:
             self.progress.say(line)
 
     def _steps_done(self, name: str, number: int) -> int:
-        """Of a training under way, by its last checkpoint."""
+        """The last checkpoint of a training in progress."""
         step = self.store.how_far(f"{name}@{Number(number)}").removeprefix("step ").replace(",", "")
         return int(step) if step.isdigit() else 0

@@ -1,4 +1,4 @@
-"""Which of its ways to compute a training makes this CPU's steps faster, by a few timed steps: once, when a recipe is written."""
+"""Finds the way of computing a training that is fastest on this CPU, by timing a few steps once, when a recipe is written."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -18,21 +18,21 @@ from nst_train.settings import TrainSettings
 from nst_train.training.schedule import Schedule
 from nst_train.training.step import make_step
 
-CLEARLY = 1.1  # a way of computing that is not faster by this factor may be so by chance
-_SLOW = 3.0  # what takes so many times as long at its first step, such as bf16 on a CPU that emulates it, is not tried again
-_WITHOUT_BF16 = ("DEFAULT", "AVX2")  # CPUs that are older than its instructions
+CLEARLY = 1.1  # a smaller speed-up may be due to chance
+_SLOW = 3.0  # a candidate whose first step takes this many times as long, such as bf16 emulated by the CPU, is not tried again
+_WITHOUT_BF16 = ("DEFAULT", "AVX2")  # CPUs that predate its instructions
 _ROUNDS = 3
-_MOST_WEIGHTS = 100_000_000  # of a network that is timed: two of them are held at once, with optimizers and averages
-_PIXELS = 2**18  # of the images of a timed step: 16 of 128 px
+_MOST_WEIGHTS = 100_000_000  # of a network that is timed: two are held at once, with optimizers and averages
+_PIXELS = 2**18  # in the images of a timed step: 16 of 128 px
 
 
 def faster_settings(settings: TrainSettings, classes: int) -> dict[str, Any]:
-    """The values of `precision`, `fused_attention` and `compute_threads` that train clearly faster on this CPU than the defaults do.
+    """The values of `precision`, `fused_attention` and `compute_threads` with which this CPU trains clearly faster than with the defaults.
 
-    Each is tried in turn beside the best so far, step by step, unless settings name it: bf16 where the CPU may compute in it, the same
-    without fused attention, one thread.
-    The order in memory is no candidate: images come in channels-last order, and networks compute as fast whatever that of weights is.
-    Empty where nothing is faster, for a network of over 100 million weights, and on a GPU. Other work on the machine sways it.
+    Candidates are tried in turn against the best so far, step by step, unless settings name a value: bf16 if the CPU may support it, the
+    same without fused attention, one thread.
+    The memory format is not a candidate: images arrive as channels-last, and networks are equally fast with weights in either format.
+    Empty if nothing is faster, for networks of over 100 million weights, and on a GPU. Other load on the machine affects the result.
     """
     if this_device().type != "cpu":
         return {}
@@ -54,7 +54,7 @@ def faster_settings(settings: TrainSettings, classes: int) -> dict[str, Any]:
 
 
 def _is_faster(candidate: TrainSettings, before: TrainSettings, classes: int) -> bool:
-    """Whether each step of a candidate takes clearly less time than the one of `before` beside it."""
+    """Whether every step of the candidate takes clearly less time than the step of `before` that is timed next to it."""
     (old, _), (new, _) = (_step(one, classes, one.batch_size * (1 + one.ratio)) for one in (before, candidate))
     if _seconds(new) > _SLOW * _seconds(old):
         return False
@@ -67,7 +67,7 @@ def _has_fused_attention(settings: TrainSettings, classes: int) -> bool:
 
 
 def _untrained(settings: TrainSettings) -> TrainSettings:
-    """Without weights to load: they change no time."""
+    """The settings without weights to load, which do not affect the time."""
     return settings.model_copy(update={"pretrained": False, "start": None})
 
 
@@ -87,17 +87,17 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def _step(settings: TrainSettings, classes: int, per_step: int) -> tuple[Callable[[], object], int]:
-    """A training step on random images with hard labels, and how many they are: at most `per_step`."""
+    """A training step on random images with hard labels, and their number, at most `per_step`."""
     seed_network(0)
     network = create_network(settings, classes)
     data_config = data_config_of(network, settings)
     size, threads = data_config["input_size"], settings.compute_threads or DEFAULT_THREADS
     images = min(per_step, max(2, _PIXELS // (size[1] * size[2])))
     parts = 1 if images < per_step else settings.accumulate
-    images -= images % (2 * parts)  # mixup takes pairs
+    images -= images % (2 * parts)  # mixup works on pairs
     settings = settings.model_copy(update={"batch_size": images, "accumulate": parts, "pseudo_only": False})
     step = make_step(network, settings, Schedule.of(settings, images), data_config, classes)
-    # as batches are: bytes in channels-last order
+    # same layout as real batches: bytes in channels-last order
     pixels = torch.randint(256, (images, *size[1:], 3), dtype=torch.uint8).permute(0, 3, 1, 2)
     batch = TrainingBatch(pixels, torch.randint(classes, (images,)), {})
 

@@ -1,4 +1,4 @@
-"""What a user has: sources by their role, images of each class, sizes, and what of it will hurt. Decodes an image of each class."""
+"""What a user has: sources by role, images per class, sizes, and likely problems. Decodes one image of each class."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -21,7 +21,7 @@ from nst_data.sources.unreadable import lost_class, phrase
 from nst_data.store.metrics import least_difference
 from nst_train.training.readable import in_two_classes
 
-FOLDERS = {  # as people call them; the first one is what messages name
+FOLDERS = {  # names in common use; messages show the first
     "labeled": ("labeled", "labelled", "train", "training"),
     "pool": ("unlabeled", "unlabelled", "pool"),
     "test": ("test", "testing"),
@@ -30,14 +30,14 @@ FOLDERS = {  # as people call them; the first one is what messages name
 _FILES = (".parquet", ".tar", ".txt", ".csv", ".jsonl")
 HOLDOUT = 0.2
 _SAMPLED = 64  # images of a source whose headers are read
-TINY_PX = 80  # shorter sides below it are enlarged a lot for a network of photographs
+TINY_PX = 80  # images with shorter sides than this are enlarged a lot for a network of photographs
 _FEW_LABELED, _COMPARED = 5_000, 1_000  # images that are hashed to find copies
 _UNBALANCED, _FEW_TESTED, _MANY_TIMES = 10, 1_000, 50
 
 
 @dataclass(frozen=True)
 class Look:
-    """What there is. `named` has where each role's source is, as the user named it or as it was found, `columns` how it was opened."""
+    """What was found. `named` maps each role to its source as named or found, `columns` to the columns it was opened with."""
 
     named: dict[str, str]
     labeled: Source
@@ -45,24 +45,24 @@ class Look:
     test: Source | None
     validation: Source | None
     counts: NDArray[np.int64]  # labeled images of each class
-    sides_px: NDArray[np.int64]  # shorter side of some labeled images and of some in the pool, upright
-    unread: int  # of the sampled images
-    faults: list[str] = field(default_factory=list)  # unreadable classes, labeled images in two classes or among those measured on
-    columns: dict[str, dict[str, str]] = field(default_factory=dict)  # of each role, such as {"label_column": "kind"}
+    sides_px: NDArray[np.int64]  # shorter side of some labeled and pool images, upright
+    unread: int  # number of sampled images that cannot be read
+    faults: list[str] = field(default_factory=list)  # unreadable classes; labeled images in two classes or in the test or validation set
+    columns: dict[str, dict[str, str]] = field(default_factory=dict)  # by role, such as {"label_column": "kind"}
 
     @property
     def class_names(self) -> list[str]:
-        """Of the labeled images."""
+        """The classes of the labeled images."""
         return self.labeled.class_names or []
 
     @property
     def holdout(self) -> float | None:
-        """The share to hold out where there is no test set, and a class has two images."""
+        """The share to hold out if there is no test set and a class has two images."""
         return HOLDOUT if self.test is None and int(self.counts.max()) > 1 else None
 
     @property
     def trained_on(self) -> int:
-        """Labeled images that are left for training; near-duplicates may make it a few more."""
+        """The number of labeled images left for training; near-duplicates may make it slightly larger."""
         if self.holdout is None:
             return len(self.labeled)
         held = np.where(self.counts > 1, np.maximum(1, np.floor(self.holdout * self.counts + 0.5)), 0)
@@ -70,21 +70,21 @@ class Look:
 
     @property
     def per_class(self) -> str:
-        """Labeled images of a class, in words: one number or a range."""
+        """Labeled images per class as text: a number or a range."""
         least, most = int(self.counts.min()), int(self.counts.max())
         return f"{least:,}" if least == most else f"{least:,} to {most:,}"
 
     @property
     def side_px(self) -> int:
-        """The median shorter side; 0 where no sampled image could be read."""
+        """The median shorter side; 0 if no sampled image could be read."""
         return int(np.median(self.sides_px)) if len(self.sides_px) else 0
 
 
 def look_at(photos: Path | str | None, columns: Mapping[str, str] | None = None, **named: str | None) -> Look:
-    """Open what lies in a folder with labeled/, unlabeled/, test/ and validation/ in it, or what is named by its role.
+    """Open the sources in a folder with labeled/, unlabeled/, test/ and validation/, and those named by role.
 
-    `columns` are `open_source`'s `label_column`, `image_column` and `class_names` of the labeled images, and of others that have such.
-    Raises UsageError or NstError in one line for what cannot make a recipe.
+    `columns` are `open_source`'s `label_column`, `image_column` and `class_names` of the labeled images, and of others that have them.
+    Raises UsageError or NstError, in one line, for anything that makes a recipe impossible.
     """
     found = {role: where for role, where in named.items() if where is not None}
     if photos is not None:
@@ -115,14 +115,14 @@ def look_at(photos: Path | str | None, columns: Mapping[str, str] | None = None,
 
 
 def check_classes_are_readable(labeled: Source) -> None:
-    """Raises NstError for a class whose images are there and cannot be read, as a training does; of others one image is read."""
+    """Raises NstError for a class whose images exist but cannot be read, as training does. Of a readable class, it reads one image."""
     names = labeled.class_names or []
     for name, images, first in _unreadable_classes(labeled):
         raise lost_class(labeled.location, images, names[name], first)
 
 
 def _of_equal_bytes(labeled: Source, measured: list[Source]) -> Iterator[str]:
-    """A line where labeled images stand in two classes, or among those that are measured on; many labeled images are not read for it."""
+    """A line for labeled images in two classes, and one per set for those also in it; skipped if there are many labeled images."""
     if len(labeled) > _FEW_LABELED:
         return
     of_labeled = [hashed for _, hashed in image_hashes(labeled.rows(np.arange(len(labeled))))]
@@ -138,13 +138,13 @@ def _of_equal_bytes(labeled: Source, measured: list[Source]) -> Iterator[str]:
 
 
 def _lost(source: Source) -> dict[str, int]:
-    """The classes of which no image can be read, with how many each has."""
+    """The classes of which no image can be read, with their number of images."""
     names = source.class_names or []
     return {names[label]: images for label, images, _ in _unreadable_classes(source)}
 
 
 def _unreadable_classes(source: Source) -> Iterator[tuple[int, int, str]]:
-    """(class, images, a line about the first of them) of each class of which no image can be read."""
+    """(class, number of images, a line about the first one) for each class of which no image can be read."""
     labels = labels_in(source)
     present, first = np.unique(labels, return_index=True)
     suspects = {int(labels[row.id]): why for row in source.rows(np.sort(first)) if (why := _fault(row))}
@@ -156,7 +156,7 @@ def _unreadable_classes(source: Source) -> Iterator[tuple[int, int, str]]:
 
 
 def _fault(row: Row) -> str | None:
-    """Where and why an image cannot be read; None of one that can."""
+    """Where and why an image cannot be read; None if it can."""
     try:
         decode(row.read(), DECODED_SIDE_PX)
     except (OSError, NstError) as error:
@@ -165,7 +165,7 @@ def _fault(row: Row) -> str | None:
 
 
 def check_is_folder(photos: Path) -> None:
-    """Raises NstError where there is none."""
+    """Raises NstError if it is not a folder."""
     if not photos.is_dir():
         what = "not a folder" if photos.exists() else "no such folder"
         raise NstError(f"{photos}: {what}; expected one with labeled/ and unlabeled/ in it, or `labeled` and `pool` sources")
@@ -187,7 +187,7 @@ def _found_in(photos: Path, known: set[str]) -> dict[str, str]:
 
 
 def _check_there(photos: Path | str | None, found: dict[str, str]) -> None:
-    """Raises UsageError where there are no labeled images or no pool, with what is there."""
+    """Raises UsageError if there are no labeled images or no pool, listing what was found."""
     if photos is None and (missing := [f"`{role}`" for role in ("labeled", "pool") if role not in found]):
         raise UsageError(f"{' and '.join(missing)}: missing; give a folder with labeled/ and unlabeled/ in it, or name both sources")
     for role in ("labeled", "pool"):
@@ -201,7 +201,7 @@ def _check_there(photos: Path | str | None, found: dict[str, str]) -> None:
 
 
 def _check_apart(found: dict[str, str]) -> None:
-    """Raises NstError for images inside the labeled folder, whose folders are classes, and for one source in two roles."""
+    """Raises NstError for a source inside the labeled folder, whose folders are classes; UsageError for a source in two roles."""
     paths = {role: Path(where).resolve() for role, where in found.items() if os.path.exists(where)}
     labeled = paths.pop("labeled", None)
     for one, other in (("test", "validation"), ("pool", "test"), ("pool", "validation")):
@@ -219,7 +219,7 @@ def _check_apart(found: dict[str, str]) -> None:
 
 
 def _opened(role: str, where: str, columns: Mapping[str, str]) -> tuple[Source, dict[str, str]]:
-    """The source, and which of the labeled images' columns it was opened with: others may lie in folders, or have other columns."""
+    """The source, and the columns it was opened with: sources other than the labeled one may be folders, or have other columns."""
     asked: dict[str, Any] = {name: value for name, value in columns.items() if role != "pool" or name == "image_column"}
     try:
         return open_source(where, labeled=role != "pool", **asked), asked
@@ -231,7 +231,7 @@ def _opened(role: str, where: str, columns: Mapping[str, str]) -> tuple[Source, 
 
 
 def _sides_px(source: Source) -> Iterator[int]:
-    """The shorter side of some images, evenly spread, from their headers; 0 for one that cannot be read."""
+    """The shorter side of some evenly spread images, from their headers; 0 for unreadable ones."""
     for row in source.rows(np.unique(np.linspace(0, len(source) - 1, min(_SAMPLED, len(source))).astype(np.int64))):
         try:
             yield min(upright_size(row.read()))
@@ -240,7 +240,7 @@ def _sides_px(source: Source) -> Iterator[int]:
 
 
 def _check_some_readable(role: str, source: Source, sides: list[int]) -> None:
-    """Raises NstError where none of the images that were looked at can be read."""
+    """Raises NstError if none of the sampled images can be read."""
     if not any(sides):
         looked = f"its {len(sides):,}" if len(sides) == len(source) else f"{len(sides):,} of its {len(source):,}"
         row = next(iter(source.rows(np.zeros(1, np.int64))))
@@ -248,7 +248,7 @@ def _check_some_readable(role: str, source: Source, sides: list[int]) -> None:
 
 
 def warnings(look: Look) -> list[str]:
-    """What will hurt, a line each."""
+    """Likely problems, one line each."""
     return [*_of_labels(look), *_of_pool(look), *_of_images(look)]
 
 
@@ -302,10 +302,10 @@ def _of_images(look: Look) -> Iterator[str]:
 
 
 def counted(number: int, noun: str) -> str:
-    """A number of things, such as `1 image` or `1,200 images`."""
+    """A number with its noun, such as `1 image` or `1,200 images`."""
     return f"{number:,} {noun}{('es' if noun.endswith('s') else 's') * (number != 1)}"
 
 
 def few_times(look: Look) -> bool:
-    """Whether the pool is small enough to be of the labeled images' own kind: nobody collects so many times as many by hand."""
+    """Whether the pool is small enough to resemble the labeled images: nobody collects many times as many by hand."""
     return len(look.pool) <= _MANY_TIMES * len(look.labeled)

@@ -1,4 +1,4 @@
-"""How far a version of a recipe is in a store: done, begun, to do, or made of other settings and images, where the run refuses."""
+"""The state of a recipe's version in a store: done, started, to do, or made with other settings or images, which the run refuses."""
 
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -26,24 +26,24 @@ from nst_train.training.train import check_device
 from nst_train.training.warm_start import start_input
 
 State = Literal["done", "taken over", "begun", "to do", "differs"]
-NOTHING_TO_DO = ("done", "taken over")  # the latter from a recipe of another name
+NOTHING_TO_DO = ("done", "taken over")  # the latter from a recipe with another name
 
-# of a training: its inputs decide them, or an earlier nst's word did
+# of a training: determined by its inputs, or by an earlier nst's setting
 _NOT_COMPARED = (ORDER, PROBE_SAMPLE, "stream")
 
 
 @dataclass(frozen=True)
 class States:
-    """Compares what a recipe asks for with what a store has of it, and writes nothing."""
+    """Compares what a recipe asks for with what a store has. Writes nothing."""
 
     store: Store
     recipe: Recipe
     data: RecipeData
     progress: Progress
-    _made: set[str] = field(default_factory=set)  # what the versions hold that are done or will be taken over
+    _made: set[str] = field(default_factory=set)  # content of the versions that are done or will be taken over
 
     def of(self, kind: Kind, name: str, number: Number, asked: dict[str, Any]) -> tuple[State, str | None]:
-        """Whether a version is there or under way: of these settings and images or, with the line in which the run refuses, of others."""
+        """The state of a version; if it was made with other settings or images, also the line with which the run refuses."""
         for version in self.store.versions(name):
             if version.number == number and version.is_readable and version.manifest.kind == kind:
                 if self._is_asked(version.manifest.request, version.ref, asked):
@@ -65,7 +65,7 @@ class States:
         return ("taken over" if self._is_taken_over(kind, name, number, asked) else "to do"), None
 
     def _is_taken_over(self, kind: Kind, name: str, number: Number, asked: dict[str, Any]) -> bool:
-        """Whether a recipe of another name made this version, from what this one has or takes over too."""
+        """Whether a recipe with another name made this version, from inputs that this one has or takes over too."""
         for version in self._before.versions:
             request = version.manifest.request
             if (request.kind, version.number) != (kind, number) or not self._is_asked(request, f"{name}@{number}", asked):
@@ -76,7 +76,7 @@ class States:
         return False
 
     def _is_of_run(self, entry: Input) -> bool:
-        """Whether an input is a version of the store that no recipe names."""
+        """Whether an input is a version made by the run, rather than one that the recipe names."""
         starts = (network.settings.start for network in self.recipe.networks)
         named = {str(self.data.teacher), self.data.by, *self.recipe.reviews.values(), *starts}
         return VERSION_REF.fullmatch(entry.ref) is not None and entry.ref not in named
@@ -86,7 +86,7 @@ class States:
         return MadeBefore(self.store)
 
     def _why_not_resumed(self, staging: Staging, asked: dict[str, Any]) -> str | None:
-        """The line in which the run refuses to go on with a training since its images have changed, or it was begun on another device."""
+        """The line with which the run refuses to resume a training whose images have changed, or that was started on another device."""
         validation = None if asked.get("probe") else self.data.validation
         sources = {role: one for role, one in (("labeled", self.data.labeled), ("validation", validation)) if one is not None}
         try:
@@ -98,7 +98,7 @@ class States:
         return None
 
     def _reviews_of(self, kind: Kind, ref: str) -> Version | None:
-        """What people answered that the recipe gives to a version."""
+        """The review that the recipe gives to a version."""
         name, _, written = ref.partition("@")
         number = Number.parse(written).generation
         if name.startswith(f"{self.recipe.name}-control"):
@@ -107,7 +107,7 @@ class States:
         return self.store.open(reviews, "review") if reviews else None
 
     def _asked_instead(self, there: Request, ref: str, asked: dict[str, Any]) -> Request:
-        """What the run asks for where a request took the number, whichever version its weights or labels come from."""
+        """What the run requests instead of the given request, whatever version its weights or labels come from."""
         settings = asked | {name: there.settings[name] for name in _NOT_COMPARED if name in there.settings}
         if asked.get("start") and asked["start"] in OF_THE_RUN and there.settings.get("start"):
             settings["start"] = there.settings["start"]
@@ -127,14 +127,14 @@ class States:
         return there.model_copy(update={"settings": settings, "inputs": type(there.inputs)(**entries)})
 
     def _left_out(self, there: Request) -> list[Source]:
-        """The images that the run keeps out of an edition, and out of a training that takes answers and no edition."""
+        """The images that the run excludes from an edition, or from a training with reviews but no edition."""
         if there.kind == "edition":
             return [*self.data.held_out, *self.data.evaluated]
         takes_answers = "reviews" in there.inputs.by_role and "edition" not in there.inputs.by_role
         return [source for source in (self.data.test, *self.data.evaluated) if source] if takes_answers else []
 
     def _named_weights(self, asked: dict[str, Any]) -> Input | None:
-        """The weights that a training begins with where the recipe names them and they are here; the run makes others, or asks the Hub."""
+        """The initial weights of a training, if the recipe names them and they are here; otherwise the run makes them, or asks the Hub."""
         start, model = asked.get("start"), str(asked["model"])
         with suppress(NstError):
             if start not in OF_THE_RUN:
@@ -145,7 +145,7 @@ class States:
         return None
 
     def _is_asked(self, request: Request, ref: str, asked: dict[str, Any]) -> bool:
-        """Whether a version is what the recipe makes, whichever version its weights or labels come from."""
+        """Whether a version is what the recipe makes, whatever version its weights or labels come from."""
         entry, review = request.inputs.by_role.get("reviews"), self._reviews_of(request.kind, ref)
         if (entry and entry.digest) != (review.manifest.digest if review else None):
             return False

@@ -1,4 +1,4 @@
-"""How long a training step and the labeling of an image take on this machine: a few of each, timed."""
+"""How long a training step and labeling an image take on this machine, by timing a few of each."""
 
 import time
 from collections.abc import Callable
@@ -27,19 +27,19 @@ from nst_train.training.step import make_step
 from nst_train.transforms.noise import training_transforms
 from nst_train.transforms.preprocessing import TimmPreprocessing
 
-_CPU_IMAGES, _GPU_IMAGES = 32, 512  # in a timed step at most; a larger one is counted in proportion
+_CPU_IMAGES, _GPU_IMAGES = 32, 512  # at most, in a timed step; the time of a larger step is extrapolated
 _PREPARED = 8  # images that are read and augmented
 _MOST_SECONDS, _MOST_TIMES = 6.0, 3
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Of one network with its settings on this machine."""
+    """The speed of one network with its settings on this machine."""
 
     parameters: int
-    features: int  # about as many as a probe's network makes of an image
+    features: int  # approximate number of features per image, for a probe
     seconds_a_step: float
-    seconds_a_label: float  # in evaluation and labeling, of one image
+    seconds_a_label: float  # per image, in evaluation and labeling
 
 
 def speed_of(
@@ -51,9 +51,9 @@ def speed_of(
     label: LabelSettings,
     run: RunSettings,
 ) -> Speed:
-    """Time a network of random weights on a step of so many random images, and on some of the pool's.
+    """Time a step of a randomly initialized network on random images, and labeling on some of the pool's.
 
-    Raises NstError for a network that cannot be made here without asking the Hub, and where memory is too small.
+    Raises NstError if the network cannot be created here without asking the Hub, or memory is too small.
     """
     classes = len(class_names)
     if (local := local_name(settings.model)) is None:
@@ -73,12 +73,12 @@ def speed_of(
 def _seconds_a_step(
     network: nn.Module, settings: TrainSettings, source: Source, classes: int, images: int, part: int, run: RunSettings
 ) -> float:
-    """The network's time and that of preparing images, which workers do meanwhile on the cores that are left.
+    """The network's time combined with that of preparing images, which workers do concurrently on the remaining cores.
 
-    `part` is how many of the images of a step it computes on at once.
+    `part` is the number of images of a step that are computed at once.
     """
     on_cpu = this_device().type == "cpu"
-    at_once = max(2, min(part, _CPU_IMAGES if on_cpu else _GPU_IMAGES) // 2 * 2)  # mixup takes pairs
+    at_once = max(2, min(part, _CPU_IMAGES if on_cpu else _GPU_IMAGES) // 2 * 2)  # mixup works on pairs
     data_config = data_config_of(network, settings)
     side, threads = data_config["input_size"][-1], settings.compute_threads or DEFAULT_THREADS
     whole = settings.model_copy(update={"batch_size": at_once, "ratio": 1})
@@ -87,7 +87,7 @@ def _seconds_a_step(
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (at_once, side, side, 3), dtype=np.uint8)).permute(0, 3, 1, 2)
     batch = TrainingBatch(pixels, torch.arange(at_once) % classes, {})
     with freed_memory_kept():
-        compute = _timed(lambda: step(0, batch)[0].sum().item()) * images / at_once  # a schedule may end after it
+        compute = _timed(lambda: step(0, batch)[0].sum().item()) * images / at_once  # a schedule may end after this step
     set_threads(DEFAULT_THREADS)
     prepare = images * _seconds_to_prepare(settings, source, data_config)
     workers = run.workers_on(this_device().type)
@@ -99,10 +99,10 @@ def _seconds_a_step(
 
 
 def _seconds_to_prepare(settings: TrainSettings, source: Source, data_config: dict[str, object]) -> float:
-    """To read, decode and augment one image, in one process; 0 where these cannot be read."""
+    """Seconds to read, decode and augment one image in one process; 0 if the images cannot be read."""
     rows = np.arange(len(source))
     few = settings.model_copy(update={"batch_size": min(_PREPARED, len(rows))})
-    images = LabeledImages(source, rows, np.zeros(len(rows), np.int64))  # whose labels cost no time
+    images = LabeledImages(source, rows, np.zeros(len(rows), np.int64))  # labels take no time
     transforms = training_transforms(few, data_config)
     try:
         return _timed(lambda: next(training_batches(few, images, None, transforms, range(1), 0))) / few.batch_size
@@ -113,7 +113,7 @@ def _seconds_to_prepare(settings: TrainSettings, source: Source, data_config: di
 def _seconds_a_label(
     network: nn.Module, settings: TrainSettings, class_names: list[str], pool: Source, label: LabelSettings, run: RunSettings
 ) -> float:
-    """Per image, from its bytes to its probabilities, over all cores; with a GPU, which computes meanwhile, the longer of both."""
+    """Seconds per image, from bytes to probabilities, using all cores; a GPU computes meanwhile, so then the longer of both."""
     preprocessing = TimmPreprocessing.of(evaluation_data_config_of(network, settings))
     teacher = Teacher.of(Classifier(network.eval(), preprocessing, class_names))
     computation = choose_computation(teacher, label.batch_size or None, label.precision, compile_network=False)
@@ -130,7 +130,7 @@ def _seconds_a_label(
 
 
 def _timed(work: Callable[[], object]) -> float:
-    """The least of a few times, after a first one that is not counted unless it took long."""
+    """The shortest of a few runs, after a first one that counts only if it took long."""
     times: list[float] = []
     while not times or (len(times) <= _MOST_TIMES and sum(times) < _MOST_SECONDS):
         began = time.perf_counter()

@@ -36,13 +36,13 @@ from nst_train.starting.choosing import (
 from nst_train.starting.looking import Look, check_is_folder, counted, few_times, look_at, warnings
 
 _ROLES = ("labeled", "test", "validation", "pool")
-_COMMENTS_AT = 44  # a longer line does not push the comments of all others to the right
-_MOST_UP = 2  # folders that a relative path may climb
+_COMMENTS_AT = 44  # longer lines do not push the comments of all others to the right
+_MOST_UP = 2  # parent folders that a relative path may climb
 
 
 @dataclass(frozen=True)
 class Beginning:
-    """A recipe that was written, and what was seen on the way; `has_schema` says that its JSON schema lies beside it."""
+    """A recipe that was written, and what was found on the way; `has_schema`: its JSON schema is in the same folder."""
 
     path: Path
     look: Look
@@ -66,27 +66,27 @@ def init(
     model: str | None = None,
     name: str | None = None,
 ) -> Beginning:
-    """Look at what a user has and write a recipe for it, which says why each value is what it is.
+    """Look at a user's images and write a recipe for them that gives the reason for each value.
 
     Args:
-        photos: A folder with labeled/ and unlabeled/ in it, test/ and validation/ where there are such images; None where all are named.
-        output: Where the recipe goes. What is there is never overwritten.
+        photos: A folder with labeled/ and unlabeled/ in it, and test/ and validation/ if there are such images; None if all are named.
+        output: The path of the recipe. Existing files are never overwritten.
         labeled: Another source of labeled images.
         pool: Another source of unlabeled images.
-        test: Another source of test images; without any a share of the labeled ones is held out.
+        test: Another source of test images; if there are none, a share of the labeled ones is held out.
         validation: Another source of validation images.
         label_column: The label column of the labeled images, and of test and validation images that have it.
-        image_column: The image column of the labeled images, and of others that have it.
-        class_names: A file with names of integer labels, likewise.
-        model: The network, in place of the one that suits the device.
-        name: What the recipe is called; by default as its file.
+        image_column: The image column of the labeled images, and of other images that have it.
+        class_names: A file with names of integer labels, for the same images.
+        model: The network, instead of the one that suits the device.
+        name: The name of the recipe; by default that of its file.
 
     Returns:
-        Where the recipe is, and what of the images will hurt.
+        The path of the recipe, and likely problems of the images.
 
     Raises:
-        UsageError: `output` is there already, or a source is missing.
-        NstError: `photos` is no folder, the images make no recipe, or the weights of the default network cannot be had.
+        UsageError: `output` exists already, or a source is missing.
+        NstError: `photos` is not a folder, the images do not make a recipe, or the weights of the default network are not available.
     """
     if photos is not None:
         check_is_folder(Path(photos))
@@ -121,14 +121,14 @@ def init(
     student |= of_machine({"model": network, "start": "teacher"} | student, len(look.class_names))
     sources = _sources(look, path.absolute().parent)
     text = recipe_text(name, look, sources, _in_recipe(network, path.absolute().parent), facts, chosen, student, device)
-    parse_recipe(text, path)  # it loads, or this is a fault of ours
+    parse_recipe(text, path)  # if it does not load, that is our fault
     _write_new(path, text)
     has_schema = write_schema(path.absolute().parent)
     return Beginning(path, look, network, device, [*warnings(look), *said], has_schema)
 
 
 def _write_new(path: Path, text: str) -> None:
-    """Write a file that is not there, whole or not at all, as on a disk that is full."""
+    """Create a file, completely or not at all, for example on a full disk."""
     with path.open("x", encoding="utf-8") as file:
         try:
             file.write(text)
@@ -139,17 +139,17 @@ def _write_new(path: Path, text: str) -> None:
 
 
 def _name_of(path: Path) -> str:
-    """A name as a store takes it, from a file's."""
+    """A name that a store accepts, from a file name."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._")[:80] or "photos"
 
 
 def _with_folder(model: str) -> str:
-    """A model of a folder with its absolute path."""
+    """A model name, with an absolute path if it is a folder."""
     return f"local-dir:{os.path.abspath(os.path.expanduser(where))}" if (where := _folder_of(model)) else model
 
 
 def _in_recipe(model: str, folder: Path) -> str:
-    """A model as a recipe in `folder` names it: one of a folder relative to it where it is near."""
+    """A model as named by a recipe in `folder`: a folder that is near gets a relative path."""
     return f"local-dir:{_beside(folder, where, None)}" if (where := _folder_of(model)) else model
 
 
@@ -158,7 +158,7 @@ def _folder_of(model: str) -> str:
 
 
 def _sources(look: Look, folder: Path) -> dict[str, dict[str, str]]:
-    """Each source as a recipe in `folder` names it: relative to it where it is near, a dataset of the Hub as it is; with its columns."""
+    """Each source as named by a recipe in `folder`: relative if it is near, unchanged for a dataset on the Hub; with its columns."""
     sources = {}
     for role, where in look.named.items():
         columns = dict(look.columns.get(role, {}))
@@ -172,14 +172,14 @@ def _beside(folder: Path, where: str, revision: str | None) -> str:
     if is_address(where) or (revision is not None and not os.path.exists(where)):
         return where
     absolute = os.path.abspath(os.path.expanduser(where) if not os.path.exists(where) else where)
-    relative = os.path.relpath(absolute, os.path.realpath(folder))  # `..` of a link is the folder above what it leads to
+    relative = os.path.relpath(absolute, os.path.realpath(folder))  # `..` of a link is the parent folder of its target
     is_near = relative.split(os.sep).count("..") <= _MOST_UP
     leads_there = os.path.realpath(os.path.join(folder, relative)) == os.path.realpath(absolute)
     return relative if is_near and leads_there and not relative.startswith("~") else absolute
 
 
 def scalar(value: str | float | bool | None) -> str:
-    """A value as YAML on one line, whatever is in it."""
+    """A value as single-line YAML, whatever it contains."""
     if value is None:
         return "null"
     if not isinstance(value, str):
@@ -198,7 +198,7 @@ def _value(value: Any) -> str:  # noqa: ANN401 - any setting
 
 
 def _lines(rows: list[tuple[str, str]], indent: str) -> str:
-    """`key: value` lines whose comments stand below one another."""
+    """`key: value` lines with aligned comments."""
     width = max((len(line) for line, comment in rows if comment and len(line) <= _COMMENTS_AT), default=0)
     return "\n".join(f"{indent}{line.ljust(width)}  # {comment}" if comment else f"{indent}{line}" for line, comment in rows)
 
@@ -238,7 +238,7 @@ def recipe_text(
     student: dict[str, Any],
     device: str,
 ) -> str:
-    """The recipe as YAML. Names of the user's stand in values alone, never in comments."""
+    """The recipe as YAML. Names from the user appear in values only, never in comments."""
     on_gpu, classes = device != "cpu", len(look.class_names)
     heads = [(f"name: {scalar(name)}", "name of the corpus in the store and, with -teacher, of the trained networks")]
     about = {
