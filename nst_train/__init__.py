@@ -1,6 +1,6 @@
 """Models: training, labeling and evaluating with torch, timm and Accelerate.
 
-In all functions what an action is about comes first: the store, names and versions, sources, settings; the rest is given by keyword.
+In all functions, the objects of the action come first: the store, names and versions, sources, settings; the rest is keyword-only.
 """
 
 from importlib import import_module
@@ -98,7 +98,7 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - what the name stands for, i
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
     if name == "EvaluateSettings":
-        value.model_rebuild()  # deferred for `nst --help`; before that `help()` shows no settings
+        value.model_rebuild()  # deferred for `nst --help`; until then, `help()` shows no settings
     return value
 
 

@@ -10,7 +10,7 @@ _CLIENT = "ray://"
 
 
 class ClusterSettings(Settings):
-    """Who does the work: this process, or workers of a Ray cluster; shapes no data."""
+    """Who does the work: this process, or the workers of a Ray cluster; does not change the result."""
 
     panel: ClassVar[str] = "Execution (does not affect results)"
 
@@ -39,5 +39,5 @@ class ClusterSettings(Settings):
 
     @property
     def of_cluster(self) -> dict[str, Any]:
-        """These settings alone, by name."""
+        """Only these settings, by name."""
         return {name: getattr(self, name) for name in ClusterSettings.model_fields}

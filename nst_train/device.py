@@ -13,17 +13,17 @@ from torch import Tensor, distributed, nn
 
 from nst_data.errors import NstError, is_out_of_memory
 
-_LONGEST_WAIT = timedelta(hours=3)  # for the first process, which looks through all labeled images or selects for all
+_LONGEST_WAIT = timedelta(hours=3)  # for the main process, which may be reading all labeled images or making a selection
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def this_process() -> PartialState:
-    """Accelerate's view of this process; on a machine without a GPU several processes speak gloo only when told that they use the CPU."""
+    """Accelerate's state of this process. On a machine without a GPU, several processes use gloo only if `cpu` is set."""
     return PartialState(cpu=not torch.accelerator.is_available(), timeout=_LONGEST_WAIT)
 
 
 def this_device() -> torch.device:
-    """The GPU of this process where there is one, else the CPU. Unlike `this_process` it joins no group and waits for nobody."""
+    """The GPU of this process if there is one, else the CPU. Unlike `this_process`, it joins no process group and never waits."""
     if not torch.accelerator.is_available():
         return torch.device("cpu")
     kind = torch.accelerator.current_accelerator()
@@ -32,7 +32,7 @@ def this_device() -> torch.device:
 
 
 def settled_precision(precision: str, device: torch.device) -> str:
-    """What `auto` means on a device: fp32 on CPUs, bf16 on GPUs that have it, else fp16."""
+    """Resolve `auto` for a device: fp32 on CPUs, bf16 on GPUs that support it, else fp16."""
     if precision != "auto":
         return precision
     if device.type == "cpu":
@@ -42,15 +42,15 @@ def settled_precision(precision: str, device: torch.device) -> str:
 
 
 def settled_channels_last(asked: bool | None, network: nn.Module, device_type: str, precision: str) -> bool:
-    """Whether images and weights of a training are kept in channels-last order: as asked, else where the network gains by it.
+    """Whether a training keeps images and weights in channels-last format: as requested, or by default if the network benefits.
 
-    A convolutional network does on CPUs, and on GPUs in reduced precision, whose convolutions compute in that order.
+    Convolutional networks benefit on CPUs, and on GPUs in reduced precision, whose convolutions use that format.
     """
     return asked if asked is not None else (device_type == "cpu" or precision != "fp32") and is_convolutional(network)
 
 
 def is_convolutional(network: nn.Module) -> bool:
-    """Whether a network has convolutions whose windows overlap. Those of a ViT, which cut the image into patches, do not."""
+    """Whether a network has convolutions with overlapping windows. Those of a ViT, which cut the image into patches, do not overlap."""
     return any(isinstance(one, nn.Conv2d) and max(one.kernel_size) > max(one.stride) for one in network.modules())
 
 
@@ -60,7 +60,7 @@ def autocast(precision: str, device_type: str) -> AbstractContextManager[Any]:
 
 
 def over_processes(values: Tensor, operation: Literal["sum", "max"]) -> Tensor:
-    """Sums or maxima of each number over all processes, on this process's device. Collective: call it on every rank."""
+    """Sum or maximum of each value over all processes, on this process's device. Collective: call it on every rank."""
     state = this_process()
     if state.num_processes == 1:
         return values
@@ -70,14 +70,14 @@ def over_processes(values: Tensor, operation: Literal["sum", "max"]) -> Tensor:
 
 
 def agreed_maxima() -> Callable[[list[float]], list[float]] | None:
-    """What gives the maximum of each number over all processes; None for one process alone."""
+    """A function that returns the maximum of each number over all processes; None if there is only one process."""
     if this_process().num_processes == 1:
         return None
     return lambda values: over_processes(torch.tensor(values), "max").tolist()
 
 
 def agreed_text(text: str) -> str:
-    """The text of the first process, on all. Collective: call it on every rank."""
+    """The text of the main process, on all processes. Collective: call it on every rank."""
     this_process()
     texts: list[str] = broadcast_object_list([text])
     return texts[0]
@@ -87,19 +87,19 @@ DEFAULT_THREADS = torch.get_num_threads()  # before any training changed it
 
 
 def memory_of(gpu: torch.device) -> int:
-    """Bytes of a CUDA device."""
+    """The memory of a CUDA device in bytes."""
     return int(torch.cuda.get_device_properties(gpu).total_memory)
 
 
 def set_threads(threads: int) -> None:
-    """Compute with as many CPU threads as the work began with: sums depend on how they are split."""
+    """Set the number of CPU threads to that with which the work started, since sums depend on how they are split."""
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
 
 
 @contextmanager
 def memory_failures() -> Iterator[None]:
-    """No memory left, of this machine or of its GPU, as one line."""
+    """Turn running out of memory, on this machine or its GPU, into a one-line error."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:

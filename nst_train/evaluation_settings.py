@@ -1,4 +1,4 @@
-"""Settings of evaluation: the only home of their defaults. Imports no torch."""
+"""Settings of evaluation, the only place of their defaults. Imports no torch."""
 
 from typing import Annotated, Any, ClassVar, Self
 
@@ -9,12 +9,12 @@ from nst_data.settings import Settings
 CLEAN, CORRUPTED, EXTRA_CORRUPTED, FGSM, PGD = "clean", "corruptions", "extra-corruptions", "fgsm", "pgd"
 IMAGENET_A, IMAGENET_R, IMAGENET_C, IMAGENET_P = "imagenet-a", "imagenet-r", "imagenet-c", "imagenet-p"
 OF_OWN_IMAGES = (CLEAN, CORRUPTED, EXTRA_CORRUPTED, FGSM, PGD)
-STEPS_LENGTH = 2.5  # of all steps of PGD together, in epsilons (Madry et al. 2018, arXiv 1706.06083)
+STEPS_LENGTH = 2.5  # total length of all PGD steps, in epsilons (Madry et al. 2018, arXiv 1706.06083)
 PUBLISHED = (IMAGENET_A, IMAGENET_R, IMAGENET_C, IMAGENET_P)
 
 
 def _numbers(value: Any) -> Any:  # noqa: ANN401 - what a user wrote
-    """Numbers, fractions such as 2/255, and lists of either with commas between them, as one flat list."""
+    """A flat list of numbers, from numbers, fractions such as 2/255, and comma-separated lists of either."""
     parts = [value] if isinstance(value, str | int | float) else value
     if not isinstance(parts, list | tuple):
         return value
@@ -42,9 +42,9 @@ def _are_levels(value: tuple[float, ...]) -> tuple[float, ...]:
 
 
 class EvaluateSettings(Settings):
-    """What is measured of a classifier."""
+    """What to measure of a classifier."""
 
-    model_config = ConfigDict(defer_build=True)  # what `nst --help` need not wait for
+    model_config = ConfigDict(defer_build=True)  # so that `nst --help` need not wait for it
     panel: ClassVar[str] = "Suites"
 
     suite: tuple[str, ...] = Field(
@@ -83,7 +83,7 @@ class EvaluateSettings(Settings):
 
     @model_validator(mode="after")
     def _speak_of_a_suite(self) -> Self:
-        """An option of a suite that is not asked for would do nothing. Settings in backticks become options on the command line."""
+        """Reject options of suites that are not requested: they would do nothing. Names in backticks become options on the command line."""
         of_attacks = dict.fromkeys(("epsilon",), (FGSM, PGD)) | dict.fromkeys(("steps", "step_size", "random_start"), (PGD,))
         for name, suites in {**of_attacks, "relative_to": (CORRUPTED,), "partial": PUBLISHED}.items():
             if name in self.model_fields_set and getattr(self, name) not in (None, False) and not set(suites) & set(self.suite):
@@ -103,7 +103,7 @@ class EvaluateSettings(Settings):
         return self.suite[0] in PUBLISHED
 
     def of_suite(self, suite: str) -> dict[str, Any]:
-        """What decides the numbers of a suite, as JSON values."""
+        """The settings that determine the numbers of a suite, as JSON values."""
         names = {
             CORRUPTED: {"seed"},
             EXTRA_CORRUPTED: {"seed"},
@@ -114,5 +114,5 @@ class EvaluateSettings(Settings):
 
 
 def recorded_name(name: str, suite: str) -> str:
-    """Under which name a suite stands in a teacher's metrics.json, where the user says `name`: test, test-corruptions, test-imagenet-c."""
+    """The name of a suite's results in a teacher's metrics.json, given the user's `name`: test, test-corruptions, test-imagenet-c."""
     return name if suite in (CLEAN, name) else f"{name}-{suite}"

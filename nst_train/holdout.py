@@ -1,4 +1,4 @@
-"""Held-out images among processes that run together, and models that may have seen them."""
+"""Held-out images for processes that run together, and models that may have seen them."""
 
 import functools
 from collections import deque
@@ -23,15 +23,15 @@ _COMPARED = 5_000
 def held_out_together(
     labeled: Source, share: float, seed: int, store: Store, progress: Progress, writes: bool = True
 ) -> tuple[Source, Source]:
-    """(images that stay labeled, held-out images), as `hold_out`; processes that run together read the images once."""
+    """(images that stay labeled, held-out images), as in `hold_out`; the processes of one run read the images once."""
     with this_process().main_process_first():
         return hold_out(labeled, share=share, seed=seed, kept=kept_holdouts(store), writes=writes, progress=progress)
 
 
 def say_leaks(models: Iterable[str], store: Store, labeled: Source, progress: Progress) -> None:
-    """Say which models of the store were trained on other labeled images than those that stay after a holdout: perhaps on held-out ones.
+    """Warn about models of the store that were trained on labeled images other than those left after a holdout: possibly on held-out ones.
 
-    So may have been the teachers of a model, and those that it started from, as far as the store has their manifests.
+    This includes their teachers, and the models they started from, as far as the store has their manifests.
     """
     for name, version, ancestors in _with_ancestors(models, store):
         if other := next((one for one in ancestors if _labeled_digest(one) not in (None, labeled.fingerprint)), None):
@@ -43,10 +43,10 @@ def say_leaks(models: Iterable[str], store: Store, labeled: Source, progress: Pr
 
 
 def say_trained_on(models: Iterable[str], store: Store, scored: Source, progress: Progress) -> None:
-    """Say which models of the store were trained on images that they are evaluated on, or descend from one that was.
+    """Warn about models of the store that were trained on images they are evaluated on, or that descend from such a model.
 
-    Images are told by their bytes, of a large source a sample of them, for networks that were trained in this store. Of several processes
-    the first looks.
+    Images are compared by their bytes (a sample of them for a large source), for networks that were trained in this store. With several
+    processes, only the main one checks.
     """
     if not this_process().is_main_process:
         return
@@ -68,16 +68,16 @@ def say_trained_on(models: Iterable[str], store: Store, scored: Source, progress
 
 
 def _some_hashes(source: Source) -> NDArray[np.bytes_]:
-    """The 16 bytes of the `image_hash` of some of its images, evenly spread."""
+    """The 16 bytes of the `image_hash` of some evenly spread images of a source."""
     rows = np.linspace(0, len(source) - 1, min(len(source), _COMPARED), dtype=np.int64)
     found = [bytes.fromhex(hashed) for _, hashed in image_hashes(source.rows(rows)) if hashed]
     return np.array(found, "S16")
 
 
 def say_not_excluded(edition: Version, store: Store, labeled: Source, held: Source, progress: Progress) -> None:
-    """Say that an edition may hold held-out images, where it was drawn without excluding them or all labeled images.
+    """Warn if an edition may contain held-out images, because it was drawn without excluding them or all labeled images.
 
-    Of one that was labeled again (`label_like`) the edition that it has its images from was drawn; nothing is said where that is gone.
+    For an edition that was labeled again (`label_like`), the one it takes its images from is checked; nothing is reported if that is gone.
     """
     here, drawn = _by_digest(store), EditionManifest.of(edition.manifest).request.inputs
     while drawn.like is not None:
@@ -92,7 +92,7 @@ def say_not_excluded(edition: Version, store: Store, labeled: Source, held: Sour
 
 
 def _with_ancestors(models: Iterable[str], store: Store) -> Iterator[tuple[str, Version, Iterator[Version]]]:
-    """Each of the models that is in the store, its version, and that with those of the store that it was made from."""
+    """Each of the models that is in the store, with its version, and an iterator over that and its ancestors in the store."""
     names = [one for one in dict.fromkeys(models) if is_in_store(one, store)]
     here = _by_digest(store) if names else {}
     for name in names:
@@ -110,7 +110,7 @@ def _labeled_digest(version: Version) -> str | None:
 
 
 def _lineage(version: Version, here: Mapping[str, Version]) -> Iterator[Version]:
-    """A version and those of the store that it was made from, the nearest first, each once."""
+    """A version and its ancestors in the store, nearest first, without repetition."""
     found = {version.manifest.digest: version}
     ahead = deque(found.values())
     while ahead:

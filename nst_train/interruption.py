@@ -1,6 +1,6 @@
-"""Signals that ask work to stop. Training finishes its step and writes a checkpoint first; the exit status tells which signal came.
+"""Signals that ask work to stop. Training first finishes its step and writes a checkpoint; the exit status tells which signal was received.
 
-Imports no torch, so that the command line can know these signals before any work.
+Imports no torch, so that the command line can handle these signals before any work starts.
 """
 
 import signal
@@ -11,17 +11,17 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Self
 
-# Ctrl-C, pre-emption, SLURM's advance warning, a terminal that is gone
+# Ctrl-C, preemption, SLURM's advance warning, a closed terminal
 STOP_SIGNALS = frozenset(one for one in signal.Signals if one.name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"))
 AGREE_EVERY_SECONDS = 1.0
-LONGEST_WAIT_SECONDS = 20.0  # schedulers and torchrun kill after 30
+LONGEST_WAIT_SECONDS = 20.0  # schedulers and torchrun kill after 30 s
 SAY_AFTER_SECONDS = 1.0  # a step that ends sooner needs no explanation
 _STOPPING = "stopping after this step and a checkpoint"
 _AGAIN = "; Ctrl-C again stops now and loses the steps since the last one"
 
 
 class Interrupted(KeyboardInterrupt):
-    """Work was asked to stop and did so; what is done is kept. `number` is the signal that asked, `where` says how far the work was."""
+    """Work stopped on request, and its results are kept. `number` is the signal, `where` says how far the work was."""
 
     def __init__(self, number: int, where: str = "") -> None:
         self.number = signal.Signals(number)
@@ -30,26 +30,26 @@ class Interrupted(KeyboardInterrupt):
 
     @property
     def status(self) -> int:
-        """The exit status, as a shell gives it to what a signal ended: 130 for Ctrl-C, 143 for SIGTERM, 138 for SIGUSR1, 129 for SIGHUP."""
+        """The exit status, as a shell reports it for a signal: 130 for Ctrl-C, 143 for SIGTERM, 138 for SIGUSR1, 129 for SIGHUP."""
         return 128 + self.number
 
 
 def stop_at_once(number: int, frame: FrameType | None) -> None:
-    """The handler for work that is kept piece by piece, so that it may end anywhere. Raises Interrupted."""
+    """The handler for work that is saved piece by piece, so that it may stop anywhere. Raises Interrupted."""
     raise Interrupted(number)
 
 
 def is_heeded(number: int) -> bool:
-    """Whether a signal is to stop the work: `nohup` asks to ignore SIGHUP."""
+    """Whether a signal should stop the work: `nohup` asks to ignore SIGHUP."""
     return signal.Signals(number).name != "SIGHUP" or signal.getsignal(number) is not signal.SIG_IGN
 
 
 class StopRequests:
-    """While it is open, a stop signal is kept until `agreed` is asked; a second Ctrl-C ends the work at once.
+    """While open, stores a stop signal until `agreed` is called; a second Ctrl-C stops the work at once.
 
-    One that comes within `waiting` raises Interrupted: at once in one process alone, after some seconds where others have to agree.
-    `maximum` gives the largest of each number over all processes, which must ask together; None where there is one process alone.
-    `begun` are the steps that were done before. `say` gets a line if work does not stop within a second of a signal.
+    A signal during `waiting` raises Interrupted: at once in a single process, after some seconds if others have to agree. `maximum` returns
+    the largest of each number over all processes, which must call it together; None for a single process. `begun` is the number of steps
+    that were done before. `say` is called with a line if work does not stop within a second of a signal.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class StopRequests:
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():  # no other may set handlers
+        if threading.current_thread() is threading.main_thread():  # only the main thread may set handlers
             self._handlers = {number: signal.signal(number, self._receive) for number in STOP_SIGNALS if is_heeded(number)}
             self._handlers[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._wait_no_longer)
         return self
@@ -77,10 +77,10 @@ class StopRequests:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """For what may never end, such as a wait for a batch: a stop signal ends it."""
+        """For operations that may never end, such as waiting for a batch: a stop signal interrupts them."""
         self._is_waiting = True
         try:
-            if self._received:  # before: the step after it is nearly there
+            if self._received:  # received before this wait, so the stop is near
                 signal.setitimer(signal.ITIMER_REAL, LONGEST_WAIT_SECONDS)
             yield
         finally:
@@ -89,10 +89,10 @@ class StopRequests:
                 signal.setitimer(signal.ITIMER_REAL, 0)
 
     def agreed(self, step: int) -> int:
-        """After a step: the signal on which all processes stop now, 0 for none.
+        """After a step, the signal on which all processes stop now, or 0.
 
-        A signal may reach one process only. The processes tell each other about once a second: each time they agree on the step at
-        which they will do so next, from how long the slowest took for its last steps.
+        A signal may reach only one process. The processes exchange signals about once a second: each time, they agree on the step of the
+        next exchange, from the time that the slowest one took for its last steps.
         """
         if self._maximum is None:
             return self._received
@@ -120,5 +120,5 @@ class StopRequests:
 
     def _wait_no_longer(self, number: int, frame: FrameType | None) -> None:
         if self._is_waiting:
-            self._is_waiting = False  # a further signal must not end what is done now, such as writing a checkpoint
+            self._is_waiting = False  # another signal must not interrupt what follows, such as writing a checkpoint
             raise Interrupted(self._received)

@@ -1,4 +1,4 @@
-"""Settings of noise: the only home of their defaults. Imports no torch."""
+"""Settings of noise, the only place of their defaults. Imports no torch."""
 
 import re
 from typing import Annotated, ClassVar, Literal, Self
@@ -9,10 +9,10 @@ from nst_data.settings import Later, Settings
 
 TransformOf = Literal["training", "evaluation"]
 Amounts = Literal["scaled", "released"]
-OF_RANDAUGMENT = ("magnitude", "operations", "amounts")  # of Noise: what another augmentation replaces
-INPUT_NOISE = (*OF_RANDAUGMENT, "augmentation", "cutout")  # of Noise: what `transform: evaluation` replaces
+OF_RANDAUGMENT = ("magnitude", "operations", "amounts")  # of Noise: replaced by another augmentation
+INPUT_NOISE = (*OF_RANDAUGMENT, "augmentation", "cutout")  # of Noise: replaced by `transform: evaluation`
 _NUMBER = r"\d+(\.\d+)?"
-_AUGMENTATION = re.compile(  # timm ignores some words that it does not know, fails over others, and over some at the first image
+_AUGMENTATION = re.compile(  # timm ignores some words that it does not know, and fails on others, some of them only at the first image
     rf"rand(-(m|mmax|inc)\d+|-n[1-9]|-(p|mstd){_NUMBER}|-t(weights|3a|3aw))*"
     rf"|augmix(-(m|d|b)\d+|-w[1-9]|-mstd{_NUMBER}|-a(?!0+(\.0+)?(-|$)){_NUMBER})*"
     rf"|(original|originalr|v0|v0r|3a)(-mstd{_NUMBER})?"

@@ -1,13 +1,13 @@
-"""Noisy Student Training: Algorithm 1 of the paper over a recipe.
+"""Noisy Student Training: Algorithm 1 of the paper, run from a recipe.
 
-Where it departs from the paper:
-- the selection is made anew for each generation, by its own teacher; with `select: {when: once}` it is made once,
+Differences from the paper:
+- each generation makes its own selection, with its own teacher; with `select: {when: once}` it is made once,
   by the first teacher or, as in the paper (EfficientNet-B0: 3.1, A.4), by another model, `by`;
 - copies of a class are spread evenly instead of drawn at random;
-- images of the labeled, the validation and the test set and of what `evaluate` names are taken out of the pool, with their
-  near-duplicates; the paper names only evaluation sets;
-- without labeled images students are trained on pseudo-labels only, those of a `teacher` that needs none;
-- finetuning at a larger resolution is done where the recipe says `finetune`.
+- images of the labeled, validation and test sets and of the data of `evaluate` are removed from the pool, along with their
+  near-duplicates; the paper mentions only evaluation sets;
+- without labeled images, students are trained on pseudo-labels only, those of a `teacher` that needs none;
+- finetuning at a larger resolution is done if the recipe says `finetune`.
 """
 
 from itertools import groupby
@@ -22,22 +22,22 @@ from nst_train.recipes.recipe import Recipe
 
 @with_checked_arguments
 def self_training(store: Store, recipe: Recipe, *, progress: Progress | None = None) -> list[Generation]:
-    """Run the whole loop of a recipe, or what is left of it (Algorithm 1).
+    """Run the whole loop of a recipe, or what remains of it (Algorithm 1).
 
-    What a recipe of another name made with the same settings and images is taken over, not made again: give a changed recipe another name,
-    and only what follows from the change is new.
+    Versions that a recipe with another name made from the same settings and images are reused: give a changed recipe a new name, and only
+    what depends on the change is made again.
 
     Args:
-        store: Where all that is made is kept, and found again by the same call.
+        store: The store that holds everything that is made, and in which the same call finds it again.
         recipe: Sources, settings and generations: `load_recipe("flowers.yaml")`.
-        progress: How progress is shown; by default lines on standard error.
+        progress: How progress is shown; by default as lines on standard error.
 
     Returns:
-        A `Generation` for each network that was trained, in order: `teacher`, and the `corpus` and `edition` that it was trained on. The
-        controls come last where the recipe asks for them.
+        A `Generation` for each trained network, in order: `teacher`, and the `corpus` and `edition` that it was trained on. The controls,
+        if the recipe asks for them, come last.
 
     Raises:
-        NstError: A source, a setting or a model is refused; what would stop a later generation stops the loop before its first.
+        NstError: A source, a setting or a model is refused; anything that would stop a later generation is found before the first.
         KeyboardInterrupt: A signal asked to stop; the same call resumes. Its `status` is the exit status of a command, such as 130.
     """
     progress, store = progress or on_this_terminal(), store.reusing()
@@ -46,7 +46,7 @@ def self_training(store: Store, recipe: Recipe, *, progress: Progress | None = N
     if (finished := run.generations(progress)) is not None:
         return finished
     from nst_train.holdout import say_trained_on
-    from nst_train.recipes.checks import say_idle  # torch, timm and torchvision, which take seconds to import
+    from nst_train.recipes.checks import say_idle  # imports torch, timm and torchvision, which takes seconds
     from nst_train.recipes.run_data import RecipeData
     from nst_train.recipes.steps import Labels, Publishing, Trainings, is_control_of_before
 

@@ -1,15 +1,15 @@
-"""Settings by name: published ones, from the paper (arXiv 1911.04252) and, where its text is silent, from the released code; and nst's own
-for finetuning pretrained networks, `pretrained` and `pretrained-vit`: as measured on photographs, and as is usual in the field.
+"""Named settings: published ones from the paper (arXiv 1911.04252) and, where its text is silent, from the released code; and nst's own
+for finetuning pretrained networks, `pretrained` and `pretrained-vit`, as measured on photographs and as is usual in the field.
 
-A preset of the paper follows the text; with `-code` behind its name it follows the released code (google-research/noisystudent) where the
+A preset of the paper follows the text; with the suffix `-code` it follows the released code (google-research/noisystudent) where the
 two differ: the loss is mean + ratio x mean, the batch has 4096 labeled images instead of 2048, and B0 and B1 are trained without
 RandAugment.
 
 The networks are timm's `tf_` ones: their padding and batch-norm epsilon are those of the released TensorFlow code, and the weights that
 timm publishes for them are the paper's. Their padding costs time (a step of B0 took 1.1 to 1.3 times as long on a CPU core); any other
-network, such as `efficientnet_b7`, can be named beside a preset.
+network, such as `efficientnet_b7`, can be named in addition to a preset.
 
-Not in a preset: which images are selected (`nst balance`); for L2 the finetuning at a larger size, which is a second training
+Not part of a preset: which images are selected (`nst balance`); for L2, the finetuning at a larger size, which is a second training
 (`finetune`, examples/imagenet.yaml). Imports no torch.
 """
 
@@ -19,20 +19,20 @@ from dataclasses import dataclass
 from typing import Any
 
 TEXT, SIZES, OTHERS, CODE = "section 3.1", "section 3.2", "section A.3", "released code"
-MEASURED, USUAL, OF_BEIT = "measured on photographs", "usual in finetuning", "as BEiT is finetuned"  # not the paper's: nst's own
+MEASURED, USUAL, OF_BEIT = "measured on photographs", "usual in finetuning", "as BEiT is finetuned"  # nst's own, not the paper's
 Published = dict[str, tuple[Any, str]]
 
 
 @dataclass(frozen=True)
 class Preset:
-    """Settings of a training by their place in TrainSettings, such as `noise.dropout`: each value with where it comes from."""
+    """Settings of a training by their place in TrainSettings, such as `noise.dropout`: each value with its source."""
 
     about: str
     published: Mapping[str, tuple[Any, str]]
 
     @property
     def values(self) -> dict[str, Any]:
-        """As TrainSettings takes them: those of the noise in a dictionary of their own."""
+        """The values as TrainSettings accepts them, with those of the noise in a nested dictionary."""
         values: dict[str, Any] = {}
         for place, (value, _) in self.published.items():
             *outer, name = place.split(".")
@@ -43,7 +43,7 @@ class Preset:
         return values
 
 
-# What all have in common. `decay_epochs` is left to follow the epochs: 2.4 of 350, 4.8 of 700 (3.1).
+# Common to all. `decay_epochs` is left out, so that it follows the epochs: 2.4 of 350, 4.8 of 700 (3.1).
 _COMMON: Published = {
     "batch_size": (2048, TEXT),
     "optimizer": ("rmsproptf", CODE),  # with decay 0.9 and epsilon 0.001
@@ -66,7 +66,7 @@ _CODE: Published = {"loss": ("code", CODE), "batch_size": (4096, CODE)}  # 109,4
 _NO_RANDAUGMENT: Published = {"noise.operations": (0, CODE), "noise.magnitude": (0, CODE)}
 
 # Training size in pixels, epochs (3.1), ratio (3.2; L2: 3.1), dropout and magnitude (B7 and L2: 3.1; others: released code).
-# Top-1 of a student on ImageNet, in percent: taught by its own kind and by L2 (table 9).
+# Top-1 of a student on ImageNet, in percent: with its own kind as teacher, and with L2 (table 9).
 _EFFICIENTNETS: dict[str, tuple[int, int, int, float, int, float, float]] = {
     #      size epochs ratio dropout magnitude top-1
     "b0": (224, 700, 1, 0.2, 6, 78.1, 78.8),  # 3.2 has RandAugment on every network, and no magnitude for B0 and B1; the released
@@ -95,8 +95,8 @@ def _efficientnet(kind: str, size: int, epochs: int, ratio: int, dropout: float,
     }
 
 
-# Some tens to some hundreds of labeled photographs a class and weights of ImageNet (benchmarks/results/image_folder.md). It pins all that
-# it needs, whatever the defaults are, but the network and the size of its images.
+# For tens to hundreds of labeled photographs per class and ImageNet weights (benchmarks/results/image_folder.md). It sets everything it
+# needs, whatever the defaults are, except the network and its image size.
 _PRETRAINED: Published = {
     "pretrained": (True, USUAL),  # unless `start` is named
     "head_init": ("zero", USUAL),
@@ -116,7 +116,7 @@ _PRETRAINED: Published = {
     "hard": (False, MEASURED),
     "pseudo_temperature": (0.7, MEASURED),
     "ema_decay": (0.98, MEASURED),  # an average over some 50 steps
-    "freeze_batch_norm": (True, MEASURED),  # its statistics are of a million images, those of a step of 64
+    "freeze_batch_norm": (True, MEASURED),  # its statistics come from a million images, those of a step from 64
     "flip": (0.5, USUAL),
     "crop_scale_min": (0.4, MEASURED),
     "crop_pct": (1.0, MEASURED),
@@ -127,7 +127,7 @@ _PRETRAINED: Published = {
     "noise.dropout": (0.2, MEASURED),
     "noise.stochastic_depth": (0.1, MEASURED),
 }
-# Vision transformers: what their finetuning has otherwise. BEiT's rate is 0.001 for 256 images of a step, of which one in four is labeled.
+# Vision transformers: where their finetuning differs. BEiT's rate is 0.001 for 256 images in a step, of which one in four is labeled.
 _PRETRAINED_VIT: Published = {
     place: (value, "as preset pretrained" if where == MEASURED else where)
     for place, (value, where) in _PRETRAINED.items()
@@ -150,10 +150,10 @@ def _presets() -> dict[str, Preset]:
         of_code = published | _CODE | (_NO_RANDAUGMENT if kind in ("b0", "b1") else {})
         presets[f"efficientnet-{kind}-code"] = Preset("released code, `imagenet/train.sh`", of_code)
     presets["efficientnet-l2"] = Preset(f"section 3.1; {_L2_TOP1}", _efficientnet("l2", 475, 350, 14, 0.5, 27))
-    # A.3 names the network and the magnitude; the rest is section 3.1's, with 350 epochs as for what is larger than B4.
+    # A.3 gives the network and the magnitude; the rest is section 3.1's, with 350 epochs as for networks larger than B4.
     presets["resnet-50"] = Preset(
         "section A.3; ImageNet top-1 78.9%, its teacher 77.6% (table 16)",
-        {place: one for place, one in _COMMON.items() if place != "batch_norm_decay"}  # the released code's is of its EfficientNets
+        {place: one for place, one in _COMMON.items() if place != "batch_norm_decay"}  # the released code's is for its EfficientNets
         | {
             "model": ("resnet50", OTHERS),
             "image_size": (224, "tables 4 and 5"),
@@ -166,8 +166,9 @@ def _presets() -> dict[str, Preset]:
             "noise.stochastic_depth": (0, OTHERS),
         },
     )
-    # A.3 names the network and its strides. The schedule is of 109,474 steps of 128 over 69,257 labeled images, whose learning rate falls
-    # by 0.97 as often as makes 0.0002 per 256 images of 0.016 in all epochs but 5: every (202.3286 - 5) / (ln(0.0002 / 0.016) / ln 0.97).
+    # A.3 gives the network and its strides. The schedule has 109,474 steps of 128 over 69,257 labeled images; its learning rate falls
+    # by 0.97 as often as it takes to get from 0.016 to 0.0002 per 256 images in all epochs but 5:
+    # every (202.3286 - 5) / (ln(0.0002 / 0.016) / ln 0.97).
     svhn = {place: one for place, one in _COMMON.items() if not place.startswith("crop_")} | {
         "model": ("tf_efficientnet_b0_32", OTHERS),
         "image_size": (32, OTHERS),
@@ -193,7 +194,7 @@ def _presets() -> dict[str, Preset]:
 PRESETS = _presets()
 SWITCHED_ON = frozenset(name for one in PRESETS.values() for name, value in one.values.items() if value is True)  # by some preset
 
-# Where the defaults of TrainSettings are published; the other ones are nst's own.
+# Where the defaults of TrainSettings are published; the others are nst's own.
 DEFAULTS_PUBLISHED = {place: where for place, (_, where) in _COMMON.items()} | {
     "epochs": TEXT,
     "decay_epochs": TEXT,
@@ -203,7 +204,7 @@ DEFAULTS_PUBLISHED = {place: where for place, (_, where) in _COMMON.items()} | {
     **{f"select.{name}": TEXT for name in ("min_confidence", "per_class")},
 }
 
-# Defaults that are not the paper's, or not for every network: what is published instead, and where. `select` is a recipe's.
+# Defaults that are not the paper's, or not for every network: what is published instead, and where. `select` belongs to recipes.
 PUBLISHED_INSTEAD: Mapping[str, tuple[str, str]] = {
     "select.by": ("EfficientNet-B0", TEXT),
     "select.when": ("once", TEXT),
@@ -218,7 +219,7 @@ PUBLISHED_INSTEAD: Mapping[str, tuple[str, str]] = {
 
 
 def check_preset(name: str | None) -> str | None:
-    """The name of a preset, or None for none. Raises ValueError that names near ones."""
+    """The name of a preset, or None. Raises ValueError, suggesting similar names, if there is no such preset."""
     if name is None or name in PRESETS:
         return name
     near = difflib.get_close_matches(name, PRESETS, n=2)

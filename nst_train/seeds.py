@@ -1,4 +1,4 @@
-"""Seeds: every random choice is a function of a seed in the settings and of what it is for."""
+"""Seeds: every random choice is a function of a seed in the settings and of its purpose."""
 
 import hashlib
 import random
@@ -15,7 +15,7 @@ def seed_of(*words: int | str) -> int:
 def seed_transforms(seed: int) -> None:
     """Seed the three generators that timm's and torchvision's transforms draw from.
 
-    `torch.manual_seed` would format a stack trace for each call to remind CUDA; a transform needs the CPU's generator alone.
+    `torch.manual_seed` would format a stack trace on every call, for deferred seeding of CUDA; transforms only need the CPU generator.
     """
     random.seed(seed)
     np.random.seed(seed)
@@ -27,4 +27,4 @@ def seed_network(seed: int) -> None:
     if torch.accelerator.is_available():
         torch.manual_seed(seed)
     else:
-        torch.default_generator.manual_seed(seed)  # without the stack trace that `torch.manual_seed` formats to remind CUDA
+        torch.default_generator.manual_seed(seed)  # avoids the stack trace that `torch.manual_seed` formats for deferred seeding of CUDA

@@ -1,4 +1,4 @@
-"""Settings of training and labeling: the only home of their defaults. Imports no torch."""
+"""Settings of training and labeling, the only place of their defaults. Imports no torch."""
 
 import os
 import re
@@ -12,19 +12,19 @@ from nst_train.cluster_settings import ClusterSettings
 from nst_train.noise_settings import OF_RANDAUGMENT, Noise, PseudoNoise, TransformOf
 from nst_train.presets import PRESETS, check_preset
 
-MOST_THREADS = 1024  # more are a slip, and take the machine down
-LARGEST_RATE = 1e30  # times a batch, float32 holds no more
+MOST_THREADS = 1024  # more is a typo, and would overload the machine
+LARGEST_RATE = 1e30  # times a batch size, float32 cannot hold more
 PAPER_EPOCHS, PAPER_DECAY_EPOCHS = 350, 2.4
 Weighing = Literal["concat", "sum", "code"]
 CropDraw = Literal["torchvision", "released"]
 # settings of TrainSettings that have no meaning without pseudo-labeled images
 OF_PSEUDO_LABELS = ("ratio", "loss", "hard", "pseudo_temperature", "pseudo_only", "pseudo_noise")
-# settings of TrainSettings that shape a linear probe; its network stays as it is
+# settings of TrainSettings that apply to a linear probe, whose network is frozen
 OF_PROBE = ("preset", "model", "pretrained", "start", "probe", "class_weights", "image_size", "crop_pct", "precision", "seed")
-OF_RESIZED_CROP = ("crop_scale_min", "crop_draw")  # of TrainSettings: what a padded crop replaces
-OF_AUGMENTATION = ("flip", *OF_RESIZED_CROP, "crop_padding")  # of TrainSettings: what `transform: evaluation` replaces
-OF_STAIRCASE = ("decay_rate", "decay_epochs")  # of TrainSettings: what a cosine replaces
-# what of a preset a setting replaces that is given and on
+OF_RESIZED_CROP = ("crop_scale_min", "crop_draw")  # of TrainSettings: replaced by a padded crop
+OF_AUGMENTATION = ("flip", *OF_RESIZED_CROP, "crop_padding")  # of TrainSettings: replaced by `transform: evaluation`
+OF_STAIRCASE = ("decay_rate", "decay_epochs")  # of TrainSettings: replaced by a cosine
+# _REPLACES: the settings of a preset that a given setting replaces if it is on
 _WORKER = re.compile(r"^\d+/[1-9]\d*$")
 _REPLACES = {
     "start": ("pretrained",),
@@ -36,11 +36,11 @@ _REPLACES = {
     "batch_norm_decay": ("freeze_batch_norm",),
     "crop_padding": OF_RESIZED_CROP,
 }
-OF_LABEL_NOISE = ("seed", "noise_transform")  # of LabelSettings: what only `noise` reads
+OF_LABEL_NOISE = ("seed", "noise_transform")  # of LabelSettings: used by `noise` only
 
 
 def over(below: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """`given` and what it lacks, in dictionaries inside it too."""
+    """Merge `given` over `below`, recursively in nested dictionaries."""
     inside = {
         name: over(value, given[name]) for name, value in below.items() if isinstance(value, dict) and isinstance(given.get(name), dict)
     }
@@ -58,7 +58,7 @@ class TrainSettings(Settings):
 
     preset: Annotated[str | None, AfterValidator(check_preset)] = Field(
         None,
-        exclude=True,  # its values are what a training is known by
+        exclude=True,  # its values identify a training
         json_schema_extra={"enum": [*PRESETS, None]},
         description="pretrained, pretrained-vit: nst's own, to finetune published weights on photographs. The paper's: efficientnet-b0 to "
         "-b7, efficientnet-l2, resnet-50, svhn, some with -code for the released code's. Explicit values win.",
@@ -222,16 +222,16 @@ class TrainSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _fill_in_preset(cls, given: Any) -> Any:  # noqa: ANN401 - anything a YAML file holds
-        """What is given wins over the preset, the preset over the defaults."""
+        """Given values override the preset, and the preset overrides the defaults."""
         preset = given.get("preset") if isinstance(given, dict) else None
         if not isinstance(preset, str) or preset not in PRESETS:
             return given
-        if isinstance(given.get("noise"), Noise):  # through the Python API: what it was made with
+        if isinstance(given.get("noise"), Noise):  # from the Python API: only what was set
             given = given | {"noise": given["noise"].model_dump(exclude_unset=True)}
         named = {name for name in _REPLACES if given.get(name) or (name == "batch_norm_decay" and given.get(name) is not None)}
         replaced = {other for name in named for other in _REPLACES[name]}
         if given.get("epochs") is not None and given.get("schedule_epochs") is None:
-            replaced.add("decay_epochs")  # which is of the preset's epochs
+            replaced.add("decay_epochs")  # it belongs to the preset's epochs
         if given.get("warmup_epochs") is not None or given.get("warmup_steps") is not None:
             replaced.update(("warmup_epochs", "warmup_steps"))
         if given.get("schedule") == "cosine":
@@ -279,7 +279,7 @@ class TrainSettings(Settings):
         return self
 
     def of_probe(self) -> Self:
-        """Without what does not shape a linear probe: with and without it is one training."""
+        """A copy without settings that do not apply to a linear probe, so that they do not distinguish trainings."""
         fields = type(self).model_fields
         return self.model_copy(update={name: field.default for name, field in fields.items() if name not in OF_PROBE})
 
@@ -295,41 +295,41 @@ class TrainSettings(Settings):
         return self
 
     def for_request(self) -> dict[str, Any]:
-        """As of all settings; of a linear probe those that shape it, and what is frozen by only where something is."""
+        """All settings; for a linear probe only those that apply to it, and `freeze_by` only if something is frozen."""
         named = super().for_request().items()
         return {name: value for name, value in named if (name in OF_PROBE if self.probe else self.freeze or name != "freeze_by")}
 
     def of_labeled_alone(self) -> Self:
-        """Without what speaks of pseudo-labeled images: where there are none, with and without it is one training."""
+        """A copy without settings of pseudo-labeled images, so that they do not distinguish trainings that have none."""
         return self.model_copy(update={name: type(self).model_fields[name].default for name in OF_PSEUDO_LABELS})
 
     def of_pseudo_alone(self) -> Self:
-        """What they mean where there are no labeled images: steps are of pseudo-labeled ones, in one mean however it is weighed."""
+        """The settings for a training without labeled images: steps have pseudo-labeled ones only, in a plain mean whatever the loss."""
         return self.model_copy(update={"pseudo_only": True, "loss": type(self).model_fields["loss"].default})
 
     @property
     def of_pseudo(self) -> Self:
-        """The settings by which pseudo-labeled images are cropped, flipped and noised."""
+        """The settings with which pseudo-labeled images are cropped, flipped and noised."""
         noise = self.pseudo_noise.model_dump(exclude_none=True)
         changed: dict[str, Any] = {name: noise.pop(name) for name in ("transform", "flip", "crop_scale_min") if name in noise}
         if "crop_scale_min" in changed:
-            changed["crop_padding"] = 0  # a resized crop, or none, in place of a padded one
+            changed["crop_padding"] = 0  # a resized crop, or none, instead of a padded one
         if {"magnitude", "operations"} & noise.keys():
-            noise["augmentation"] = None  # RandAugment, or none, in place of another augmentation
+            noise["augmentation"] = None  # RandAugment, or none, instead of another augmentation
         return self.model_copy(update=changed | {"noise": self.noise.model_copy(update=noise)})
 
     def without_validation(self) -> Self:
-        """Without what speaks of validation images: where there are none, with and without it is one training."""
+        """A copy without settings of validation, so that they do not distinguish trainings without validation images."""
         return self.model_copy(update={"validate_every": None})
 
     @property
     def staircase_epochs(self) -> float:
-        """Epochs between two steps down of the learning rate."""
+        """Epochs between two decays of the learning rate."""
         return self.decay_epochs or (self.schedule_epochs or self.epochs) * PAPER_DECAY_EPOCHS / PAPER_EPOCHS
 
 
 class LabelSettings(Settings):
-    """What shapes the bytes of a labeling. Fixed batches: logits of the same image differ bitwise between batch sizes."""
+    """Settings that determine the bytes of a labeling. Batches are fixed: logits of the same image differ bitwise between batch sizes."""
 
     batch_size: int | None = Field(
         None,
@@ -361,12 +361,12 @@ class LabelSettings(Settings):
     compile: bool = Field(False, description="Compile the network with torch.compile; worthwhile on a GPU and many images.")
 
     def for_request(self) -> dict[str, Any]:
-        """As of all settings; and without noise none of its settings shapes labels."""
+        """All settings; those of the noise only if it is on."""
         return {name: value for name, value in super().for_request().items() if self.noise or name not in OF_LABEL_NOISE}
 
 
 class EmbedSettings(Settings):
-    """What shapes features."""
+    """Settings that determine features."""
 
     panel: ClassVar[str] = "Features"
 
@@ -380,7 +380,7 @@ class EmbedSettings(Settings):
 
 
 class ReadSettings(ReadableSettings):
-    """How images are read; shapes no data."""
+    """How images are read; does not change the result."""
 
     decode_threads: int | None = Field(
         None,
@@ -391,11 +391,11 @@ class ReadSettings(ReadableSettings):
 
 
 class EmbedRunSettings(ClusterSettings, ReadSettings):
-    """How features are computed; shapes no data."""
+    """How features are computed; does not change the result."""
 
     @classmethod
     def of(cls, run: ReadSettings | None) -> Self:
-        """From what a user says of that, or of reading images alone."""
+        """Create from run settings, or from settings of reading images only."""
         if run is None or isinstance(run, cls):
             return run or cls()
         known = EmbedRunSettings if isinstance(run, EmbedRunSettings) else ReadSettings
@@ -403,7 +403,7 @@ class EmbedRunSettings(ClusterSettings, ReadSettings):
 
 
 class LabelRunSettings(EmbedRunSettings):
-    """How labeling runs; shapes no data."""
+    """How labeling runs; does not change the result."""
 
     worker: str | None = Field(
         None,
@@ -428,7 +428,7 @@ class LabelRunSettings(EmbedRunSettings):
 
     @property
     def share(self) -> tuple[int, int]:
-        """(i, n): this is worker i of n."""
+        """(i, n): this process is worker i of n."""
         if self.worker:
             index, _, count = self.worker.partition("/")
             return int(index), int(count)
@@ -436,7 +436,7 @@ class LabelRunSettings(EmbedRunSettings):
 
 
 def workers_for(cores: int, on_gpu: bool) -> int:
-    """Processes that decode: on a CPU the network wants the cores too, a GPU waits for images (benchmarks/results/gpu.md)."""
+    """Number of decoding processes: on a CPU the network needs the cores too, a GPU waits for images (benchmarks/results/gpu.md)."""
     return max(1, min(16, cores - 1)) if on_gpu else max(1, min(2, cores))
 
 
@@ -462,5 +462,5 @@ class RunSettings(ReadSettings):
     )
 
     def workers_on(self, device_type: str) -> int:
-        """As many processes as asked for, else those that suit this machine and the device that trains, such as `cuda`."""
+        """The requested number of processes, or else one that suits this machine and the training device, such as `cuda`."""
         return workers_for(cpus_of_this_process(), device_type != "cpu") if self.workers is None else self.workers

@@ -1,9 +1,9 @@
-"""EfficientNet-B0 for 32 x 32 images, the paper's network for SVHN (A.3), under a name that timm then knows.
+"""EfficientNet-B0 for 32 x 32 images, the paper's network for SVHN (A.3), registered with timm under its own name.
 
-timm builds no EfficientNet with strides of one's own, whatever a saved folder may say. So the network is registered with timm when this
-module is imported, and its folders name it as their architecture: timm and transformers load them after
-`import nst_train.small_efficientnet` and refuse them without. A folder that named B0 itself would load anywhere, with B0's strides and
-wrong predictions.
+timm cannot build an EfficientNet with custom strides, whatever a saved folder says. So the network is registered with timm when this
+module is imported, and saved folders name it as their architecture: timm and transformers load them after
+`import nst_train.small_efficientnet`, and refuse them otherwise. A folder that named B0 itself would load anywhere, with B0's strides
+and wrong predictions.
 """
 
 from typing import Any
@@ -30,7 +30,7 @@ default_cfgs = generate_default_cfgs(
 
 @register_model  # type: ignore[untyped-decorator]
 def tf_efficientnet_b0_32(pretrained: bool = False, **options: Any) -> nn.Module:  # noqa: ANN401 - what timm passes on
-    """EfficientNet-B0 with strides 1 in its second and third block: a 4 x 4 final map at 32 x 32 (A.3). Weights have B0's shapes."""
+    """EfficientNet-B0 with stride 1 in its second and third block: a 4 x 4 final map at 32 x 32 (A.3). Weights have the shapes of B0's."""
     options["pretrained_cfg"] = options.get("pretrained_cfg") or get_pretrained_cfg("tf_efficientnet_b0_32")
     network = tf_efficientnet_b0(pretrained=pretrained, **options)
     for block in (1, 2):

@@ -1,4 +1,4 @@
-"""What teachers are called: a version of the store, a name that means a network elsewhere, or an image-text model. Imports no torch."""
+"""Names of teachers: a version in the store, a name of a network elsewhere, or an image-text model. Imports no torch."""
 
 from typing import TypeVar
 
@@ -10,10 +10,10 @@ N = TypeVar("N", bound=TeacherName)
 
 
 def is_in_store(name: str, store: Store) -> bool:
-    """Whether a model name means a teacher of the store."""
+    """Whether a model name refers to a teacher in the store."""
     return not {":", "/"} & set(name) and ("@" in name or bool(store.versions(name)))
 
 
 def settled(name: N, store: Store) -> N | str:
-    """The version that a name of the store means now: its newest may be another one when it is loaded."""
+    """Pin a name in the store to its current version: another one may be the newest when it is loaded."""
     return store.open(name, "teacher").ref if isinstance(name, str) and is_in_store(name, store) else name

@@ -25,7 +25,7 @@ PROMPTS = (
 
 
 class ZeroShot(Settings):
-    """A teacher that needs no training: an image-text model, such as CLIP or SigLIP, and the words for its classes."""
+    """A teacher that needs no training: an image-text model, such as CLIP or SigLIP, and the words of its classes."""
 
     model: str = Field(
         min_length=1, description="OWNER/NAME[@REVISION] of transformers, hf-hub:OWNER/NAME of OpenCLIP, or local-dir:FOLDER of either."
@@ -59,7 +59,7 @@ class ZeroShot(Settings):
 
     @cached_property
     def synonyms(self) -> dict[str, tuple[str, ...]]:
-        """The words of each class by its name, in order. Raises UsageError for a file that has none."""
+        """The words of each class, by class name and in order. Raises UsageError if the file has none."""
         if not isinstance(self.class_names, str):
             return texts_of(self.class_names, "`class_names`")
         if is_yaml(self.class_names):
@@ -68,13 +68,13 @@ class ZeroShot(Settings):
 
     @cached_property
     def templates(self) -> tuple[str, ...]:
-        """Those of `prompts`, or the default ones. Raises UsageError for a file that has none."""
+        """The templates of `prompts`, or the default ones. Raises UsageError if the file has none."""
         if self.prompts is None:
             return PROMPTS
         return _prompts_in(self.prompts) if isinstance(self.prompts, str) else tuple(self.prompts)
 
     def texts(self, name: str) -> list[str]:
-        """What the model reads of a class: each of its words in each template. {} is replaced, and nothing else means anything."""
+        """The texts of a class: each of its words in each template. Only {} is replaced; nothing else has a special meaning."""
         return [template.replace(PLACE, word) for word in self.synonyms[name] for template in self.templates]
 
 
@@ -88,7 +88,7 @@ def _prompts_in(file: str) -> tuple[str, ...]:
 
 
 def _checked(templates: list[str], what: str, unit: str) -> tuple[str, ...]:
-    """Raises UsageError for a template without a place for the name."""
+    """Raises UsageError for a template without a placeholder for the name."""
     if not templates:
         raise UsageError(f"{what}: expected templates such as 'a photo of a {{}}.', found none")
     for number, template in enumerate(templates, start=1):

@@ -1,4 +1,4 @@
-"""Values that take the place of a recipe's own for one run: `generations.1.ratio` is 7. Imports no torch."""
+"""Values that override a recipe's own for one run, such as 7 for `generations.1.ratio`. Imports no torch."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -8,19 +8,19 @@ import yaml
 from nst_data.errors import ODD_YAML, UsageError, brief
 from nst_data.yaml_faults import yaml_fault
 
-_LISTS = ("evaluate", "students")  # sections that may be missing, or hold their one entry without a list
+_LISTS = ("evaluate", "students")  # sections that may be missing, or hold their single entry without a list
 _EXPECTED = "expected KEY=VALUE, such as generations.1.ratio=7"
 
 
 def changes_of(words: Iterable[str]) -> dict[str, Any]:
-    """Changes as they stand on a command line, KEY=VALUE with a value in YAML; of one key the last counts. Raises UsageError."""
+    """Parse changes from a command line, KEY=VALUE with a YAML value; the last one wins. Raises UsageError if one cannot be parsed."""
     changes = {}
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or not key.strip():
             raise UsageError(f"`changes` {word}: {_EXPECTED}")
         if not value.strip():
-            raise UsageError(f"`changes` {word}: {_EXPECTED}; null for no value")  # such as of a variable that is not set
+            raise UsageError(f"`changes` {word}: {_EXPECTED}; null for no value")  # for example, from an unset shell variable
         try:
             changes[key.strip()] = yaml.safe_load(value)
         except (yaml.YAMLError, *ODD_YAML) as error:
@@ -29,9 +29,9 @@ def changes_of(words: Iterable[str]) -> dict[str, Any]:
 
 
 def changed(content: Any, changes: Mapping[str, Any]) -> Any:  # noqa: ANN401 - anything a YAML file holds
-    """A recipe's content with other values at dotted places. Raises UsageError for a place that it cannot have.
+    """The content of a recipe with other values at dotted places. Raises UsageError for a place that it cannot have.
 
-    What an anchor shares between places is changed in the named one alone: aliases and merge keys are resolved before.
+    If an anchor shares a value between places, only the named place changes: aliases and merge keys were resolved before.
     """
     for key, value in changes.items():
         if "" in key.split("."):
@@ -65,16 +65,16 @@ def _with(node: Any, steps: list[str], value: Any, key: str) -> Any:  # noqa: AN
 
 
 def change_at(place: tuple[int | str, ...], changes: Iterable[str]) -> tuple[str, str] | None:
-    """The change that gave the value at a place of a recipe, and where inside that value it is; None where no change did."""
+    """The change that set the value at a place of a recipe, and the position inside that value; None if no change did."""
     for key in reversed(list(changes)):
         for end in range(1, len(place) + 1):
-            names = [step for step in place[:end] if isinstance(step, str)]  # alone where one stands that may be a list
+            names = [step for step in place[:end] if isinstance(step, str)]  # without the index, in case a single entry stands for the list
             if key in (".".join(map(str, place[:end])), ".".join(names)):
                 return key, ".".join(map(str, place[end:]))
     return None
 
 
 def changes_inside(place: tuple[int | str, ...], changes: Iterable[str]) -> list[str]:
-    """The changes of something inside a place of a recipe."""
+    """The changes to something inside a place of a recipe."""
     around = [str(step) for step in place]
     return [key for key in changes if key.split(".")[: len(around)] == around]

@@ -1,4 +1,4 @@
-"""What would stop a later generation of a recipe stops the loop before its first; what changes nothing is said."""
+"""Checks before the first generation for anything that would stop a later one, and reports of settings that have no effect."""
 
 from pathlib import Path
 from typing import TypeVar
@@ -32,7 +32,7 @@ from nst_train.zero_shot_settings import ZeroShot
 
 
 def say_idle(recipe: Recipe, progress: Progress) -> None:
-    """Say which settings change nothing but may well stand there, since generations share them."""
+    """Report settings that have no effect but are not errors, since generations share them."""
     for key in idle_of_first(recipe):
         progress.say(f"generations.0.{key} changes nothing: the first generation is trained on labeled images only")
     for network in recipe.networks:
@@ -56,7 +56,7 @@ def check_recipe(recipe: Recipe, labeled: Source | None, class_names: list[str],
             if shape not in made:
                 outline(shape, len(class_names))
                 made.append(shape)
-    for network in recipe.networks if recipe.control else []:  # which has no pseudo-labels
+    for network in recipe.networks if recipe.control else []:  # a control has no pseudo-labels
         settings = network.settings
         is_last = network.generation == recipe.networks[-1].generation
         if is_last and (settings.mixup or settings.cutmix) and settings.batch_size % 2:
@@ -72,9 +72,9 @@ N = TypeVar("N", bound=TeacherName)
 
 
 def trained_model(key: str, name: N, store: Store, class_names: list[str] | None) -> tuple[N | str, list[str]]:
-    """The model at a key of a recipe, with its version where it is one of the store: the newest may soon be another. And its classes.
+    """The model at a key of a recipe, pinned to its version if it is in the store (a newer one may appear), and its classes.
 
-    Raises NstError for one that is not there or knows other classes than the labeled images, where there are some.
+    Raises NstError if it does not exist, or has other classes than the labeled images, if there are any.
     """
     found: N | str = name
     try:
@@ -93,7 +93,7 @@ def trained_model(key: str, name: N, store: Store, class_names: list[str] | None
 
 
 def check_selection(recipe: Recipe, store: Store) -> None:
-    """Raises NstError where the first student's images were selected by its own teacher, before the recipe named another model."""
+    """Raises NstError if the first student's images were selected by its own teacher, before the recipe named another model."""
     first = next(network.generation for network in recipe.networks if network.generation)
     for version in store.versions(recipe.name) if recipe.select.by else []:
         if version.number == Number(first) and version.is_readable and version.manifest.kind == "generation":
@@ -104,7 +104,7 @@ def check_selection(recipe: Recipe, store: Store) -> None:
 
 
 def check_reviews(recipe: Recipe, store: Store, class_names: list[str]) -> None:
-    """Raises NstError for a review that is not there, or has other classes than the labeled images."""
+    """Raises NstError if a review does not exist, or has other classes than the labeled images."""
     for ref in recipe.reviews.values():
         try:
             match_classes(store.open(ref, "review").manifest.class_names, class_names, ref, subset=True)
@@ -115,7 +115,7 @@ def check_reviews(recipe: Recipe, store: Store, class_names: list[str]) -> None:
 def check_evaluations(
     recipe: Recipe, store: Store, evaluations: list[tuple[EvaluationSettings, Path | Source]], class_names: list[str], location: str
 ) -> None:
-    """Raises NstError for evaluations that the networks of a recipe cannot have; `location` is where their classes come from."""
+    """Raises NstError for evaluations that the recipe's networks cannot run; `location` is where their classes come from."""
     for settings, data in evaluations:
         if {CORRUPTED, EXTRA_CORRUPTED} & set(settings.suite):
             _check_sizes(recipe)

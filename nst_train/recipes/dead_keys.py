@@ -1,4 +1,4 @@
-"""What is written in a recipe and could change nothing: each such key has a reason, and is refused. Imports no torch."""
+"""Keys of a recipe that cannot have an effect; each is rejected with its reason. Imports no torch."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,9 +13,9 @@ Place = tuple[str | int, ...]
 
 
 def dead_keys(content: dict[str, Any], recipe: Recipe) -> Iterator[tuple[Place, str]]:
-    """The place of each, such as ("generations", 0, "ratio"), and why nothing follows from it.
+    """The place of each such key, such as ("generations", 0, "ratio"), and why it has no effect.
 
-    `content` is what the YAML file holds, of which `recipe` was made: only what is written is looked at, and no value that is the default.
+    `content` is the content of the YAML file that `recipe` was made from: only written keys whose value is not the default are reported.
     """
     for network in recipe.networks:
         yield from _of_network(network, content)
@@ -37,7 +37,7 @@ def dead_keys(content: dict[str, Any], recipe: Recipe) -> Iterator[tuple[Place, 
 
 
 def idle_of_first(recipe: Recipe) -> list[str]:
-    """What generation 0's settings say of pseudo-labels, beside its preset's: often it is shared with the students by an anchor."""
+    """The pseudo-label settings of generation 0, other than its preset's; often an anchor shares them with the students."""
     if recipe.teacher is not None:
         return []
     first = recipe.generations[0]

@@ -1,4 +1,4 @@
-"""What a finished run of a recipe went by and what it made: asked again, it is answered from that, without a network library."""
+"""A record of what a finished run depended on and made, so that repeating it needs no network library."""
 
 import contextlib
 import os
@@ -20,16 +20,16 @@ from nst_train.recipes.opened_sources import OpenedSources
 from nst_train.recipes.recipe import Recipe
 from nst_train.teacher_names import is_in_store
 
-OF_THE_RUN = (None, "", "teacher", "the first training")  # what `start` calls networks that the run trains itself
+OF_THE_RUN = (None, "", "teacher", "the first training")  # names in `start` for networks that the run trains itself
 _ALSO = "open-clip-torch"  # teachers may depend on it
 _SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
 @dataclass(frozen=True)
 class Generation:
-    """One trained network and what it was trained on; `corpus` and `edition` are None where that was labeled images only.
+    """One trained network and what it was trained on; `corpus` and `edition` are None if that was labeled images only.
 
-    `corpus` is the labeling of the pool that its edition was selected by, where that was made for its generation.
+    `corpus` is the labeling of the pool that the edition was selected from, if it was made for this generation.
     """
 
     teacher: Version
@@ -38,20 +38,20 @@ class Generation:
 
 
 class _Kept(BaseModel):
-    """As it lies in the store."""
+    """The record as stored."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     asked: str
     repositories: dict[str, str]
-    versions: dict[str, str]  # all that the run made, digests by reference
-    measured: dict[str, str]  # what was measured of its teachers, digests by reference and name
+    versions: dict[str, str]  # everything that the run made: digests by reference
+    measured: dict[str, str]  # measurements of its teachers: digests by reference and name
     generations: list[tuple[str, str | None, str | None]]  # teacher, corpus and edition
 
 
 @dataclass(frozen=True)
 class Asked:
-    """All that a run goes by, as a digest, and the repositories of the Hub by the names of timm for which they hold weights."""
+    """Everything that a run depends on, as a digest, and the Hub repositories with the weights of timm names."""
 
     digest: str
     repositories: Mapping[str, str]
@@ -59,10 +59,10 @@ class Asked:
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A recipe over its opened sources, and where the store keeps what a finished run of it made.
+    """A recipe with its opened sources, and the place of a finished run's record in the store.
 
-    The run counts as the same for an equal recipe over sources, files and models that nobody has written to since, with the same packages.
-    It is looked through again where it measures a published suite, whose folders hold too many files to look at each.
+    A run counts as the same if the recipe and the packages are equal and no source, file or model has been written to since. No record is
+    kept if it measures a published suite, whose folders have too many files to check each.
     """
 
     store: Store
@@ -70,7 +70,7 @@ class FinishedRun:
     sources: OpenedSources
 
     def generations(self, progress: Progress) -> list[Generation] | None:
-        """What it made; None where something of that, or of what it went by, is not as it was, and for one of several processes."""
+        """The generations of the finished run; None if anything it depended on or made has changed, and with several processes."""
         if _is_one_of_several() or not self._path.is_file():
             return None
         try:
@@ -83,13 +83,13 @@ class FinishedRun:
             made = [
                 Generation(versions[teacher], *(None if ref is None else versions[ref] for ref in on)) for teacher, *on in kept.generations
             ]
-        except (OSError, ValueError, KeyError, TypeError, NstError):  # the run says what is wrong
+        except (OSError, ValueError, KeyError, TypeError, NstError):  # the run itself will report it
             return None
         progress.say(f"{self.recipe.name} is finished: same recipe, images and models")
         return made
 
     def asked(self, repositories: Mapping[str, str]) -> Asked:
-        """All that the run goes by, as of now. Raises KeyError for a model of timm whose repository is not named."""
+        """Everything that the run depends on, as of now. Raises KeyError for a timm model whose repository is missing."""
         recipe = self.recipe.model_dump(mode="json")
         digest = json_digest(
             {
@@ -104,17 +104,17 @@ class FinishedRun:
         return Asked(digest, repositories)
 
     def begin(self) -> Asked | None:
-        """What the run goes by, as it begins; None for what can be known of no later run, or not now."""
+        """What the run depends on at its start; None if no later run could be compared with it, or if something is missing now."""
         if any(isinstance(data, Path) for _, data in self.sources.evaluations):
             return None
         from nst_train.networks.weights import published_repository
 
-        with contextlib.suppress(OSError, NstError):  # the run says what is wrong
+        with contextlib.suppress(OSError, NstError):  # the run itself will report it
             return self.asked({name: published_repository(name) for name in self._models if self._is_of_timm(name)})
         return None
 
     def keep(self, asked: Asked, versions: Sequence[Version], generations: Sequence[Generation]) -> None:
-        """Keep what was made, by what was asked before it began; not where the store cannot be written to."""
+        """Store what was made together with what the run depended on at its start; does nothing if the store is read-only."""
         kept = _Kept(
             asked=asked.digest,
             repositories=dict(asked.repositories),
@@ -140,11 +140,11 @@ class FinishedRun:
         asked = [*(one.start for one in settings), self.recipe.select.by, *(one.relative_to for one in self.recipe.evaluate)]
         names += [name for name in asked if name not in OF_THE_RUN and name is not None]
         names += [self.recipe.teacher.model] if self.recipe.teacher else []
-        own = None if self.recipe.teacher else f"{self.recipe.name}-teacher@gen-0"  # which the run makes
+        own = None if self.recipe.teacher else f"{self.recipe.name}-teacher@gen-0"  # this one is made by the run
         return sorted({name for name in names if name != own})
 
     def _identity(self, name: str, repositories: Mapping[str, str]) -> Any:  # noqa: ANN401 - a JSON value
-        """Equal where a name means the same weights."""
+        """A value that is equal if a name refers to the same weights."""
         if is_in_store(name, self.store):
             version = self.store.open(name, "teacher")
             return [version.ref, version.manifest.digest]
@@ -159,7 +159,7 @@ class FinishedRun:
 
 
 def _is_one_of_several() -> bool:
-    """Whether this process has peers, as torchrun, accelerate and MPI say it."""
+    """Whether this process has peers, according to torchrun, accelerate and MPI."""
     return any(os.environ.get(name, "1") not in ("", "1") for name in _SIZES)
 
 
@@ -173,7 +173,7 @@ def _measured(versions: Iterable[Version]) -> dict[str, str]:
 
 
 def _texts(value: Any) -> Iterator[str]:  # noqa: ANN401 - a JSON value
-    """Every text in a value."""
+    """All strings in a value."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):

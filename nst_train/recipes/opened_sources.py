@@ -20,7 +20,7 @@ from nst_train.recipes.sections import EvaluationSettings, SourceSettings
 
 @dataclass(frozen=True)
 class OpenedSources:
-    """What a recipe names, before anything is held out of it. `evaluations` has a published suite's folder, or None for the test images."""
+    """The sources of a recipe, before any holdout. `evaluations` has a published suite's folder, a source, or None for the test set."""
 
     labeled: Source | None
     pool: Source
@@ -30,7 +30,7 @@ class OpenedSources:
 
     @classmethod
     def open(cls, recipe: Recipe, store: Store, progress: Progress, *, writes: bool = True) -> Self:
-        """Raises NstError for a source that is not there. Without `writes` the store stays as it is."""
+        """Open the sources. Raises NstError if one does not exist. With `writes` False, the store is not changed."""
         labeled = _open("labeled", recipe.labeled, progress) if recipe.labeled else None
         pool = _open("pool", recipe.pool, progress, indexes=store.indexes if writes else None)
         test = _open("test", recipe.test, progress) if recipe.test else None
@@ -40,7 +40,7 @@ class OpenedSources:
         return opened
 
     def _check_pool_is_another(self) -> None:
-        """Raises UsageError for a pool that is one of the other sources: all of it would be labeled, and then left out of the selection."""
+        """Raises UsageError if the pool is one of the other sources: all of it would be labeled, and then excluded from the selection."""
         for role in ("labeled", "test", "validation"):
             other: Source | None = getattr(self, role)
             if other is None or other.location != self.pool.location:
@@ -51,7 +51,7 @@ class OpenedSources:
                 )
 
     def all(self) -> Iterator[Source]:
-        """Each of them, in a fixed order."""
+        """All sources, in a fixed order."""
         evaluated = (data for _, data in self.evaluations if isinstance(data, Source))
         yield from filter(None, (self.labeled, self.pool, self.test, self.validation, *evaluated))
 
@@ -63,7 +63,7 @@ def _data_of(settings: EvaluationSettings, progress: Progress) -> Path | Source 
 
 
 def _open(role: str, settings: SourceSettings, progress: Progress, indexes: Indexes | None = None) -> Source:
-    """A source of the recipe; with its labels, but for the pool. That one is of the Hub is said: it may have been meant as a path."""
+    """Open a source of the recipe, with labels unless it is the pool. Reports a Hub dataset, since a path may have been meant."""
     on_hub = [
         one for one in settings.sources if address_of(one) is None and not os.path.exists(one) and HubReference.parse(one) is not None
     ]

@@ -1,4 +1,4 @@
-"""A recipe's YAML file to settings; what is wrong in it is said with its line."""
+"""From a recipe's YAML file to settings; errors are reported with their line."""
 
 from collections.abc import Hashable, Mapping
 from pathlib import Path
@@ -32,12 +32,12 @@ def load_recipe(path: Path | str, *, changes: Mapping[str, Any] | None = None) -
     """Read a recipe.
 
     Args:
-        path: A YAML file such as examples/image_folder.yaml. Relative sources in it lie beside it, or on the Hub.
-        changes: Values in place of the file's, by their place: `{"generations.1.ratio": 7}`. The recipe is the one that a file
-            with these values makes.
+        path: A YAML file such as examples/image_folder.yaml. Relative sources are next to it, or on the Hub.
+        changes: Values that override the file's, by their place: `{"generations.1.ratio": 7}`. The result is the same as that of a file
+            with these values.
 
     Returns:
-        The recipe, for `self_training`. `Recipe(...)` makes one without a file.
+        The recipe, for `self_training`. `Recipe(...)` creates one without a file.
 
     Raises:
         UsageError: Something in it is wrong; the message names the key and its line.
@@ -56,7 +56,7 @@ def _text_of(path: Path) -> str:
 
 
 def parse_recipe(text: str, path: Path, changes: Mapping[str, Any] = NO_CHANGES) -> Recipe:
-    """A recipe from its text, with other values at dotted places; `path` is where it stands."""
+    """Parse a recipe, with other values at dotted places; `path` is the file of the text."""
     try:
         content = yaml.safe_load(text)
         tree = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -84,7 +84,7 @@ def parse_recipe(text: str, path: Path, changes: Mapping[str, Any] = NO_CHANGES)
 
 
 def _check_keys(path: Path, node: yaml.Node | None, seen: set[int]) -> None:
-    """Raises UsageError for a key that stands twice in one place, of which YAML drops the first."""
+    """Raises UsageError for a duplicate key, of which YAML drops the first."""
     if id(node) in seen:  # an alias
         return
     seen.add(id(node))
@@ -104,14 +104,14 @@ def _check_keys(path: Path, node: yaml.Node | None, seen: set[int]) -> None:
 
 
 def as_written(path: Path, changes: Mapping[str, Any] = NO_CHANGES) -> dict[str, Any]:
-    """What a recipe that `load_recipe` takes spells out, without what presets and defaults fill in."""
+    """What a recipe accepted by `load_recipe` spells out, without the values from presets and defaults."""
     content: dict[str, Any] = changed(yaml.safe_load(path.read_text("utf-8")), changes)
     seed = {"seed": content["seed"]} if "seed" in content else {}
     return content | {name: [seed | one for one in content.get(name, [])] for name in ("generations", "students")}
 
 
 def _explain(error: ValidationError, tree: yaml.Node | None, changes: Mapping[str, Any]) -> str:
-    """The first error as one line: line number or change, place, what came and what was expected."""
+    """The first error as one line: line number or change, place, what was expected and what was found."""
     first = error.errors()[0]
     line = _place(tree, first["loc"], changes) + ": "
     inside = changes_inside(first["loc"], changes) if change_at(first["loc"], changes) is None else []
@@ -129,7 +129,7 @@ def _explain(error: ValidationError, tree: yaml.Node | None, changes: Mapping[st
 
 
 def _as_written_at(tree: yaml.Node | None, error: "ErrorDetails", changes: Mapping[str, Any]) -> str:
-    """The value that an error is about as it stands in the file: `yes` rather than the true that YAML makes of it."""
+    """The value of an error as it is written in the file: `yes` rather than the true that YAML makes of it."""
     value = error["input"]
     if value is None or isinstance(value, str) or error["type"] == "invalid_key" or change_at(error["loc"], changes):
         return brief(value)
@@ -138,7 +138,7 @@ def _as_written_at(tree: yaml.Node | None, error: "ErrorDetails", changes: Mappi
 
 
 def _place(tree: yaml.Node | None, place: tuple[int | str, ...], changes: Mapping[str, Any]) -> str:
-    """A place of a recipe with its line, or with the change that gave its value."""
+    """A place of a recipe with its line, or with the change that set its value."""
     if found := change_at(place, changes):
         key, inside = found
         return f", `changes` {key}" + (f": {inside}" if inside else "")
@@ -146,7 +146,7 @@ def _place(tree: yaml.Node | None, place: tuple[int | str, ...], changes: Mappin
 
 
 def _expected(error: str, place: tuple[int | str, ...]) -> str | None:
-    """What belongs at a place where pydantic found a value of another kind; None for other errors."""
+    """What is expected where pydantic found a value of another type; None for other errors."""
     model = _model_at(place)
     example = "{" + (_EXAMPLES.get(model) or f"{next(iter(model.model_fields))}: ...") + "}"
     if error in ("model_type", "dict_type"):
@@ -161,14 +161,14 @@ def _expected(error: str, place: tuple[int | str, ...]) -> str | None:
 
 
 def _found(node: yaml.Node | None, place: tuple[int | str, ...]) -> tuple[int, yaml.Node | None]:
-    """(line, value) of a place, as far as the file has it; no value where it has not."""
+    """(line, value) of a place, as far as it is in the file; the value is None if it is not."""
     line = node.start_mark.line if node else 0
     for step in place:
         if isinstance(node, yaml.MappingNode):
             pairs = [(key, value) for key, value in node.value if key.value == str(step)]
             pairs = pairs or [(key, value) for key, value in node.value if not key.tag.endswith((":str", ":merge"))]  # 5: or ~:
             if not pairs and isinstance(step, int):
-                continue  # one where a list may stand
+                continue  # a single entry where a list may stand
             if not pairs:
                 return line + 1, None
             line, node = pairs[0][0].start_mark.line, pairs[0][1]
@@ -179,7 +179,7 @@ def _found(node: yaml.Node | None, place: tuple[int | str, ...]) -> tuple[int, y
 
 
 def _model_at(place: tuple[int | str, ...]) -> type[BaseModel]:
-    """The settings at a place of the recipe, or around it."""
+    """The settings class at a place of the recipe, or around it."""
     model: type[BaseModel] = Recipe
     for step in place:
         if isinstance(step, str) and step in model.model_fields:
@@ -188,7 +188,7 @@ def _model_at(place: tuple[int | str, ...]) -> type[BaseModel]:
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:  # noqa: ANN401 - any type annotation
-    """The settings inside an annotation such as `list[X]` or `X | None`."""
+    """The settings class in an annotation such as `list[X]` or `X | None`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next((found for part in getattr(annotation, "__args__", ()) if (found := _model_in(part))), None)

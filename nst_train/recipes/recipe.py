@@ -28,12 +28,12 @@ _OF_SCHEDULE = ("learning_rate", "warmup_epochs", "warmup_steps", "schedule", "d
 
 
 def inherited(generation: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a generation, as written, holds for its `finetune` too, where that names nothing else."""
-    # of two lengths the one that the finetuning names; and a test size is of the image size beside it
+    """The settings of a generation, as written, that also hold for its `finetune` unless that sets them."""
+    # the finetuning's unit of length replaces the other one; and a test size belongs to the image size next to it
     other = {"epochs": "steps", "steps": "epochs", "warmup_steps": "warmup_epochs", "image_size": "test_size"}
     finetune = generation["finetune"]
     left = {*_NOT_INHERITED, *(other[name] for name in finetune if name in other)}
-    if "preset" in finetune:  # of its own, with a schedule of its own
+    if "preset" in finetune:  # its own preset, with its own schedule
         left |= {"epochs", "steps", *_OF_SCHEDULE, *_of_preset(finetune)} - {"model"}
     first = {name: value for name, value in generation.items() if name not in left}
     noise, of_first = finetune.get("noise"), first.get("noise")
@@ -43,10 +43,10 @@ def inherited(generation: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def of_finetuning(generation: Mapping[str, Any]) -> dict[str, Any]:
-    """What a `finetune` has that names nothing else: section 3.1's un-augmented images, and the end of the first training's schedule.
+    """Defaults of a `finetune`: the un-augmented images of section 3.1, and the end of the first training's schedule.
 
-    Images stay augmented after pretraining on pseudo-labels (study 6). A learning rate, warm-up or decay of its own is a schedule of its
-    own, which starts at its full rate. `start` is settled when the first training is done.
+    Images stay augmented after pretraining on pseudo-labels (study 6). Its own learning rate, warm-up or decay makes a separate schedule,
+    which starts at its full rate. `start` is resolved when the first training is done.
     """
     finetune = generation["finetune"]
     whole, epochs = _epochs(generation, "schedule_epochs"), _epochs({**generation, **finetune})
@@ -58,19 +58,19 @@ def of_finetuning(generation: Mapping[str, Any]) -> dict[str, Any]:
     images = {} if generation.get("pseudo_only") else {"transform": "evaluation"}
     is_augmented = (images | finetune).get("transform", "training") == "training"
     unmixed = {} if generation.get("pseudo_only") and is_augmented else {"mixup": 0, "cutmix": 0}
-    sizes = {} if is_augmented else {"test_size": None}  # of images that no crop enlarges
+    sizes = {} if is_augmented else {"test_size": None}  # for images that no crop magnifies
     return {"start": "the first training", **schedule, **images, **unmixed, **sizes}
 
 
 def _epochs(settings: Mapping[str, Any], *longer: str) -> float:
-    """Those of settings as written; 0 where they are no number, which is said elsewhere."""
+    """The epochs of settings as written; 0 if they are not a number, which is reported elsewhere."""
     values = {"epochs": PAPER_EPOCHS} | _of_preset(settings) | dict(settings)
     epochs = next(values[name] for name in (*longer, "epochs") if values.get(name) is not None or name == "epochs")
     return epochs if isinstance(epochs, int | float) else 0
 
 
 def _counts_steps(settings: Mapping[str, Any]) -> bool:
-    """Whether settings as written, or their preset, say how long a training is in steps."""
+    """Whether settings as written, or their preset, give the length of a training in steps."""
     in_epochs = settings.get("epochs") or settings.get("schedule_epochs")
     return bool(settings.get("steps") or ("steps" in _of_preset(settings) and not in_epochs))
 
@@ -111,7 +111,7 @@ class StudentSettings(GenerationSettings):
 
 @dataclass(frozen=True)
 class Network:
-    """A network that a recipe trains: its generation, and where the recipe has its settings."""
+    """A network that a recipe trains: its generation, and the place of its settings in the recipe."""
 
     generation: int
     settings: GenerationSettings
@@ -119,25 +119,25 @@ class Network:
 
     @property
     def student(self) -> str | None:
-        """Its name among several students of one teacher."""
+        """Its name, if it is one of several students of one teacher."""
         return self.settings.name if isinstance(self.settings, StudentSettings) else None
 
     def name_in(self, recipe: str, kind: str = "teacher") -> str:
-        """What it is called in the store; its control has a name too."""
+        """Its name in the store, or that of its control."""
         return f"{recipe}-{kind}" + ("" if self.student is None else f"-{self.student}")
 
     @property
     def key(self) -> str:
-        """Its place as messages have it."""
+        """Its place as shown in messages."""
         return ".".join(map(str, self.place))
 
     def written_in(self, content: Mapping[str, Any]) -> dict[str, Any]:
-        """What the recipe's file spells out of it."""
+        """What the recipe's file spells out for this network."""
         key, index = self.place
         return dict(content[key][index])
 
 
-MAY_BE_EMPTY = ("label", "select", "evaluate", "run")  # a section without a key is the default
+MAY_BE_EMPTY = ("label", "select", "evaluate", "run")  # an empty section is the default one
 
 
 class Recipe(Settings):
@@ -183,14 +183,14 @@ class Recipe(Settings):
 
     @property
     def networks(self) -> list[Network]:
-        """What it trains, in order."""
+        """The networks to train, in order."""
         first = 0 if self.teacher is None else 1
         chain = [Network(first + index, settings, ("generations", index)) for index, settings in enumerate(self.generations)]
         last = first + len(chain)
         return [*chain, *(Network(last, settings, ("students", index)) for index, settings in enumerate(self.students))]
 
     def reviews_of(self, generation: int) -> str | None:
-        """The review that a generation is trained with; None for none."""
+        """The review that a generation is trained with, if any."""
         return next((ref for first, ref in sorted(self.reviews.items(), reverse=True) if first <= generation), None)
 
     @field_validator("teacher", mode="before", json_schema_input_type=str | TeacherSettings | None)
@@ -221,7 +221,7 @@ class Recipe(Settings):
 
     @property
     def is_tested(self) -> bool:
-        """Whether there are test images, of their own or held out."""
+        """Whether there are test images, given or held out."""
         return self.test is not None or self.holdout is not None
 
     @model_validator(mode="after")
@@ -271,7 +271,7 @@ class Recipe(Settings):
     @model_validator(mode="after")
     def _students_have_names_of_their_own(self) -> Self:
         names = [name for one in self.students for name in (one.name, *([f"{one.name}-before-finetuning"] if one.finetune else []))]
-        alike = [folded(name) for name in names]  # else the run would stop once the first of them is trained
+        alike = [folded(name) for name in names]  # otherwise the run would stop after training the first of them
         if twice := [name for name in names if alike.count(folded(name)) > 1]:
             raise ValueError(f"`students`: two are called {twice[0]}; give one of them another `name`")
         for network in self.networks:
@@ -324,7 +324,7 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _what_is_streamed_is_read_in_order(self) -> Self:
-        """Training reads single images, again and again; over the network that would take many times as long."""
+        """Training reads single images repeatedly, which would take many times as long over the network."""
         for role in ("labeled", "validation"):
             if (source := getattr(self, role)) and source.stream:
                 raise ValueError(
@@ -351,7 +351,7 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _results_have_names_of_their_own(self) -> Self:
-        """One would be written over the other."""
+        """Otherwise one would overwrite the other."""
         names = ["test"] if self.is_tested else []
         for one in self.evaluate:
             if self.is_tested and one.data is None and one.name in (None, "test") and "suite" not in one.model_fields_set:
@@ -365,7 +365,7 @@ class Recipe(Settings):
     @model_validator(mode="before")
     @classmethod
     def _spread_seed(cls, content: Any) -> Any:  # noqa: ANN401 - anything a YAML file holds
-        """Each part takes the recipe's seed where it names none of its own."""
+        """Use the recipe's seed in each part that does not set its own."""
         if not isinstance(content, dict):
             return content
         content = {name: value for name, value in content.items() if value is not None or name not in MAY_BE_EMPTY}

@@ -1,4 +1,4 @@
-"""The sources of a recipe, opened, and all that would stop a later generation checked before the first."""
+"""The opened sources of a recipe, after checking everything that would stop a later generation."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,22 +17,22 @@ from nst_train.teacher_names import TeacherName
 
 @dataclass(frozen=True)
 class RecipeData:
-    """What a recipe works on. With `holdout`, `labeled` and `test` are two parts of one source."""
+    """The data of a recipe. With `holdout`, `labeled` and `test` are two parts of one source."""
 
     labeled: Source | None
-    class_names: list[str]  # of the labeled images or, where there are none, of the teacher
+    class_names: list[str]  # of the labeled images or, without any, of the teacher
     pool: Source
     test: Source | None
     validation: Source | None
     evaluations: list[tuple[EvaluationSettings, Path | Source]]
-    teacher: TeacherName | None  # a trained model in place of generation 0, with its version
+    teacher: TeacherName | None  # a trained model instead of generation 0, with its version
     by: str | None  # a model that selects, with its version
-    held_out: list[Source]  # no image of these is trained on with a pseudo-label,
-    evaluated: list[Source]  # nor of these, which `evaluate` names beside them
+    held_out: list[Source]  # none of these images is trained on with a pseudo-label,
+    evaluated: list[Source]  # nor any of these, the other images that `evaluate` names
 
     @classmethod
     def open(cls, recipe: Recipe, store: Store, progress: Progress, *, writes: bool = True, sources: OpenedSources | None = None) -> Self:
-        """Raises NstError for a source that is not there, and for what would stop a later generation. Without `writes` the store stays."""
+        """Open and check everything. Raises NstError if a source is missing or a later generation would stop. Only `writes` changes the store."""
         sources = sources or OpenedSources.open(recipe, store, progress, writes=writes)
         whole, pool, test, validation = sources.labeled, sources.pool, sources.test, sources.validation
         labeled = whole
@@ -47,7 +47,7 @@ class RecipeData:
         if recipe.teacher is not None and teacher is None:
             teacher, _ = trained_model("teacher", recipe.teacher.named, store, names)
         by = trained_model("select.by", recipe.select.by, store, names)[0] if recipe.select.by else None
-        if recipe.holdout and whole:  # after what takes less time: it reads all images
+        if recipe.holdout and whole:  # after the faster checks, since it reads all images
             labeled, test = held_out_together(whole, recipe.holdout, recipe.seed, store, progress, writes)
         evaluations = [(settings, _or_test(data, test)) for settings, data in sources.evaluations]
         check_evaluations(recipe, store, evaluations, names, whole.location if whole else f"`teacher` {teacher}")
@@ -59,19 +59,19 @@ class RecipeData:
 
 
 def _say_leaks(recipe: Recipe, store: Store, labeled: Source, teacher: TeacherName | None, by: str | None, progress: Progress) -> None:
-    """As `say_leaks`, of the models that a recipe names."""
+    """`say_leaks` for the models that a recipe names."""
     named = [teacher, by, *(network.settings.start for network in recipe.networks)]
     say_leaks([one for one in named if isinstance(one, str) and one not in ("", "teacher")], store, labeled, progress)
 
 
 def _of_other_images(sources: list[Source], known: list[Source]) -> list[Source]:
-    """Those that hold other images than the known ones and those before them."""
+    """The sources whose images differ from those of `known` and of each other."""
     found = {source.images_fingerprint: source for source in sources}
     return [source for fingerprint, source in found.items() if fingerprint not in {one.images_fingerprint for one in known}]
 
 
 def _or_test(data: Path | Source | None, test: Source | None) -> Path | Source:
-    """The test images where an evaluation names no others."""
+    """The data of an evaluation, or the test images if it names none."""
     found = test if data is None else data
     assert found is not None, "the recipe was checked"
     return found

@@ -1,4 +1,4 @@
-"""The JSON schema of recipes: editors complete, explain and check the keys of a YAML file by it. Imports no torch."""
+"""The JSON schema of recipes, with which editors complete, explain and check the keys of a YAML file. Imports no torch."""
 
 import json
 from pathlib import Path
@@ -8,14 +8,14 @@ from nst_data.store.files import write_text
 from nst_train.recipes.recipe import MAY_BE_EMPTY, Recipe
 
 SCHEMA_FILE = "recipe.schema.json"
-MODELINE = f"# yaml-language-server: $schema={SCHEMA_FILE}"  # the first line of a recipe; the file is the one beside it
+MODELINE = f"# yaml-language-server: $schema={SCHEMA_FILE}"  # the first line of a recipe; refers to the file next to it
 _TITLE = "Recipe of nst run"
-_EXPONENT = r"^[+-]?[0-9]+(\.[0-9]*)?[eE][+-]?[0-9]+$"  # 1e-3, which is text in YAML 1.1; bounds hold of numbers alone
+_EXPONENT = r"^[+-]?[0-9]+(\.[0-9]*)?[eE][+-]?[0-9]+$"  # 1e-3, which is a string in YAML 1.1; bounds apply to numbers only
 _OF_A_PRESET = "model"  # or of the generation that a `finetune` belongs to
 
 
 def recipe_schema() -> dict[str, Any]:
-    """What `load_recipe` takes, as a schema of draft 2020-12, but for what several keys decide together."""
+    """What `load_recipe` accepts, as a draft 2020-12 schema, except for rules that involve several keys."""
     schema: dict[str, Any] = _plain(Recipe.model_json_schema())
     for name in MAY_BE_EMPTY:
         section = schema["properties"][name]
@@ -28,12 +28,12 @@ def recipe_schema() -> dict[str, Any]:
 
 
 def schema_text() -> str:
-    """The schema as a file has it."""
+    """The content of the schema file."""
     return json.dumps(recipe_schema(), indent=1) + "\n"
 
 
 def write_schema(folder: Path) -> bool:
-    """Put the schema beside a recipe, unless something else has its name there; whether it is there."""
+    """Write the schema next to a recipe, unless another file has its name. Returns whether it is there."""
     path = folder / SCHEMA_FILE
     is_ours = not path.exists() or (path.is_file() and f'"title": "{_TITLE}"' in path.read_text("utf-8", errors="replace"))
     if is_ours:
@@ -42,11 +42,11 @@ def write_schema(folder: Path) -> bool:
 
 
 def _plain(node: Any, of_keys: bool = False) -> Any:  # noqa: ANN401 - any JSON
-    """Without what pydantic adds for programs: titles, defaults that are whole sections or nothing, lists of arguments.
+    """Drop what pydantic adds for programs: titles, defaults that are whole sections or empty, lists of arguments.
 
-    A number may be text with an exponent, which pydantic takes for one.
+    A number may also be a string with an exponent, which pydantic parses.
 
-    `of_keys` says that the node's own keys are settings, which may be called title or default.
+    `of_keys`: the node's own keys are names of settings, which may be called title or default.
     """
     if isinstance(node, list):
         return [_plain(one) for one in node]

@@ -1,4 +1,4 @@
-"""The sections of a recipe beside its networks: sources, selection, evaluation, the Hub. Imports no torch."""
+"""The sections of a recipe other than its networks: sources, selection, evaluation, the Hub. Imports no torch."""
 
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self
@@ -35,11 +35,11 @@ class SourceSettings(Settings):
 
     @property
     def sources(self) -> list[str]:
-        """Each of them."""
+        """The sources as a list."""
         return [self.source] if isinstance(self.source, str) else self.source
 
     def located(self, locate: Callable[[str], str]) -> Self:
-        """With each of its sources in another place."""
+        """A copy whose sources are replaced by `locate(source)`."""
         found = list(map(locate, self.sources))
         return self.model_copy(update={"source": found[0] if isinstance(self.source, str) else found})
 
@@ -67,7 +67,7 @@ class TeacherSettings(Settings):
 
     @property
     def named(self) -> str | ZeroShot:
-        """As labeling takes it. Raises UsageError for a file of words that is not there."""
+        """The teacher in the form that labeling accepts. Raises UsageError if a file of words does not exist."""
         if self.class_names is None:
             return self.model
         return ZeroShot(model=self.model, class_names=self.class_names, prompts=self.prompts)
@@ -77,7 +77,7 @@ class LabelSectionSettings(ClusterSettings, LabelSettings):
     """How a recipe labels the pool, and with which model."""
 
     def for_request(self) -> dict[str, Any]:
-        """As of labeling alone."""
+        """The settings of the labeling, without those of the cluster."""
         return {name: value for name, value in super().for_request().items() if name not in ClusterSettings.model_fields}
 
 
@@ -101,7 +101,7 @@ class SelectSettings(BalanceSettings):
 
     @property
     def balancing(self) -> BalanceSettings:
-        """Without what a recipe alone knows."""
+        """The settings without those that only a recipe has."""
         return BalanceSettings.model_validate(self.model_dump(exclude={"by", "when"}))
 
 
@@ -158,5 +158,5 @@ class EvaluationSettings(EvaluateSettings):
         return self
 
     def recorded(self, suite: str) -> str:
-        """The name of one of its suites in metrics.json: with `name` or test before it, a published suite's alone by default."""
+        """The name of a suite in metrics.json: prefixed with `name` or test; by default a published suite keeps its own."""
         return recorded_name(self.name or (suite if self.of_published else "test"), suite)

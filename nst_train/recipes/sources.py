@@ -1,4 +1,4 @@
-"""Where the sources of a recipe are: beside it, at an absolute path or a home, else on the Hub. Imports no torch."""
+"""Where the sources of a recipe are: next to it, at an absolute or home path, or else on the Hub. Imports no torch."""
 
 import glob
 import os
@@ -19,7 +19,7 @@ _FOLDER = "local-dir:"
 
 
 def with_sources_beside(path: Path, recipe: Recipe) -> Recipe:
-    """The recipe at `path` with sources as a command takes them. Raises UsageError for one that means two things."""
+    """The recipe at `path` with sources as commands accept them, absolute or on the Hub. Raises UsageError if a source is ambiguous."""
     folder = path.absolute().parent
 
     def beside(settings: SourceSettings | None) -> SourceSettings | None:
@@ -49,7 +49,7 @@ def with_sources_beside(path: Path, recipe: Recipe) -> Recipe:
 
 
 def _trained(folder: Path, settings: Trained) -> Trained:
-    """A training with the folders of its network and of what it starts from; one that is not beside the recipe is where it was before."""
+    """A training with absolute folders of its network and start; a folder that is not next to the recipe is left as it is."""
     changed: dict[str, Any] = {}
     for name in ("model", "start"):
         asked = getattr(settings, name)
@@ -62,9 +62,9 @@ def _trained(folder: Path, settings: Trained) -> Trained:
 
 
 def located(folder: Path, source: str) -> str:
-    """A source of a recipe in `folder` as a command takes it: a path or pattern that is absolute, or a reference of the Hub.
+    """A source of a recipe in `folder`, as commands accept it: an absolute path or pattern, or a Hub reference.
 
-    What lies beside the recipe is meant first. Raises UsageError for a reference that a command would take for a path somewhere else.
+    What is next to the recipe comes first. Raises UsageError for a reference that a command would take for a path somewhere else.
     """
     if address_of(source) is not None:
         return source
@@ -86,14 +86,14 @@ def located(folder: Path, source: str) -> str:
 
 
 def _words_beside(folder: Path, teacher: TeacherSettings) -> TeacherSettings:
-    """A teacher with its folder and its files of words."""
+    """A teacher with absolute paths of its folder and word files."""
     words = {"class_names": teacher.class_names, "prompts": teacher.prompts}
     files = {name: _file(folder, value) for name, value in words.items() if isinstance(value, str)}
     return teacher.model_copy(update={"model": _model(folder, teacher.model), **files})
 
 
 def _model(folder: Path, name: str) -> str:
-    """A model's name; a folder's starts beside the recipe."""
+    """A model name; the path of a folder is resolved against the recipe's."""
     if not name.startswith(_FOLDER):
         return name
     return f"{_FOLDER}{absolute_path(str(_file(folder, name.removeprefix(_FOLDER))))}"

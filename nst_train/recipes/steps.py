@@ -1,4 +1,4 @@
-"""What the loop of a recipe does in each generation: labels and a selection for its students, trainings, and all of it to the Hub."""
+"""What a recipe does in each generation: labels and a selection for its students, trainings, and pushing the results to the Hub."""
 
 from dataclasses import dataclass, field
 
@@ -21,7 +21,7 @@ from nst_train.training.train import train
 
 
 def is_control_of_before(store: Store, name: str, teacher: TeacherName | None) -> bool:
-    """Whether a control is there that started, as earlier versions did, from a teacher whose weights know pseudo-labels."""
+    """Whether a control exists that started, as in earlier versions, from a teacher whose weights know pseudo-labels."""
     firsts = [version for of_name in (name, f"{name}-before-finetuning") for version in store.versions(of_name)]
     made = [version for version in firsts if version.number == Number(0) and version.is_readable]
     return any(version.manifest.request.settings.get("start") == teacher for version in made)
@@ -29,7 +29,7 @@ def is_control_of_before(store: Store, name: str, teacher: TeacherName | None) -
 
 @dataclass(frozen=True)
 class Labels:
-    """What the students of a recipe are trained on: the pool's labels, and the images that are selected by them."""
+    """What the students of a recipe are trained on: the pool's labels, and the images selected by them."""
 
     recipe: Recipe
     store: Store
@@ -38,10 +38,10 @@ class Labels:
     progress: Progress
 
     def of_students(self, number: int, teacher: TeacherName, before: Version | None) -> tuple[Version | None, Version]:
-        """The edition with this teacher's labels, and the labeling of the pool that it was selected by, where that is new.
+        """The edition with this teacher's labels, and the labeling of the pool that it was selected from, if that is new.
 
-        `before` is the edition of the generation before. What another model selects is generation 0 of the corpus; its labels are un-noised
-        and at temperature 1, whatever those that students are trained on are.
+        `before` is the edition of the previous generation. If another model selects, its labeling is generation 0 of the corpus, un-noised
+        and at temperature 1, whatever the settings of the labels that students are trained on.
         """
         settings, corpus = self.recipe.label, None
         if before is None and self.data.by is not None:
@@ -53,7 +53,7 @@ class Labels:
         return corpus, self.publish(again)
 
     def _selected(self, number: int, model: TeacherName, settings: LabelSettings) -> tuple[Version, Version]:
-        """The whole pool, labeled by a model, and the edition that is selected by these labels."""
+        """The whole pool labeled by a model, and the edition selected by these labels."""
         name, run, progress = self.recipe.name, self._run, self.progress
         corpus = label(self.store, name, model, self.data.pool, settings, generation=number, run=run, progress=progress)
         self.publish(corpus)
@@ -69,11 +69,11 @@ class Labels:
     def _balanced(self, corpus: Version) -> Version:
         """The edition of a generation, without the images that are evaluated on.
 
-        One that is there and was made before the recipe named these, or by an nst that held out no images of `evaluate`, stays: students
-        were trained on it.
+        An existing one, made before the recipe named these images or by an nst that did not exclude the images of `evaluate`, is kept:
+        students were trained on it.
         """
         selection, number = self.recipe.select.balancing, Number(corpus.number.generation, 1)
-        reviews = self.recipe.reviews_of(max(1, corpus.number.generation))  # what another model selects is for the first student
+        reviews = self.recipe.reviews_of(max(1, corpus.number.generation))  # a selection by another model is for the first student
         review = self.store.open(reviews, "review") if reviews else None
         request = balance_request(corpus, selection, self.data.held_out, self.data.pool, review)
         earlier = request.digest if self.data.evaluated else None
@@ -100,7 +100,7 @@ class Labels:
 
 @dataclass(frozen=True)
 class Trainings:
-    """The trainings of a recipe, each measured on its test set."""
+    """The trainings of a recipe, each evaluated on its test set."""
 
     recipe: Recipe
     store: Store
@@ -117,10 +117,10 @@ class Trainings:
         teacher: TeacherName | None = None,
         edition: Version | None = None,
     ) -> Version:
-        """A network of this generation, in one training or, with `finetune`, in two."""
+        """Train a network of this generation, once or, with `finetune`, twice."""
         first = settings.first
         if first.start == "teacher" and teacher is not None:
-            first = first.model_copy(update={"start": str(teacher)})  # no image-text model: the recipe was checked
+            first = first.model_copy(update={"start": str(teacher)})  # not an image-text model: the recipe was checked
         if settings.finetune is None:
             return self._train(name, first, number, reviews, edition)
         before = self._train(f"{name}-before-finetuning", first, number, reviews, edition, whole=False)
@@ -157,22 +157,22 @@ class Trainings:
 
 @dataclass(frozen=True)
 class Publishing:
-    """Versions to the Hub as they are made. What fails is told and done by the next run: it stops no training."""
+    """Pushes versions to the Hub as they are made. A failure is reported and retried by the next run; it does not stop the training."""
 
     recipe: str
     to: PushToSettings | None
     store: Store
     progress: Progress
-    versions: list[Version] = field(default_factory=list)  # all that the run made or found
+    versions: list[Version] = field(default_factory=list)  # everything that the run made or found
     _failed: list[Version] = field(default_factory=list)
 
     @property
     def is_complete(self) -> bool:
-        """Whether all went where the recipe says; of several processes the first one knows."""
+        """Whether everything was pushed as requested; only the main process knows."""
         return not self._failed and this_process().is_main_process
 
     def __call__(self, version: Version) -> Version:
-        """Push a version where the recipe says so and this store does not know that it is there."""
+        """Push a version if the recipe says so and the store does not know that it was pushed."""
         self.versions.append(version)
         if self.to is None or not this_process().is_main_process:
             return version
@@ -180,14 +180,14 @@ class Publishing:
         repo = self.to.corpus if is_labels else self.to.teacher
         name = version.name
         prefix = "" if name in (self.recipe, f"{self.recipe}-teacher") else name.removeprefix(f"{self.recipe}-") + "-"
-        tag = f"{prefix}{version.number}"  # the control and what is finetuned later have numbers of their own
+        tag = f"{prefix}{version.number}"  # controls and networks that are finetuned later have their own numbers
         if repo is None or is_pushed(version, repo, tag):
             return version
         about = self.to.model_dump(exclude={"corpus", "teacher"})
         try:
             place = push(self.store, version, repo, tag=tag, **about, progress=self.progress)
             self.progress.say(f"{version.ref} is {place.ref} on the Hub")
-        except Exception as error:  # whatever it is, training goes on; no text of other libraries passes, it may hold addresses
+        except Exception as error:  # whatever it is, training continues; other libraries' messages, which may contain addresses, are hidden
             reason = str(error) if isinstance(error, NstError) else getattr(error, "strerror", None) or type(error).__name__
             self._failed.append(version)
             self.progress.say(f"warning: {version.ref} was not pushed: {reason}; the next run of this recipe tries again")

@@ -29,7 +29,7 @@ class Facts:
     side_px: int | None
     test_px: int | None
     is_fixed: bool  # accepts images of its own size only
-    suits_vit_preset: bool | None  # fine-tuned at the low rates of a vision transformer; None if the kind of network is not known
+    suits_vit_preset: bool | None  # finetuned at the low rates of a vision transformer; None if the kind of network is not known
 
 
 @dataclass(frozen=True)

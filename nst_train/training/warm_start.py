@@ -1,4 +1,4 @@
-"""Starting from a trained network: a student from its teacher (study 8), a fine-tuning run from the training before it."""
+"""Starting from a trained network: a student from its teacher (study 8), a finetuning run from the training before it."""
 
 import numpy as np
 import torch
