@@ -35,7 +35,7 @@ class NoAnswerError(NstError):
 
     @classmethod
     def of(cls, version: LabeledVersion, images: str, temperature: float) -> Self:
-        """The error if there is none for `images` images at a temperature."""
+        """The error to raise if none of `images` has a finite answer at a temperature."""
         at = f" at temperature {temperature:g}" if temperature != 1 else ""
         precision = version.machine["precision"]
         advice = "label with `precision` fp32" if precision != "fp32" else "use another teacher"

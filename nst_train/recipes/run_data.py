@@ -32,7 +32,10 @@ class RecipeData:
 
     @classmethod
     def open(cls, recipe: Recipe, store: Store, progress: Progress, *, writes: bool = True, sources: OpenedSources | None = None) -> Self:
-        """Open and check everything. Raises NstError if a source is missing or a later generation would stop. Only `writes` changes the store."""
+        """Open and check everything. Raises NstError for a missing source, or anything that would stop a later generation.
+
+        With `writes` False, the store is not changed.
+        """
         sources = sources or OpenedSources.open(recipe, store, progress, writes=writes)
         whole, pool, test, validation = sources.labeled, sources.pool, sources.test, sources.validation
         labeled = whole
