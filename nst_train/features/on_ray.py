@@ -72,7 +72,7 @@ class EmbedWork:
 def embedding_on_ray(
     store: Store, model: str, data: Source, settings: EmbedSettings, run: EmbedRunSettings, progress: Progress
 ) -> Iterator[tuple[About, Fill]]:
-    """The request, as described by the workers, the only ones to load the network, and a function that has them write the missing shards."""
+    """The request, as described by the workers (only they load the network), and a function that has them write the missing shards."""
     shards = -(-len(data) // settings.rows_per_shard)
     data.keep_listing(store.indexes)  # for the workers
     with _sign_in(store) as sign:
