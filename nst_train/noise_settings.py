@@ -20,9 +20,10 @@ _AUGMENTATION = re.compile(  # timm ignores some words that it does not know, an
 
 
 class Noise(Settings):
-    """The noise of a network that is trained (section 2). Its defaults are the paper's for EfficientNet-B7 and L2.
+    """The noise with which a network is trained (section 2). The defaults are the paper's for EfficientNet-B7 and L2.
 
-    Evaluation takes no Noise, and labeling none but for the comparison of `LabelSettings(noise=True)`. `Noise.none()` trains without.
+    Evaluation uses no noise, and neither does labeling, except with `LabelSettings(noise=True)`, which is meant for comparisons.
+    `Noise.none()` trains without noise.
     """
 
     panel: ClassVar[str] = "Noise"
@@ -68,7 +69,7 @@ class Noise(Settings):
 
 
 class PseudoNoise(Settings):
-    """Where the noise of pseudo-labeled images differs from that of labeled ones (Table 6); what is left out is the same."""
+    """How the noise of pseudo-labeled images differs from that of labeled ones (Table 6); settings left out are the same."""
 
     panel: ClassVar[str] = "Noise of pseudo-labeled images"
 

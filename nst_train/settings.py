@@ -24,8 +24,8 @@ OF_PROBE = ("preset", "model", "pretrained", "start", "probe", "class_weights", 
 OF_RESIZED_CROP = ("crop_scale_min", "crop_draw")  # of TrainSettings: replaced by a padded crop
 OF_AUGMENTATION = ("flip", *OF_RESIZED_CROP, "crop_padding")  # of TrainSettings: replaced by `transform: evaluation`
 OF_STAIRCASE = ("decay_rate", "decay_epochs")  # of TrainSettings: replaced by a cosine
-# _REPLACES: the settings of a preset that a given setting replaces if it is on
 _WORKER = re.compile(r"^\d+/[1-9]\d*$")
+# settings of a preset that a given setting replaces if it is on
 _REPLACES = {
     "start": ("pretrained",),
     "epochs": ("steps",),
@@ -48,7 +48,7 @@ def over(below: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
 
 
 class TrainSettings(Settings):
-    """What shapes a trained network. The defaults are the paper's, section 3.1; where it is silent, the released code's.
+    """What shapes a trained network. The defaults are the paper's (section 3.1), or the released code's where the paper gives none.
 
     Epochs, steps and the learning rate count labeled images only. The teacher of generation 0 is trained with noise too:
     Algorithm 1, step 1 minimizes over the noised network.

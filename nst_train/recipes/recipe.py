@@ -81,11 +81,12 @@ def _of_preset(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class GenerationSettings(TrainSettings):
-    """A generation of a recipe: one training, and where `finetune` is given a second one on labeled images only.
+    """A generation of a recipe: one training and, with `finetune`, a second one on labeled images only.
 
-    `finetune` names what is different in it; the rest is as in the first, but that it starts from the first one's weights, at the end of
-    its schedule, on un-augmented images. So a larger test resolution (section 3.1) is `finetune: {epochs: 1.5, image_size: 800, crop_pct:
-    0.9615, freeze: 0.95}`. Pretraining and finetuning (study 6), on augmented images, is `pseudo_only: true` before it.
+    `finetune` lists the settings that differ from the first training. By default the second one starts from the weights of the first, at
+    the end of its learning-rate schedule, on unaugmented images. So a larger test resolution (section 3.1) is
+    `finetune: {epochs: 1.5, image_size: 800, crop_pct: 0.9615, freeze: 0.95}`. Pretraining and finetuning (study 6), on augmented images,
+    is `pseudo_only: true` before it.
     """
 
     finetune: TrainSettings | None = Field(None, description="A second training on labeled images only: what differs in it.")
@@ -141,9 +142,9 @@ MAY_BE_EMPTY = ("label", "select", "evaluate", "run")  # an empty section is the
 
 
 class Recipe(Settings):
-    """The whole loop. Generation 0 is the teacher, trained on labeled images only, or `teacher`; each next one is a student.
+    """The whole loop. Generation 0 is the teacher, trained on labeled images only, or `teacher`; the later generations are students.
 
-    With a `teacher` it may be without `labeled` images: then students are trained on pseudo-labels only.
+    With a `teacher`, `labeled` may be left out: students are then trained on pseudo-labels only.
 
     `students` are several networks of one teacher, the last of `generations` or `teacher`: the last generation.
     """

@@ -15,7 +15,7 @@ from nst_train.zero_shot_settings import ZeroShot
 
 
 class SourceSettings(Settings):
-    """A source in a recipe; relative paths start at the recipe's folder, and what is not there is looked for on the Hub."""
+    """A source in a recipe. Relative paths start at the recipe's folder; a name that is not found there is looked up on the Hub."""
 
     source: str | list[str] = Field(
         description="Location of the images; labeled images may come from a list of sources (classes are matched by name)."
@@ -106,7 +106,7 @@ class SelectSettings(BalanceSettings):
 
 
 class PushToSettings(Settings):
-    """Where on the Hub a recipe's versions go as they are made."""
+    """Where on the Hub a recipe pushes its versions as they are made."""
 
     corpus: str | None = Field(None, description="OWNER/NAME of the dataset that gets the generations and editions.")
     teacher: str | None = Field(None, description="OWNER/NAME of the model that gets the teachers.")
