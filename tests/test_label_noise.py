@@ -123,6 +123,6 @@ def test_a_teacher_that_has_no_blocks_to_skip_cannot_be_noised_by_the_papers_noi
     from test_teachers import write_transformer
 
     store, _, pool = tiny_store
-    with pytest.raises(NstError, match=r"`noise`:.*\(Logits:.*skipped\); label without"):
+    with pytest.raises(NstError, match=r"`noise`:.*\(ViTForImageClassification:.*skipped\); label without"):
         label(store, "vit", write_transformer(tmp_path), open_source(str(pool)), LabelSettings(noise=True, batch_size=2))
     assert not [one for one in store.unfinished() if str(one).startswith("vit")]

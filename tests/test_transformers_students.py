@@ -13,6 +13,10 @@ from transformers import (
     BitImageProcessor,
     CvtConfig,
     CvtForImageClassification,
+    DeiTConfig,
+    DeiTForImageClassificationWithTeacher,
+    HGNetV2Config,
+    HGNetV2ForImageClassification,
     HieraConfig,
     HieraForImageClassification,
     LevitConfig,
@@ -24,14 +28,20 @@ from transformers import (
 
 from nst_data.errors import NstError, UsageError
 from nst_data.images import decode
+from nst_data.progress import Progress
 from nst_data.sources import open_source
 from nst_data.store.store import Store
 from nst_train.classifiers.teachers import load_classifier
+from nst_train.features.backbone import load_backbone
 from nst_train.labeling.label import label
+from nst_train.networks.models import create_network
+from nst_train.networks.network_noise import add_noise
 from nst_train.networks.outline import outline
 from nst_train.networks.transformers_networks import outline_of_kind
+from nst_train.noise_settings import Noise
 from nst_train.settings import LabelRunSettings, LabelSettings, RunSettings, TrainSettings
 from nst_train.training.train import train
+from nst_train.training.warm_start import start_from
 from nst_train.transforms.preprocessing import decode_pixels
 
 RUN = RunSettings(workers=0, decode_threads=1)
@@ -108,7 +118,7 @@ def test_a_vision_transformer_is_trained_at_another_size_from_scratch_and_refuse
 def test_a_network_without_blocks_to_skip_says_so(tiny_store, resnet):
     store, labeled, _ = tiny_store
     settings = TrainSettings(**TINY | {"model": f"local-dir:{resnet}"})
-    with pytest.raises(NstError, match=r"Logits:.*skipped; set noise\.stochastic_depth to 0"):
+    with pytest.raises(NstError, match=r"ResNetForImageClassification:.*skipped; set noise\.stochastic_depth to 0"):
         train(store, "noisy", open_source(str(labeled), labeled=True), settings, run=RUN)
 
 
@@ -128,6 +138,20 @@ RARE = {
         HieraConfig(embed_dim=8, image_size=[64, 64], depths=[1] * 4, num_heads=[1] * 4, num_labels=3)
     ),
 }
+
+
+def distilled(folder, classes=3):
+    """A DeiT with two last layers, whose logits are their mean; its name."""
+    names = [f"class {index}" for index in range(classes)]
+    about = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+    config = DeiTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, image_size=16, patch_size=8, **about
+    )
+    torch.manual_seed(0)
+    DeiTForImageClassificationWithTeacher(config).save_pretrained(folder)
+    size = {"size": {"height": 16, "width": 16}, "crop_size": {"height": 16, "width": 16}}
+    BitImageProcessor(**size, image_mean=[0.4] * 3, image_std=[0.2] * 3, resample=2).save_pretrained(folder)
+    return f"local-dir:{folder}"
 
 
 def rare(folder, kind):
@@ -159,3 +183,53 @@ def test_one_whose_rate_of_stochastic_depth_is_a_whole_number_has_no_blocks_to_s
     settings = TrainSettings(model=rare(tmp_path, "levit"), image_size=64, noise={"stochastic_depth": 0.1})
     with pytest.raises(NstError, match=r"has no blocks that can be skipped; set noise\.stochastic_depth to 0"):
         outline(settings, 3)
+
+
+def test_a_last_layer_is_made_anew_whatever_it_is_called(tmp_path):
+    """HGNetV2 calls it `fc`."""
+    stages = {"stage_in_channels": [8] * 4, "stage_mid_channels": [8] * 4, "stage_out_channels": [8] * 4}
+    blocks = {"stage_num_blocks": [1] * 4, "stage_numb_of_layers": [1] * 4}
+    config = HGNetV2Config(stem_channels=[3, 8, 8], embedding_size=8, hidden_sizes=[8] * 4, num_labels=7, **stages, **blocks)
+    HGNetV2ForImageClassification(config).save_pretrained(tmp_path)
+    settings = TrainSettings(model=f"local-dir:{tmp_path}", pretrained=True, head_init="zero", noise={"stochastic_depth": 0})
+    made, stored = create_network(settings, 3).state_dict(), load_file(tmp_path / "model.safetensors")
+    assert made["network.fc.weight"].shape == (3, 8)
+    assert not made["network.fc.weight"].any()
+    others = [name for name in stored if not name.startswith("fc.")]
+    assert all(torch.equal(made[f"network.{name}"], stored[name]) for name in others)
+
+
+def test_each_of_two_last_layers_is_zeroed_dropped_before_and_keeps_its_classes_in_another_order(tmp_path):
+    settings = TrainSettings(model=distilled(tmp_path / "net"), head_init="zero", noise={"stochastic_depth": 0})
+    network = create_network(settings, 5).train()
+    heads = [network.network.cls_classifier, network.network.distillation_classifier]
+    assert not any(weight.any() for head in heads for weight in head.parameters())
+    seen = []
+    add_noise(network, Noise(dropout=0.5, stochastic_depth=0), Noise.none(), 5, 0).begin(0, range(2), ())
+    for head in heads:
+        head.register_forward_pre_hook(lambda _, inputs: seen.append(int((inputs[0] == 0).sum())))
+    network(torch.randn(2, 3, 16, 16))
+    assert len(seen) == 2
+    assert all(seen)
+
+    start = settings.model_copy(update={"start": settings.model, "noise": Noise.none()})
+    warm = create_network(start, 3)
+    start_from(warm, start, Store(tmp_path / "store"), ["class 2", "class 0", "class 1"], Progress())
+    stored = load_file(tmp_path / "net" / "model.safetensors")
+    for name in ("cls_classifier.weight", "distillation_classifier.weight"):
+        assert torch.equal(warm.network.state_dict()[name], stored[name][[2, 0, 1]])
+
+
+@pytest.mark.parametrize(("model", "named"), [(distilled, "all"), (write_transformer, None)])
+def test_a_training_names_that_all_of_several_last_layers_are_trained_as_one(tiny_store, tmp_path, model, named):
+    """Before, dropout and first weights of 0 were of one alone: what an earlier nst trained so is another training."""
+    _, labeled, _ = tiny_store
+    size = {"image_size": 16 if named else 24}
+    settings = TrainSettings(**TINY | QUIET | {"model": model(tmp_path / "net"), "epochs": 0.5, **size})
+    version = train(Store(tmp_path / "store"), "two", open_source(str(labeled), labeled=True), settings, run=RUN)
+    assert version.manifest.request.settings.get("heads") == named
+
+
+def test_a_probe_of_two_last_layers_is_refused_in_a_line(tmp_path):
+    with pytest.raises(NstError, match=r"net: expected one linear layer .*found Linear, Linear; choose another model"):
+        load_backbone(distilled(tmp_path / "net"), Store(tmp_path), None, None)

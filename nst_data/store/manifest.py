@@ -25,8 +25,9 @@ ANONYMOUS = "anonymous"  # the setting that says that no source is named
 ORDER = "order"  # the setting of a training that names the order of a self-contained edition's images
 PREPARATION = "preparation"  # the one that says how it prepares images otherwise than an earlier nst did for the same network
 NETWORK_NOISE = "network_noise"  # the one that says that a DropPath used again in a forward pass draws anew, unlike in an earlier nst
+HEADS = "heads"  # the one that says that it trains a network of several last layers as one, unlike in an earlier nst
 PROBE_SAMPLE = "probe_sample"  # the one that says on how many of its images a large probe sought its strength: an earlier nst took all
-BESIDE_SETTINGS = (ORDER, PREPARATION, NETWORK_NOISE, PROBE_SAMPLE)  # of a training: its inputs decide them
+BESIDE_SETTINGS = (ORDER, PREPARATION, NETWORK_NOISE, HEADS, PROBE_SAMPLE)  # of a training: its inputs decide them
 Kind = Literal["generation", "edition", "review", "teacher"]
 
 _PACKAGES = (

@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 from torch import Tensor, nn
 
 from nst_data.errors import NstError
-from nst_train.networks.network_noise import NetworkNoise, add_noise, classifiers_of, layers_of
+from nst_train.networks.network_noise import NOW, NetworkNoise, Ways, add_noise, classifiers_of, layers_of
 from nst_train.noise_settings import Noise, TransformOf
 from nst_train.seeds import seed_of
 from nst_train.settings import TrainSettings
@@ -24,8 +24,8 @@ from nst_train.transforms.randaugment import RandAugment, cutout
 class TeacherNoise:
     """Crop, flip and RandAugment of images as in training, dropout and stochastic depth in the network; seed and row decide an image's."""
 
-    def __init__(self, settings: TrainSettings, seed: int, transform: TransformOf, each_use: bool = True) -> None:
-        """`settings` are those of the teacher's training, `each_use` too (`NetworkNoise`).
+    def __init__(self, settings: TrainSettings, seed: int, transform: TransformOf, ways: Ways = NOW) -> None:
+        """`settings` are those of the teacher's training, `ways` too.
 
         `transform` evaluation: RandAugment alone, before the evaluation transform.
         """
@@ -33,7 +33,7 @@ class TeacherNoise:
             augmentation = settings.noise.augmentation
             raise NstError(f"`noise`: only RandAugment can noise labels, and this teacher was trained with {augmentation}; remove `noise`")
         self._settings, self._noise, self._seed, self._transform = settings, settings.noise, seed, transform
-        self._each_use = each_use
+        self._ways = ways
         self._of_training: dict[Preprocessing, Transform] = {}
         self._networks: list[NetworkNoise] = []
         self._lock = threading.Lock()
@@ -41,10 +41,10 @@ class TeacherNoise:
     def add_to(self, network: nn.Module, classes: int) -> None:
         """Noise a network that is on its device and evaluates. Raises NstError for one that has no place for the noise."""
         try:
-            self._networks.append(add_noise(network, self._noise, self._noise, classes, self._seed, self._each_use))
+            self._networks.append(add_noise(network, self._noise, self._noise, classes, self._seed, self._ways))
         except NstError as error:
             raise NstError(f"`noise`: this teacher cannot be noised ({str(error).partition(';')[0]}); label without") from None
-        for layer in [*layers_of(network), *classifiers_of(network, classes)]:
+        for layer in [*layers_of(network), *classifiers_of(network, classes, self._ways.every_head)]:
             layer.training = True
 
     def prepare(self, preprocessing: Preprocessing, encoded: bytes | memoryview, pixels: UInt8[Tensor, "3 h w"], row: int) -> Tensor:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from nst_data.errors import NstError, UsageError
 from nst_data.sources import match_classes
 from nst_data.store.inputs import Input, numbered
-from nst_data.store.manifest import BESIDE_SETTINGS, NETWORK_NOISE, json_digest
+from nst_data.store.manifest import BESIDE_SETTINGS, HEADS, NETWORK_NOISE, json_digest
 from nst_data.store.store import Store
 from nst_train.classifiers.classifier import Classifier, shaping, weights_sha256
 from nst_train.classifiers.lineage import teacher_input
@@ -31,6 +31,7 @@ from nst_train.classifiers.zero_shot import is_zero_shot, load_zero_shot
 from nst_train.networks.image_text import is_image_text
 from nst_train.networks.model_config import check_config, check_is_classifier, is_of_timm, read_config
 from nst_train.networks.models import check_network_name
+from nst_train.networks.network_noise import Ways
 from nst_train.networks.probe import FAILURES, probe
 from nst_train.networks.transformers_networks import Logits, load_trained
 from nst_train.networks.weights import (
@@ -50,6 +51,7 @@ from nst_train.teacher_names import TeacherName, is_in_store
 from nst_train.transforms.preprocessing import Preprocessing, ProcessorPreprocessing, TimmPreprocessing
 from nst_train.zero_shot_settings import ZeroShot
 
+_BEFORE = Ways(each_use=False, every_head=False)
 _OF_ENSEMBLES = "Use teachers with the same classes, or set the same label_names (timm) or id2label (transformers) in config.json"
 
 
@@ -116,26 +118,26 @@ def load_teacher(
 
     With `noise_seed` it is noised as it was trained, where that is known, else as the paper's.
     """
-    trained, each_use = (None, False) if noise_seed is None else _training_of(names, store, noise_transform)
+    trained, ways = (None, _BEFORE) if noise_seed is None else _training_of(names, store, noise_transform)
     loaded = [load_classifier(name, store, exact, trained.noise.stochastic_depth if trained else 0.0) for name in names]
     teacher = Teacher.of(*(classifier for classifier, _ in loaded))
     if trained is not None and noise_seed is not None:
         for member in teacher.members:  # refused before any work
-            TeacherNoise(trained, noise_seed, noise_transform, each_use).add_to(copy.deepcopy(member.network), len(teacher.class_names))
-        teacher = replace(teacher, noise=TeacherNoise(trained, noise_seed, noise_transform, each_use))
+            TeacherNoise(trained, noise_seed, noise_transform, ways).add_to(copy.deepcopy(member.network), len(teacher.class_names))
+        teacher = replace(teacher, noise=TeacherNoise(trained, noise_seed, noise_transform, ways))
     return teacher, numbered("teacher", [entry for _, entry in loaded])
 
 
-def _training_of(names: Sequence[TeacherName], store: Store, transform: TransformOf) -> tuple[TrainSettings, bool]:
-    """Settings by which a teacher is noised, and whether its layers draw anew at each use, as no earlier nst's labels do."""
+def _training_of(names: Sequence[TeacherName], store: Store, transform: TransformOf) -> tuple[TrainSettings, Ways]:
+    """Settings by which a teacher is noised, and in which ways: one that is not of the store as an earlier nst's labels were."""
     name = names[0]
     if len(names) > 1 or isinstance(name, ZeroShot) or not is_in_store(name, store):
-        return TrainSettings(model=str(name), preset="efficientnet-b7" if transform == "training" else None), False
+        return TrainSettings(model=str(name), preset="efficientnet-b7" if transform == "training" else None), _BEFORE
     version = store.open(name, "teacher")
     settings = version.manifest.request.settings
     try:
         own = {name: value for name, value in settings.items() if name not in BESIDE_SETTINGS}
-        return TrainSettings.of_request(own | {"noise": settings["noise"]}), NETWORK_NOISE in settings
+        return TrainSettings.of_request(own | {"noise": settings["noise"]}), Ways(NETWORK_NOISE in settings, HEADS in settings)
     except (KeyError, ValidationError, UsageError):
         raise NstError(f"{version.ref}: its manifest does not record the noise of its training; remove `noise`") from None
 

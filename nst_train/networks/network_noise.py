@@ -29,11 +29,23 @@ class Rates:
     pseudo: float
 
 
-class NetworkNoise:
-    """What draws the noise of one network; `begin` says which images come next.
+@dataclass(frozen=True)
+class Ways:
+    """Where noise is drawn otherwise than in an earlier nst, whose teachers are noised as they were trained.
 
-    `each_use`: a layer that a forward pass uses more than once draws anew each time; an earlier nst drew once for all.
+    `each_use`: a layer that a forward pass uses more than once draws anew each time, not once for all. `every_head`: there is dropout
+    before each last layer of a transformers network that has several, not before one of them alone.
     """
+
+    each_use: bool = True
+    every_head: bool = True
+
+
+NOW = Ways()
+
+
+class NetworkNoise:
+    """What draws the noise of one network; `begin` says which images come next. `each_use` as in `Ways`."""
 
     def __init__(self, seed: int, device: torch.device, each_use: bool = True) -> None:
         self._seed, self._layers, self._each_use = seed, 0, each_use
@@ -110,19 +122,19 @@ class StochasticDepth(nn.Module):
         return added * kept.to(added.dtype).view(-1, *(1 for _ in added.shape[1:]))
 
 
-def add_noise(network: nn.Module, labeled: Noise, pseudo: Noise, classes: int, seed: int, each_use: bool = True) -> NetworkNoise:
+def add_noise(network: nn.Module, labeled: Noise, pseudo: Noise, classes: int, seed: int, ways: Ways = NOW) -> NetworkNoise:
     """Put dropout and stochastic depth into a network, by the rates of labeled and of pseudo-labeled images.
 
     The network was made with the larger of both rates of stochastic depth, which rise from block to block. Raises NstError for a
     network that has no place for them.
     """
     device = next(network.parameters()).device
-    noise = NetworkNoise(seed, device, each_use)
+    noise = NetworkNoise(seed, device, ways.each_use)
     largest = max(labeled.stochastic_depth, pseudo.stochastic_depth)
     if largest:
         found = list(_drop_paths(network))
         if not found:
-            raise NstError(f"{type(network).__name__}: has no blocks that can be skipped; set noise.stochastic_depth to 0 for it")
+            raise NstError(f"{_kind_of(network)}: has no blocks that can be skipped; set noise.stochastic_depth to 0 for it")
         for parent, name, rate in found:
             share = rate / largest
             rates = Rates(labeled.stochastic_depth * share, pseudo.stochastic_depth * share)
@@ -137,7 +149,7 @@ def add_noise(network: nn.Module, labeled: Noise, pseudo: Noise, classes: int, s
             kept = noise.kept(rates, features[0].numel(), layer)
             return (features * kept.to(features.dtype).view(features.shape), *inputs[1:])
 
-        for classifier in classifiers_of(network, classes):
+        for classifier in classifiers_of(network, classes, ways.every_head):
             classifier.register_forward_pre_hook(drop)
     return noise
 
@@ -164,15 +176,25 @@ def layers_of(network: nn.Module) -> list[StochasticDepth]:
     return [one for one in network.modules() if isinstance(one, StochasticDepth)]
 
 
-def classifiers_of(network: nn.Module, classes: int) -> Sequence[nn.Module]:
-    """The last layers of a network: by timm's own word, else the last one that gives as many numbers as there are classes."""
+def classifiers_of(network: nn.Module, classes: int, every_head: bool = True) -> Sequence[nn.Module]:
+    """The last layers of a network: by timm's own word, of transformers' those that give as many numbers as there are classes whatever
+    their number is (without `every_head` the last of them, see `Ways`); else the last one that gives as many as there are classes.
+    """
     if hasattr(network, "get_classifier"):
         found: Any = network.get_classifier()  # type: ignore[operator]
         return [one for one in (found if isinstance(found, tuple | list | nn.ModuleList) else [found]) if isinstance(one, nn.Module)]
-    last = [one for one in network.modules() if getattr(one, "out_features", getattr(one, "out_channels", None)) == classes]
+    if every_head and hasattr(network, "last_layers"):
+        last: list[nn.Module] = network.last_layers()  # type: ignore[operator]
+    else:
+        last = [one for one in network.modules() if getattr(one, "out_features", getattr(one, "out_channels", None)) == classes][-1:]
     if not last:
-        raise NstError(f"{type(network).__name__}: expected a last layer with {classes} outputs, found none; set noise.dropout to 0 for it")
-    return last[-1:]
+        raise NstError(f"{_kind_of(network)}: expected a last layer with {classes} outputs, found none; set noise.dropout to 0 for it")
+    return last
+
+
+def _kind_of(network: nn.Module) -> str:
+    """The name of a network's class, of one of transformers' its own."""
+    return type(getattr(network, "network", network)).__name__
 
 
 def _drop_paths(network: nn.Module) -> Iterator[tuple[nn.Module, str, float]]:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from nst_data.errors import NstError, is_out_of_memory
+from nst_data.store.manifest import HEADS, NETWORK_NOISE
 from nst_train.networks.model_config import is_of_timm, read_config
 from nst_train.networks.models import create_network, data_config_of
 from nst_train.networks.network_noise import NetworkNoise, add_noise, layers_of
@@ -14,6 +15,7 @@ from nst_train.networks.preparation import prepare
 from nst_train.networks.probe import FAILURES
 from nst_train.networks.transformers_networks import Logits, outline_of_kind
 from nst_train.networks.weights import cached_folder, local_name
+from nst_train.noise_settings import Noise, PseudoNoise
 from nst_train.settings import TrainSettings
 
 
@@ -30,6 +32,23 @@ def outline(settings: TrainSettings, classes: int) -> nn.Module | None:
         return _made_on("meta", bare, classes, config)[0]
     except (NstError, *FAILURES):  # some need numbers when they are made: what is refused with these too is refused
         return _made_on("cpu", bare, classes, config)[0]
+
+
+def beside_settings(settings: TrainSettings, classes: int) -> dict[str, str]:
+    """What the request of a training names beside its settings, of a network that an earlier nst trained otherwise."""
+    noise = {NETWORK_NOISE: "each use"} if draws_again(settings, classes) else {}
+    return noise | ({HEADS: "all"} if has_several_heads(settings, classes) else {})
+
+
+def has_several_heads(settings: TrainSettings, classes: int) -> bool:
+    """Whether a network of transformers has more than one last layer, as the distilled ones of DeiT. False for what cannot be made."""
+    if "/" not in settings.model:
+        return False
+    try:
+        network = outline(settings.model_copy(update={"noise": Noise.none(), "pseudo_noise": PseudoNoise()}), classes)
+    except (NstError, *FAILURES):  # training will refuse it
+        return False
+    return isinstance(network, Logits) and len(network.last_layers()) > 1
 
 
 def draws_again(settings: TrainSettings, classes: int) -> bool:

@@ -1,5 +1,6 @@
 """Networks in transformers' format as students: made, and saved as teachers."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,29 @@ class Logits(nn.Module):
         """Logits of a batch."""
         logits: Tensor = self.network(pixel_values=pixels).logits
         return logits
+
+    def last_layers(self) -> list[nn.Module]:
+        """The layers whose weights have a shape that depends on the number of classes: one, or of a distilled network two."""
+        config = copy.deepcopy(self.network.config)
+        config.num_labels += 1
+        other = dict(_outline(type(self.network), config).named_parameters())
+
+        def differs(place: str, layer: nn.Module) -> bool:
+            weights = {f"{place}.{name}": weight for name, weight in layer.named_parameters(recurse=False)}
+            return any(name in other and other[name].shape != weight.shape for name, weight in weights.items())
+
+        return [layer for place, layer in self.network.named_modules() if differs(place, layer)]
+
+
+def _outline(kind: Any, config: Any) -> nn.Module:  # noqa: ANN401 - transformers' are not typed
+    """A network of a class of transformers without memory for its weights, or with it where it needs numbers when it is made."""
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):
+                return kind(config)  # type: ignore[no-any-return]
+        except (RuntimeError, NotImplementedError):
+            with torch.device("cpu"):
+                return kind(config)  # type: ignore[no-any-return]
 
 
 def load_trained(kind: Any, folder: Path, what: str) -> Any:  # noqa: ANN401 - transformers' are not typed
@@ -69,13 +93,15 @@ def create_transformer(folder: Path, settings: TrainSettings, classes: int) -> L
         **{"config": config, "use_safetensors": True, "trust_remote_code": False, "dtype": torch.float32},
         **{"ignore_mismatched_sizes": True, "output_loading_info": True},
     )
-    missing = sorted(name for name in info["missing_keys"] if "classifier" not in name)
-    reshaped = {name: shapes for name, *shapes in sorted(info["mismatched_keys"]) if "classifier" not in name}
+    made = Logits(network, processor)
+    last = [id(weight) for layer in made.last_layers() for weight in layer.parameters(recurse=False)]
+    renewed = {name for name, weight in network.state_dict(keep_vars=True).items() if id(weight) in last}
+    missing = sorted(name for name in info["missing_keys"] if name not in renewed)
+    reshaped = {name: shapes for name, *shapes in sorted(info["mismatched_keys"]) if name not in renewed}
     if missing or reshaped:
         wrong = differences(missing, sorted(info["unexpected_keys"]), reshaped)
         raise NstError(f"{settings.model}: its weights do not fit these settings ({wrong}); remove `image_size` or `pretrained`")
     is_published = not info["missing_keys"] and not info["mismatched_keys"]
-    made = Logits(network, processor)
     return made if is_published else _begun(made, settings, classes)
 
 

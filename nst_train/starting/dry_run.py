@@ -17,10 +17,10 @@ from nst_data.cards.published import public_name
 from nst_data.errors import NstError
 from nst_data.progress import Progress, on_this_terminal
 from nst_data.settings import default_top_k
-from nst_data.store.manifest import NETWORK_NOISE, PREPARATION, Kind
+from nst_data.store.manifest import PREPARATION, Kind
 from nst_data.store.store import Number, Store
 from nst_train.networks.image_processors import preparation_of
-from nst_train.networks.outline import draws_again
+from nst_train.networks.outline import beside_settings
 from nst_train.networks.weights import local_name
 from nst_train.recipes.finished_run import OF_THE_RUN
 from nst_train.recipes.recipe import GenerationSettings, Network, Recipe
@@ -105,7 +105,7 @@ def _beside_settings(settings: TrainSettings, classes: int) -> dict[str, Any]:
     with suppress(NstError):
         changed = preparation_of(settings.model_copy(update={"model": model})) if model else {}
     preparation = {PREPARATION: changed} if changed else {}
-    return preparation | ({NETWORK_NOISE: "each use"} if draws_again(settings, classes) else {})
+    return preparation | beside_settings(settings, classes)
 
 
 def _free(folder: Path) -> int:

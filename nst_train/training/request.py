@@ -5,11 +5,11 @@ from nst_data.selection.editions import excluded_inputs
 from nst_data.self_contained.images import needs_pool
 from nst_data.sources.labeled_pool import pool_entry
 from nst_data.store.inputs import TeacherInputs
-from nst_data.store.manifest import NETWORK_NOISE, ORDER, PREPARATION, PROBE_SAMPLE, EditionManifest, Request, TeacherRequest
+from nst_data.store.manifest import ORDER, PREPARATION, PROBE_SAMPLE, EditionManifest, Request, TeacherRequest
 from nst_data.store.store import Staging, Store, Version
 from nst_train.features.linear_probe import MOST_FOLDED
 from nst_train.networks.image_processors import preparation_of
-from nst_train.networks.outline import draws_again
+from nst_train.networks.outline import beside_settings
 from nst_train.networks.weights import initial_weights
 from nst_train.settings import TrainSettings
 from nst_train.training.material import Material
@@ -36,9 +36,8 @@ def request_of(store: Store, settings: TrainSettings, material: Material) -> Req
         inputs["initial_weights"] = start_input(settings.start, store)
     preparation = {PREPARATION: changed} if (changed := preparation_of(settings)) else {}
     classes = edition.manifest.class_names if edition is not None else material.labeled.class_names if material.labeled else None
-    noise = {NETWORK_NOISE: "each use"} if draws_again(settings, len(classes or [])) else {}
     is_large = settings.probe and material.labeled is not None and len(material.labeled) > MOST_FOLDED
-    beside = order | preparation | noise | ({PROBE_SAMPLE: MOST_FOLDED} if is_large else {})
+    beside = order | preparation | beside_settings(settings, len(classes or [])) | ({PROBE_SAMPLE: MOST_FOLDED} if is_large else {})
     return TeacherRequest(settings=settings.for_request() | beside, inputs=TeacherInputs(**inputs))
 
 
