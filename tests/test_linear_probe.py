@@ -21,7 +21,7 @@ from nst_data.sources import open_source
 from nst_data.store.manifest import PROBE_SAMPLE
 from nst_data.store.store import Store
 from nst_train.evaluation.evaluate import evaluate
-from nst_train.features.backbone import last_layer
+from nst_train.features.backbone import backbone_of, last_layer
 from nst_train.features.embed import embed
 from nst_train.features.linear_probe import STATED_STRENGTH, STRENGTHS, fit
 from nst_train.labeling.label import label
@@ -201,6 +201,41 @@ def test_a_network_with_another_end_is_one_line(monkeypatch):
     monkeypatch.setattr(network, "get_classifier", lambda: torch.nn.Conv2d(1, 2, 1))
     with pytest.raises(NstError, match=r"net:.*one linear layer.*found Conv2d.*another model"):
         last_layer(network, 2, "net")
+
+
+class Ending(torch.nn.Module):
+    """A linear layer at its end, and what `more` makes of the features and the logits; takes images of 16 pixels."""
+
+    def __init__(self, more):
+        super().__init__()
+        self.body, self.head, self.more = (
+            torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 16**2, 5)),
+            torch.nn.Linear(5, 2),
+            more,
+        )
+
+    def get_classifier(self):
+        return self.head
+
+    def forward(self, images):
+        features = self.body(images)
+        return self.more(features, self.head(features))
+
+
+@pytest.mark.parametrize(
+    ("more", "size_px", "why"),
+    [
+        (lambda features, logits: logits + features[:, :2], 16, "one linear layer.*not made by that alone.*another model"),  # as VOLO's
+        (lambda features, logits: logits + 0.5 * torch.relu(features.mean(1, keepdim=True)) + 1, 16, "not made by that alone"),
+        (lambda features, logits: logits / 0, 16, "not finite; retrain it"),
+        (lambda features, logits: logits, 24, "images of 24 px.*another `image_size`"),
+    ],
+)
+def test_a_network_whose_logits_are_not_made_by_its_last_layer_alone_is_one_line(more, size_px, why):
+    config = {"input_size": (3, size_px, size_px), "interpolation": "bicubic", "mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 1.0}
+    with pytest.raises(NstError, match=f"net: .*{why}"):
+        backbone_of(Ending(more), 2, "net", config)
+    assert backbone_of(Ending(lambda _, logits: logits), 2, "net", config | {"input_size": (3, 16, 16)}).dimensions == 5
 
 
 @pytest.mark.slow

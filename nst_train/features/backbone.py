@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +18,13 @@ from nst_train.classifiers.lineage import teacher_input
 from nst_train.classifiers.teachers import Teacher
 from nst_train.networks.models import check_network_name, create_network, data_config_of
 from nst_train.networks.network_noise import classifiers_of
-from nst_train.networks.weights import FOLDER, initial_weights
+from nst_train.networks.probe import FAILURES
+from nst_train.networks.weights import FOLDER, initial_weights, why_not_loaded
 from nst_train.settings import TrainSettings
 from nst_train.teacher_names import is_in_store
 from nst_train.transforms.preprocessing import TimmPreprocessing
 
+_ALIKE = 1e-3  # relative tolerance for logits computed in two ways
 _CLASSES = 2  # of the temporary last layer, which is removed again
 
 
@@ -48,14 +51,39 @@ def last_layer(network: nn.Module, classes: int, name: str) -> nn.Linear:
 
 
 def backbone_of(network: nn.Module, classes: int, name: str, data_config: dict[str, Any]) -> Backbone:
-    """A copy of a network without its last layer, with the evaluation transform of its data config."""
-    last = last_layer(network, classes, name)
+    """A copy of a network without its last layer, with the evaluation transform of its data config. Puts the network in evaluation mode.
+
+    Raises NstError if the logits are not the last layer's output for these features, or the network rejects images of that size.
+    """
+    last = last_layer(network.eval(), classes, name)
     headless = copy.deepcopy(network)
     place = next(path for path, module in network.named_modules() if module is last)
     parent, _, attribute = place.rpartition(".")
     setattr(headless.get_submodule(parent), attribute, nn.Identity())
-    classifier = Classifier(headless.eval(), TimmPreprocessing.of(data_config), [str(number) for number in range(last.in_features)])
+    _check_features(network, headless, last, name, data_config["input_size"])
+    classifier = Classifier(headless, TimmPreprocessing.of(data_config), [str(number) for number in range(last.in_features)])
     return Backbone((classifier,), (None,))
+
+
+@torch.no_grad()
+def _check_features(network: nn.Module, headless: nn.Module, last: nn.Linear, name: str, size: tuple[int, int, int]) -> None:
+    """Show both a gray image. Raises NstError where the logits are not just what the last layer makes of the features."""
+    image = torch.zeros(1, *size)
+    try:
+        logits = network(image)
+    except FAILURES as error:
+        raise NstError(
+            f"{name}: rejects images of {size[-1]} px ({why_not_loaded(error)}); choose another `image_size`, or omit it"
+        ) from None
+    if not logits.isfinite().all():
+        raise NstError(f"{name}: expected a trained network, found one whose output is not finite; retrain it, or choose another model")
+    with suppress(*FAILURES):
+        if torch.allclose(last(headless(image)), logits, rtol=_ALIKE, atol=_ALIKE * float(logits.abs().max())):
+            return
+    raise NstError(
+        f"{name}: expected one linear layer with a bias at the end of the network, found that its logits are not made by that alone; "
+        "choose another model"
+    )
 
 
 @dataclass(frozen=True)
