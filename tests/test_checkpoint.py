@@ -61,6 +61,15 @@ def test_the_last_checkpoints_are_kept_and_older_ones_dropped(tmp_path):
     assert last_checkpoint(tmp_path) == 4
 
 
+def test_what_a_kill_left_of_a_checkpoint_is_gone_with_the_next_one(tmp_path):
+    step, _ = step_and_batch()
+    left = tmp_path / ".step-000000001.4194305"
+    left.mkdir()
+    (left / "network.safetensors").write_bytes(bytes(9))
+    save(tmp_path, 2, step)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000002"]
+
+
 @pytest.mark.parametrize(
     "file", ["network.safetensors", "averaged.safetensors", "optimizer.safetensors", "best.safetensors", "position.json"]
 )

@@ -24,6 +24,7 @@ from nst_train.networks.weights import differences
 from nst_train.settings import TrainSettings
 
 EPOCH_END_SECONDS = 60.0
+_FRESH = ".step-under-way"
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,14 @@ def save_checkpoint(
     best: dict[str, Tensor] | None = None,
     keep: int = 1,
 ) -> None:
-    """Write `folder`/step-N with a single rename, then delete all but the newest `keep` checkpoints."""
-    target = folder / f"step-{step:09d}"
-    fresh = folder / f".{target.name}.{os.getpid()}"
-    shutil.rmtree(fresh, ignore_errors=True)
+    """Write `folder`/step-N with a single rename, then delete all but the newest `keep` checkpoints.
+
+    Only one process may do so in a folder at a time. A partial checkpoint that a killed process left, which is as large as a whole one, is
+    deleted first.
+    """
+    target, fresh = folder / f"step-{step:09d}", folder / f"{_FRESH}.{os.getpid()}"
+    for partial in folder.glob(".step-*"):
+        shutil.rmtree(partial, ignore_errors=True)
     fresh.mkdir(parents=True)
     try:
         _save_tensors(network.state_dict(), fresh / "network.safetensors")
