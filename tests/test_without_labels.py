@@ -9,6 +9,7 @@ from image_text import write_clip
 from labels import SETTINGS, write_teacher
 from nst_cli.main import app
 from typer.testing import CliRunner
+from watched import Said
 from wording import tells
 
 from nst_data import Store, open_source
@@ -53,6 +54,15 @@ def test_an_epoch_passes_each_entry_once(student):
     store, version = student
     assert store.open("tiny@gen-1.1").manifest.counts.copies == 20
     assert version.manifest.counts.steps == 2 * 20 / (4 * 2)
+
+
+def test_what_is_said_before_the_steps_counts_no_labeled_images_where_these_are_left_out(tiny_store):
+    store, labeled, pool = tiny_store
+    settings, said = TrainSettings(**TINY | {"pseudo_only": True, "batch_size": 50, "epochs": 5}), Said()
+    images = {"labeled": open_source(str(labeled), labeled=True), "pool": open_source(str(pool))}
+    train(store, "before", settings=settings, pseudo="tiny@gen-1.1", run=RUN, progress=said, **images)
+    assert any(tells(line, "before@gen-0 … 1 step over 20 pseudo-labeled entries") for line in said.lines)
+    assert not [line for line in said.lines if "each step takes" in line]
 
 
 def test_the_same_call_finds_it(student):

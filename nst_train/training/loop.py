@@ -130,7 +130,7 @@ class Training:
     def say_size(self, progress: Progress) -> None:
         """Report the images and the number of steps, and warn if batch size, warm-up or `layer_decay` do not suit them."""
         ref, settings, schedule = self.staging.ref, self.step.settings, self.step.schedule
-        images, pseudo = len(self.labeled), len(self.pseudo) if self.pseudo else 0
+        images, pseudo = 0 if settings.pseudo_only else len(self.labeled), len(self.pseudo) if self.pseudo else 0
         parts = [f"{images:,} labeled image{'s' * (images > 1)} of {_in_short(self.class_names)}"] if images else []
         parts += [f"{pseudo:,} pseudo-labeled {'entries' if pseudo > 1 else 'entry'}"] if pseudo else []
         progress.say(f"{ref}: {schedule.steps:,} step{'s' * (schedule.steps > 1)} over {' and '.join(parts)}")
