@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from contextlib import contextmanager
 
 import numpy as np
@@ -21,6 +22,7 @@ from nst_data.selection.editions import balance
 from nst_data.settings import BalanceSettings
 from nst_data.store.file_tree import FileTree
 from nst_data.store.files import hash_file
+from nst_data.store.manifest import SealedFile
 from nst_data.store.mirror import Mirror
 from nst_data.store.remote_run import RemoteRun
 from nst_data.store.store import Store
@@ -392,6 +394,21 @@ def test_finishing_counts_all_shards_and_collects_their_errors(shards):
     assert {name: hash_file(shards.build / name) for name in files} == files
     assert pq.read_table(shards.build / "errors")["id"].to_pylist() == list(range(100, 105))
     assert not list(shards.parts.iterdir())
+
+
+def test_finishing_holds_the_counts_of_one_shard_at_a_time(tmp_path):
+    names, counted = [f"class {number}" for number in range(10_000)], np.ones(10_000, np.int64)
+    shards = make_shards(tmp_path, 100, 1)
+    for shard in range(100):
+        shards.write_note(shard, SealedFile(sha256="", bytes=0), counted, [])
+    tracemalloc.start()
+    try:
+        _, counts = shards.finish(names)
+        assert tracemalloc.get_traced_memory()[1] < 4_000_000  # the lists of all take eight bytes for each of a million counts
+    finally:
+        tracemalloc.stop()
+    assert counts.labeled == 1_000_000
+    assert counts.per_class["class 7"] == 100
 
 
 @pytest.mark.parametrize("wanted", [[], [0], [9], [0, 1, 2], [1, 4, 5, 8], list(range(10)), [2, 2, 7]])

@@ -220,18 +220,20 @@ class Shards:
 
     def finish(self, class_names: Sequence[str]) -> tuple[dict[str, SealedFile], LabelCounts]:
         """Write the `errors` table; return the sealed files and the counts of the whole table."""
-        notes = [self.note(shard) for shard in range(len(self.plan))]
-        errors = [error for note in notes for error in note["errors"]]
-        files = {self.plan.file(shard): SealedFile(**note["sealed"]) for shard, note in enumerate(notes)}
-        name = ShardPlan(1, 1, "errors").file(0)
-        schema = errors_schema()
-        files[name] = write_parquet(self.build / name, [pa.Table.from_pylist(errors, schema=schema)], schema, self.parts)
-        per_class = np.sum([note["per_class"] for note in notes], axis=0)
-        no_answer = sum(error["reason"] == NO_ANSWER for error in errors)
+        name, schema = ShardPlan(1, 1, "errors").file(0), errors_schema()
+        files, per_class, no_answer, errors = {}, np.zeros(len(class_names), np.int64), 0, [schema.empty_table()]
+        for shard in range(len(self.plan)):  # one at a time: each note counts all classes
+            note = self.note(shard)
+            files[self.plan.file(shard)] = SealedFile(**note["sealed"])
+            per_class += np.array(note["per_class"], np.int64)
+            no_answer += sum(error["reason"] == NO_ANSWER for error in note["errors"])
+            errors += [pa.Table.from_pylist(note["errors"], schema=schema)] if note["errors"] else []
+        table = pa.concat_tables(errors).combine_chunks()
+        files[name] = write_parquet(self.build / name, [table], schema, self.parts)
         counts = LabelCounts(
             pool=self.plan.rows,
             labeled=int(per_class.sum()),
-            errors=len(errors),
+            errors=table.num_rows,
             no_answer=no_answer,
             per_class=dict(zip(class_names, per_class.tolist(), strict=True)),
         )
