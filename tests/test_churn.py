@@ -134,6 +134,12 @@ def test_classes_in_another_order_are_matched_by_name():
     assert measure(table([(0, 0, 0.5), (1, 1, 0.5)]), after, NAMES).changed == 0
 
 
+@pytest.mark.parametrize(("before", "after"), [(["a", "caf\u00e9"], ["cafe\u0301", "a"]), (["7", "12"], ["12", "07"])])
+def test_classes_that_are_spelled_otherwise_are_the_same_as_everywhere(before, after):
+    labels = matched_by_name(table([(0, 0, 0.5), (1, 1, 0.5)]), after, before, "a and b")
+    assert labels.collect()["label"].to_list() == [1, 0]
+
+
 def test_a_label_outside_the_classes_is_an_error_after_matching_too():
     after = matched_by_name(table([(0, 7, 0.5)]), NAMES, NAMES, "a and b")
     with pytest.raises(NstError, match=r"a and b:.*0 to 2.*label 7"):
@@ -150,6 +156,24 @@ def test_a_label_outside_the_classes_is_an_error_after_matching_too():
 def test_other_classes_are_an_error_that_names_them(names, message):
     with pytest.raises(NstError, match=message):
         matched_by_name(table([(0, 0, 0.5)]), names, NAMES, "a and b")
+
+
+class Looked(list):
+    """Counts how often it is gone through."""
+
+    times = 0
+
+    def __iter__(self):
+        self.times += 1
+        return super().__iter__()
+
+
+def test_of_many_classes_the_names_are_gone_through_a_few_times():
+    names = [f"class {number}" for number in range(1000)]
+    before, after = Looked(names), Looked(names[::-1])
+    labels = matched_by_name(table([(0, 0, 0.5), (1, 998, 0.5)]), after, before, "a and b")
+    assert labels.collect()["label"].to_list() == [999, 1]
+    assert before.times + after.times < 100  # not once for each class
 
 
 @pytest.mark.parametrize("wrong", ["before", "after"])

@@ -12,7 +12,7 @@ import polars as pl
 from nst_data.arguments import with_checked_arguments
 from nst_data.errors import NstError
 from nst_data.sources import match_classes
-from nst_data.sources.imagenet_names import places_of
+from nst_data.sources.labels import places_among
 from nst_data.store.store import Store, Version
 from nst_data.store.version import check_names_images
 from nst_data.tables.confidence import confidence_bin
@@ -156,14 +156,14 @@ def measure(
 
 def matched_by_name(after: pl.LazyFrame, class_names: Sequence[str], expected: Sequence[str], what: str) -> pl.LazyFrame:
     """Labels that are places among `class_names` as places among `expected`, the same names in any order. Raises NstError for others."""
-    is_imagenet = None not in (places_of(class_names, expected) or [None])
-    for names, others, whose in () if is_imagenet else ((class_names, expected, "the second"), (expected, class_names, "the first")):
-        if odd := [name for name in names if name not in set(others)]:
-            shown = ", ".join(odd[:10]) + (", ..." if len(odd) > 10 else "")
-            raise NstError(
-                f"{what}: expected the same classes in both, found {len(odd)} in {whose} alone ({shown}); choose two with the same classes"
-            )
-    places = pl.Series(match_classes(class_names, expected, what), dtype=pl.Int64)
+    try:
+        places = pl.Series(match_classes(class_names, expected, what), dtype=pl.Int64)
+    except NstError:
+        for names, others, whose in ((class_names, expected, "the second"), (expected, class_names, "the first")):
+            if odd := [name for name, place in zip(names, places_among(names, others), strict=True) if place is None]:
+                found = f"{len(odd)} in {whose} alone ({', '.join(odd[:10])}{', ...' * (len(odd) > 10)})"
+                raise NstError(f"{what}: expected the same classes in both, found {found}; choose two with the same classes") from None
+        raise
     return after.with_columns(label=pl.col("label").replace_strict(pl.arange(0, len(places), eager=True), places, default=pl.col("label")))
 
 

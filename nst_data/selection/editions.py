@@ -185,9 +185,10 @@ def _roles(exclude: Sequence[Source]) -> dict[str, Source]:
 
 def check_classes_are_known(settings: BalanceSettings, class_names: Sequence[str]) -> None:
     """Raises UsageError for settings that name a class which the teacher does not know."""
+    known_names = set(class_names)
     for option, names in (("`exclude_class`", settings.exclude_class), ("`class_min_confidence`", settings.class_min_confidence)):
         for name in names:
-            if name not in class_names:
+            if name not in known_names:
                 near = difflib.get_close_matches(name, class_names, n=1)
                 known = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(class_names[:20])}"
                 known += ", ..." * (not near and len(class_names) > 20)

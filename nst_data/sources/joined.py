@@ -178,7 +178,8 @@ def _all_classes(sources: Sequence[Source]) -> tuple[list[str], list[NDArray[np.
             return names, [np.array(found, np.int64) for found in places]
     spellings = {composed(name): name for one in reversed(listed) for name in one}  # of those that differ in it, the first source's
     names = sorted(spellings.values())
-    return names, [np.array([names.index(spellings[composed(name)]) for name in one], np.int64) for one in listed]
+    place = {name: index for index, name in enumerate(names)}
+    return names, [np.array([place[spellings[composed(name)]] for name in one], np.int64) for one in listed]
 
 
 def _places(found: Sequence[str], expected: Sequence[str]) -> Sequence[int | None]:
