@@ -3,6 +3,7 @@
 import errno
 import os
 import sys
+import tempfile
 
 import pytest
 from conftest import TINY
@@ -26,6 +27,7 @@ from nst_train.settings import LabelSettings, RunSettings, TrainSettings
 from nst_train.training.train import train
 
 NST = "from nst_cli.main import run; run()"
+MEMORY = "/dev/shm"  # a disk of its own on Linux
 LACKS = "import sys; sys.path.insert(0, {tests!r}); from file_systems import *; import pytest; "
 HOOKED = LACKS + "without_links_locks_and_times(pytest.MonkeyPatch(), {number}, {below!r}); "
 
@@ -77,6 +79,27 @@ def test_what_cannot_rename_folders_is_said_at_once_and_nothing_is_left(tmp_path
         begin(store)
     assert store.unfinished() == []
     assert os.listdir(store.root / "runs" / "corpora" / "flowers") == []
+
+
+def test_a_store_on_two_disks_that_no_look_shows_is_told_so(tmp_path, monkeypatch):
+    """Such as two quotas of one file system, or two mounts of one disk."""
+    staging = begin(Store(tmp_path / "store"))
+    files = {"a.txt": write_text(staging.build / "a.txt", "labels")}
+    without_renames_of_folders(monkeypatch, errno.EXDEV)
+    with pytest.raises(NstError, match=r"store/corpora/flowers: .*another disk than .*store/runs/corpora/flowers/gen-1,.*keep all"):
+        staging.seal(staging.describe(files, ["ant"], COUNTS["generation"]))
+    monkeypatch.undo()
+    assert staging.seal(staging.describe(files, ["ant"], COUNTS["generation"])).verify() == []
+
+
+@pytest.mark.skipif(not os.path.isdir(MEMORY), reason="there is no other disk")
+def test_a_store_on_two_disks_is_told_so_before_anything_is_made(tmp_path):
+    with tempfile.TemporaryDirectory(dir=MEMORY) as elsewhere:
+        (tmp_path / "store").mkdir()
+        (tmp_path / "store" / "runs").symlink_to(elsewhere)
+        with pytest.raises(NstError, match=r"store/corpora/flowers: .*another disk than .*store/runs/corpora/flowers,.*keep all"):
+            begin(Store(tmp_path / "store"))
+        assert os.listdir(elsewhere) == []
 
 
 def test_a_disk_that_fails_is_not_taken_for_one_that_lacks_something(tmp_path, monkeypatch):

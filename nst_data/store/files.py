@@ -177,6 +177,8 @@ def place_once(fresh: Path, place: Path) -> bool:
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST) or place.is_dir():  # which may be gone again by now
             return False
+        if error.errno == errno.EXDEV and fresh.parent != place.parent:
+            raise _on_two_disks(fresh.parent, place.parent) from None
         if error.errno in (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EINVAL, errno.EXDEV, errno.EMFILE):
             raise NstError(
                 f"{place.parent}: its file system cannot rename folders ({error.strerror}), which a store needs; "
@@ -187,11 +189,29 @@ def place_once(fresh: Path, place: Path) -> bool:
     return True
 
 
-def is_writable(folder: Path) -> bool:
-    """Whether this process may write into a folder, or make it where it is not there yet."""
+def check_one_disk(made_in: Path, kept_in: Path) -> None:
+    """Raises NstError where folders cannot be moved from one to the other as they lie on two disks; neither need be there yet."""
+    if _first_there(made_in).stat().st_dev != _first_there(kept_in).stat().st_dev:
+        raise _on_two_disks(made_in, kept_in)
+
+
+def _on_two_disks(made_in: Path, kept_in: Path) -> NstError:
+    return NstError(
+        f"{kept_in}: is on another disk than {made_in}, from which finished folders are moved there; "
+        "keep all of a store on one disk, links included"
+    )
+
+
+def _first_there(folder: Path) -> Path:
+    """A folder, or the nearest one above it that is there."""
     while not folder.exists():
         folder = folder.parent
-    return os.access(folder, os.W_OK | os.X_OK)
+    return folder
+
+
+def is_writable(folder: Path) -> bool:
+    """Whether this process may write into a folder, or make it where it is not there yet."""
+    return os.access(_first_there(folder), os.W_OK | os.X_OK)
 
 
 def discard(folder: Path) -> None:

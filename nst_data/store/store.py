@@ -17,7 +17,7 @@ from nst_data.errors import NstError, UsageError
 from nst_data.hub.reference import HubReference
 from nst_data.safe_names import mistaken_for
 from nst_data.store.file_tree import FileTree
-from nst_data.store.files import clear_abandoned, discard, place_once, write_text
+from nst_data.store.files import check_one_disk, clear_abandoned, discard, place_once, write_text
 from nst_data.store.indexes import FOLDER, Indexes
 from nst_data.store.inputs import Input
 from nst_data.store.manifest import MANIFEST_NAME, Kind, Request, read_manifest, read_request, with_article
@@ -376,6 +376,7 @@ class Store:
 
     def _stage(self, request: Request, name: str, number: Number) -> Staging:
         folder = self._run_folder(request.kind, name, number)
+        check_one_disk(folder.parent, self.target(request.kind, name, str(number)).parent)  # not after hours of work
         folder.parent.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         try:
