@@ -28,7 +28,7 @@ from nst_data.store.remote_run import RemoteRun
 from nst_data.store.store import Store
 from nst_data.tables import shards as pseudo_labels
 from nst_data.tables.schema import pseudo_labels_schema
-from nst_data.tables.shards import ShardPlan, Shards, ShardWriter, TableReader
+from nst_data.tables.shards import ShardPlan, Shards, ShardWriter, TableReader, table_files
 
 NAMES = ["ant", "bee", "cat"]
 SCHEMA = pseudo_labels_schema(NAMES)
@@ -436,6 +436,14 @@ def test_a_version_has_more_shards_than_a_process_may_open_files(tmp_path, few_o
         assert reader.take(np.arange(200), ["id"])["id"].to_pylist() == list(range(200))
         assert reader.take(np.arange(150), ["id"])["id"].to_pylist() == list(range(150))
     assert found.manifest.counts.copies == 150
+
+
+def test_a_table_of_more_than_a_hundred_thousand_shards_is_read_in_their_order(tmp_path):
+    plan = ShardPlan(100_002, 1)
+    (tmp_path / plan.table).mkdir()
+    for shard in (100_001, 99_999, 100_000, 10_001, 10_000):
+        (tmp_path / plan.file(shard)).touch()
+    assert [int(file.name.split("-")[1]) for file in table_files(tmp_path, plan.table)] == [10_000, 10_001, 99_999, 100_000, 100_001]
 
 
 def test_a_version_without_the_table_is_refused(tmp_path):

@@ -392,7 +392,7 @@ def write_parquet(path: Path, tables: Iterable[pa.Table], schema: pa.Schema, par
 
 def table_files(folder: Path, table: str) -> list[Path]:
     """The parquet files of a table, in order. Raises NstError where there is none."""
-    files = sorted((folder / table).glob("*.parquet"))
+    files = sorted((folder / table).glob("*.parquet"), key=lambda file: (len(file.name), file.name))  # shard 100,000 after 99,999
     if not files:
         raise NstError(f"{folder}: expected parquet files in {table}/, found none")
     return files
