@@ -141,6 +141,9 @@ def _checked(version: Version) -> tuple[list[str], str]:
         problems = version.verify()
     except NstError as error:  # such as a manifest that cannot be read
         return [str(error)], str(error)
+    except OSError as error:  # such as a file of another user
+        fault = f"{version.ref}: {error.filename or 'its files'}: {error.strerror}"
+        return [fault], fault
     return problems, f"{version.ref} is damaged: {'; '.join(problems)}. Remove it and make or pull it again"
 
 
@@ -187,6 +190,7 @@ def in_a_line(manifest: "Manifest", folder: Path | None) -> str:
     """How much a version holds; with its folder, what was measured of a teacher."""
     from nst_data.store.manifest import EditionManifest, GenerationManifest, ReviewManifest, TeacherManifest
     from nst_data.store.metrics import Metrics
+    from nst_data.store.places import METRICS
 
     match manifest:
         case GenerationManifest(counts=counts):
@@ -196,8 +200,11 @@ def in_a_line(manifest: "Manifest", folder: Path | None) -> str:
         case ReviewManifest(counts=counts):
             return f"{counts.answered:,} images answered, {sum(counts.per_class.values()):,} with a class"
         case TeacherManifest(counts=counts, request=request):
-            top1 = Metrics.read(folder).test_top1 if folder else None
-            measured = "" if top1 is None else f", test top-1 {100 * top1:.1f}%"
+            try:
+                top1 = Metrics.read(folder).test_top1 if folder else None
+                measured = "" if top1 is None else f", test top-1 {100 * top1:.1f}%"
+            except NstError:  # said in place of it: the other versions are listed all the same
+                measured = f", {METRICS} is damaged; delete it and evaluate again"
             size = f"{counts.parameters:,}" if counts.parameters < 1e6 else f"{counts.parameters / 1e6:.1f}M"
             return f"{request.model}, {size} parameters{measured}"
     raise AssertionError(manifest.kind)

@@ -14,6 +14,7 @@ from nst_cli.main import app
 from typer.testing import CliRunner
 from wording import is_line, tells
 
+from nst_data.store.files import hash_file
 from nst_train.waiting import wait_passively
 
 NETWORK = ["--model", "test_resnet", "--image-size", "16", "--epochs", "1", "--batch-size", "4", "--workers", "0"]
@@ -287,6 +288,34 @@ def test_a_damaged_manifest_stops_neither_list_nor_remove(tiny_store, tmp_path):
     assert "unreadable" in listed.stdout
     assert CliRunner().invoke(app, ["remove", "tiny@gen-1.1", "--store", str(root)]).exit_code == 0
     assert "tiny@gen-1.1" not in CliRunner().invoke(app, ["list", "--store", str(root)]).stdout
+
+
+def test_damaged_metrics_of_a_teacher_stop_neither_list_nor_show_nor_lineage(tiny_store, tmp_path):
+    root = tmp_path / "store"
+    shutil.copytree(tiny_store[0].root, root)
+    (root / "teachers" / "tiny-teacher" / "gen-0" / "metrics.json").write_text("{")
+    for words in (["list"], ["show", "tiny-teacher"]):
+        shown = CliRunner().invoke(app, [*words, "--store", str(root)])
+        assert shown.exit_code == 0
+        assert "metrics.json is damaged; delete it and evaluate again" in shown.stdout
+    assert CliRunner().invoke(app, ["lineage", "tiny@gen-1", "--store", str(root)]).exit_code == 0
+
+
+def test_of_several_versions_one_that_may_not_be_read_stops_no_other(tiny_store, tmp_path, monkeypatch):
+    root, whole = tmp_path / "store", hash_file
+    shutil.copytree(tiny_store[0].root, root)
+
+    def refused(path):
+        if path.suffix == ".safetensors":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return whole(path)
+
+    monkeypatch.setattr("nst_data.store.version.hash_file", refused)
+    result = CliRunner().invoke(app, ["verify", "tiny-teacher", "tiny@gen-1", "--store", str(root)])
+    assert result.exit_code == 1
+    private, sound = result.stdout.splitlines()
+    assert is_line(private, "tiny-teacher@gen-0: … model.safetensors: Permission denied")
+    assert is_line(sound, "tiny@gen-1: … verified")
 
 
 def test_a_pool_that_moved_is_asked_for(tiny_store, tmp_path):

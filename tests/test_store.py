@@ -1,3 +1,5 @@
+import errno
+import hashlib
 import json
 import os
 import re
@@ -285,6 +287,22 @@ def test_verify_sees_a_flipped_bit(store):
     path.write_bytes(content)
     (problem,) = version.verify()
     assert problem.startswith("data/a.txt: sha256 ")
+
+
+def test_verify_sees_a_file_that_the_disk_cannot_read_any_more_and_looks_at_the_others(store, monkeypatch):
+    version, whole = make(store), hashlib.file_digest
+    (version.folder / "data" / "b.txt").write_text("later")
+
+    def fails_for_one(file, digest):
+        if file.name.endswith("a.txt"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return whole(file, digest)
+
+    monkeypatch.setattr(hashlib, "file_digest", fails_for_one)
+    assert version.verify() == [
+        "data/a.txt: cannot be read (Input/output error)",
+        "data/b.txt: was not there when the version was sealed",
+    ]
 
 
 def test_a_folder_whose_name_is_not_in_utf_8_is_refused():

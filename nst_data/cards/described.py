@@ -7,7 +7,6 @@ from typing import Self
 
 import pyarrow.parquet as pq
 
-from nst_data.errors import NstError
 from nst_data.store.counts import CalibrationCounts, EditionCounts, GenerationCounts, ReviewCounts
 from nst_data.store.inputs import EditionInputs, GenerationInputs, Input, Inputs, TeacherInputs
 from nst_data.store.manifest import EditionManifest, GenerationManifest, Manifest, ReviewManifest
@@ -143,10 +142,7 @@ class Described:
 
     def metrics(self) -> Metrics:
         """What was measured of a teacher; nothing where its file is missing or holds something else."""
-        try:
-            return Metrics.read(self.folder)
-        except NstError:
-            return Metrics()
+        return Metrics.read_if_sound(self.folder)
 
 
 def _step_back(inputs: Inputs) -> tuple[str, Input | None]:

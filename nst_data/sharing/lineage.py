@@ -92,7 +92,7 @@ class _Walk:
             place = places[-1].ref if (places := places_of(version.place)) else place
         node = LineageNode(role, f"{manifest.name}@{manifest.version}", manifest.kind, manifest.digest, manifest.created[:10], place)
         if version is not None and manifest.kind == "teacher":
-            node.top1 = Metrics.read(version.place).test_top1
+            node.top1 = Metrics.read_if_sound(version.place).test_top1
         if manifest.digest in self._seen:
             node.is_repeated = bool(manifest.request.inputs.by_role)
             return node

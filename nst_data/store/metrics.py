@@ -66,6 +66,14 @@ class Metrics(RootModel[dict[str, Result]]):
         path = folder / METRICS
         return cls.parse(path.read_text("utf-8", errors="replace"), str(path)) if path.exists() else cls()
 
+    @classmethod
+    def read_if_sound(cls, folder: Path) -> Self:
+        """The same; none where the file holds something else, for whoever shows them beside much that does not depend on them."""
+        try:
+            return cls.read(folder)
+        except NstError:
+            return cls()
+
     def write(self, folder: Path) -> None:
         """Put them into a teacher's folder."""
         write_text(folder / METRICS, json.dumps(self.model_dump(), indent=2) + "\n")

@@ -9,7 +9,7 @@ from typing import Self
 from nst_data.errors import NstError, UsageError
 from nst_data.store.files import hash_file
 from nst_data.store.inputs import Input
-from nst_data.store.manifest import MANIFEST_NAME, Manifest, content_digest, is_anonymous, read_manifest
+from nst_data.store.manifest import MANIFEST_NAME, Manifest, SealedFile, content_digest, is_anonymous, read_manifest
 from nst_data.store.mirror import Mirror, was_not_there
 from nst_data.store.places import may_be_pulled, places_of
 
@@ -142,14 +142,23 @@ class Version:
                 problems.append(f"{name}: leaves the version's folder")
             elif not path.is_file():
                 problems += [f"{name}: missing"] if self.mirror is None else []
-            elif (now := hash_file(path)) != sealed:
-                problems.append(
-                    f"{name}: sha256 {now.sha256[:12]}, {now.bytes} bytes; sealed {sealed.sha256[:12]}, {sealed.bytes} bytes{whose}"
-                )
+            elif wrong := _difference(path, sealed):
+                problems.append(f"{name}: {wrong}{whose}")
         tables = [self.place / table for table in {Path(name).parent for name in files} - {Path()}]
         found = [path for table in tables if table.is_dir() for path in table.iterdir()]
         strays = {path.relative_to(self.place).as_posix() for path in found if self.mirror is None or path.name[0] != "."} - files.keys()
         return problems + [was_not_there(name) + whose for name in sorted(strays)]
+
+
+def _difference(path: Path, sealed: SealedFile) -> str:
+    """What is wrong with a file; empty where nothing is. Raises PermissionError where this process may not know."""
+    try:
+        now = hash_file(path)
+    except PermissionError:
+        raise
+    except OSError as error:  # a disk that fails
+        return f"cannot be read ({error.strerror})"
+    return "" if now == sealed else f"sha256 {now.sha256[:12]}, {now.bytes} bytes; sealed {sealed.sha256[:12]}, {sealed.bytes} bytes"
 
 
 def check_names_images(version: Version, instead: str) -> None:
