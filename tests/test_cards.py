@@ -388,6 +388,21 @@ def test_an_edition_says_whether_held_out_images_were_left_out(store):
     assert "may contain images that you test on" in section(dataset_card(seal_selection(store, generation)), "Known limits")
 
 
+def test_a_relabeled_edition_says_what_was_left_out_when_its_images_were_selected(store):
+    edition = seal_selection(store, seal_labels(store, {"teacher": seal_teacher(store)}))
+    again = seal_selection(store, edition, role="like")
+    known = section(dataset_card(again), "Known limits")
+    assert "may contain images that you test on" in known
+    assert "the classes are no longer balanced. Images of 2 of 3 classes are repeated" in known
+    assert "It is balanced only" not in known
+    rewrite(edition, inputs={"exclude_1": {"ref": "/home/me/test", "digest": "t"}}, counts={"held_out_unreadable": 7})
+    known = section(dataset_card(again), "Known limits")
+    assert "may contain images that you test on" not in known
+    assert "7 excluded images could not be read" in known
+    shutil.rmtree(edition.folder)
+    assert "Whether images that you test on were excluded is not known here" in section(dataset_card(again), "Known limits")
+
+
 def test_license_and_source_stand_in_the_users_words(store):
     generation = seal_labels(store, {"teacher": seal_teacher(store)})
     card = dataset_card(generation, Published("alice/bugs", "gen-1", license="Research only", pool_source="My *own* photos"))

@@ -86,11 +86,34 @@ def _of_pool(generation: GenerationManifest) -> Iterator[str]:
 
 
 def _of_selection(described: Described, edition: EditionManifest) -> Iterator[str]:
-    inputs, counts, selection = edition.request.inputs, edition.counts, edition.request.selection
+    inputs, counts = edition.request.inputs, edition.counts
     yield (
         "Byte-identical images appear once, counted in `duplicates`; resized or re-encoded copies of an image count as different images."
     )
-    if not inputs.excluded and not inputs.like:
+    yield from _of_exclusion(described)
+    rows = described.per_class()
+    copied = sum(row["copies"] > row["unique"] > 0 for row in rows.values())
+    if inputs.like:
+        repeated = f" Images of {copied:,} of {len(rows):,} classes are repeated (`copies`)." if copied else ""
+        yield f"The images were selected by another teacher's labels and then relabeled: the classes are no longer balanced.{repeated}"
+    elif copied:
+        yield f"It is balanced only with `copies`: {copied:,} of {len(rows):,} classes had too few images, which are repeated."
+    if counts.classes_without_images:
+        yield f"{len(counts.classes_without_images):,} of {len(rows):,} classes have no image."
+
+
+def _of_exclusion(described: Described) -> Iterator[str]:
+    """What was kept out when the images were selected: of a relabeled edition, when that which it is like was drawn."""
+    edition = described.manifest
+    assert isinstance(edition, EditionManifest), "nothing else is selected"
+    inputs, counts, selection = edition.request.inputs, edition.counts, edition.request.selection
+    if inputs.like:
+        if described.parent:
+            yield from _of_exclusion(Described.of(described.parent))
+        else:
+            yield "Whether images that you test on were excluded is not known here: the edition that it relabels says so."
+        return
+    if not inputs.excluded:
         yield "No labeled, validation or test images were excluded: it may contain images that you test on."
     elif selection and selection.exact_overlap_only:
         yield "Only byte-identical copies of excluded images were left out: it may contain resized or re-encoded ones."
@@ -98,14 +121,6 @@ def _of_selection(described: Described, edition: EditionManifest) -> Iterator[st
         yield f"{near.unreadable:,} candidate duplicates of excluded images could not be compared with them and were kept."
     if counts.held_out_unreadable:
         yield f"{counts.held_out_unreadable:,} excluded images could not be read: this edition may contain copies of them."
-    if inputs.like:
-        yield "The images were selected by another teacher's labels and then relabeled: the classes are no longer balanced."
-    rows = described.per_class()
-    copied = sum(row["copies"] > row["unique"] > 0 for row in rows.values())
-    if copied:
-        yield f"It is balanced only with `copies`: {copied:,} of {len(rows):,} classes had too few images, which are repeated."
-    if counts.classes_without_images:
-        yield f"{len(counts.classes_without_images):,} of {len(rows):,} classes have no image."
 
 
 def _of_anonymity(described: Described) -> str:
