@@ -305,6 +305,12 @@ def test_verify_sees_a_file_that_the_disk_cannot_read_any_more_and_looks_at_the_
     ]
 
 
+def test_a_part_of_a_manifest_can_be_left_out_where_it_is_shown():
+    counts = GenerationCounts(pool=3, labeled=2, errors=1, per_class={"ant": 2}, teacher_parameters=7)
+    assert counts.model_dump(exclude={"per_class", "errors"}) == {"pool": 3, "labeled": 2, "teacher_parameters": 7}
+    assert json.loads(counts.model_dump_json(include={"pool"})) == {"pool": 3}
+
+
 def test_a_folder_whose_name_is_not_in_utf_8_is_refused():
     with pytest.raises(NstError, match=r"/st.xe9: .*UTF-8; rename it"):
         Store("st\udce9")

@@ -28,4 +28,5 @@ class AsWritten(BaseModel):
     @model_serializer(mode="wrap")
     def _as_given(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
         later, values = later_fields(type(self)), plain(self)
-        return {name: values[name] for name in self._given if name not in later or values[name] != later[name]}
+        named = [name for name in self._given if name in values]  # who dumps it may leave some out
+        return {name: values[name] for name in named if name not in later or values[name] != later[name]}
