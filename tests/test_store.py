@@ -419,6 +419,21 @@ def test_remove_takes_an_unfinished_version(store):
     assert store.unfinished() == []
 
 
+@pytest.mark.parametrize("content", ["{", '{"kind": "poem"}', b"\xff"], ids=["cut off", "of a later nst", "no text"])
+def test_an_unfinished_version_that_cannot_be_read_is_named_where_it_is_in_the_way_and_can_be_removed(store, content):
+    other = make(store, name="trees")
+    make(store)
+    path = store.begin(request(seed=1), "flowers").folder / "request.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(
+        NstError, match=r"flowers@gen-2 is unfinished.*request\.json in .*flowers/gen-2.*`store\.remove\('flowers@gen-2'\)`"
+    ):
+        store.begin(request(seed=2), "flowers")
+    assert store.remove("trees@gen-1") == other.folder
+    store.remove("flowers@gen-2")
+    assert store.begin(request(seed=2), "flowers").ref == "flowers@gen-2"
+
+
 def test_two_that_stage_one_request_at_once_get_the_same_staging(tmp_path):
     for attempt in range(20):
         store, barrier = Store(tmp_path / str(attempt)), threading.Barrier(4)

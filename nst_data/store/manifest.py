@@ -301,7 +301,7 @@ def _manifest_class(content: dict[str, Any]) -> type[Manifest]:
 
 
 def read_request(path: Path) -> Request:
-    """The request of a version under way."""
+    """The request of a version under way. Raises ValueError for a damaged one, or one of a later nst."""
     return _REQUEST.validate_json(path.read_text("utf-8"))
 
 

@@ -299,7 +299,7 @@ class Store:
         """References of what was made from a version, sealed or under way: as long as there are any, it cannot be removed."""
         readable = [other for other in self.versions() if other.is_readable]
         requests = [(other.ref, other.manifest.request) for other in readable]
-        requests += [(staging.ref, staging.request) for room in _ROOMS for staging in self._all_stagings(f"{room}/*")]
+        requests += [(staging.ref, staging.request) for room in _ROOMS for staging in self._all_stagings(f"{room}/*", are_all_wanted=False)]
         digest = version.manifest.digest if version.is_readable else None  # other stores' versions may have the same name
         alike = {other.ref for other in readable if other.manifest.digest == digest}
 
@@ -347,7 +347,8 @@ class Store:
             RemoteRun(self.mirror, self.mirror.name_of(run)).discard()
         discard(run)
 
-    def _all_stagings(self, where: str) -> Iterator[Staging]:
+    def _all_stagings(self, where: str, are_all_wanted: bool = True) -> Iterator[Staging]:
+        """Raises NstError for one that cannot be read, unless not all are wanted."""
         for folder in sorted((self.root / "runs").glob(f"{where}/*")):
             if not Number.is_one(folder.name):
                 continue
@@ -355,9 +356,19 @@ class Store:
                 yield self._read_staging(folder)
             except FileNotFoundError:  # sealed a moment ago, or half cleared away
                 discard(folder)
+            except NstError:
+                if are_all_wanted:
+                    raise
 
     def _read_staging(self, folder: Path) -> Staging:
-        request = read_request(folder / REQUEST)
+        try:
+            request = read_request(folder / REQUEST)
+        except ValueError:  # damaged, or of a later nst
+            ref = f"{folder.parent.name}@{folder.name}"
+            raise NstError(
+                f"{ref} is unfinished, and its {REQUEST} in {folder} cannot be read: it is damaged, or was written by a later nst; "
+                f"upgrade nst, or `store.remove({ref!r})` discards what is unfinished"
+            ) from None
         return Staging(folder, self.root / _ROOM[request.kind] / folder.parent.name / folder.name, request, mirror=self.mirror)
 
     def _number(self, request: Request, taken: list[Version | Staging], generation: int | None, edition: int | None, first: int) -> Number:
