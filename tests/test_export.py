@@ -22,6 +22,7 @@ from wording import tells
 from nst_data import BalanceSettings, adopt, balance, freeze
 from nst_data.errors import NstError, UsageError
 from nst_data.formats.export import MARKER, export
+from nst_data.formats.labeled_images import labeled_images as rows_with_images
 from nst_data.images import image_hash
 from nst_data.progress import Progress
 from nst_data.review.answers import AnswerLog
@@ -299,6 +300,16 @@ def test_a_review_has_the_classes_that_people_gave_without_what_they_excluded(la
     assert {task["data"]["image_hash"]: task["annotations"][0]["result"][0]["value"]["choices"][0] for task in tasks} == {
         hashed: one[1] for hashed, one in expected.items()
     }
+
+
+@pytest.mark.parametrize("ref", ["tiny@gen-1", "tiny@review-1"])
+def test_probabilities_of_all_classes_are_made_only_where_they_are_written(labeled_images, ref):
+    """Of 100,000 classes those of each row take 0.4 MB."""
+    store, rows = labeled_images
+    reviewed(store, rows)
+    labeled = rows_with_images(store, store.open(ref), None, with_images=False)
+    assert {row.probs is None for row in labeled.rows()} == {True}
+    assert {row.probs.shape for row in labeled.rows(with_probs=True)} == {(3,)}
 
 
 def test_the_images_of_a_review_are_found_in_a_moved_pool_or_in_an_edition_that_holds_them(labeled_images, tmp_path):

@@ -186,13 +186,13 @@ class _Export:
         about: dict[str, Any] = {"key": row.key, "image_hash": row.image_hash, "label": row.class_name, "confidence": row.confidence}
         if row.copies is not None:
             about["copies"] = row.copies
-        if self.probs:
+        if row.probs is not None:
             about["probs"] = dict(zip(self.class_names, map(float, row.probs), strict=True))
         return about
 
     def placed(self, folder_of: Callable[[LabeledRow], str]) -> Iterator[tuple[LabeledRow, str]]:
         """Write the image of each row below the folder that is given for it; with the path of each. Those that are there stay."""
-        for row in self.labeled.rows():
+        for row in self.labeled.rows(self.probs):
             name, encoded = self.named(row)
             path = f"{folder_of(row)}/{row.id:08d}-{name}"
             place = self.folder / path
@@ -239,8 +239,8 @@ def _csv(export: _Export) -> None:
         raise UsageError(f"`probs`: class {twice[0]!r} has the name of another column of the table; use jsonl, or remove `probs`")
     with replacing(export.folder / _WITHOUT_IMAGES["csv"]) as file:
         file.write(csv_line(header + export.class_names * export.probs))
-        for row in export.labeled.rows():
-            values = [f"{value:.6g}" for value in row.probs] if export.probs else []
+        for row in export.labeled.rows(export.probs):
+            values = [f"{value:.6g}" for value in row.probs] if row.probs is not None else []
             copies = [row.copies] if has_copies else []
             file.write(csv_line([row.key, row.image_hash, row.class_name, f"{row.confidence:.6g}", *copies, *values]))
             export.advance(1)
@@ -248,7 +248,7 @@ def _csv(export: _Export) -> None:
 
 def _jsonl(export: _Export) -> None:
     with replacing(export.folder / _WITHOUT_IMAGES["jsonl"]) as file:
-        for row in export.labeled.rows():
+        for row in export.labeled.rows(export.probs):
             file.write(json_line(export.described(row)))
             export.advance(1)
 
@@ -260,7 +260,7 @@ def _imagefolder(export: _Export) -> None:
 
 
 def _webdataset(export: _Export) -> None:
-    all_rows, number = export.labeled.rows(), 0
+    all_rows, number = export.labeled.rows(export.probs), 0
     while rows := list(islice(all_rows, _ROWS_PER_TAR)):
         place = export.folder / f"{export.labeled.version.ref.replace('@', '-')}-{number:06d}.tar"
         if not place.exists():

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,10 @@ _COLUMNS = ["id", "key", "image_hash", "label", "confidence"]
 
 @dataclass(frozen=True, slots=True)
 class LabeledRow:
-    """An image and its label. `probs` has shape (classes,), float32: what a top-k label leaves is even over the other classes."""
+    """An image and its label.
+
+    `probs` has shape (classes,), float32, where they were asked for: what a top-k label leaves is even over the other classes.
+    """
 
     number: int  # of the row in the version that its image was labeled in
     id: int  # of the image in the pool; of a review its row there
@@ -36,7 +40,7 @@ class LabeledRow:
     label: int
     class_name: str
     confidence: float
-    probs: NDArray[np.float32]
+    probs: NDArray[np.float32] | None = None
     copies: int | None = None  # in an edition
 
 
@@ -95,17 +99,17 @@ class LabeledImages:
         source = self._images.source() if isinstance(self._images, PoolImages) else None
         return list(source.files()) if source is not None and source.rows_per_file == 1 else []
 
-    def rows(self) -> Iterator[LabeledRow]:
+    def rows(self, with_probs: bool = False) -> Iterator[LabeledRow]:
         """All of them, in the order of the version. Raises NstError where its table is damaged."""
         names, number = self.version.manifest.class_names, 0
         with damage_is_named(self.version.ref):
             for file in self._files:
                 with pq.ParquetFile(file) as parquet:
                     plain = [*_COLUMNS, *(["copies"] if "copies" in parquet.schema_arrow.names else [])]
-                    columns = [*plain, *soft_label_columns(parquet.schema_arrow)]
+                    columns = [*plain, *(soft_label_columns(parquet.schema_arrow) if with_probs else ())]
                     for batch in parquet.iter_batches(_ROWS_AT_ONCE, columns=columns):
                         check_label_range(pl.Series(batch["label"]), names, self.version.ref)
-                        probs = dense(batch, len(names))
+                        probs = dense(batch, len(names)) if with_probs else repeat(None, len(batch))
                         for row, soft in zip(batch.select(plain).to_pylist(), probs, strict=True):
                             yield LabeledRow(number, class_name=names[row["label"]], probs=soft, **row)
                             number += 1
@@ -148,12 +152,12 @@ class ReviewedImages(LabeledImages):
         """How many images people gave a class."""
         return self._rows.height
 
-    def rows(self) -> Iterator[LabeledRow]:
+    def rows(self, with_probs: bool = False) -> Iterator[LabeledRow]:
         """All of them, in the order of the review."""
         names = self.version.manifest.class_names
-        every = np.eye(len(names), dtype=np.float32)
         for place, row in enumerate(self._rows.iter_rows(named=True)):
-            yield LabeledRow(id=place, class_name=names[row["label"]], confidence=1.0, probs=every[row["label"]], **row)
+            probs = (np.arange(len(names)) == row["label"]).astype(np.float32) if with_probs else None
+            yield LabeledRow(id=place, class_name=names[row["label"]], confidence=1.0, probs=probs, **row)
 
     def _number_in_pool(self, row: LabeledRow) -> int:
         return sys.maxsize  # a review does not know it: by key, or by bytes
