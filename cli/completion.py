@@ -108,7 +108,7 @@ def _columns(context: typer.Context) -> list[str]:
 def _columns_of(file: Path) -> list[str]:
     with contextlib.suppress(Exception):  # a table that cannot be read completes nothing
         if file.is_dir():  # whose beginning tells enough, however many files it has
-            file = min(one for one in itertools.islice(file.iterdir(), _MOST_FILES) if one.suffix == ".parquet")
+            file = min(one for one in itertools.islice(file.iterdir(), _MOST_FILES) if one.suffix == ".parquet" and one.name[0] != ".")
         if file.suffix == ".parquet":
             import pyarrow.parquet
 

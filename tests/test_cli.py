@@ -318,6 +318,36 @@ def test_of_several_versions_one_that_may_not_be_read_stops_no_other(tiny_store,
     assert is_line(sound, "tiny@gen-1: … verified")
 
 
+def test_what_macos_puts_beside_files_on_other_disks_and_into_archives_changes_nothing(tiny_store, tmp_path):
+    root, pool = tmp_path / "store", tmp_path / "pool"
+    shutil.copytree(tiny_store[0].root, root)
+    shutil.copytree(tiny_store[2], pool)
+
+    def spoil():
+        for path in [path for path in root.rglob("*") if path.name[0] != "."]:
+            path.with_name(".DS_Store" if path.is_dir() else f"._{path.name}").write_bytes(b"\0\5\26\7")
+
+    spoil()
+    (root / "corpora" / ".DS_Store").write_bytes(b"")
+    for words in (
+        ["list"],
+        ["verify", "tiny@gen-1", "tiny@gen-1.1", "tiny-teacher"],
+        ["diff", "tiny@gen-1", "tiny@gen-1.1"],
+        ["show", "tiny@gen-1"],
+        ["balance", "tiny@gen-1", "--per-class", "3"],
+        ["balance", "tiny@gen-1", "--per-class", "3", "--embed-images"],
+        ["export", "tiny@gen-1", tmp_path / "out", "--to", "csv"],
+        ["label", pool, "--teacher", "tiny-teacher", "--corpus", "more"],
+        ["label", "--like", "more@gen-1.1", "--teacher", "tiny-teacher"],
+    ):
+        if "more@gen-1.1" in words:
+            run = CliRunner().invoke(app, ["balance", "more@gen-1", "--per-class", "3", "--store", str(root)])
+            assert run.exit_code == 0, run.output
+            spoil()
+        run = CliRunner().invoke(app, [*map(str, words), "--store", str(root)])
+        assert run.exit_code == 0, run.output
+
+
 def test_a_pool_that_moved_is_asked_for(tiny_store, tmp_path):
     shutil.copytree(tiny_store[2], tmp_path / "pool")
     here = ["--store", tiny_store[0].root]

@@ -172,6 +172,16 @@ def test_the_shard_of_another_that_finishes_it_ends_the_wait(shards, monkeypatch
     other.join()
 
 
+def test_hidden_files_beside_claims_and_notes_are_none(shards):
+    for folder in ("claims", "shards"):
+        for name in (".DS_Store", "._00000.elsewhere.1", "._00001.json"):
+            (shards.work / folder / name).write_bytes(b"\0\5\26\7")
+    pseudo_labels.wait_for_claims(shards.work, "c@gen-1", print)
+    for shard in shards.take():
+        write(shards, shard)
+    assert shards.missing() == []
+
+
 def test_a_wait_can_be_stopped(shards):
     for shard in range(5):
         claim(shards, shard, "another", 1)

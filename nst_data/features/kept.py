@@ -59,7 +59,7 @@ class KeptFeatures:
         """How many shards are done of those under way."""
         if self.mirror is not None:
             return sum("/shards/" in one.name for one in self.files)
-        return len(list((self.folder / WORK / "shards").glob("*")))
+        return len(list((self.folder / WORK / "shards").glob("[!.]*")))
 
     @property
     def bytes(self) -> int:

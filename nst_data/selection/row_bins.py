@@ -76,7 +76,7 @@ class RowBins:
         spans = list(hashes.ids.spans()) or [(0, 0)]  # of no rows there is a file too
         for _ in in_threads(write, spans, cpus_of_this_process()):
             pass
-        return pl.scan_parquet(sorted(folder.iterdir()), glob=False)
+        return pl.scan_parquet(sorted(folder.glob("[!.]*")), glob=False)
 
     def _above(self, cuts: Cutoffs) -> NDArray[np.bool_]:
         """By number, whether a row is in a bin above that in which its class ends."""

@@ -86,7 +86,7 @@ def select(
     chosen = kept_in_order(chosen.select("id", "label", "duplicates", "copies"), work / "selected")
     per_class = collected(chosen.group_by("label").agg(images=nw.len(), copies=nw.col("copies").cast(nw.Int64).sum()))
     return Selection(
-        sorted((work / "selected").glob("*.parquet")),
+        sorted((work / "selected").glob("[!.]*.parquet")),
         quota,
         dict(counted.group_by("label").agg(pl.col("rows").sum()).iter_rows()),
         _dropped(counted, per_class),

@@ -87,7 +87,7 @@ def is_begun(staging: Staging) -> bool:
 
 def _chunks(work: Path) -> list[Path]:
     """Those that are whole, in order."""
-    return sorted(work.glob("*.arrow"))
+    return sorted(work.glob("[!.]*.arrow"))
 
 
 def _shards(staging: Staging, count: int, images: "_Images", shard_mb: int, progress: Progress) -> int:

@@ -199,7 +199,7 @@ def _compared(source: Source, pieces: Known, advance: Callable[[int], None]) -> 
 
 def hashes_in(folder: Path) -> Known:
     """From the labels of a version, sealed or under way."""
-    for file in sorted((*folder.glob("pseudo_labels/*.parquet"), *folder.glob("balanced/*.parquet"))):
+    for file in sorted((*folder.glob("pseudo_labels/[!.]*.parquet"), *folder.glob("balanced/[!.]*.parquet"))):
         with pq.ParquetFile(file) as parquet:
             for batch in parquet.iter_batches(_PIECE, columns=["id", "image_hash"]):
                 rows = batch["id"].to_numpy()

@@ -240,7 +240,9 @@ class Mirror:
             elif found.size != sealed.bytes or self.tree.sha256(found) != sealed.sha256:
                 problems.append(f"{name} has other content at {self.tree.at(version)}")
         tables = tuple({f"{table}/" for name in files if (table := name.rpartition("/")[0])})
-        return problems + [was_not_there(name) for name in there if name.startswith(tables) and name not in files]
+        return problems + [
+            was_not_there(name) for name in there if name.startswith(tables) and name not in files and name.rpartition("/")[2][0] != "."
+        ]
 
     def discard_version(self, version: str) -> None:
         """Delete a sealed version."""

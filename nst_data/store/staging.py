@@ -160,7 +160,7 @@ class Staging:
 
     def _brought(self) -> set[str]:
         """The shards that are at the address already, as their notes say."""
-        notes = {path.stem for path in (self.work / "shards").glob("*.json")}
+        notes = {path.stem for path in (self.work / "shards").glob("[!.]*.json")}
         tables = "balanced" if self.request.kind == "edition" else "pseudo_labels"
         return {f"{tables}/train-{note}-of-{len(notes):05d}.parquet" for note in notes}
 

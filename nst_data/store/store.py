@@ -113,7 +113,7 @@ class Store:
         for work in (self.root / "runs" / room / name / number / "work" for room in _ROOMS):
             if steps := [int(one.name.removeprefix("step-")) for one in work.glob("checkpoints/step-*")]:
                 return f"step {max(steps):,}"
-            if shards := len(list(work.glob("shards/*"))):
+            if shards := len(list(work.glob("shards/[!.]*"))):
                 return f"{shards:,} shard{'s' * (shards > 1)}"
         return ""
 

@@ -146,7 +146,7 @@ class Version:
                 problems.append(f"{name}: {wrong}{whose}")
         tables = [self.place / table for table in {Path(name).parent for name in files} - {Path()}]
         found = [path for table in tables if table.is_dir() for path in table.iterdir()]
-        strays = {path.relative_to(self.place).as_posix() for path in found if self.mirror is None or path.name[0] != "."} - files.keys()
+        strays = {path.relative_to(self.place).as_posix() for path in found if path.name[0] != "."} - files.keys()
         return problems + [was_not_there(name) + whose for name in sorted(strays)]
 
 

@@ -35,7 +35,7 @@ def errors_in(folder: Path, ref: str) -> pl.DataFrame:
     Raises NstError for a damaged table.
     """
     empty = pl.DataFrame(schema={"id": pl.Int64, "key": pl.String, "reason": pl.String})
-    files = sorted((folder / "errors").glob("*.parquet"))
+    files = sorted((folder / "errors").glob("[!.]*.parquet"))
     with damage_is_named(ref):
         return pl.read_parquet(files, columns=empty.columns, glob=False) if files else empty
 

@@ -320,7 +320,7 @@ def wait_for_claims(work: Path, what: str, say: Callable[[str], None]) -> None:
 
 def _living_owner(claims: Path) -> int | None:
     """The id of another process of this machine that wrote a claim and is alive; a later process with the same id did not."""
-    for path in claims.iterdir() if claims.is_dir() else ():
+    for path in claims.glob("[!.]*"):
         node, _, process = path.name.split(".", 1)[1].rpartition(".")
         if node != platform.node() or int(process) == os.getpid():
             continue
@@ -334,7 +334,7 @@ def _living_owner(claims: Path) -> int | None:
 def _claimed(claims: Path) -> dict[int, _Life]:
     """For each shard that a process works at, unless it is known to be dead: its newest sign of life, to be told from the next one."""
     newest: dict[int, _Life] = {}
-    for path in claims.iterdir() if claims.is_dir() else ():
+    for path in claims.glob("[!.]*"):
         shard, owner = path.name.split(".", 1)
         node, _, process = owner.rpartition(".")
         if node == platform.node() and (int(process) == os.getpid() or not psutil.pid_exists(int(process))):
@@ -391,8 +391,11 @@ def write_parquet(path: Path, tables: Iterable[pa.Table], schema: pa.Schema, par
 
 
 def table_files(folder: Path, table: str) -> list[Path]:
-    """The parquet files of a table, in order. Raises NstError where there is none."""
-    files = sorted((folder / table).glob("*.parquet"), key=lambda file: (len(file.name), file.name))  # shard 100,000 after 99,999
+    """The parquet files of a table, in order, without hidden ones. Raises NstError where there is none.
+
+    macOS puts `._NAME` beside a file on the disks of others, and its archives bring these files elsewhere.
+    """
+    files = sorted((folder / table).glob("[!.]*.parquet"), key=lambda file: (len(file.name), file.name))  # shard 100,000 after 99,999
     if not files:
         raise NstError(f"{folder}: expected parquet files in {table}/, found none")
     return files

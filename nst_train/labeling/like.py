@@ -66,7 +66,7 @@ class Like(Plan):
         parent = EditionManifest.of(self.edition.manifest).counts
         lost = {"unreadable": counts.errors - counts.no_answer, "no_answer": counts.no_answer}
         rows = (
-            pl.scan_parquet(sorted((build / "balanced").glob("*.parquet")), glob=False)
+            pl.scan_parquet(sorted((build / "balanced").glob("[!.]*.parquet")), glob=False)
             .group_by("label")
             .agg(pl.col("copies").sum(), pl.len())
             .collect()

@@ -39,7 +39,7 @@ def load_open_clip(name: str, folder: Path, exact: bool) -> ImageText:
     import open_clip
     from open_clip.factory import load_checkpoint
 
-    weights = sorted(folder.glob("open_clip_*.safetensors")) or sorted(folder.glob("*.safetensors"))
+    weights = sorted(folder.glob("open_clip_*.safetensors")) or sorted(folder.glob("[!.]*.safetensors"))
     if not weights:
         raise NstError(
             f"{name}: expected {OPEN_CLIP_CONFIG} beside weights as safetensors, found none; pickle files (.bin, .pt) are not supported"

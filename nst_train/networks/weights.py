@@ -116,7 +116,7 @@ def initial_weights(name: str) -> Input:
         return Input(ref=name, digest=hash_file(_single_file(name)).sha256)
     if "/" in name:
         folder, commit = download(name)
-        files, repo = sorted(folder.glob("*.safetensors")), repository_of(name).repo
+        files, repo = sorted(folder.glob("[!.]*.safetensors")), repository_of(name).repo
     else:
         weights, repo = published_weights(name)
         files, commit = [weights], weights.parent.name
@@ -159,7 +159,7 @@ def extent(name: str, folder: Path) -> tuple[int, int]:
     Raises NstError for files that are none.
     """
     tensors, largest = 0, 0
-    for path in folder.glob("*.safetensors"):
+    for path in folder.glob("[!.]*.safetensors"):
         try:
             with safe_open(path, "pt") as file:
                 for key in file.keys():  # noqa: SIM118
