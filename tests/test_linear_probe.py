@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from test_teachers import write_transformer
+from threadpoolctl import threadpool_info, threadpool_limits
 from transformers import AutoModelForImageClassification
 from typer.testing import CliRunner
 from wording import tells
@@ -99,6 +100,36 @@ def test_of_a_large_set_the_strength_is_sought_on_a_sample_without_classes_too_r
     assert fit(blobs([4] * 30)[0], many, 30, seed=4, sample=90).folds in (2, 3)
 
 
+class Tried:
+    """A task that keeps how many threads BLAS had, and what it was told."""
+
+    def __init__(self):
+        self.threads, self.notes = [], []
+
+    def advance(self, amount, note=""):
+        self.threads += [one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"]
+        self.notes.append(note)
+
+
+def test_each_strength_is_told_and_blas_has_one_thread_so_other_work_beside_it_does_not_slow_it_down():
+    features, labels = blobs([8, 8])
+    fit(features, labels, 2, strength=1.0)  # the libraries are loaded
+    with threadpool_limits(2, user_api="blas"):
+        fit(features, labels, 2, task=(task := Tried()))
+        assert {one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"} == {2}
+    assert set(task.threads) == {1}
+    assert [note.split(",")[0] for note in task.notes] == [f"strength {one:.2g}" for one in STRENGTHS]
+
+
+def test_of_a_small_set_too_the_lines_say_how_far_the_search_is_and_nothing_where_none_is_made(tmp_path, capsys):
+    settings = TrainSettings(model=write_teacher(tmp_path / "net", ["x", "y"]), pretrained=True, probe=True)
+    for each, line in ((2, "fit probe@gen-0: 13/13 strengths, …"), (1, None)):
+        images = open_source(write_class_folders(tmp_path / f"labeled-{each}", CLASSES, each), labeled=True)
+        train(Store(tmp_path / f"store-{each}"), "probe", images, settings, run=RUN, progress=Lines())
+        said = [one for one in capsys.readouterr().err.splitlines() if "strengths" in one]
+        assert tells(said[-1], line) if line else not said
+
+
 def test_too_few_images_for_folds_have_a_stated_strength_and_a_class_without_images_never_wins():
     features, labels = blobs([3, 1, 3])
     labels[labels == 2] = 3
@@ -159,7 +190,7 @@ def test_a_large_probe_names_its_sample_and_one_of_an_earlier_nst_is_found(image
     said = capsys.readouterr().err.splitlines()
     assert version.manifest.request.settings[PROBE_SAMPLE] == 17
     assert any(tells(line, "fitting the last layer on 18 images, seeking its strength on 17 of them") for line in said)
-    assert any(tells(line, "strength of probe@gen-0: …/13 strengths, …, strength …, log-likelihood -…") for line in said)
+    assert any(tells(line, "fit probe@gen-0: …/13 strengths, …, strength …, log-likelihood -…") for line in said)
     features = embed(stores[1], name, images, EmbedSettings(precision="fp32"), run=RUN)
     probe = fit(features.matrix(), np.repeat(np.arange(3), 6), 3, sample=17)
     assert torch.equal(load_file(version.folder / "model.safetensors")["fc.weight"], torch.from_numpy(probe.weight))

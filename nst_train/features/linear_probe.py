@@ -1,6 +1,7 @@
 """A linear probe: multinomial logistic regression on features, as weights of a network's last layer or as cross-validated probabilities."""
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -62,10 +63,13 @@ def fit(
     For large sets, the strength is searched on a `sample` of that many images, from the strongest penalty until the likelihood has not
     improved twice in a row. Classes with fewer sampled images than folds are left out; fewer folds are used if that would drop more than
     half of the sample. All of it is in single precision. `task` is advanced for each strength tried.
+
+    Without a `sample`, BLAS uses one thread, so the numbers are the same on any number of cores, and a fit takes no longer on a machine with
+    other work: there, two threads that wait for each other thousands of times took a hundred times as long.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import GridSearchCV, StratifiedKFold
+    from threadpoolctl import threadpool_limits
 
     assert strength is None or sample is None, "given, or sought"
     mean, std = features.mean(axis=0, dtype=np.float64), np.sqrt(features.var(axis=0, dtype=np.float64).mean()) or 1.0
@@ -75,7 +79,7 @@ def fit(
     else:
         scaled = (features - mean) / std
     counts = np.bincount(labels, minlength=classes)
-    folds = min(FOLDS, int(counts[counts > 0].min()))
+    folds = folds_of(labels)
     is_given, strength = strength is not None, STATED_STRENGTH if strength is None else strength
     if np.count_nonzero(counts) == 1:  # scikit-learn requires two
         bias_of_one = np.where(counts > 0, 0, _NEVER).astype(np.float32)
@@ -87,18 +91,24 @@ def fit(
         if sample is not None:
             folds, strength = _sought_on_a_sample(model, scaled, labels, sample, scoring, seed, task)
             model = model.set_params(C=strength).fit(scaled, labels)
-        elif folds > 1 and not is_given:
-            split = StratifiedKFold(folds, shuffle=True, random_state=seed)
-            search = GridSearchCV(model, {"C": STRENGTHS}, scoring=scoring, cv=split).fit(scaled, labels)
-            model, strength = search.best_estimator_, search.best_params_["C"]
         else:
-            folds, model = 0, model.fit(scaled, labels)
+            with threadpool_limits(1, user_api="blas"):
+                folds = 0 if is_given else folds
+                if folds:
+                    strength = max(_likelihoods(model, scaled, labels, folds, scoring, seed, task), key=lambda tried: tried[1])[0]
+                model = model.set_params(C=strength).fit(scaled, labels)
     found, bias = model.coef_ / std, model.intercept_ - (model.coef_ / std) @ mean
     if len(model.classes_) == 2:  # scikit-learn has only the logit of the second class
         found, bias = np.concatenate([np.zeros_like(found), found]), np.concatenate([[0.0], bias])
     weight_of_all, bias_of_all = np.zeros((classes, features.shape[1])), np.full(classes, bias.min() + _NEVER)
     weight_of_all[model.classes_], bias_of_all[model.classes_] = found, bias
     return LinearProbe(weight_of_all.astype(np.float32), bias_of_all.astype(np.float32), strength, folds, int(np.max(model.n_iter_)))
+
+
+def folds_of(labels: Int[np.ndarray, " images"]) -> int:
+    """Over how many folds the strength is sought: 0, where the rarest class has one image or there is one class alone."""
+    counts = np.unique(labels, return_counts=True)[1]
+    return 0 if len(counts) == 1 or counts.min() < 2 else min(FOLDS, int(counts.min()))
 
 
 def _sought_on_a_sample(
@@ -111,24 +121,39 @@ def _sought_on_a_sample(
     task: Task | None,
 ) -> tuple[int, float]:
     """The number of folds used and the strength chosen."""
-    from sklearn.model_selection import StratifiedKFold, cross_val_score
-
     drawn = np.sort(np.random.default_rng(seed).choice(len(labels), min(sample, len(labels)), replace=False))
     of_its_class = np.bincount(labels[drawn])[labels[drawn]]
     folds = next((one for one in range(FOLDS, 1, -1) if np.mean(of_its_class >= one) >= 0.5), FOLDS)
     drawn = drawn[of_its_class >= folds]
     if len(np.unique(labels[drawn])) < 2:
         return 0, STATED_STRENGTH
-    split, best, best_score = StratifiedKFold(folds, shuffle=True, random_state=seed), 0, -np.inf
-    for number, strength in enumerate(STRENGTHS):
-        score = cross_val_score(model.set_params(C=strength), scaled[drawn], labels[drawn], scoring=scoring, cv=split).mean()
-        if task:
-            task.advance(1, f"strength {strength:.2g}, log-likelihood {score:.4g}")
+    best, best_score = 0, -np.inf
+    for number, (_, score) in enumerate(_likelihoods(model, scaled[drawn], labels[drawn], folds, scoring, seed, task)):
         if score > best_score:
             best, best_score = number, score
         elif number == best + 2:
             break
     return folds, STRENGTHS[best]
+
+
+def _likelihoods(
+    model: Any,  # noqa: ANN401 - scikit-learn's
+    scaled: Float[np.ndarray, "images dimensions"],
+    labels: Int[np.ndarray, " images"],
+    folds: int,
+    scoring: Any,  # noqa: ANN401
+    seed: int,
+    task: Task | None,
+) -> Iterator[tuple[float, float]]:
+    """Each strength with its mean likelihood over the folds, from the strongest penalty."""
+    from sklearn.model_selection import StratifiedKFold, cross_val_score
+
+    split = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    for strength in STRENGTHS:
+        score = float(cross_val_score(model.set_params(C=strength), scaled, labels, scoring=scoring, cv=split).mean())
+        if task:
+            task.advance(1, f"strength {strength:.2g}, log-likelihood {score:.4g}")
+        yield strength, score
 
 
 def cross_validated(

@@ -17,7 +17,7 @@ from nst_data.store.store import Store
 from nst_train.batches.batches import without
 from nst_train.features.backbone import Embedder, backbone_of, last_layer
 from nst_train.features.embed import embed_by
-from nst_train.features.linear_probe import STRENGTHS, fit
+from nst_train.features.linear_probe import STRENGTHS, fit, folds_of
 from nst_train.networks.models import count_parameters, create_network, data_config_of, save_teacher
 from nst_train.noise_settings import Noise
 from nst_train.seeds import seed_network, seed_of
@@ -58,7 +58,8 @@ def fit_probe(
         progress.say(
             f"{staging.ref}: fitting the last layer on {len(labels):,} images, seeking its strength on {min(sample, len(labels)):,} of them"
         )
-    shown = nullcontext() if sample is None else progress.task(f"strength of {staging.ref}", len(STRENGTHS), "strengths")
+    is_sought = sample is not None or folds_of(labels) > 0
+    shown = progress.task(f"fit {staging.ref}", len(STRENGTHS), "strengths") if is_sought else nullcontext()
     with shown as task:
         probe = fit(features.matrix()[is_read], labels, len(names), settings.seed, settings.class_weights, sample=sample, task=task)
     last = last_layer(network, len(names), settings.model)
