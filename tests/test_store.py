@@ -249,6 +249,17 @@ def test_what_is_not_there_is_wrong_use_that_says_what_is(store):
         store.open("flowers", "edition", "teacher")
 
 
+def test_what_fits_is_named_by_the_nearest_name_and_not_by_the_last_one(store):
+    for name in ("flowers", "weeds", "zebras"):
+        make(store, name)
+    with pytest.raises(UsageError, match=r"flowers@gen-9: expected a generation in .*; there is flowers@gen-1 \(generation\)$"):
+        store.open("flowers@gen-9", "generation")
+    with pytest.raises(UsageError, match=r"there is nothing called 'flower'; choose flowers@gen-1$"):
+        store.open("flower@gen-1", "generation")
+    with pytest.raises(UsageError, match=r"there is nothing called 'x'; choose flowers@gen-1 or weeds@gen-1 or zebras@gen-1$"):
+        store.open("x@gen-1", "generation")
+
+
 def edit(version, **changes):
     path = version.folder / MANIFEST_NAME
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))

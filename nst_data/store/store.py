@@ -1,6 +1,7 @@
 """The folder with corpora, teachers and runs: which versions there are, and where a new one goes."""
 
 import copy
+import difflib
 import logging
 import platform
 import re
@@ -153,11 +154,12 @@ class Store:
                 f"{ref}: expected a generation in the store {self.location}; {ref} is an edition; name {name}@{Number(wanted.generation)}"
             )
         of_name = self.versions(name)
-        there = ", ".join(f"{version.ref} ({version.manifest.kind})" for version in of_name)
+        of_its_kind = [version for version in of_name if version.manifest.kind in kinds]
+        there = ", ".join(f"{version.ref} ({version.manifest.kind})" for version in of_its_kind or of_name)
         fitting = [version.ref for version in self.versions() if version.is_readable and version.manifest.kind in kinds]
         if other := next((one for one in of_name if one.number == wanted), None):
             own = [one.ref for one in of_name if one.manifest.kind in kinds and one.number.generation == other.number.generation]
-            choose = "".join(f"; choose {' or '.join(refs[-3:])}" for refs in [own or fitting] if refs)
+            choose = "".join(f"; choose {' or '.join(refs[-3:])}" for refs in [own or _nearly_of_name(name, fitting)] if refs)
             raise UsageError(
                 f"{ref}: expected {_either(kinds)} in the store {self.location}, found {_either([other.manifest.kind])}{choose}"
             )
@@ -168,7 +170,8 @@ class Store:
         raise UsageError(
             f"{ref}: expected {_either(kinds)} in the store {self.location}; "
             + (f"there is {there}" if there else f"there is nothing called {name!r}")
-            + (f"; choose {' or '.join(fitting[-3:])}" if fitting else ", `store.versions()` shows what there is" if not there else "")
+            + (f"; choose {' or '.join(_nearly_of_name(name, fitting)[-3:])}" if fitting and not of_its_kind else "")
+            + (", `store.versions()` shows what there is" if not there and not fitting else "")
         )
 
     def stagings(self, name: str) -> list[Staging]:
@@ -478,6 +481,12 @@ def _change(left: Input | None, right: Input | None) -> str:
                 return f"{left.ref}, {name.replace('_', ' ')}: {there or 'none'} there, {asked or 'none'} asked"
         return f"{left.ref} has changed since"
     return f"{left.ref if left else 'none'} there, {right.ref if right else 'none'} asked, with different content"
+
+
+def _nearly_of_name(name: str, refs: Sequence[str]) -> Sequence[str]:
+    """Of some versions those whose name is spelled nearly so; all, where none is."""
+    near = difflib.get_close_matches(name, sorted({ref.partition("@")[0] for ref in refs}), n=1)
+    return [ref for ref in refs if ref.partition("@")[0] in near] or refs
 
 
 def _either(kinds: Sequence[Kind]) -> str:
