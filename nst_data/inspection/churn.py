@@ -159,10 +159,15 @@ def matched_by_name(after: pl.LazyFrame, class_names: Sequence[str], expected: S
     try:
         places = pl.Series(match_classes(class_names, expected, what), dtype=pl.Int64)
     except NstError:
-        for names, others, whose in ((class_names, expected, "the second"), (expected, class_names, "the first")):
-            if odd := [name for name, place in zip(names, places_among(names, others), strict=True) if place is None]:
-                found = f"{len(odd)} in {whose} alone ({', '.join(odd[:10])}{', ...' * (len(odd) > 10)})"
-                raise NstError(f"{what}: expected the same classes in both, found {found}; choose two with the same classes") from None
+        sides = ((expected, class_names, "the first"), (class_names, expected, "the second"))
+        only_in = [
+            f"{len(odd)} in {whose} alone ({', '.join(odd[:10])}{', ...' * (len(odd) > 10)})"
+            for names, others, whose in sides
+            if (odd := [name for name, place in zip(names, places_among(names, others), strict=True) if place is None])
+        ]
+        if only_in:
+            found = " and ".join(only_in)
+            raise NstError(f"{what}: expected the same classes in both, found {found}; choose two with the same classes") from None
         raise
     return after.with_columns(label=pl.col("label").replace_strict(pl.arange(0, len(places), eager=True), places, default=pl.col("label")))
 
