@@ -55,6 +55,14 @@ def test_a_folder_with_two_names_is_read_under_the_first(tmp_path):
     assert keys(open_source(str(tmp_path))) == ["a/c.png"]
 
 
+def test_class_folders_that_differ_in_case_alone_are_pointed_out(tmp_path):
+    write_files(tmp_path, "Hat/a.png", "hat/b.png", "dress/c.png")
+    if len(list(tmp_path.iterdir())) == 2:
+        pytest.skip("here they are one folder")
+    assert open_source(str(tmp_path), labeled=True).remarks() == [f"{tmp_path}: warning: classes that differ in case alone: Hat and hat"]
+    assert open_source(str(tmp_path)).remarks() == []
+
+
 def test_an_image_whose_name_is_not_in_utf_8_is_left_out_and_named(tmp_path):
     write_files(tmp_path, "a.png")
     for name in (b"caf\xe9.png", b"\xff.png"):

@@ -26,18 +26,23 @@ def no_class(words: Collection[str], is_asked: bool) -> tuple[str, str] | None:
 def likely_slips(class_names: Iterable[str]) -> list[str]:
     """What a person should look at in class names that were collected from the cells of a table, a line each."""
     names = sorted(class_names)
-    alike = defaultdict(list)
-    for name in names:
-        alike[name.casefold()].append(name)
-    pairs = [" and ".join(same) for same in alike.values() if len(same) > 1]
     numbers = [name for name in names if _NUMBER.fullmatch(name)]
     others = [name for name in names if not _NUMBER.fullmatch(name)]
-    lines = [f"warning: classes that differ in case alone: {_few(pairs)}"] if pairs else []
+    lines = differing_in_case(names)
     if missing := [name for name in names if name in _MAY_BE_MISSING]:
         lines.append(f"warning: classes that may be missing labels: {_few(missing)}")
     if numbers and others:
         lines.append(f"warning: numbers and names are classes side by side: {_few(numbers)} beside {_few(others)}")
     return lines
+
+
+def differing_in_case(class_names: Iterable[str]) -> list[str]:
+    """Class names that differ in case alone, in one line or none."""
+    alike = defaultdict(list)
+    for name in sorted(class_names):
+        alike[name.casefold()].append(name)
+    pairs = [" and ".join(same) for same in alike.values() if len(same) > 1]
+    return [f"warning: classes that differ in case alone: {_few(pairs)}"] if pairs else []
 
 
 def _few(names: list[str]) -> str:

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from nst_data.errors import NstError
+from nst_data.sources.class_words import differing_in_case
 from nst_data.sources.files import IMAGE_SUFFIXES, missing_remark, read_file, read_start, regular_size
 from nst_data.sources.labels import composed, encode
 from nst_data.sources.listing import PIECE, listed, utf8
@@ -101,13 +102,14 @@ class ImageFolder(Files):
             self._read_classes(_folders(location), is_whole=classes is None)
 
     def remarks(self) -> list[str]:
-        """With the class folders in which there is none."""
+        """With the class folders in which there is none, and those whose names differ in case alone."""
+        lines = [*super().remarks(), *(f"{self.location}: {line}" for line in differing_in_case(self.class_names or ()))]
         if not self.empty_classes:
-            return super().remarks()
+            return lines
         count = len(self.empty_classes)
         folders, are = ("folders", "are not classes") if count > 1 else ("folder", "is not a class")
         shown = ", ".join(self.empty_classes[:5]) + ", ..." * (count > 5)
-        return [*super().remarks(), f"{self.location}: {count:,} {folders} without images {are}: {shown}"]
+        return [*lines, f"{self.location}: {count:,} {folders} without images {are}: {shown}"]
 
     def _read_classes(self, folders: set[str], is_whole: bool = True) -> None:
         self.labels, self.class_names = self._class_folders()
