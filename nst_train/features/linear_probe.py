@@ -64,8 +64,8 @@ def fit(
     improved twice in a row. Classes with fewer sampled images than folds are left out; fewer folds are used if that would drop more than
     half of the sample. All of it is in single precision. `task` is advanced for each strength tried.
 
-    Without a `sample`, BLAS uses one thread, so the numbers are the same on any number of cores, and a fit takes no longer on a machine with
-    other work: there, two threads that wait for each other thousands of times took a hundred times as long.
+    Without a `sample`, BLAS uses one thread, so the numbers are the same on any number of cores, and other work on the machine does not
+    slow a fit down: two threads that wait for each other thousands of times took a hundred times as long there.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
