@@ -3,6 +3,7 @@
 import importlib.resources
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nst_data.progress import as_text
-from nst_data.store.metrics import least_difference
 
 from .label import print_lost
 from .messages import in_our_words, terminal
@@ -81,14 +81,13 @@ def _comparison(rows: Sequence[dict[str, Any]], newest: dict[str, Any]) -> Itera
     images, unread = (int(newest["metrics"]["test"].get(name, 0)) for name in ("images", "errors"))
     if unread:
         yield f"{unread:,} of {images + unread:,} test images could not be read"
-    others, least = [row for row in tested if row is not newest], least_difference(images)
-    differences = [newest["test_top1"] - row["test_top1"] for row in others]
+    others = [row for row in tested if row["to_newest"] is not None]
     if others:
-        yield f"{newest['teacher']}, on {images:,} test images:"
-    for row, difference in zip(others, differences, strict=True):
-        yield f"  {100 * difference:+.1f} points over {row['teacher']}{', perhaps by chance' if abs(difference) < least else ''}"
-    if any(abs(difference) < least for difference in differences):
-        yield f"  to test a difference: nst evaluate {others[0]['teacher']} {newest['teacher']} --data TEST --compare"
+        yield f"{newest['teacher']} on {images:,} test images, with 95% bootstrap intervals:"
+    for row in others:
+        mean, low, high = (100 * row["to_newest"][name] for name in ("mean", "low", "high"))
+        by_chance = "" if row["to_newest"]["larger_than_chance"] else ", perhaps by chance"
+        yield f"  {mean:+.1f} points ({low:+.1f} to {high:+.1f}) over {row['teacher']}{by_chance}"
 
 
 def _best(rows: Sequence[dict[str, Any]], newest: dict[str, Any]) -> dict[str, Any]:
@@ -96,9 +95,8 @@ def _best(rows: Sequence[dict[str, Any]], newest: dict[str, Any]) -> dict[str, A
     tested = [row for row in rows if row["test_top1"] is not None]
     if newest not in tested:
         return newest
-    best = max(reversed(tested), key=lambda row: float(row["test_top1"]))
-    is_better = best["test_top1"] - newest["test_top1"] >= least_difference(int(newest["metrics"]["test"].get("images", 0)))
-    return best if is_better else newest
+    best: dict[str, Any] = max(reversed(tested), key=lambda row: float(row["test_top1"]))
+    return best if best["to_newest"] is not None and best["to_newest"]["larger_than_chance"] else newest
 
 
 def demo(
@@ -271,6 +269,7 @@ def _row(generation: "Generation", seconds: float) -> dict[str, Any]:
         "unique": selected and selected.unique,
         "copies": selected and selected.copies,
         "test_top1": metrics.test_top1,
+        "to_newest": None if (one := generation.to_newest) is None else asdict(one) | {"larger_than_chance": one.is_larger_than_chance},
         "metrics": {
             name: {key: value for key, value in one.items() if isinstance(value, int | float)} for name, one in metrics.model_dump().items()
         },

@@ -47,6 +47,7 @@ def self_training(store: Store, recipe: Recipe, *, progress: Progress | None = N
         return finished
     from nst_train.holdout import say_trained_on
     from nst_train.recipes.checks import say_idle  # imports torch, timm and torchvision, which takes seconds
+    from nst_train.recipes.comparison import compared
     from nst_train.recipes.run_data import RecipeData
     from nst_train.recipes.steps import Labels, Publishing, Trainings, is_control_of_before
 
@@ -74,6 +75,7 @@ def self_training(store: Store, recipe: Recipe, *, progress: Progress | None = N
         name = network.name_in(recipe.name, "control")
         start = taught_by if is_control_of_before(store, name, taught_by) else first_teacher
         generations.append(Generation(training.train(name, network.settings, 0, recipe.reviews_of(network.generation), start)))
+    generations = compared(generations, data.test, store, recipe.run, progress)
     if asked is not None and publish.is_complete:
         run.keep(asked, publish.versions, generations)
     return generations

@@ -77,9 +77,15 @@ def run_alone(recipe, store, environment=None):
 
 
 def test_it_has_the_same_generations(finished, copied):
-    refs = [[version and version.ref for version in vars(one).values()] for one in finished[2]]
+    def described(generations):
+        versions = [(one.teacher, one.corpus, one.edition) for one in generations]
+        return [[version and version.ref for version in each] for each in versions], [one.to_newest for one in generations]
+
+    refs, differences = described(finished[2])
     assert refs == [["bugs-teacher@gen-0", None, None], ["bugs-teacher@gen-1", "bugs@gen-1", "bugs@gen-1.1"]]
-    assert [[version and version.ref for version in vars(one).values()] for one in answer(*copied)] == refs
+    assert differences[0].images == 6
+    assert differences[1] is None
+    assert described(answer(*copied)) == (refs, differences)
 
 
 def test_the_command_imports_no_network_library_and_says_the_same(finished):

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -17,6 +18,7 @@ from wording import tells
 
 from nst_data.sources import open_source
 from nst_data.store.store import Store
+from nst_train.evaluation.chance import Difference
 from nst_train.noisy_student import self_training
 from nst_train.recipes.reading import load_recipe
 from nst_train.training.train import train
@@ -178,26 +180,41 @@ def test_the_recipe_for_image_folders_runs_on_generated_folders(tmp_path):
     assert str(tmp_path / "net") not in output  # the last part of a path is what the table has room for
 
 
-def measured(name, top1, images=400, pseudo=True, errors=0):
-    return {"teacher": name, "pseudo": pseudo, "test_top1": top1, "metrics": {"test": {"images": images, "errors": errors}}}
+def measured(name, top1, difference=None, pseudo=True, errors=0):
+    metrics = {"test": {"images": 400, "errors": errors}}
+    to_newest = difference and asdict(difference) | {"larger_than_chance": difference.is_larger_than_chance}
+    return {"teacher": name, "pseudo": pseudo, "test_top1": top1, "metrics": metrics, "to_newest": to_newest}
 
 
 def test_a_network_is_called_better_only_where_the_test_images_tell():
-    first, student, newest = measured("a", 0.80, pseudo=False), measured("b", 0.86, errors=2), measured("c", 0.85, errors=2)
+    first = measured("a", 0.80, Difference(0.05, 0.021, 0.079, 400), pseudo=False)
+    student, newest = measured("b", 0.86, Difference(-0.01, -0.03, 0.01, 400), errors=2), measured("c", 0.85, errors=2)
     rows = [first, student, newest]
     assert list(_comparison(rows, newest)) == [
         "2 of 402 test images could not be read",
-        "c, on 400 test images:",
-        "  +5.0 points over a",
-        "  -1.0 points over b, perhaps by chance",
-        "  to test a difference: nst evaluate a c --data TEST --compare",
+        "c on 400 test images, with 95% bootstrap intervals:",
+        "  +5.0 points (+2.1 to +7.9) over a",
+        "  -1.0 points (-3.0 to +1.0) over b, perhaps by chance",
     ]
     assert _best(rows, newest) is newest
-    worse = measured("c", 0.81)
+    student, worse = measured("b", 0.86, Difference(-0.05, -0.08, -0.02, 400)), measured("c", 0.81)
     assert _best([first, student, worse], worse) is student
     untested = measured("c", None)
     assert list(_comparison([first, student, untested], untested)) == []
     assert _best([first, student, untested], untested) is untested
+
+
+def test_the_differences_are_those_of_a_comparison(finished):
+    path, store, result = finished
+    rows = result["generations"]
+    refs = [row["teacher"] for row in rows]
+    output = nst("evaluate", *refs, "--data", path.parent / "test", "--compare", "--store", store.root, "--json").stdout
+    differences = json.loads(output)[refs[2]]["differences"]
+    assert rows[2]["to_newest"] is None
+    for row, ref in zip(rows[:2], refs[:2], strict=True):
+        (difference,) = (one for one in differences if one["from"] == ref and one["metric"] == "top1")
+        assert {name: difference[name] for name in row["to_newest"]} == row["to_newest"]
+    assert rows[3]["to_newest"]["mean"] == pytest.approx(rows[2]["test_top1"] - rows[3]["test_top1"])
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from nst_data.store.files import write_text
 from nst_data.store.manifest import installed_packages, json_digest, version_of
 from nst_data.store.metrics import Metrics
 from nst_data.store.store import Store, Version
+from nst_train.evaluation.chance import Difference
 from nst_train.recipes.opened_sources import OpenedSources
 from nst_train.recipes.recipe import Recipe
 from nst_train.teacher_names import is_in_store
@@ -29,12 +30,14 @@ _SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE
 class Generation:
     """One trained network and what it was trained on; `corpus` and `edition` are None if that was labeled images only.
 
-    `corpus` is the labeling of the pool that the edition was selected from, if it was made for this generation.
+    `corpus` is the labeling of the pool that the edition was selected from, if it was made for this generation. `to_newest` is how much
+    more accurate the newest student is on the recipe's test images; None for that student itself, and without test images.
     """
 
     teacher: Version
     corpus: Version | None = None
     edition: Version | None = None
+    to_newest: Difference | None = None
 
 
 class _Kept(BaseModel):
@@ -46,7 +49,7 @@ class _Kept(BaseModel):
     repositories: dict[str, str]
     versions: dict[str, str]  # everything that the run made: digests by reference
     measured: dict[str, str]  # measurements of its teachers: digests by reference and name
-    generations: list[tuple[str, str | None, str | None]]  # teacher, corpus and edition
+    generations: list[tuple[str, str | None, str | None, Difference | None]]  # teacher, corpus, edition, and `to_newest`
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,8 @@ class FinishedRun:
             if not kept.measured.items() <= _measured(versions.values()).items() or self.asked(kept.repositories).digest != kept.asked:
                 return None
             made = [
-                Generation(versions[teacher], *(None if ref is None else versions[ref] for ref in on)) for teacher, *on in kept.generations
+                Generation(versions[teacher], versions[corpus] if corpus else None, versions[edition] if edition else None, to_newest)
+                for teacher, corpus, edition, to_newest in kept.generations
             ]
         except (OSError, ValueError, KeyError, TypeError, NstError):  # the run itself will report it
             return None
@@ -120,7 +124,9 @@ class FinishedRun:
             repositories=dict(asked.repositories),
             versions={version.ref: version.manifest.digest for version in versions},
             measured=_measured(versions),
-            generations=[(one.teacher.ref, one.corpus and one.corpus.ref, one.edition and one.edition.ref) for one in generations],
+            generations=[
+                (one.teacher.ref, one.corpus and one.corpus.ref, one.edition and one.edition.ref, one.to_newest) for one in generations
+            ],
         )
         text = kept.model_dump_json(indent=2) + "\n"
         with contextlib.suppress(OSError):

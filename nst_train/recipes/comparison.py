@@ -1,0 +1,34 @@
+"""How the newest student of a recipe compares with its other networks on the test images."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from nst_data.progress import Progress
+from nst_data.sources import Source
+from nst_data.store.store import Store
+from nst_train.evaluation.accuracy import Accuracy
+from nst_train.evaluation.chance import paired_bootstrap
+from nst_train.evaluation.evaluate import kept_outcomes, load_candidate
+from nst_train.evaluation.measuring import Effort
+from nst_train.evaluation_settings import CLEAN
+from nst_train.recipes.finished_run import Generation
+from nst_train.settings import RunSettings
+
+
+def compared(
+    generations: Sequence[Generation], test: Source | None, store: Store, run: RunSettings, progress: Progress
+) -> list[Generation]:
+    """The generations with `to_newest`: the difference in top-1 to the newest student, over the same images (paired bootstrap).
+
+    Every network was measured before, and the outcomes that the store keeps are used. Without test images nothing changes.
+    """
+    if test is None:
+        return list(generations)
+    newest = next(one for one in reversed(generations) if one.edition is not None)
+    suite, effort = Accuracy(CLEAN, test), Effort(kept_outcomes(store), run, progress)
+    is_right = [suite.measure(load_candidate(one.teacher.ref, store), effort).by_image["top1"] for one in generations]
+    of_newest = is_right[generations.index(newest)]
+    return [
+        one if one is newest else replace(one, to_newest=paired_bootstrap(right, of_newest))
+        for one, right in zip(generations, is_right, strict=True)
+    ]
