@@ -1,5 +1,5 @@
-"""Names to teachers that answer: images in, logits out, in batches of one size.
+"""Load teachers by name and run them: images in, logits out, in batches of one size.
 
-In: a teacher's name (store, timm, transformers, Hub, folder) or several. Out: a classifier with class names, its preprocessing, and a
-temperature where one was fitted.
+In: one or more teacher names (store, timm, transformers, Hub, folder). Out: a classifier with its class names and preprocessing, and a
+temperature if one was fitted.
 """

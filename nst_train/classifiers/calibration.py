@@ -1,9 +1,9 @@
-"""Whether a classifier's probabilities can be believed, and the temperature that makes them so.
+"""How well a classifier's probabilities are calibrated, and the temperature that calibrates them.
 
-Guo et al. 2017, "On Calibration of Modern Neural Networks" (arXiv 1706.04599): equation 3 and section 4.2. Everything is computed
-in float64 on the CPU. `log_probs` are the logits of one network or the logarithms of an ensemble's mean probabilities: what is
-added to a whole row changes nothing. -inf is a probability of 0 at every temperature; but where the image turns out to be of that
-class the 0 was a rounding, and counts as the smallest normal float32.
+Guo et al. 2017, "On Calibration of Modern Neural Networks" (arXiv 1706.04599), equation 3 and section 4.2. Everything is computed
+in float64 on the CPU. `log_probs` are the logits of one network or the logarithms of an ensemble's mean probabilities; adding a
+constant to a row changes nothing. -inf is a probability of 0 at every temperature, except at the image's true class: there it must
+be a rounding error, and counts as the smallest normal float32.
 """
 
 import math
@@ -19,18 +19,18 @@ from nst_data.errors import NstError
 from nst_data.inspection import quality
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1 / 64, 64.0
-_CHUNK_VALUES = 2**22  # bounds what is in memory as float64
+_CHUNK_VALUES = 2**22  # bounds the float64 copies in memory
 _SMALLEST = math.log(torch.finfo(torch.float32).tiny)
 _MAX_PASSES = 200
-_PRECISION = 1e-11  # of the temperature, relative
+_PRECISION = 1e-11  # of the temperature, as a relative error
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A temperature, and what dividing by it did on the images it was fitted on. NLL in nats per image, ECE in [0, 1] over 15 bins."""
+    """A temperature and its effect on the images it was fitted on. NLL in nats per image, ECE in [0, 1] over 15 bins."""
 
     temperature: float
-    at_edge: bool  # the likelihood still rises beyond the temperatures that are searched: labels that fit perfectly, or not at all
+    at_edge: bool  # the likelihood still rises beyond the searched range: labels that fit perfectly, or not at all
     images: int
     nll_before: float
     nll_after: float
@@ -55,12 +55,12 @@ def calibrate(log_probs: Float[Tensor, "images classes"], labels: Int[Tensor, " 
 def fit_temperature(log_probs: Float[Tensor, "images classes"], labels: Int[Tensor, " images"]) -> float:
     """The T in [1/64, 64] that minimizes the negative log-likelihood of softmax(log_probs / T) (section 4.2).
 
-    At an end of that range exactly where the minimum is there or beyond; 1 where T changes nothing (uniform rows).
-    Raises NstError where there are no images, or rows without a finite largest value.
+    Exactly an end of that range if the minimum is there or beyond; 1 if T has no effect (uniform rows).
+    Raises NstError if there are no images, or if the largest value of a row is not finite.
     """
 
     def slope(inverse: float) -> tuple[float, float]:
-        """First and second derivative of the negative log-likelihood by 1/T, in which it is convex."""
+        """First and second derivative of the mean negative log-likelihood with respect to 1/T, in which it is convex."""
         first, second = 0.0, 0.0
         for rows, of_label in _chunks(log_probs, labels):
             probs = (rows * inverse).softmax(dim=1)
@@ -88,7 +88,7 @@ def negative_log_likelihood(log_probs: Float[Tensor, "images classes"], labels: 
 
 
 def _calibration_error(log_probs: Float[Tensor, "images classes"], labels: Int[Tensor, " images"], temperature: float) -> float:
-    """Mean distance of confidence and accuracy over bins of equal width (equation 3), in [0, 1]."""
+    """Expected calibration error over bins of equal width (equation 3), in [0, 1]."""
     tops = [(rows / temperature).softmax(dim=1).max(dim=1) for rows, _ in _chunks(log_probs, labels)]
     predicted, confidence = (torch.cat([getattr(top, name) for top in tops]).numpy() for name in ("indices", "values"))
     judged = pl.DataFrame({"label": predicted, "truth": labels.cpu().numpy(), "confidence": confidence})
@@ -98,7 +98,7 @@ def _calibration_error(log_probs: Float[Tensor, "images classes"], labels: Int[T
 def _chunks(
     log_probs: Float[Tensor, "images classes"], labels: Int[Tensor, " images"]
 ) -> Iterator[tuple[Float[Tensor, "rows classes"], Float[Tensor, " rows"]]]:
-    """Rows in float64 with 0 as their largest value, and the value at each row's label."""
+    """Yield chunks of rows in float64, shifted so that their largest value is 0, with the value at each row's label."""
     if not len(labels):
         raise NstError("no labeled image to calibrate on: expected at least one that can be read; give other `calibration` images")
     images = max(1, _CHUNK_VALUES // log_probs.shape[1])
@@ -115,7 +115,7 @@ def _chunks(
 
 
 def _root(slope: Callable[[float], tuple[float, float]], low: float, high: float) -> float:
-    """Where an increasing function, negative at `low` > 0 and positive at `high`, is 0: Newton's method, and bisection where it is slow."""
+    """Root of an increasing function, negative at `low` > 0 and positive at `high`, by Newton's method with bisection where it is slow."""
     x, step = 1.0, high - low
     for _ in range(_MAX_PASSES):
         value, derivative = slope(x)

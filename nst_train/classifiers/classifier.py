@@ -1,4 +1,4 @@
-"""A network that answers, with all that its answers depend on."""
+"""A trained network, together with everything that its predictions depend on."""
 
 import hashlib
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ _SHAPING = ("identity", "input_size", "interpolation", "mean", "std", "crop_pct"
 
 @dataclass(frozen=True)
 class Classifier:
-    """A network in evaluation mode, never noised, with all that its predictions need."""
+    """A network in evaluation mode and without noise, with its preprocessing and class names."""
 
     network: nn.Module
     preprocessing: Preprocessing
@@ -22,17 +22,17 @@ class Classifier:
 
     @property
     def parameters(self) -> int:
-        """How many weights it has."""
+        """Number of weights of the network."""
         return count_parameters(self.network)
 
 
 def shaping(preprocessing: Preprocessing) -> list[tuple[str, str]]:
-    """What of a preprocessing decides its tensors, for a digest."""
+    """The fields of a preprocessing that determine its output, as sorted (name, text) pairs for a digest."""
     return sorted((key, str(value)) for key, value in vars(preprocessing).items() if key in _SHAPING)
 
 
 def weights_sha256(network: nn.Module) -> str:
-    """Of all tensors of a network, by their names."""
+    """SHA-256 of all tensors in a network's state dict, in the order of their names."""
     digest = hashlib.sha256()
     for key, tensor in sorted(network.state_dict().items()):
         digest.update(key.encode())

@@ -1,8 +1,8 @@
-"""Batches loaded ahead of the network that a GPU computes, by processes of their own.
+"""Decoding of batches in worker processes, ahead of a network that runs on a GPU.
 
-The threads of one process decode no faster from some eight on, as they wait for Python's lock: 16 of them decoded a third of what 16
-independent processes did, and a GPU would have taken more (benchmarks/results/gpu.md). Threads still read the images, so nothing is read
-twice or out of turn; piece by piece they hand them to a process that is free, and collect the pixels from memory that they share with it.
+The threads of one process decode no faster beyond about eight, since they contend for the GIL: 16 of them decoded a third of what 16
+independent processes did, and a GPU could have consumed more (benchmarks/results/gpu.md). Threads still read the images, so nothing is
+read twice or out of order; they hand them in small groups to an idle process and copy the pixels from memory shared with it.
 """
 
 import itertools
@@ -30,11 +30,11 @@ from nst_train.classifiers.loading import Images, load_images, reason_of
 from nst_train.classifiers.teachers import Teacher
 from nst_train.interruption import STOP_SIGNALS
 
-_AT_ONCE = 64  # images that a process is given
+_AT_ONCE = 64  # images per request to a process
 
 
 class HasRows(Protocol):
-    """A batch of rows, with whatever else its maker wants back beside the result."""
+    """A batch of rows, with whatever else its creator wants returned along with the result."""
 
     @property
     def rows(self) -> Sequence[Row]:
@@ -47,10 +47,10 @@ B = TypeVar("B", bound=HasRows)
 def loaded(
     teacher: Teacher, batches: Iterable[B], batch_size: int, hashes: bool, threads: int | None = None
 ) -> Generator[tuple[B, Images], None, None]:
-    """Each batch with its images, in order, `batch_size` of them in memory that a GPU copies from while it computes.
+    """Yield each batch with its images, in order, padded to `batch_size` and in pinned memory if there is a CUDA device.
 
-    By as many processes as `threads`, by default one for each CPU. By threads of this process instead where one alone is asked for, where
-    the first batch is not a whole one, and where processes cannot share memory by forking.
+    Images are decoded by `threads` processes, by default one per CPU. Threads of this process decode them instead if only one is asked
+    for, if the first batch is not full, or if processes cannot share memory by forking.
     """
     threads = threads or cpus_of_this_process()
     batches = iter(batches)
@@ -69,7 +69,7 @@ def loaded(
 
 
 def _may_fork() -> bool:
-    """Whether this process may have children that share its memory: on Linux, unless it was told to have none."""
+    """Whether this process may fork children that share its memory: on Linux, unless it is a daemonic process."""
     return sys.platform == "linux" and not multiprocessing.current_process().daemon
 
 
@@ -81,7 +81,7 @@ class _Decoder:
 
 
 class Decoders:
-    """Processes that decode images for a teacher. They end with this one, however it ends, and heed no signal before."""
+    """Processes that decode images for a teacher. They exit with this process, however it ends, and ignore stop signals until then."""
 
     def __init__(self, teacher: Teacher, hashes: bool, count: int) -> None:
         probe = torch.zeros(3, 64, 64, dtype=torch.uint8)
@@ -89,7 +89,7 @@ class Decoders:
         self._all: list[_Decoder] = []
         self._free: queue.SimpleQueue[_Decoder] = queue.SimpleQueue()
         load = partial(_load, preprocessings=teacher.preprocessings, hashes=hashes, noise=teacher.noise)
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # they are born deaf to them, and stay so
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # inherited by the children, for good
         try:
             for _ in range(count):
                 self._start(load)
@@ -103,7 +103,7 @@ class Decoders:
         context = multiprocessing.get_context("fork")
         here, there = context.Pipe()
         pixels = [_shared(_AT_ONCE, one) for one in self._alike]
-        ours = [here, *(one.connection for one in self._all)]  # one that held them would not see this process end
+        ours = [here, *(one.connection for one in self._all)]  # closed in the child, which would not notice this process's end otherwise
         process = context.Process(target=_decode, args=(there, ours, partial(load, into=pixels)), daemon=True)
         process.start()
         there.close()
@@ -111,7 +111,7 @@ class Decoders:
         self._free.put(self._all[-1])
 
     def load(self, rows: Sequence[Row], batch_size: int) -> Images:
-        """As `load_images` does it, in pinned memory where there is a CUDA device. Raises NstError when a process died."""
+        """Like `load_images`, in pinned memory if there is a CUDA device. Raises NstError if a process died."""
         pixels = [_pinned(batch_size, one) for one in self._alike]
         parts: list[Images] = []
         for start in range(0, len(rows), _AT_ONCE):
@@ -129,7 +129,7 @@ class Decoders:
         return _joined(parts, pixels)
 
     def close(self) -> None:
-        """End the processes; threads that wait for one get an error."""
+        """Kill the processes; threads waiting for one get an error."""
         for one in self._all:
             one.process.kill()
         for one in self._all:
@@ -140,15 +140,15 @@ _Load = Callable[..., Images]
 
 
 def _load(rows: Sequence[Row], into: Sequence[Tensor], **settings: object) -> Images:
-    """Load some images; their pixels go `into` shared memory."""
-    images = load_images(rows, batch_size=len(rows), **settings)  # type: ignore[arg-type] # those of `load_images`
+    """Load images and write their pixels `into` shared memory."""
+    images = load_images(rows, batch_size=len(rows), **settings)  # type: ignore[arg-type] # keyword arguments of `load_images`
     for shared, pixels in zip(into, images.pixels, strict=True):
         shared[: len(rows)] = pixels if len(pixels) else 0
     return replace(images, pixels=[])
 
 
 def _decode(connection: Connection, ours: Sequence[Connection], load: _Load) -> None:
-    """The life of a process: load what comes, until the other end is closed."""
+    """Main loop of a decoding process: load the rows it receives until the other end is closed."""
     for one in ours:
         one.close()
     torch.set_num_threads(1)
@@ -157,7 +157,7 @@ def _decode(connection: Connection, ours: Sequence[Connection], load: _Load) -> 
             rows = connection.recv()
             try:
                 answer: Images | Exception = load(rows)
-            except Exception as error:  # whatever it is, it is the parent's to raise
+            except Exception as error:  # sent to the parent, which raises it
                 answer = NstError("out of memory while decoding; use fewer `decode_threads`") if is_out_of_memory(error) else error
             connection.send(answer)
 
@@ -174,7 +174,7 @@ def _answer(connection: Connection, rows: list[Row]) -> Images:
 
 
 def _read(row: Row) -> Row:
-    """The same row with its bytes, or with why there are none."""
+    """The same row with its bytes read, or with an error saying why they could not be."""
     try:
         return Row(row.id, row.key, bytes(row.read()))
     except (NstError, OSError) as error:
@@ -182,20 +182,20 @@ def _read(row: Row) -> Row:
 
 
 def _shared(images: int, alike: Tensor) -> Tensor:
-    """Room for so many images in memory that processes forked from now on share; in no file system, which a container may limit."""
+    """A buffer for `images` images, shared with processes forked later; anonymous memory, as containers may limit /dev/shm."""
     memory = mmap.mmap(-1, max(1, images * alike.numel() * alike.element_size()))
     channels, height, width = alike.shape
     return torch.frombuffer(memory, dtype=alike.dtype).view(images, height, width, channels).permute(0, 3, 1, 2)
 
 
 def _pinned(images: int, alike: Tensor) -> Tensor:
-    """Room for so many images, in memory that a CUDA device copies from while it computes."""
+    """A channels-last buffer for `images` images, pinned if there is a CUDA device, which then copies from it while it computes."""
     order, pinned = torch.channels_last, torch.cuda.is_available()
     return torch.empty((images, *alike.shape), dtype=alike.dtype, memory_format=order, pin_memory=pinned)
 
 
 def _joined(parts: Sequence[Images], pixels: list[Tensor]) -> Images:
-    """The parts of a batch as one, with the pixels of all; with none where no image could be read."""
+    """Join the parts of a batch, with the pixels of the whole batch, or empty tensors if no image could be read."""
     readable = [first * _AT_ONCE + position for first, part in enumerate(parts) for position in part.readable]
     reasons = [(first * _AT_ONCE + position, why) for first, part in enumerate(parts) for position, why in part.reasons]
     hashes = [one for part in parts for one in part.hashes]

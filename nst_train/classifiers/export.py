@@ -30,15 +30,15 @@ from nst_train.teacher_names import TeacherName
 
 NetworkFormat = Literal["onnx", "torch-export"]
 NETWORK_FORMATS: tuple[NetworkFormat, ...] = get_args(NetworkFormat)
-TOLERANCE = 1e-4  # of a logit, of the largest one where that is above 1
-_ABOUT = "nst.json"  # in the archive of torch.export
-_MOST_BYTES = 2**31 - 2**27  # of weights within an ONNX file; protobuf ends at 2 GB
+TOLERANCE = 1e-4  # absolute difference of logits, relative to the largest one if that exceeds 1
+_ABOUT = "nst.json"  # metadata file in a torch.export archive
+_MOST_BYTES = 2**31 - 2**27  # of weights inside an ONNX file; protobuf is limited to 2 GB
 _IMAGES = 3
 
 
 @dataclass(frozen=True)
 class ExportedNetwork:
-    """What was written. `difference` is the largest one between its logits and the network's, as a share of the largest logit."""
+    """An exported file. `difference` is the largest between its logits and the network's, relative to the largest logit."""
 
     path: Path
     class_names: list[str]
@@ -49,26 +49,26 @@ class ExportedNetwork:
 def export_network(
     store: Store, model: TeacherName | Version, path: str | Path, *, to: NetworkFormat = "onnx", progress: Progress | None = None
 ) -> ExportedNetwork:
-    """Write a classifier as an ONNX file, or as the archive of `torch.export`.
+    """Write a classifier as an ONNX file or as a `torch.export` archive.
 
-    It takes `pixels`, float32 of shape (batch, 3, height, width), any number of images prepared as its metadata `preprocessing` says,
-    and gives `logits` of shape (batch, classes), in the order of its metadata `class_names`. The file is run and compared with the
-    network before it gets its name. Weights of 2 GB and more of an ONNX file lie in `FILE.data` beside it.
+    The exported network takes `pixels`, float32 of shape (batch, 3, height, width), with any batch size, prepared as described in its
+    metadata `preprocessing`, and returns `logits` of shape (batch, classes), in the order of its metadata `class_names`. The file is run
+    and compared with the network before it is moved into place. ONNX weights of 2 GB or more are stored next to it, in `FILE.data`.
 
     Args:
-        store: Where teachers of the store are.
-        model: A version of the store, or any name that `label` takes: `NAME@gen-N`, `local-dir:FOLDER`, `hf-hub:OWNER/NAME`, a name of
-            timm's; or `ZeroShot(...)`.
-        path: The file to write. One that holds the same network already is found; any other is left alone.
+        store: The store that teachers are looked up in.
+        model: A version of the store, or any name that `label` takes: `NAME@gen-N`, `local-dir:FOLDER`, `hf-hub:OWNER/NAME`, a timm
+            name; or `ZeroShot(...)`.
+        path: The file to write. If it already holds the same network, it is only compared again; any other file is never overwritten.
         to: `onnx` (requires `pip install 'nst[onnx]'`) or `torch-export`.
         progress: How progress is shown; by default lines on standard error.
 
     Returns:
-        The file, the names of its classes in the order of its logits, and by how much these differ from the network's.
+        The file, its class names in the order of the logits, and by how much these differ from the network's.
 
     Raises:
-        UsageError: The format is none of these, or its packages are not installed.
-        NstError: The file exists with other content, the network cannot be exported, or computes something else once it is.
+        UsageError: `to` is not one of these formats, or its packages are not installed.
+        NstError: The file exists with other content, the network cannot be exported, or the exported network computes something else.
     """
     if to not in NETWORK_FORMATS:
         raise UsageError(f"`to` {to}: expected {' or '.join(NETWORK_FORMATS)}")
@@ -96,7 +96,7 @@ def export_network(
             try:
                 with _in_silence():
                     writer(classifier, pixels[:2], fresh, about)
-            except Exception as error:  # what exporters raise has no common class
+            except Exception as error:  # exporters' errors have no common base class
                 raise NstError(f"{teacher}: it cannot be written as {to}: {why_not_loaded(error)}") from None
         with _in_silence():
             answers = reader(target if is_there else fresh, pixels)
@@ -116,7 +116,7 @@ def _check_installed() -> None:
 
 
 def _is_there(path: Path, about: dict[str, Any]) -> bool:
-    """Whether a file has this very network. Raises NstError where it has something else, and for a place that cannot be written to."""
+    """Whether `path` already holds this very network. Raises NstError if it holds something else, or is not a valid place for a file."""
     if not path.name or path.is_dir():
         raise NstError(f"{path}: expected a file to write, found a folder; name a file, such as {path / 'network.onnx'}")
     if not path.parent.is_dir():
@@ -130,7 +130,7 @@ def _is_there(path: Path, about: dict[str, Any]) -> bool:
 
 
 def _read_about(path: Path) -> object:
-    """What an export says of itself, or None."""
+    """The metadata that `export_network` put into a file, or None if it cannot be read."""
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
@@ -140,7 +140,7 @@ def _read_about(path: Path) -> object:
 
         properties = onnx.load(path, load_external_data=False).metadata_props
         return {one.key: one.value if one.key in _AS_TEXT else json.loads(one.value) for one in properties}
-    except Exception:  # whatever the file of another is
+    except Exception:  # not an export, but any other file
         return None
 
 
@@ -148,7 +148,7 @@ _AS_TEXT = ("teacher", "digest", "weights_sha256", "format")
 
 
 def _pixels(classifier: Classifier) -> Float[Tensor, "images 3 height width"]:
-    """Images of seeded noise, prepared as photographs are."""
+    """Seeded noise images, prepared by the classifier's preprocessing as photographs would be."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.randint(0, 256, (_IMAGES, 3, 12, 16), generator=generator, dtype=torch.uint8)
     images = [one.repeat_interleave(20, 1).repeat_interleave(20, 2) for one in coarse]
@@ -165,7 +165,7 @@ def _difference(classifier: Classifier, pixels: Tensor, answers: Tensor) -> floa
 
 @contextmanager
 def _beside(path: Path) -> Iterator[Path]:
-    """A folder for what is not whole yet, on the same file system."""
+    """A temporary folder for incomplete files, on the same file system as `path`."""
     clear_abandoned(path.parent, seconds=0)
     folder = temporary(path.with_name(f".{path.name}.{secrets.token_hex(4)}"))
     folder.mkdir()
@@ -177,7 +177,7 @@ def _beside(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _in_silence() -> Iterator[None]:
-    """Without what the exporters say about their own steps."""
+    """Silence the exporters' warnings and log messages about their steps."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -201,7 +201,7 @@ def _write_onnx(classifier: Classifier, pixels: Tensor, path: Path, about: dict[
         verbose=False,
     )
     assert program is not None, "by dynamo it returns a program"
-    ClearMetadataAndDocStringPass()(program.model)  # paths of this machine
+    ClearMetadataAndDocStringPass()(program.model)  # they contain paths of this machine
     program.model.metadata_props.update({key: value if key in _AS_TEXT else json.dumps(value) for key, value in about.items()})
     weights = sum(tensor.nbytes for tensor in classifier.network.state_dict().values())
     program.save(path, external_data=weights > _MOST_BYTES)
@@ -217,7 +217,7 @@ def _run_onnx(path: Path, pixels: Tensor) -> Tensor:
 def _write_torch_export(classifier: Classifier, pixels: Tensor, path: Path, about: dict[str, Any]) -> None:
     program = torch.export.export(classifier.network, (pixels,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # paths of this machine
+        node.meta.pop("stack_trace", None)  # it contains paths of this machine
     program.example_inputs = None
     with path.open("wb") as file:
         torch.export.save(program, file, extra_files={_ABOUT: json.dumps(about)})

@@ -1,7 +1,7 @@
-"""An un-noised teacher over many images: read, decode and forward pass overlap, and every batch has the same size.
+"""Running a teacher over many images: reading, decoding and forward pass overlap, and every batch has the same size.
 
 On a CPU each thread takes a whole batch from bytes to probabilities, which leaves no core idle and makes sums independent of the number
-of cores. For a GPU processes decode, and the device computes one batch while the results of the one before come back.
+of cores. For a GPU, processes decode, and the device computes one batch while the results of the previous one are fetched.
 """
 
 import copy
@@ -27,17 +27,17 @@ from nst_train.classifiers.teachers import Teacher
 from nst_train.device import autocast, set_threads, settled_precision, this_device
 
 GPU_BATCH_SIZE, LARGEST_BATCH_SIZE = 256, 1024
-_GPU_BATCH_PIXELS = GPU_BATCH_SIZE * 224 * 224  # 256 images of 800 pixels would take 70 GB in EfficientNet-L2
-_BACKWARD_MEMORY = 16  # the backward pass needs the activations of every layer, a forward pass alone those of one or two
+_GPU_BATCH_PIXELS = GPU_BATCH_SIZE * 224 * 224  # 256 images of 800 px would take 70 GB in EfficientNet-L2
+_BACKWARD_MEMORY = 16  # a backward pass needs the activations of every layer, inference only those of one or two
 _LARGEST_KEPT = 2**26  # bytes: activations of a layer for a batch of `_CPU_BATCH_PIXELS`
-_CPU_BATCH_PIXELS = 2**19  # what stays in a core's caches: 256 images of 32 px, 8 of 224
+_CPU_BATCH_PIXELS = 2**19  # fits into a core's caches: 256 images of 32 px, 8 of 224 px
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """A teacher's answer to a batch, and what was found out about its images on the way."""
+    """A teacher's output for a batch, and what was learned about its images while loading them."""
 
-    output: Float[Tensor, "batch classes"]  # on the device, which may still be at it
+    output: Float[Tensor, "batch classes"]  # on the device, which may still be computing it
     images: Images
 
     @property
@@ -48,7 +48,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Computation:
-    """How a teacher computes; what its labels depend on beside weights and settings. Written down once for a labeling."""
+    """How a teacher is run: what its labels depend on besides weights and settings. Recorded once for each labeling."""
 
     batch_size: int
     precision: str
@@ -58,7 +58,7 @@ class Computation:
 
 
 def computation_of(chosen: dict[str, Any], ref: str) -> Computation:
-    """The computation that a labeling was begun with. Raises NstError where this machine cannot go on with it."""
+    """The computation that a labeling was started with. Raises NstError if this machine cannot resume it."""
     computation = Computation(**chosen)
     if computation.device not in ("cpu", this_device().type):
         raise NstError(
@@ -70,13 +70,13 @@ def computation_of(chosen: dict[str, Any], ref: str) -> Computation:
 
 @dataclass(frozen=True)
 class PlainBatch:
-    """Rows, and nothing else."""
+    """A batch of rows and nothing else."""
 
     rows: Sequence[Row]
 
 
 def batches_of(source: Source, batch_size: int, which: range | None = None) -> Iterator[PlainBatch]:
-    """All rows of a source, or those of `which`, in order."""
+    """Yield all rows of a source, or those in `which`, in order and in batches."""
     rows = source.rows(range(len(source)) if which is None else which)
     while batch := list(itertools.islice(rows, batch_size)):
         yield PlainBatch(batch)
@@ -85,9 +85,9 @@ def batches_of(source: Source, batch_size: int, which: range | None = None) -> I
 def choose_computation(
     teacher: Teacher, batch_size: int | None, precision: str, compile_network: bool, backward: bool = False
 ) -> Computation:
-    """Settle what was left open: the batch size (0: the largest that fits, by trial) and the precision of this device.
+    """Resolve the settings left open: the batch size (0: the largest that fits, by trial) and the precision for this device.
 
-    `backward` says that gradients are taken too, for which a GPU gets smaller batches.
+    With `backward`, gradients are computed too, and the default batch size on a GPU is smaller.
     """
     device = this_device()
     precision = settled_precision(precision, device)
@@ -108,7 +108,7 @@ def _largest_batch(teacher: Teacher, computation: Computation) -> Computation:
         forward([torch.zeros(batch_size, *shape) for shape in _shapes(teacher)])
         return chosen
 
-    # no decorator: as one it forgets how to reduce the size, up to Accelerate 1.12 at least
+    # not used as a decorator: as one it drops the function that reduces the size, at least up to Accelerate 1.12
     largest = find_executable_batch_size(fitting, LARGEST_BATCH_SIZE, lambda: next(halves, 0))
     try:
         found: Computation = largest()
@@ -132,7 +132,7 @@ def predict(
     hashes: bool = True,
     threads: int | None = None,
 ) -> Generator[tuple[B, Prediction], None, None]:
-    """Each batch with its prediction, in order. A batch has at most `computation.batch_size` rows."""
+    """Yield each batch with its prediction, in order. A batch has at most `computation.batch_size` rows."""
     set_threads(computation.threads)
     forward = _Forward(teacher, computation, temperature)
 
@@ -146,20 +146,20 @@ def predict(
     if computation.device == "cpu":
         with freed_memory_kept(_LARGEST_KEPT):
             yield from in_threads(load_and_answer, batches, threads or cpus_of_this_process())
-    else:  # the device is given its next batch while this one's results are fetched
+    else:  # the device gets its next batch while the results of this one are fetched
         with closing(loaded(teacher, batches, computation.batch_size, hashes, threads)) as ahead:
             for batch, images in ahead:
                 yield batch, answer(batch, images)
 
 
 def _ids(batch: B, batch_size: int) -> list[int]:
-    """The rows of a whole batch; 0 where there is no image."""
+    """Row ids of a batch, padded to `batch_size` with 0."""
     ids = [row.id for row in batch.rows]
     return ids + [0] * (batch_size - len(ids))
 
 
 class _Forward:
-    """The teacher's networks on this process's device."""
+    """Forward pass through the teacher's networks, on this process's device."""
 
     def __init__(self, teacher: Teacher, computation: Computation, temperature: float = 1.0) -> None:
         self._teacher, self._computation, self._temperature = teacher, computation, temperature
@@ -174,10 +174,10 @@ class _Forward:
         if computation.compile:
             self._networks = [torch.compile(network) for network in self._networks]
             with teacher.noise.drawing([0] * computation.batch_size) if teacher.noise else nullcontext():
-                self([torch.zeros(computation.batch_size, *shape) for shape in _shapes(teacher)])  # compiled once, before threads share it
+                self([torch.zeros(computation.batch_size, *shape) for shape in _shapes(teacher)])  # compile before threads share them
 
     def __call__(self, pixels: Sequence[Tensor]) -> Float[Tensor, "batch classes"]:
-        """Log-probabilities of a whole batch, on the device."""
+        """Log-probabilities of a full batch, on the device; empty if none of its images is readable."""
         if any(not len(one) for one in pixels):
             return torch.empty(0, len(self._teacher.class_names))
         with torch.inference_mode(), autocast(self._computation.precision, self._computation.device):
@@ -190,7 +190,7 @@ class _Forward:
 
 
 def placed(network: nn.Module, device: torch.device) -> nn.Module:
-    """On the device, channels last, every tensor at an address of its own: what torch computes can depend on how memory is aligned."""
+    """Move a network to a device, channels last and in eval mode, all tensors newly allocated: results can depend on memory alignment."""
     network = network.to(device).to(memory_format=torch.channels_last)
     for tensor in (*network.parameters(), *network.buffers()):
         tensor.data = tensor.data.clone()
@@ -198,5 +198,5 @@ def placed(network: nn.Module, device: torch.device) -> nn.Module:
 
 
 def has_answer(log_probs: Float[Tensor, "images classes"]) -> Bool[Tensor, " images"]:
-    """Whether an image's probabilities are numbers. Where a logit is NaN or +infinity, or all are -infinity, none of them is."""
+    """Whether each image has valid probabilities. All of them are NaN if a logit is NaN or +infinity, or if all logits are -infinity."""
     return ~log_probs.isnan().any(dim=1)

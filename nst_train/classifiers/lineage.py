@@ -1,4 +1,4 @@
-"""Teachers of the store, and images to calibrate them on, as entries in the lineage of what they label. Imports no torch."""
+"""Lineage entries for teachers in the store and for the images they are calibrated on. Does not import torch."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,7 +12,7 @@ from nst_train.teacher_names import TeacherName, is_in_store
 
 
 def teacher_entries(names: Sequence[TeacherName], store: Store) -> dict[str, Input] | None:
-    """The lineage entries of teachers that are all in the store, without loading them; None for others."""
+    """The lineage entries of teachers, without loading them, or None if any of them is not in the store."""
     in_store = [name for name in names if isinstance(name, str) and is_in_store(name, store)]
     return numbered("teacher", [teacher_input(name, store) for name in in_store]) if len(in_store) == len(names) else None
 
@@ -24,7 +24,7 @@ def teacher_input(ref: str, store: Store) -> Input:
 
 
 def calibration_input(store: Store, inputs: Mapping[str, Input], settings: LabelSettings, source: Source) -> Input:
-    """The source's entry in the lineage. Raises UsageError for images that a teacher was trained on, as far as the store knows."""
+    """The lineage entry of a calibration source. Raises UsageError if the store knows that a teacher was trained on these images."""
     if settings.temperature != 1:
         raise UsageError("`calibration` fits the temperature; remove `temperature`")
     for role, entry in inputs.items():

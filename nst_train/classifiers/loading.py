@@ -1,4 +1,4 @@
-"""The rows of a batch to what the network reads: read, hash, decode, noise, resize."""
+"""Turn the rows of a batch into network inputs: read, hash, decode, noise, resize."""
 
 import threading
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ _small_images = threading.Lock()
 
 @dataclass(frozen=True)
 class Images:
-    """A batch of rows, decoded. Where one is unreadable `pixels` hold zeros: the others' logits do not depend on it."""
+    """A decoded batch. `pixels` are zero for unreadable images, so that the logits of the others do not depend on them."""
 
     readable: list[int]
     reasons: list[tuple[int, str]]
@@ -34,7 +34,7 @@ class Images:
 def load_images(
     rows: Sequence[Row], preprocessings: Sequence[Preprocessing], batch_size: int, hashes: bool, noise: TeacherNoise | None = None
 ) -> Images:
-    """Read, hash, decode, noise and prepare the rows of a batch, in this thread."""
+    """Read, hash, decode, noise and preprocess the rows of a batch, in this thread."""
     exact = any(one.exact for one in preprocessings)
     sides = [one.least_side_px for one in preprocessings]
     least_side_px = None if None in sides else max(side for side in sides if side is not None)
@@ -62,7 +62,7 @@ def load_images(
                     into.append(view)
         start += len(contents)
     batches = [stacked(one) if one else torch.empty(0) for one in prepared]
-    if small and all(view is one for view, one in zip(prepared[0], small, strict=True)):  # an image of its size is its own thumbnail
+    if small and all(view is one for view, one in zip(prepared[0], small, strict=True)):  # thumbnail-sized images are their own
         thumbnails = batches[0].permute(0, 2, 3, 1).numpy()
     else:
         thumbnails = stacked_thumbnails(small)
@@ -70,12 +70,12 @@ def load_images(
 
 
 def reason_of(error: Exception) -> str:
-    """Why an image cannot be had, in a few words."""
+    """Why an image cannot be read, in a few words."""
     return error.strerror or type(error).__name__ if isinstance(error, OSError) else str(error)
 
 
 def _contents(rows: Sequence[Row]) -> list[bytes | memoryview | Exception]:
-    """The first of these images, as many as are small together; one at least."""
+    """The contents of the first rows, up to the one that takes them past 1 MiB."""
     contents: list[bytes | memoryview | Exception] = []
     size = 0
     for row in rows:
@@ -87,7 +87,7 @@ def _contents(rows: Sequence[Row]) -> list[bytes | memoryview | Exception]:
 
 
 def _content(row: Row) -> bytes | memoryview | Exception:
-    """The bytes of an image, or why there are none."""
+    """The bytes of an image, or the error that reading it raised."""
     try:
         return row.read()
     except (NstError, OSError) as error:
@@ -95,9 +95,9 @@ def _content(row: Row) -> bytes | memoryview | Exception:
 
 
 def _one_at_a_time(contents: Sequence[bytes | memoryview | Exception]) -> AbstractContextManager[object]:
-    """What to hold while some images are decoded: of small ones Python's lock would change hands several times in each, at its full cost.
+    """A lock to hold while small images are decoded, for which the GIL would otherwise change hands several times each, at its full cost.
 
-    Meanwhile the other threads are in the network, or read.
+    Meanwhile the other threads read or run the network.
     """
     sizes = [len(content) for content in contents if not isinstance(content, Exception)]
     return _small_images if sum(sizes) <= _SMALL_BYTES * len(sizes) else nullcontext()
@@ -106,14 +106,14 @@ def _one_at_a_time(contents: Sequence[bytes | memoryview | Exception]) -> Abstra
 def _prepared(preprocessing: Preprocessing, encoded: bytes | memoryview, pixels: Tensor, row: int, noise: TeacherNoise | None) -> Tensor:
     try:
         return noise.prepare(preprocessing, encoded, pixels, row) if noise else preprocessing.prepare(pixels)
-    except (RuntimeError, ValueError, ZeroDivisionError) as error:  # such as a side that would be 0 pixels long
+    except (RuntimeError, ValueError, ZeroDivisionError) as error:  # such as a resized side of 0 pixels
         raise ImageError(
             f"{pixels.shape[2]}x{pixels.shape[1]} pixels, which the teacher's transform refuses ({first_line(error)})"
         ) from None
 
 
 def _padded(stacked: Tensor, readable: list[int], batch_size: int) -> Tensor:
-    """A whole batch; zeros where there is no image. Logits differ in the last bits between batch sizes, so there is one size only."""
+    """Pad with zeros to a full batch: logits differ in the last bits between batch sizes, so all batches have the same one."""
     if len(stacked) in (0, batch_size):
         return stacked
     batch = stacked.new_zeros(batch_size, *stacked.shape[1:])

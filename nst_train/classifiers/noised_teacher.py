@@ -1,4 +1,4 @@
-"""A noised teacher, which the method advises against: Table 6 measures what its noise costs."""
+"""Noise for teachers while they label, which the method advises against: Table 6 measures what it costs."""
 
 import threading
 from collections.abc import Iterator, Sequence
@@ -22,14 +22,14 @@ from nst_train.transforms.randaugment import RandAugment, cutout
 
 
 class TeacherNoise:
-    """Crop, flip and RandAugment of images as in training, dropout and stochastic depth in the network; seed and row decide an image's."""
+    """Crop, flip and RandAugment as in training, dropout and stochastic depth; an image's noise depends on the seed and its row only."""
 
     def __init__(self, settings: TrainSettings, seed: int, transform: TransformOf, ways: Ways = NOW) -> None:
-        """`settings` are those of the teacher's training, `ways` too.
+        """`settings` and `ways` are those of the teacher's training.
 
-        `transform` evaluation: RandAugment alone, before the evaluation transform.
+        With `transform` evaluation, only RandAugment and Cutout are applied, before the evaluation transform.
         """
-        if settings.noise.augmentation:  # timm's draw from generators that threads share
+        if settings.noise.augmentation:  # timm's augmentations draw from global generators, which threads share
             augmentation = settings.noise.augmentation
             raise NstError(f"`noise`: only RandAugment can noise labels, and this teacher was trained with {augmentation}; remove `noise`")
         self._settings, self._noise, self._seed, self._transform = settings, settings.noise, seed, transform
@@ -39,7 +39,7 @@ class TeacherNoise:
         self._lock = threading.Lock()
 
     def add_to(self, network: nn.Module, classes: int) -> None:
-        """Noise a network that is on its device and evaluates. Raises NstError for one that has no place for the noise."""
+        """Add noise to a network on its device and in evaluation mode. Raises NstError if the network has no place for it."""
         try:
             self._networks.append(add_noise(network, self._noise, self._noise, classes, self._seed, self._ways))
         except NstError as error:
@@ -48,11 +48,11 @@ class TeacherNoise:
             layer.training = True
 
     def prepare(self, preprocessing: Preprocessing, encoded: bytes | memoryview, pixels: UInt8[Tensor, "3 h w"], row: int) -> Tensor:
-        """The image in a row of the pool, encoded and decoded, to a noised tensor of the classifier's size."""
+        """A noised tensor of the classifier's input size, from the encoded and decoded image in a row of the pool."""
         seed = seed_of(self._seed, "label noise", row)
         if self._transform == "evaluation":
             return preprocessing.prepare(self._augmented(pixels, Random(seed)))
-        if self._settings.transform == "evaluation":  # as it was trained
+        if self._settings.transform == "evaluation":  # it was trained without input noise
             return preprocessing.prepare(pixels)
         if preprocessing not in self._of_training:
             self._of_training[preprocessing] = training_transform(self._settings, preprocessing.data_config)
@@ -68,7 +68,7 @@ class TeacherNoise:
 
     @contextmanager
     def drawing(self, rows: Sequence[int]) -> Iterator[None]:
-        """A forward pass over the images of these rows; one thread at a time."""
+        """Context for a forward pass over the images in these rows; excludes other threads."""
         with self._lock:
             for noise in self._networks:
                 noise.begin(0, (), rows)

@@ -23,10 +23,11 @@ def fit(
     max_unreadable: float = 1.0,
     hashes: NDArray[np.void] | None = None,
 ) -> dict[str, Any]:
-    """The fitted `Calibration` as JSON values, from the readable images of a labeled source that the teacher has a finite answer to.
+    """Fit a temperature on the readable images of a labeled source for which the teacher's output is finite.
 
-    `unreadable` and `no_answer` count the others, where there are any. The bytes of each readable one's `image_hash` are put into `hashes`,
-    shape (rows,). Raises NstError where no image is left, or more than the share `max_unreadable` of them cannot be read.
+    Returns the `Calibration` as JSON values, with the counts `unreadable` and `no_answer` of other images, if there are any. Each readable
+    image's `image_hash` is written to `hashes`, of shape (rows,), as bytes. Raises NstError if no image is left, or if a share of more than
+    `max_unreadable` cannot be read.
     """
     known = labels_in(source)
     columns = match_classes(source.class_names or [], teacher.class_names, source.location, subset=True)

@@ -1,6 +1,6 @@
-"""A model name to a classifier with its preprocessing and class names: the store, timm, transformers, folders and the Hub.
+"""Load classifiers by name, with preprocessing and class names: from the store, timm, transformers, folders and the Hub.
 
-Only safetensors are read, and no code that comes with a model is run.
+Weights are read from safetensors only, and no code that comes with a model is run.
 """
 
 import copy
@@ -57,7 +57,7 @@ _OF_ENSEMBLES = "Use teachers with the same classes, or set the same label_names
 
 @dataclass(frozen=True)
 class Teacher:
-    """One classifier, or several whose probabilities are averaged; `columns` put each member's classes in the order of the first's."""
+    """One classifier or an ensemble with averaged probabilities; `columns` reorder a member's classes to those of the first."""
 
     members: tuple[Classifier, ...]
     columns: tuple[Tensor | None, ...]
@@ -65,7 +65,7 @@ class Teacher:
 
     @classmethod
     def of(cls, *members: Classifier) -> "Teacher":
-        """Raises NstError where the members do not know the same classes."""
+        """Build a teacher from its members. Raises NstError if they do not have the same classes."""
         names = members[0].class_names
         columns: list[Tensor | None] = [None]
         for number, member in enumerate(members[1:], start=2):
@@ -80,7 +80,7 @@ class Teacher:
 
     @property
     def preprocessings(self) -> list[Preprocessing]:
-        """Each different one among the members'."""
+        """The distinct preprocessings of the members."""
         found: list[Preprocessing] = []
         for member in self.members:
             if member.preprocessing not in found:
@@ -89,13 +89,13 @@ class Teacher:
 
     @property
     def parameters(self) -> int:
-        """The weights of the largest member."""
+        """Number of weights of the largest member."""
         return max(member.parameters for member in self.members)
 
     def log_probs(self, logits: Sequence[Float[Tensor, "batch classes"]], temperature: float = 1.0) -> Float[Tensor, "batch classes"]:
-        """Logits of each member to the log of their mean probability, at a temperature, in float32.
+        """The log of the members' mean probability at a temperature, in float32, from the logits of each member.
 
-        The temperature is that of the ensemble as a whole: it divides the log of the mean, which for one teacher is its logits.
+        The temperature applies to the ensemble as a whole: it divides the log of the mean, or the logits of a single teacher.
         """
         if len(self.members) == 1:
             return torch.log_softmax(logits[0].float() / temperature, dim=1)
@@ -114,22 +114,22 @@ def load_teacher(
     noise_seed: int | None = None,
     noise_transform: TransformOf = "training",
 ) -> tuple[Teacher, dict[str, Input]]:
-    """One teacher, or an ensemble, and the lineage entry of each: `teacher`, or `teacher_1`, `teacher_2`, ...
+    """Load a teacher or an ensemble, with the lineage entry of each member: `teacher`, or `teacher_1`, `teacher_2`, ...
 
-    With `noise_seed` it is noised as it was trained, where that is known, else as the paper's.
+    With `noise_seed` it is noised as in its training if that is known, else as in the paper.
     """
     trained, ways = (None, _BEFORE) if noise_seed is None else _training_of(names, store, noise_transform)
     loaded = [load_classifier(name, store, exact, trained.noise.stochastic_depth if trained else 0.0) for name in names]
     teacher = Teacher.of(*(classifier for classifier, _ in loaded))
     if trained is not None and noise_seed is not None:
-        for member in teacher.members:  # refused before any work
+        for member in teacher.members:  # on a copy, to fail before any work is done
             TeacherNoise(trained, noise_seed, noise_transform, ways).add_to(copy.deepcopy(member.network), len(teacher.class_names))
         teacher = replace(teacher, noise=TeacherNoise(trained, noise_seed, noise_transform, ways))
     return teacher, numbered("teacher", [entry for _, entry in loaded])
 
 
 def _training_of(names: Sequence[TeacherName], store: Store, transform: TransformOf) -> tuple[TrainSettings, Ways]:
-    """Settings by which a teacher is noised, and in which ways: one that is not of the store as an earlier nst's labels were."""
+    """The settings to noise a teacher with, and in which ways; those of earlier versions of nst for a teacher outside the store."""
     name = names[0]
     if len(names) > 1 or isinstance(name, ZeroShot) or not is_in_store(name, store):
         return TrainSettings(model=str(name), preset="efficientnet-b7" if transform == "training" else None), _BEFORE
@@ -143,9 +143,9 @@ def _training_of(names: Sequence[TeacherName], store: Store, transform: Transfor
 
 
 def with_class_names(names: Sequence[str], store: Store, class_names: str, prompts: str | None, idle: bool = False) -> list[TeacherName]:
-    """Teachers by name, the image-text models among them with the words of the classes, which two files hold.
+    """Give the image-text models among the named teachers their class names and prompts, each read from a file.
 
-    Raises UsageError where none of them is one, unless `idle`: where the class names are for something else too.
+    Raises UsageError if none is an image-text model, unless `idle`: the class names serve another purpose too, and there are no prompts.
     """
     teachers: list[TeacherName] = []
     for name in names:
@@ -158,12 +158,12 @@ def with_class_names(names: Sequence[str], store: Store, class_names: str, promp
 
 
 def load_classifier(name: TeacherName, store: Store, exact: bool = False, stochastic_depth: float = 0.0) -> tuple[Classifier, Input]:
-    """A classifier by name: one in the store, local-dir:FOLDER, hf-hub:OWNER/NAME[@REVISION], a timm name with published weights,
-    or OWNER/NAME[@REVISION] of a transformers classifier; or an image-text model with the words of the classes. With `exact`, images are
-    prepared by Pillow as the teacher's own code does.
+    """Load a classifier by name, with its entry in the lineage of what it labels.
 
-    Returns it with its entry in the lineage of what it labels. With `stochastic_depth` a timm network has blocks that can be skipped.
-    Raises NstError for a network that is no classifier of RGB images: it has answered one when this returns.
+    The name is that of a teacher in the store, local-dir:FOLDER, hf-hub:OWNER/NAME[@REVISION], a timm name with published weights, or
+    OWNER/NAME[@REVISION] of a transformers classifier; or it is an image-text model with class names. With `exact`, images are prepared by
+    Pillow, as the teacher's own code does. With `stochastic_depth`, a timm network has blocks that can be skipped. Raises NstError for a
+    network that is not a classifier of RGB images; before this returns, it has classified one.
     """
     if isinstance(name, ZeroShot):
         return load_zero_shot(name, exact)
@@ -176,7 +176,7 @@ def load_classifier(name: TeacherName, store: Store, exact: bool = False, stocha
     if name.startswith(FOLDER) or "/" in name:
         folder, revision = (Path(name.removeprefix(FOLDER)), None) if name.startswith(FOLDER) else download(name)
         classifier = _load_folder(name, folder, exact, None, stochastic_depth)
-        architecture = (folder / CONFIG).read_text("utf-8")  # its arguments too, such as an activation, which no weight shows
+        architecture = (folder / CONFIG).read_text("utf-8")  # with arguments that do not show in the weights, such as the activation
     else:
         network, revision = _published(name, stochastic_depth)
         classifier = _of_timm(network, exact)
@@ -189,7 +189,7 @@ def load_classifier(name: TeacherName, store: Store, exact: bool = False, stocha
 
 
 def _load_folder(name: str, folder: Path, exact: bool, class_names: list[str] | None, stochastic_depth: float) -> Classifier:
-    """A folder in timm's or in transformers' format; its config.json says which."""
+    """Load a classifier from a folder in timm's or transformers' format; its config.json says which."""
     config = read_config(name, folder)
     if is_image_text(config):
         raise UsageError(f"{name}: an image-text model has no classes of its own; give it their names with `class_names` FILE")
@@ -233,7 +233,7 @@ def _of_transformers(name: str, folder: Path, exact: bool, class_names: list[str
 
 
 def _checked(names: object, classes: int) -> list[str]:
-    """Names from a config. Raises NstError where they are not one text for each class."""
+    """Class names from a config. Raises NstError unless there is one non-empty string for each class."""
     if not isinstance(names, list | tuple) or not all(isinstance(one, str) and one.strip() for one in names):
         raise NstError(f"label_names: expected a list of {classes} non-empty strings, found {str(names)[:80]}")
     if len(names) != classes:
@@ -242,7 +242,7 @@ def _checked(names: object, classes: int) -> list[str]:
 
 
 def _told_apart(names: list[str]) -> list[str]:
-    """Names that stand for several classes, such as ImageNet's two cranes, with the number of each."""
+    """Append the class index to names that stand for several classes, such as ImageNet's two cranes."""
     classes = Counter(names)
     told_apart = [f"{name} ({index})" if classes[name] > 1 else name for index, name in enumerate(names)]
     if len(set(told_apart)) < len(names) or not all(name.strip() for name in names):
@@ -255,7 +255,7 @@ def _skippable(stochastic_depth: float) -> dict[str, float]:
 
 
 def _published(name: str, stochastic_depth: float = 0.0) -> tuple[nn.Module, str]:
-    """A timm name with the weights that timm publishes on the Hub, and their commit there."""
+    """Create a timm network with the weights that timm publishes on the Hub; also returns their commit."""
     weights, _ = published_weights(name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""An image-text model and the words of the classes to a classifier: the text side is computed once, and becomes a linear layer."""
+"""Turn an image-text model and class names into a classifier: the text side is computed once and becomes a linear layer."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -27,7 +27,7 @@ _TEXTS_AT_ONCE = 64
 
 
 class Similarities(nn.Module):
-    """The image side of an image-text model under a linear layer: normalized features to logits."""
+    """The image side of an image-text model, with a linear layer from its normalized features to logits."""
 
     def __init__(self, images: ImageFeatures, head: Float[Tensor, "classes dimensions"]) -> None:
         super().__init__()
@@ -45,10 +45,10 @@ class Similarities(nn.Module):
 
 @torch.no_grad()
 def similarities(model: ImageText, spec: ZeroShot) -> tuple[Similarities, ClassTexts]:
-    """The classifier, and what of the texts stands in the lineage.
+    """The classifier, and the texts as recorded in the lineage.
 
-    A class is the mean of the normalized features of all its texts, normalized again, times the model's scale: the class weights that the
-    authors of CLIP make of several prompts. What a model adds to all logits, such as SigLIP's bias, changes no softmax over classes.
+    The weights of a class are the mean of the normalized features of all its texts, normalized again, times the model's scale, as CLIP's
+    authors ensemble prompts. A constant added to all logits, such as SigLIP's bias, does not change the softmax over classes.
     """
     texts = [spec.texts(name) for name in spec.synonyms]
     model.check([texts[0][0], texts[1][0]])
@@ -66,7 +66,7 @@ def similarities(model: ImageText, spec: ZeroShot) -> tuple[Similarities, ClassT
 
 
 def _features(model: ImageText, tokens: Sequence[Mapping[str, Tensor]]) -> list[Float[Tensor, "texts dimensions"]]:
-    """Of each batch of texts. On a CPU each thread takes whole batches: sums do not depend on how many threads there are."""
+    """Features of each batch of texts. On a CPU each thread takes whole batches, so sums do not depend on the number of threads."""
     device = this_device()
     model.images.to(device)
     on_device = [{name: values.to(device) for name, values in of_batch.items()} for of_batch in tokens]
@@ -81,20 +81,20 @@ def _features(model: ImageText, tokens: Sequence[Mapping[str, Tensor]]) -> list[
 
 
 def _without_gradient(features: Callable[[Mapping[str, Tensor]], Tensor]) -> Callable[[Mapping[str, Tensor]], Tensor]:
-    """In whichever thread it is called: torch's `no_grad` is each thread's own."""
+    """Disable gradients in whichever thread calls `features`: torch's `no_grad` is local to a thread."""
     return torch.no_grad()(features)
 
 
 def is_zero_shot(name: str) -> bool:
-    """Whether a model that is not of the store is an image-text model. Raises UsageError or NstError for one that is not there."""
+    """Whether a model from outside the store is an image-text model. Raises UsageError or NstError if it does not exist."""
     folder, _ = _folder_of(name)
     return folder is not None and (_is_of_transformers(name, folder) or is_open_clip(folder))
 
 
 def check_zero_shot(spec: ZeroShot) -> list[str]:
-    """The names of the classes. Raises UsageError for words that cannot be, and for a model that is no image-text model."""
+    """The class names. Raises UsageError for invalid names or prompts, and for a model that is not an image-text model."""
     name, names = spec.model, list(spec.synonyms)
-    _ = spec.templates  # refused before a download
+    _ = spec.templates  # invalid prompts are refused before a download
     folder, _ = _folder_of(name)
     if folder is None or not (_is_of_transformers(name, folder) or is_open_clip(folder)):
         config = read_config(name, folder) if folder else {}
@@ -104,7 +104,7 @@ def check_zero_shot(spec: ZeroShot) -> list[str]:
 
 
 def _folder_of(name: str) -> tuple[Path | None, str | None]:
-    """Where a model lies, with its tokenizer, and its commit on the Hub; a name of timm has no folder."""
+    """The folder of a model and its tokenizer, and its commit if it is from the Hub; a timm name has no folder."""
     if name.startswith(FOLDER) and is_open_clip(folder := Path(name.removeprefix(FOLDER))):
         return folder, None
     check_network_name(name)
@@ -115,21 +115,21 @@ def _folder_of(name: str) -> tuple[Path | None, str | None]:
     folder = snapshot(name, (*TOKENIZER_FILES, OPEN_CLIP_CONFIG))
     if _is_of_transformers(name, folder):
         return folder, folder.name
-    if is_open_clip(folder):  # its weights are not fetched where transformers has the same
+    if is_open_clip(folder):  # its weights are not downloaded if the repository has them in transformers' format
         return snapshot(name, (*TOKENIZER_FILES, OPEN_CLIP_CONFIG, *OPEN_CLIP_FILES), folder.name), folder.name
     return download(name)
 
 
 def _is_of_transformers(name: str, folder: Path) -> bool:
-    """Whether a folder has an image-text model in transformers' format, in safetensors."""
+    """Whether a folder holds an image-text model in transformers' format, as safetensors."""
     is_there = (folder / CONFIG).is_file() and bool(list(folder.glob("model*.safetensors")))
     return is_there and is_image_text(read_config(name, folder))
 
 
 def load_zero_shot(spec: ZeroShot, exact: bool = False) -> tuple[Classifier, Input]:
-    """The classifier that an image-text model and the words of the classes make, and its entry in the lineage.
+    """Build a classifier from an image-text model and class names, with its lineage entry.
 
-    Raises UsageError for words that cannot be, NstError for a model that is no image-text model, or is damaged.
+    Raises UsageError for invalid names or prompts or a model that is not an image-text model, and NstError for a damaged model.
     """
     names, name = check_zero_shot(spec), spec.model
     folder, revision = _folder_of(name)
