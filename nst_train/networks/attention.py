@@ -1,4 +1,4 @@
-"""Attention as PyTorch's fused kernel or step by step, for networks of timm and transformers."""
+"""Switching attention between PyTorch's fused kernel and separate operations, for timm and transformers networks."""
 
 from torch import nn
 
@@ -7,16 +7,16 @@ from nst_train.networks.transformers_networks import Logits
 
 
 def has_fused_attention(network: nn.Module) -> bool:
-    """Whether a network computes attention by `torch.nn.functional.scaled_dot_product_attention`, and can do without."""
+    """Whether a network uses `torch.nn.functional.scaled_dot_product_attention` and can do without it."""
     if isinstance(network, Logits):
         return bool(network.network.config._attn_implementation == "sdpa")
     return any(_is_fused(layer) for layer in network.modules())
 
 
 def unfuse_attention(network: nn.Module, model: str) -> None:
-    """Have a network compute attention step by step, as `TIMM_FUSED_ATTN=0` and `attn_implementation="eager"` do.
+    """Make a network compute attention by separate operations, as with `TIMM_FUSED_ATTN=0` or `attn_implementation="eager"`.
 
-    The fused kernel for CPUs is several times slower in the backward pass in bf16. Raises NstError for a network without it.
+    On CPUs the backward pass of the fused kernel is several times slower in bf16. Raises NstError if the network has no fused attention.
     """
     if not has_fused_attention(network):
         raise NstError(f"`fused_attention`: {model} has no fused attention that could be switched off; remove it")

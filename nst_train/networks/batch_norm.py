@@ -1,4 +1,4 @@
-"""Batch-norm: how slowly its statistics move, whether they do, and over the images of all processes, as on one process with all of them."""
+"""Batch-norm: the decay of its statistics, freezing them, and computing them over all processes, as one process with all images would."""
 
 from typing import Any
 
@@ -9,25 +9,25 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def decay_batch_norm(network: nn.Module, decay: float) -> None:
-    """Let the means and variances of all batch-norm layers keep this share at each step; torch's `momentum` is the rest."""
+    """Set the decay of the running means and variances of all batch-norm layers; torch's `momentum` is 1 - `decay`."""
     for layer in network.modules():
         if isinstance(layer, _BatchNorm):
             layer.momentum = 1 - decay
 
 
 def freeze_batch_norm(network: nn.Module) -> None:
-    """Let all batch-norm layers normalize by the means and variances that they have; what they scale and shift by is trained."""
+    """Make all batch-norm layers normalize by their stored means and variances; their scales and shifts are still trained."""
     for layer in network.modules():
         if isinstance(layer, _BatchNorm):
             layer.eval()
 
 
 def synchronize_batch_norm(network: nn.Module, device: torch.device) -> None:
-    """Change all batch-norm layers of a network in place, once DDP is around it, which refuses torch's own such layers on CPUs."""
+    """Synchronize all batch-norm layers across processes, in place. Call it after wrapping in DDP, which refuses SyncBatchNorm on CPUs."""
     if device.type != "cpu":
         convert_sync_batchnorm(network)
         return
-    # torch's layer runs on GPUs alone: here each process normalizes the images of all, and goes on with its own
+    # SyncBatchNorm requires a GPU: here each process normalizes the images of all processes and continues with its own
     for layer in network.modules():
         if isinstance(layer, _BatchNorm):
             layer.register_forward_pre_hook(_with_all_images)
@@ -35,7 +35,7 @@ def synchronize_batch_norm(network: nn.Module, device: torch.device) -> None:
 
 
 class _Gathered(torch.autograd.Function):
-    """The images of all processes, one process's after the other's; each gets the gradients that all have for its own."""
+    """Gather the images of all processes in the order of their ranks; backward sums all processes' gradients for a process's images."""
 
     @staticmethod
     def forward(context: Any, own: Tensor) -> Tensor:  # noqa: ANN401 - torch's
@@ -56,4 +56,4 @@ def _with_all_images(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tens
 
 def _own_images(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
     images = len(output) // distributed.get_world_size()
-    return output.narrow(0, distributed.get_rank() * images, images) if layer.training else output  # others' next layers work in place
+    return output.narrow(0, distributed.get_rank() * images, images) if layer.training else output  # after `chunk` in-place layers fail

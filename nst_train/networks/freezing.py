@@ -1,4 +1,4 @@
-"""Finetuning with the shallow layers fixed (section 3.1, fix-res): the first blocks of a network as they are in evaluation."""
+"""Finetuning with the shallow layers fixed (section 3.1, fix-res): the first blocks of a network stay in evaluation mode."""
 
 from collections.abc import Iterator
 
@@ -11,10 +11,10 @@ _ROUNDING = 1e-9  # 0.29 x 100 is below 29
 
 
 def freeze(network: nn.Module, settings: TrainSettings) -> None:
-    """Keep the first blocks of a network in training as they are: their weights, batch-norm's statistics, no stochastic depth or dropout.
+    """Freeze the first blocks of a network in training: fixed weights and batch-norm statistics, no stochastic depth or dropout.
 
-    `settings.freeze` is the share of its blocks, rounded down. What lies before them, such as the stem and a ViT's tokens, is frozen too,
-    what lies behind the last block never (released code: `fix_layer_num`). A network without blocks is frozen layer by layer.
+    `settings.freeze` is the share of its blocks, rounded down. Everything before them, such as the stem and a ViT's tokens, is frozen too;
+    anything after the last block never is (released code: `fix_layer_num`). A network without blocks is frozen layer by layer.
     """
     if not settings.freeze:
         return
@@ -35,10 +35,10 @@ def freeze(network: nn.Module, settings: TrainSettings) -> None:
 
 
 def _parts(module: nn.Module) -> Iterator[tuple[nn.Module, bool]]:
-    """A network in pieces that are not cut, in its order, and whether each is a block: one of a list, of several layers.
+    """Yield the indivisible parts of a network in order, and whether each is a block: an item of a list, made up of layers.
 
-    Lists, stages, and what has lists below it are entered; a block is not, whatever it holds. Of timm's networks the blocks are those by
-    which timm itself groups weights (`group_matcher`), where that does not stop at stages.
+    Lists, stages and modules that contain lists are entered; a block is not, whatever it contains. For timm networks the blocks are those
+    by which timm itself groups weights (`group_matcher`), unless it stops at stages.
     """
     is_list = _is_list(module)
     for child in module.children():
@@ -57,9 +57,9 @@ def _has_weights(module: nn.Module) -> bool:
 
 
 def _freeze_layers(network: nn.Module, share: float) -> None:
-    """As an earlier nst did: single layers with weights, wherever in a block; what they lie in stays in training."""
+    """Freeze single layers with weights, wherever in a block they are, as earlier versions of nst did; containers stay in training."""
     layers = [one for one in network.modules() if next(one.parameters(recurse=False), None) is not None]
     for layer in layers[: int(share * len(layers))]:
-        layer.training = False  # of this layer alone: `eval` would take those inside it along, in a ViT all of them
+        layer.training = False  # only this layer: `eval` would include those inside it, in a ViT all of them
         for weight in layer.parameters(recurse=False):
             weight.requires_grad = False

@@ -1,4 +1,4 @@
-"""The last layers of a network, which have an output for each class, and how they begin."""
+"""The last layers of a network, with an output for each class, and their initialization."""
 
 import torch
 from torch import nn
@@ -8,7 +8,7 @@ from nst_train.networks.network_noise import classifiers_of
 
 
 def heads_of(network: nn.Module, classes: int) -> list[nn.Module]:
-    """Of each of a network's classifiers the last layer with an output for each class."""
+    """The last layer with an output for each class, in each of a network's classifiers."""
     found = []
     for classifier in classifiers_of(network, classes):
         layers = [one for one in classifier.modules() if getattr(one, "out_features", getattr(one, "out_channels", None)) == classes]
@@ -18,9 +18,9 @@ def heads_of(network: nn.Module, classes: int) -> list[nn.Module]:
 
 @torch.no_grad()
 def zero_heads(network: nn.Module, classes: int, name: str) -> None:
-    """Make all classes equally likely: weights and biases of the last layers are 0, so that the first loss is ln(classes).
+    """Make all classes equally likely: weights and biases of the last layers are set to 0, so that the initial loss is ln(classes).
 
-    New layers before the last one keep their own first weights, or none of them would learn. Raises NstError where no layer is the last.
+    New layers before the last keep their initial weights, or none of them would learn. Raises NstError if no last layer is found.
     """
     heads = heads_of(network, classes)
     if not heads:

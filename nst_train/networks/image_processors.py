@@ -1,4 +1,4 @@
-"""The image processor of a transformers network as the `data_config` of timm that training, probes and features prepare images by."""
+"""The image processor of a transformers network as the timm `data_config` by which training, probes and features prepare images."""
 
 import json
 import math
@@ -20,7 +20,7 @@ _DEFAULT_SIZE_PX = 224
 _INTERPOLATION = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers, which processors store
 _HALF = (0.5, 0.5, 0.5)
 _SQUASHED_BY_CONVNEXT_PX = 384
-_SHOWN = 120  # characters of what transformers says, which may be a list of all its kinds
+_SHOWN = 120  # characters of a transformers error, which may list all known types
 _READ = (
     *("do_center_crop", "do_rescale", "do_normalize", "resample", "crop_pct"),
     *("rescale_factor", "rescale_offset", "image_mean", "image_std", "include_top"),
@@ -28,9 +28,9 @@ _READ = (
 
 
 def read_processor(name: str, folder: Path) -> dict[str, Any]:
-    """What the image processor in a network's folder does, with the defaults of its kind; empty where there is none.
+    """Settings of the image processor in a network's folder, with the defaults of its type; empty if there is none.
 
-    Raises NstError, in one line that begins with `name`, where training cannot do the same: it has prepared an image when this returns.
+    Raises NstError, in one line that begins with `name`, if training cannot do the same, which is tried on one image.
     """
     if not any((folder / file).is_file() for file in (PROCESSOR, PROCESSORS)):
         return {}
@@ -43,7 +43,7 @@ def read_processor(name: str, folder: Path) -> dict[str, Any]:
         sizes = json.loads(processor.to_json_string())
         stored = {key: getattr(processor, key, None) for key in _READ} | {key: sizes.get(key) for key in ("size", "crop_size")}
         stored["image_processor_type"] = type(processor).__name__
-        with torch.device("cpu"):  # also for the outline of a network, which is made on another
+        with torch.device("cpu"):  # even while the outline of a network is created on the meta device
             is_followed = _is_followed(processor, stored)
     except (NstError, *FAILURES, OSError, ImportError) as error:
         raise NstError(f"{name}: its image processor cannot be used ({first_line(error)[:_SHOWN]}); correct its {PROCESSOR}") from None
@@ -56,7 +56,7 @@ def read_processor(name: str, folder: Path) -> dict[str, Any]:
 
 
 def _is_followed(processor: Any, stored: dict[str, Any]) -> bool:  # noqa: ANN401 - transformers' are not typed
-    """Whether an image comes out as the processor itself prepares it, but for a pixel to the side, as they round."""
+    """Whether training prepares an image as the processor does, up to a shift by one pixel, since they round differently."""
     image = _slopes()
     preprocessing = TimmPreprocessing.of(data_config_of(stored))
     ours = preprocessing.finish(preprocessing.prepare(image)[None])[0]
@@ -65,13 +65,13 @@ def _is_followed(processor: Any, stored: dict[str, Any]) -> bool:  # noqa: ANN40
 
 
 def _slopes() -> UInt8[Tensor, "3 160 240"]:
-    """An image that is wider than high and shows where each pixel of it went: red grows to the right, green down, blue to the left."""
+    """A wide image whose colors show where each pixel ends up: red grows to the right, green downward, blue to the left."""
     right, down = (torch.arange(240) * 255 // 239).expand(160, -1), (torch.arange(160) * 255 // 159)[:, None].expand(-1, 240)
     return torch.stack([right, down, 255 - right]).to(torch.uint8)
 
 
 def data_config_of(stored: dict[str, Any], image_size: int | None = None, crop_pct: float | None = None) -> dict[str, Any]:
-    """What timm's `resolve_model_data_config` gives for its own: size, crop, interpolation, mean and std, as a processor has them."""
+    """A processor's size, crop, interpolation, mean and std, in the form of timm's `resolve_model_data_config`."""
     size, crop = _sides(stored.get("size")), _sides(stored.get("crop_size") if stored.get("do_center_crop", True) else None)
     resized = _resized_to(stored, size)
     own = crop.get("height") or crop.get("shortest_edge") or size.get("height") or size.get("shortest_edge")
@@ -87,7 +87,7 @@ def data_config_of(stored: dict[str, Any], image_size: int | None = None, crop_p
 
 
 def _earlier_data_config_of(stored: dict[str, Any], image_size: int | None, crop_pct: float | None) -> dict[str, Any]:
-    """What an earlier nst made of the same JSON, whatever the kind of the processor and its defaults."""
+    """What earlier versions of nst made of the same JSON, whatever the type of the processor and its defaults."""
     size = stored.get("crop_size") or stored.get("size") or {}
     side = image_size or (size if isinstance(size, int) else size.get("height") or size.get("shortest_edge")) or _DEFAULT_SIZE_PX
     return {
@@ -101,9 +101,9 @@ def _earlier_data_config_of(stored: dict[str, Any], image_size: int | None, crop
 
 
 def preparation_of(settings: TrainSettings) -> dict[str, Any]:
-    """In what a training prepares images otherwise than an earlier nst did for the same network, as JSON values; nothing for timm's.
+    """How training prepares images differently from earlier versions of nst for the same network, as JSON values; empty for timm networks.
 
-    Raises NstError for an image processor that training cannot follow.
+    Raises NstError for an image processor that training cannot reproduce.
     """
     name = settings.model
     if "/" not in name and not name.startswith(FOLDER):
@@ -122,7 +122,7 @@ def preparation_of(settings: TrainSettings) -> dict[str, Any]:
 def write_processor(folder: Path, data_config: dict[str, Any]) -> None:
     """Write a preprocessor_config.json that prepares images as timm's evaluation transform does.
 
-    It resizes the shorter side, or squashes to a square, and crops the middle.
+    The processor resizes the shorter side, or squashes to a square, and takes the center crop.
     """
     from transformers import BitImageProcessor
 
@@ -142,18 +142,18 @@ def _sides(size: Any) -> dict[str, int]:  # noqa: ANN401 - anything that JSON ca
 
 
 def _squashes(stored: dict[str, Any], size: dict[str, int]) -> bool:
-    """Whether an image is resized to a square whatever its shape. ConvNeXT's processor does so from 384 pixels on."""
+    """Whether an image is resized to a square whatever its aspect ratio. ConvNeXT's processor does so from 384 pixels."""
     is_large = _is_of(stored, "ConvNext") and size.get("shortest_edge", 0) >= _SQUASHED_BY_CONVNEXT_PX
     return is_large or ("height" in size and "width" in size)
 
 
 def _resized_to(stored: dict[str, Any], size: dict[str, int]) -> int | None:
-    """The side in pixels that an image has before its middle is cut out."""
+    """The side in pixels that an image is resized to before the center crop."""
     side = size.get("height") or size.get("shortest_edge")
     if side is None or _squashes(stored, size):
         return side
     if _is_of(stored, "Levit"):
-        return int(256 / 224 * side)  # as its processor has it
+        return int(256 / 224 * side)  # hard-coded in its processor
     return int(side / stored["crop_pct"]) if stored.get("crop_pct") else side
 
 
@@ -162,19 +162,19 @@ def _is_of(stored: dict[str, Any], kind: str) -> bool:
 
 
 def _crop_pct(side: int, resized: int, own: float | None) -> float:
-    """The share by which timm, which rounds down, resizes to just this side: the processor's own, or the simplest one."""
+    """The share with which timm, which rounds down, resizes to exactly `resized`: the processor's own, or else the simplest one."""
     shares = (own, side / resized, math.nextafter(side / resized, 0))
     return next(share for share in shares if share and math.floor(side / share) == resized)
 
 
 def _normalization(stored: dict[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of RGB values from 0 to 1, whatever scale the processor computes in."""
+    """Mean and standard deviation of RGB values in [0, 1], whatever scale the processor uses."""
     is_scaled, is_normalized = stored.get("do_rescale", True), stored.get("do_normalize", True)
     scale = 255 * (stored.get("rescale_factor") or 1 / 255) if is_scaled else 255.0
     offset = float(bool(is_scaled and stored.get("rescale_offset")))
     mean = tuple(stored.get("image_mean") or _HALF) if is_normalized else (0.0,) * 3
     std = tuple(stored.get("image_std") or _HALF) if is_normalized else (1.0,) * 3
-    twice = std if stored.get("include_top") else (1.0,) * 3  # EfficientNet's divides once more
+    twice = std if stored.get("include_top") else (1.0,) * 3  # EfficientNet's processor divides by it again
     if scale == 1 and not offset:
         return mean, tuple(one * again for one, again in zip(std, twice, strict=True))
     return tuple((one + offset) / scale for one in mean), tuple(one * again / scale for one, again in zip(std, twice, strict=True))

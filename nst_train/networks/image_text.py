@@ -1,4 +1,4 @@
-"""Image-text models, whose logits are similarities of an image and of texts: CLIP, SigLIP and their like in transformers' format."""
+"""Image-text models, whose logits are similarities of images and texts: CLIP, SigLIP and the like in transformers' format."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,23 +17,23 @@ from nst_train.networks.transformers_networks import load_trained
 from nst_train.transforms.preprocessing import Preprocessing, ProcessorPreprocessing, as_image
 
 TOKENIZER_FILES = ("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", PROCESSORS)
-_SIGLIP_TOKENS = 64  # that SigLIP was trained on, padding included; its configs do not say so
+_SIGLIP_TOKENS = 64  # length SigLIP was trained with, padding included; its configs do not record it
 _TOLERANCE = 1e-3  # of a softmax over two texts
 
 
 class ImageFeatures(nn.Module):
-    """The image side of a model: pixels to features. `features` of `network` gives them."""
+    """The image side of a model, from pixels to features, which `features(network, pixels)` computes."""
 
     def __init__(self, network: Any, features: Callable[[Any, Tensor], Tensor]) -> None:  # noqa: ANN401 - libraries' own classes
         super().__init__()
         self.network, self._features = network, features
 
     def forward(self, pixels: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dimensions"]:
-        """Features of a batch, of any length."""
+        """Features of a batch, not normalized."""
         return self._features(self.network, pixels)
 
     def keep_what_answers(self, pixels: Tensor) -> None:
-        """Drop the parts of the network that features of an image do not pass, such as its text side."""
+        """Drop the submodules that image features do not go through, such as the text side."""
         called: set[str] = set()
         hooks = [part.register_forward_hook(lambda *_, name=name: called.add(name)) for name, part in self.network.named_children()]
         self(pixels)
@@ -45,7 +45,7 @@ class ImageFeatures(nn.Module):
 
 @dataclass(frozen=True)
 class ImageText:
-    """A model that was loaded: its image side, its text side, and how it was trained to compare them."""
+    """A loaded model: its image side, its text side, and how it compares them."""
 
     images: ImageFeatures
     preprocessing: Preprocessing
@@ -57,13 +57,13 @@ class ImageText:
 
     @property
     def pixels(self) -> Float[Tensor, "1 3 height width"]:
-        """A picture to try the model on: a gradient in each color, for a gray one may be nothing but zeros."""
+        """A preprocessed test image: a gradient in each color, as a gray image might be all zeros."""
         ramp = torch.arange(64, dtype=torch.uint8) * 4
         picture = torch.stack([ramp.expand(48, 64), ramp.flip(0).expand(48, 64), ramp[:48, None].expand(48, 64)])
         return self.preprocessing.finish(self.preprocessing.prepare(picture)[None])
 
     def check(self, texts: Sequence[str]) -> None:
-        """Raises NstError for a model whose own logits are something else than similarities, all times the same number."""
+        """Raises NstError for a model whose own logits are not similarities times one common scale."""
         tokens = self.tokens(texts)
         own = self.logits(self.pixels, tokens).softmax(dim=1)
         ours = self.scale * F.normalize(self.images(self.pixels), dim=1) @ F.normalize(self.text_features(tokens), dim=1).T
@@ -72,9 +72,9 @@ class ImageText:
 
 
 def is_image_text(config: dict[str, Any]) -> bool:
-    """Whether a config.json is that of a transformers model for zero-shot image classification, rather than of a classifier made of one."""
+    """Whether a config.json describes a transformers zero-shot image classification model, not a classifier made from one."""
     kind, named = config.get("model_type"), config.get("architectures") or []
-    if not isinstance(kind, str):  # such as timm's: transformers takes seconds to import
+    if not isinstance(kind, str):  # such as timm's; returns before the import of transformers, which takes seconds
         return False
     from transformers.models.auto.modeling_auto import MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES as KNOWN
 
@@ -82,13 +82,13 @@ def is_image_text(config: dict[str, Any]) -> bool:
 
 
 def load_image_text(folder: Path, exact: bool) -> ImageText:
-    """The transformers model in a folder, on the CPU in float32. Raises what transformers does for one that it does not take."""
+    """Load a transformers model from a folder, on the CPU in float32. Errors that transformers raises are passed on."""
     from transformers import AutoImageProcessor, AutoModelForZeroShotImageClassification, AutoTokenizer
 
     network = load_trained(AutoModelForZeroShotImageClassification, folder, "image-text model")
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
-    takes_patches = network.config.model_type == "siglip2"  # those of one size are called siglip, as the first ones
+    takes_patches = network.config.model_type == "siglip2"  # SigLIP 2 models with a fixed size have the type siglip
     inputs = _unpacked if takes_patches else _as_they_are
     return ImageText(
         ImageFeatures(network, lambda network, pixels: _pooled(network.get_image_features(**inputs(pixels)))),
@@ -102,17 +102,17 @@ def load_image_text(folder: Path, exact: bool) -> ImageText:
 
 @dataclass(frozen=True)
 class PatchPreprocessing(ProcessorPreprocessing):
-    """The image processor of SigLIP 2's NaFlex models: an image of any shape to patches, which ones there are, and how many each way."""
+    """The image processor of SigLIP 2's NaFlex models: an image of any shape to patches, their mask, and the shape of the patch grid."""
 
     def prepare(self, pixels: UInt8[Tensor, "3 h w"]) -> Float[Tensor, "1 patches values"]:
-        """All three in one tensor: the last three values of each patch are whether it is there, and rows and columns of patches."""
+        """All three in one tensor: the last three values of each patch are its mask, and the numbers of rows and columns of patches."""
         made = self.processor(images=as_image(pixels), return_tensors="pt")
         patches, there, shape = (made[name][0].float() for name in ("pixel_values", "pixel_attention_mask", "spatial_shapes"))
         return torch.cat([patches, there[:, None], shape.expand(len(patches), 2)], dim=1)[None]
 
 
 def _unpacked(packed: Float[Tensor, "batch 1 patches values"]) -> dict[str, Tensor]:
-    """What `PatchPreprocessing` put together. Where there is no image, in a batch that is not full, there is one patch."""
+    """The model's inputs from the tensors of `PatchPreprocessing`. Padding of a batch that is not full becomes images of one patch."""
     patches = packed[:, 0]
     there = patches[..., -3].long()
     there[:, 0] = 1
@@ -135,7 +135,7 @@ def _scale_of(network: Any) -> float:  # noqa: ANN401 - transformers' are not ty
 
 
 def _tokens_of(config: Any, tokenizer: Any) -> Callable[[Sequence[str]], dict[str, Tensor]]:  # noqa: ANN401 - transformers' are not typed
-    """How transformers' pipeline for zero-shot image classification prepares texts, but that none is cut short."""
+    """Tokenize texts as transformers' zero-shot image classification pipeline does, except that none is truncated."""
     is_siglip = "siglip" in config.model_type
     most = min(tokenizer.model_max_length, getattr(getattr(config, "text_config", config), "max_position_embeddings", 2**30))
     most = min(most, _SIGLIP_TOKENS) if is_siglip else most
@@ -149,7 +149,7 @@ def _tokens_of(config: Any, tokenizer: Any) -> Callable[[Sequence[str]], dict[st
 
 
 def check_lengths(lengths: Sequence[int], texts: Sequence[str], most: int) -> None:
-    """Raises UsageError for a text that the model would read only the beginning of."""
+    """Raises UsageError for a text that is too long for the model, which would be truncated."""
     for length, text in zip(lengths, texts, strict=True):
         if length > most:
             raise UsageError(f"{text[:60]!r} has {length} tokens and the model's limit is {most}; shorten the name or the prompt")
@@ -157,6 +157,6 @@ def check_lengths(lengths: Sequence[int], texts: Sequence[str], most: int) -> No
 
 @contextmanager
 def in_full_precision(device_type: str) -> Iterator[None]:
-    """Similarities of long vectors times a hundred: in 8 bits of precision they would be off by tenths."""
+    """Disable autocast: similarities of long vectors times a hundred would be off by tenths in bf16, which has 8 bits of precision."""
     with torch.autocast(device_type, enabled=False):
         yield

@@ -1,4 +1,4 @@
-"""A model's config.json, which a stranger wrote: read, and checked before anything is made of its numbers and names."""
+"""Reading a model's config.json, which is not trusted: it is checked before anything is created from its numbers and names."""
 
 import json
 import re
@@ -15,21 +15,21 @@ from nst_train.networks.weights import CONFIG, extent
 from nst_train.transforms.preprocessing import LARGEST_SIDE_PX
 
 PROCESSOR = "preprocessor_config.json"
-PROCESSORS = "processor_config.json"  # of images and of texts, in one file
-_SIDES = ("img_size", "input_size")  # in pixels, which no tensor may show
+PROCESSORS = "processor_config.json"  # image processor and tokenizer in one file
+_SIDES = ("img_size", "input_size")  # in pixels; need not show in the shape of any tensor
 _DEPTHS = ("layers", "depths", "depth", "num_layers", "num_hidden_layers", "num_blocks")
-_WIDTHS = ("hidden_size", "hidden_sizes", "intermediate_size", "embed_dim")  # of transformers, among many that weights do not show
+_WIDTHS = ("hidden_size", "hidden_sizes", "intermediate_size", "embed_dim")  # of transformers; many others do not show in the weights
 _OF_SIDES = ("hidden_size", "intermediate_size", "vocab_size")  # of an image-text model
 ADAPTER = "adapter_config.json"
-_OF_KERNELS = re.compile(r"_?(attn|experts)_implementation(_internal)?")  # a value with a slash names code of the Hub
+_OF_KERNELS = re.compile(r"_?(attn|experts)_implementation(_internal)?")  # a value with a slash names code on the Hub
 _OF_OTHER_WEIGHTS = ("backbone", "use_timm_backbone", "use_pretrained_backbone", "quantization_config")
-# in names of arguments of timm
+# names of timm arguments that may refer to files
 _OF_FILES = re.compile(r"pretrained|checkpoint|(?<!drop_)path|file|url|hub|_dir|custom_load|state_dict")
 _NOT_OF_CLASSES = ("regression", "multi_label_classification")
 
 
 def read_config(name: str, folder: Path) -> dict[str, Any]:
-    """The config.json of a model's folder. Raises NstError where it is none."""
+    """Read the config.json in a model's folder. Raises NstError if it is missing or not a JSON object."""
     try:
         config = json.loads((folder / CONFIG).read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -45,8 +45,10 @@ def is_of_timm(config: dict[str, Any]) -> bool:
 
 
 def check_config(name: str, folder: Path, config: dict[str, Any]) -> None:
-    """Raises NstError, in one line that begins with `name`, for numbers that the weights cannot have, for an architecture that timm does
-    not know, for names of code, and for values of the wrong type. Nothing is made yet: a number may ask for more memory than there is.
+    """Check a config before a network is created from it, whose numbers might ask for more memory than there is.
+
+    Raises NstError, in one line that begins with `name`, for numbers that do not fit the weights, for an architecture that timm does not
+    know, for references to code, and for values of the wrong type.
     """
     classes = _of_timm(name, config) if is_of_timm(config) else _of_transformers(name, folder, config)
     tensors, largest = extent(name, folder)
@@ -57,7 +59,7 @@ def check_config(name: str, folder: Path, config: dict[str, Any]) -> None:
             raise NstError(
                 f"{name}: {CONFIG}: {place} is {number:,}, but no tensor of its weights has more than {largest:,} rows or columns"
             )
-    if len(set(classes.values())) > 1:  # the libraries would give the last layer random values
+    if len(set(classes.values())) > 1:  # the libraries would initialize the last layer at random
         found = ", ".join(f"{place} {number:,}" for place, number in classes.items())
         raise NstError(f"{name}: {CONFIG}: expected one number of classes, found {found}")
     _check_numbers(name, config, tensors, largest)
@@ -66,7 +68,7 @@ def check_config(name: str, folder: Path, config: dict[str, Any]) -> None:
 
 
 def _check_numbers(name: str, config: dict[str, Any], tensors: int, largest: int) -> None:
-    """Raises NstError for a layer that is wider than any of the tensors, and for more layers than there are tensors."""
+    """Raises NstError for a layer that is wider than any tensor, and for more layers than there are tensors."""
     if is_of_timm(config):
         asked = {f"model_args.{key}": value for key, value in config.get("model_args", {}).items() if key not in _SIDES}
     else:
@@ -78,7 +80,7 @@ def _check_numbers(name: str, config: dict[str, Any], tensors: int, largest: int
         number, most = max(numbers, default=0), max(tensors, largest)
         if place.rpartition(".")[2] in _DEPTHS:
             number, most = sum(numbers), tensors
-        if not number <= most:  # NaN is none either
+        if not number <= most:  # refuses NaN too
             raise NstError(
                 f"{name}: {CONFIG}: {place}: expected numbers that its {tensors:,} tensors of up to {largest:,} rows or columns can have, "
                 f"found {_shown(value)}"
@@ -86,7 +88,7 @@ def _check_numbers(name: str, config: dict[str, Any], tensors: int, largest: int
 
 
 def _check_types(name: str, folder: Path, config: dict[str, Any]) -> None:
-    """Raises NstError for a value of another type than transformers has for it. What else it refuses is said where the network is made."""
+    """Raises NstError for a value whose type transformers refuses. Its other errors are reported when the network is created."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
@@ -114,7 +116,7 @@ def _numbers(value: Any) -> list[int | float]:  # noqa: ANN401 - anything that J
 
 
 def _of_timm(name: str, config: dict[str, Any]) -> dict[str, Any]:
-    """The numbers of classes by their place."""
+    """Check a timm config, and return each number of classes in it by its place."""
     stored, arguments = config.get("pretrained_cfg", config), config.get("model_args", {})
     for place, value in (("pretrained_cfg", stored), ("model_args", arguments)):
         if not isinstance(value, dict):
@@ -154,7 +156,7 @@ def _of_transformers(name: str, folder: Path, config: dict[str, Any]) -> dict[st
 
 
 def _check_argument(name: str, key: str, value: Any) -> None:  # noqa: ANN401 - anything that JSON can hold
-    """Raises NstError for an argument of a network of timm that could name a file or an address: only numbers and plain words pass."""
+    """Raises NstError for a timm model argument that could name a file or URL: only numbers and plain words pass."""
     for where, text in _values(value, key):
         if not isinstance(text, str) or (re.fullmatch(r"\w*", text) and not _OF_FILES.search(key) and not _OF_FILES.search(where)):
             continue
@@ -162,7 +164,7 @@ def _check_argument(name: str, key: str, value: Any) -> None:  # noqa: ANN401 - 
 
 
 def _check_names_nothing_else(name: str, folder: Path, config: dict[str, Any]) -> None:
-    """Raises NstError for a config of transformers by which it would fetch code, or read weights that are not the folder's own."""
+    """Raises NstError for a transformers config that would fetch code or read weights from outside the folder."""
     if (folder / ADAPTER).exists():
         raise NstError(
             f"{name}: {ADAPTER} refers to another model's weights, which nst does not download; merge them and save the whole model"
@@ -182,7 +184,7 @@ def _check_names_nothing_else(name: str, folder: Path, config: dict[str, Any]) -
 
 
 def _values(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:  # noqa: ANN401 - anything that JSON can hold
-    """A value and all that lies below it, each with its key; what stands in a list has none."""
+    """Yield a value and everything nested in it, each with its key; items of a list have none."""
     left = [(key, value)]
     while left:
         key, one = left.pop()
@@ -192,11 +194,11 @@ def _values(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:  # noqa: AN
 
 
 def _check_processor(name: str, folder: Path) -> None:
-    """Raises NstError for a size that an image could not be brought to."""
+    """Raises NstError for an image processor with a size that an image cannot be resized to."""
     for file in (PROCESSOR, PROCESSORS):
         try:
             stored = json.loads((folder / file).read_text("utf-8"))
-        except (OSError, ValueError, RecursionError):  # for transformers to describe
+        except (OSError, ValueError, RecursionError):  # transformers reports it when it is loaded
             continue
         if file == PROCESSORS:
             stored = stored.get("image_processor") if isinstance(stored, dict) else None
@@ -212,7 +214,7 @@ def _check_sizes(name: str, file: str, stored: Any) -> None:  # noqa: ANN401 - a
 
 
 def check_is_classifier(name: str, config: Any) -> None:  # noqa: ANN401 - transformers' are not typed
-    """Raises NstError for a network whose outputs are no classes that exclude each other: its softmax would mean nothing."""
+    """Raises NstError for a network whose outputs are not mutually exclusive classes: their softmax would be meaningless."""
     if config.problem_type in _NOT_OF_CLASSES:
         raise NstError(f"{name}: expected a single-label classifier, found problem_type {config.problem_type}")
 

@@ -1,4 +1,4 @@
-"""Networks to train, by name; a trained network to a teacher's folder in timm's Hub format."""
+"""Creating networks to train by name, and saving trained ones as teachers in timm's Hub format."""
 
 import copy
 import difflib
@@ -45,14 +45,14 @@ from nst_train.transforms.preprocessing import check_data_config
 
 
 def count_parameters(network: nn.Module) -> int:
-    """How many weights a network has."""
+    """Number of weights of a network."""
     return sum(weight.numel() for weight in network.parameters())
 
 
 def parameters_of(settings: TrainSettings, classes: int | None = None) -> tuple[int, int] | None:
-    """(weights, classes) of the network that settings ask for, without memory for its weights; by default with the classes it comes with.
+    """Numbers of (weights, classes) of the network for these settings, by default with its published classes, without allocating weights.
 
-    None for a network on the Hub, whose shape would have to be downloaded. Raises NstError for what the network refuses.
+    None for a network on the Hub, whose config would have to be downloaded. Raises NstError for settings that the network refuses.
     """
     if "/" in settings.model and not settings.model.startswith(FOLDER):
         return None
@@ -64,7 +64,7 @@ def parameters_of(settings: TrainSettings, classes: int | None = None) -> tuple[
 
 
 def check_names(settings: TrainSettings) -> None:
-    """Raises UsageError for a network or an optimizer that does not exist, with near names."""
+    """Raises UsageError for a network or an optimizer that does not exist, and suggests similar names."""
     check_network_name(settings.model)
     if settings.optimizer not in list_optimizers():
         hint = _suggestion(settings.optimizer, list_optimizers(), "optim.list_optimizers")
@@ -72,14 +72,14 @@ def check_names(settings: TrainSettings) -> None:
 
 
 def takes_momentum(optimizer: str) -> bool:
-    """Whether `momentum` is a setting of an optimizer of timm."""
+    """Whether a timm optimizer takes `momentum`."""
     return bool(get_optimizer_info(optimizer).has_momentum)
 
 
 def create_network(settings: TrainSettings, classes: int) -> nn.Module:
-    """The network to train, with blocks that can be skipped where there is to be stochastic depth (`network_noise.add_noise`).
+    """Create the network to train, with blocks that can be skipped if the settings have stochastic depth (`network_noise.add_noise`).
 
-    The initial weights follow torch's seed. Raises NstError for what the network refuses; `check_names` knows the names.
+    Initial weights depend on torch's seed. Raises NstError for settings that the network refuses; `check_names` checks the names.
     """
     name = settings.model
     if "/" in name and not name.startswith(FOLDER):
@@ -111,7 +111,7 @@ def create_network(settings: TrainSettings, classes: int) -> nn.Module:
 
 @contextmanager
 def _refusals(settings: TrainSettings) -> Iterator[None]:
-    """What a library refuses as one line."""
+    """Turn a library's errors into an NstError of one line."""
     try:
         yield
     except NstError:
@@ -125,9 +125,9 @@ def _refusals(settings: TrainSettings) -> Iterator[None]:
 
 
 def data_config_of(network: nn.Module, settings: TrainSettings) -> dict[str, Any]:
-    """How images are prepared for a network in training: timm's `resolve_model_data_config` with what the settings change.
+    """How images are prepared for a network in training: timm's `resolve_model_data_config` with the changes that the settings make.
 
-    Raises NstError for a network of other images than RGB, and for values that a config should not have.
+    Raises NstError for a network that does not take RGB images, and for invalid values in a config.
     """
     try:
         if isinstance(network, Logits):
@@ -142,10 +142,10 @@ def data_config_of(network: nn.Module, settings: TrainSettings) -> dict[str, Any
 
 
 def evaluation_data_config_of(network: nn.Module, settings: TrainSettings) -> dict[str, Any]:
-    """As `data_config_of`, of the images that the trained network is evaluated on and labels.
+    """Like `data_config_of`, for the images that the trained network is evaluated on and labels.
 
-    A random crop shows things larger than they are in a whole image, so that a larger side in testing suits a network that is trained on
-    crops (Touvron et al. 2019, "Fixing the train-test resolution discrepancy").
+    Objects look larger in a random crop than in the whole image, so a network trained on crops does better with a larger test size
+    (Touvron et al. 2019, "Fixing the train-test resolution discrepancy").
     """
     return _of_side(data_config_of(network, settings), settings.test_size)
 
@@ -156,9 +156,9 @@ def _of_side(data_config: dict[str, Any], side: int | None) -> dict[str, Any]:
 
 @torch.no_grad()
 def check_takes(network: nn.Module, settings: TrainSettings, data_config: dict[str, Any], classes: int, at_once: int = 2) -> None:
-    """Raises NstError where the network does not take images of this size, does not give a number for each class, or ties its weights.
+    """Raises NstError if the network does not take images of this size, does not return a logit for each class, or ties weights.
 
-    `at_once` images pass it together in training: batch-norm, for one, refuses a single value for each channel.
+    `at_once` is the number of images in a training forward pass: batch-norm, for one, refuses a single value per channel.
     """
     _check_untied(network, settings.model)
     _check_finite_buffers(network, settings.model)
@@ -181,7 +181,7 @@ def check_takes(network: nn.Module, settings: TrainSettings, data_config: dict[s
 
 
 def _check_untied(network: nn.Module, name: str) -> None:
-    """Raises NstError for weights that lie at one place under two names: safetensors has no such, and their average would be another."""
+    """Raises NstError for weights that share memory under two names: safetensors does not store these, and their average would differ."""
     known: dict[int, str] = {}
     for weight, tensor in network.state_dict().items():
         first = known.setdefault(tensor.untyped_storage().data_ptr(), weight) if tensor.numel() else weight
@@ -192,7 +192,7 @@ def _check_untied(network: nn.Module, name: str) -> None:
 
 
 def _check_finite_buffers(network: nn.Module, name: str) -> None:
-    """Raises NstError for a buffer that is kept and averaged with the weights and has no finite values, such as a mask of -inf."""
+    """Raises NstError for a persistent buffer, averaged with the weights, that has values that are not finite, such as a mask of -inf."""
     kept = network.state_dict()
     for buffer, tensor in network.named_buffers():
         if buffer in kept and tensor.is_floating_point() and not tensor.isfinite().all():
@@ -200,7 +200,7 @@ def _check_finite_buffers(network: nn.Module, name: str) -> None:
 
 
 def _check_training(network: nn.Module, settings: TrainSettings, images: Tensor, classes: int) -> None:
-    """Let a copy see images as in training; what it draws and counts changes nothing. Raises NstError."""
+    """Run a copy of the network as in training, without side effects on it or the random state. Raises NstError if that fails."""
     trial = copy.deepcopy(network)
     prepare(trial, settings)
     try:
@@ -218,7 +218,7 @@ def _check_training(network: nn.Module, settings: TrainSettings, images: Tensor,
 
 
 def _check_noised(trial: nn.Module, settings: TrainSettings, images: Tensor, classes: int) -> None:
-    """Let a network in training see images with the noise in it, at least two: one would suit any number of rows. Raises NstError."""
+    """Run a network in training with noise, on two images, since any rows would do for one. Raises NstError if that fails."""
     noise = add_noise(trial, settings.noise, settings.of_pseudo.noise, classes, settings.seed)
     noise.begin(0, range(len(images)), ())
     try:
@@ -238,18 +238,18 @@ def _images(number: int) -> str:
 def save_teacher(network: nn.Module, folder: Path, class_names: list[str], settings: TrainSettings) -> dict[str, SealedFile]:
     """Write config.json and model.safetensors, so that timm, transformers and nst load the folder as it is.
 
-    A network that timm lacks (`nst_train.small_efficientnet`) they load after the import that config.json names as `requires_import`.
+    For a network that timm lacks (`nst_train.small_efficientnet`), config.json names the module to import first as `requires_import`.
     """
     data_config = evaluation_data_config_of(network, settings)
     if isinstance(network, Logits):
         return {name: hash_file(folder / name) for name in save_transformer(network, folder, class_names, data_config)}
-    network = network.to(memory_format=torch.contiguous_format)  # channels-last weights safetensors refuses
+    network = network.to(memory_format=torch.contiguous_format)  # safetensors refuses channels-last weights
     save_for_hf(network, str(folder), model_config={"label_names": class_names}, data_config=data_config, safe_serialization=True)
     config = json.loads((folder / CONFIG).read_text("utf-8"))
-    for noise in ("num_classes", "drop_rate", "drop_path_rate"):  # transformers passes num_classes itself; noise is no part of a teacher
+    for noise in ("num_classes", "drop_rate", "drop_path_rate"):  # transformers passes num_classes itself; a teacher has no noise
         config.get("model_args", {}).pop(noise, None)
     config["pretrained_cfg"].pop("test_input_size", None)
-    if config["architecture"] in small_efficientnet.default_cfgs:  # timm and transformers know it after this import alone
+    if config["architecture"] in small_efficientnet.default_cfgs:  # timm and transformers only know it after this import
         config["requires_import"] = small_efficientnet.__name__
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     return {name: hash_file(folder / name) for name in (CONFIG, WEIGHTS)}
@@ -263,13 +263,13 @@ def _has_fixed_size(name: str) -> bool:
 
 
 def published_size(name: str) -> int | None:
-    """The side in pixels of the images that a timm name takes; None for other networks, which tell when they are loaded."""
+    """The image side in pixels of a timm network; None for other networks, whose size is only known once they are loaded."""
     config = None if "/" in name or name.startswith(FOLDER) else timm.models.get_pretrained_cfg(name, allow_unregistered=True)
     return config.input_size[-1] if config else None
 
 
 def check_network_name(name: str, others: Sequence[str] = ()) -> None:
-    """Raises UsageError for a name that means nothing, with near ones among timm's and `others`."""
+    """Raises UsageError for an unknown name, and suggests similar ones from timm and `others`."""
     if name.startswith(FOLDER):
         check_folder(name)
     elif "/" in name:
@@ -283,7 +283,7 @@ def check_network_name(name: str, others: Sequence[str] = ()) -> None:
 
 
 def _check_tag(name: str) -> None:
-    """Raises UsageError for weights (`resnet18.a1_in1k`) that timm does not list for a network."""
+    """Raises UsageError for a weights tag (as in `resnet18.a1_in1k`) that timm does not list for the network."""
     try:
         timm.models.get_pretrained_cfg(name, allow_unregistered=True)
     except RuntimeError:

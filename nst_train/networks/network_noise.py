@@ -1,8 +1,8 @@
-"""Noise inside the network under training: dropout before the classifier and stochastic depth, each image for itself.
+"""Noise inside the network under training: dropout before the classifier and stochastic depth, drawn for each image separately.
 
-Labeled and pseudo-labeled images pass the network together, so that batch-norm sees both, and may be noised by different rates
-(Table 6). Whether a value is dropped is a function of (seed, step, position of the image in the step, layer, and how often the forward
-pass has used this layer before): how a step is spread over processes, or cut into parts, changes nothing.
+Labeled and pseudo-labeled images go through the network together, so that batch-norm sees both, and may be noised at different rates
+(Table 6). Whether a value is dropped is a function of the seed, the step, the position of the image in the step, the layer, and how
+often the forward pass has used this layer before: it does not depend on how a step is split over processes or into parts.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ _MOST_LAYERS = 2**16
 
 @dataclass(frozen=True)
 class Rates:
-    """A rate for labeled images, and one for pseudo-labeled ones."""
+    """Noise rates of labeled and of pseudo-labeled images."""
 
     labeled: float
     pseudo: float
@@ -31,10 +31,10 @@ class Rates:
 
 @dataclass(frozen=True)
 class Ways:
-    """Where noise is drawn otherwise than in an earlier nst, whose teachers are noised as they were trained.
+    """How noise is drawn. The values of an earlier nst are kept, since its teachers are noised as they were trained.
 
-    `each_use`: a layer that a forward pass uses more than once draws anew each time, not once for all. `every_head`: there is dropout
-    before each last layer of a transformers network that has several, not before one of them alone.
+    `each_use`: a layer that a forward pass uses more than once draws again each time, instead of once. `every_head`: dropout is placed
+    before every last layer of a transformers network that has several, instead of before one of them.
     """
 
     each_use: bool = True
@@ -45,7 +45,7 @@ NOW = Ways()
 
 
 class NetworkNoise:
-    """What draws the noise of one network; `begin` says which images come next. `each_use` as in `Ways`."""
+    """Random numbers for the noise of one network; `begin` sets the images of the next forward pass. `each_use` is as in `Ways`."""
 
     def __init__(self, seed: int, device: torch.device, each_use: bool = True) -> None:
         self._seed, self._layers, self._each_use = seed, 0, each_use
@@ -55,7 +55,7 @@ class NetworkNoise:
         self._labeled = 0
 
     def begin(self, step: int, labeled: Sequence[int], pseudo: Sequence[int]) -> None:
-        """The next images: labeled ones at these positions of the step, then pseudo-labeled ones at theirs."""
+        """Set the next images by their positions in the step: first the labeled ones, then the pseudo-labeled ones."""
         self._key.fill_(seed_of(self._seed, "network noise", step))
         positions = torch.cat([2 * _numbers(labeled), 2 * _numbers(pseudo) + 1])
         self._positions = positions.to(self._key.device, non_blocking=True)
@@ -64,16 +64,16 @@ class NetworkNoise:
 
     @property
     def images(self) -> int:
-        """How many images come next."""
+        """Number of images in the next forward pass."""
         return len(self._positions)
 
     def next_layer(self) -> int:
-        """A number for each layer that drops something."""
+        """A new number for a layer that drops something."""
         self._layers += 1
         return self._layers
 
     def next_use(self, layer: int) -> int:
-        """The layer's number at its first use in a forward pass, then another one each time: one DropPath may serve many branches."""
+        """The layer's number at its first use in a forward pass, then a different one at each: a DropPath may serve several branches."""
         if not self._each_use:
             return layer
         before = self._uses.get(layer, 0)
@@ -81,7 +81,7 @@ class NetworkNoise:
         return layer + before * _MOST_LAYERS
 
     def kept(self, rates: Rates, values: int, layer: int) -> Float[Tensor, "batch values"]:
-        """What to multiply each image's values with: 0 for those that are dropped, else 1 / (1 - rate)."""
+        """Factors for each image's values: 0 for dropped ones, else 1 / (1 - rate)."""
         chance = torch.full(self._positions.shape, 1 - rates.pseudo, device=self._key.device)
         chance[: self._labeled] = 1 - rates.labeled
         index = self._positions[:, None] * values + torch.arange(values, device=self._key.device)
@@ -91,22 +91,22 @@ class NetworkNoise:
 
 
 def _numbers(values: Sequence[int]) -> Int[Tensor, " values"]:
-    if isinstance(values, range):  # many, at each step
+    if isinstance(values, range):  # the fast path: many numbers, at each step
         return torch.arange(values.start, values.stop)
     return torch.tensor(values, dtype=torch.int64)
 
 
 def _mixed(numbers: Int[Tensor, "*any"]) -> Int[Tensor, "*any"]:
-    """32 random-looking bits of each 32-bit number in an int64 (constants of a published finalizer, "lowbias32"); products wrap."""
+    """Hash each 32-bit number in an int64 to 32 random-looking bits (constants of a published finalizer, "lowbias32"); products wrap."""
     numbers = (numbers ^ (numbers >> 16)) * 0x7FEB352D & _MASK
     numbers = (numbers ^ (numbers >> 15)) * 0x846CA68B & _MASK
     return numbers ^ (numbers >> 16)
 
 
 class StochasticDepth(nn.Module):
-    """Stands in for a DropPath: drops what a block adds, for whole images (section 2: Huang et al. 2016).
+    """Replacement for a DropPath: drops what a block adds, for whole images (section 2: Huang et al. 2016).
 
-    Where a network takes each image apart into as many rows, such as TNT's patches, it drops whole rows, as the DropPath does.
+    If a network splits each image into the same number of rows, such as TNT's patches, whole rows are dropped, as DropPath does.
     """
 
     def __init__(self, rates: Rates, noise: NetworkNoise) -> None:
@@ -114,19 +114,19 @@ class StochasticDepth(nn.Module):
         self._rates, self._noise, self._layer = rates, noise, noise.next_layer()
 
     def forward(self, added: Float[Tensor, "rows ..."]) -> Float[Tensor, "rows ..."]:
-        """The same, with some rows' values 0 and the others' scaled up; the rows of an image lie one after another (`check_rows`)."""
+        """Set some rows to 0 and scale up the others; the rows of an image are consecutive (`check_rows`)."""
         if not self.training:
             return added
-        rows = max(1, len(added) // self._noise.images)  # of each image
+        rows = max(1, len(added) // self._noise.images)  # per image
         kept = self._noise.kept(self._rates, rows, self._noise.next_use(self._layer))
         return added * kept.to(added.dtype).view(-1, *(1 for _ in added.shape[1:]))
 
 
 def add_noise(network: nn.Module, labeled: Noise, pseudo: Noise, classes: int, seed: int, ways: Ways = NOW) -> NetworkNoise:
-    """Put dropout and stochastic depth into a network, by the rates of labeled and of pseudo-labeled images.
+    """Add dropout and stochastic depth to a network, at the rates of labeled and of pseudo-labeled images.
 
-    The network was made with the larger of both rates of stochastic depth, which rise from block to block. Raises NstError for a
-    network that has no place for them.
+    The network must have been created with the larger of the two rates of stochastic depth, which it increases from block to block.
+    Raises NstError for a network that has no place for the noise.
     """
     device = next(network.parameters()).device
     noise = NetworkNoise(seed, device, ways.each_use)
@@ -155,7 +155,7 @@ def add_noise(network: nn.Module, labeled: Noise, pseudo: Noise, classes: int, s
 
 
 def check_rows(network: nn.Module, images: Float[Tensor, "2 3 height width"]) -> None:
-    """Let a noised network see two images. Raises ValueError where it skips other rows than each image's, one image after another."""
+    """Run a noised network on two images. Raises ValueError unless the rows it skips are grouped by image, in order."""
     given: list[Tensor] = []
     for layer in layers_of(network):
         layer.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
@@ -177,8 +177,8 @@ def layers_of(network: nn.Module) -> list[StochasticDepth]:
 
 
 def classifiers_of(network: nn.Module, classes: int, every_head: bool = True) -> Sequence[nn.Module]:
-    """The last layers of a network: by timm's own word, of transformers' those that give as many numbers as there are classes whatever
-    their number is (without `every_head` the last of them, see `Ways`); else the last one that gives as many as there are classes.
+    """The last layers of a network: as timm's `get_classifier` says; of a transformers network, the layers whose number of outputs follows
+    the number of classes (without `every_head` only the last of them, see `Ways`); else the last layer with one output per class.
     """
     if hasattr(network, "get_classifier"):
         found: Any = network.get_classifier()  # type: ignore[operator]
@@ -198,7 +198,7 @@ def _kind_of(network: nn.Module) -> str:
 
 
 def _drop_paths(network: nn.Module) -> Iterator[tuple[nn.Module, str, float]]:
-    """Each DropPath of timm or transformers: the module that holds it, its name there, and its rate."""
+    """Yield each DropPath of timm or transformers: its parent module, its name there, and its rate."""
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
             if type(child).__name__.endswith("DropPath"):

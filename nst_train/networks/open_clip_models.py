@@ -1,4 +1,4 @@
-"""OpenCLIP's models as image-text models: open_clip_config.json beside safetensors. Needs the package open-clip-torch."""
+"""OpenCLIP's models as image-text models: open_clip_config.json next to safetensors. Requires the package open-clip-torch."""
 
 import json
 import logging
@@ -30,9 +30,9 @@ def is_open_clip(folder: Path) -> bool:
 
 
 def load_open_clip(name: str, folder: Path, exact: bool) -> ImageText:
-    """The OpenCLIP model in a folder, on the CPU in float32. Only safetensors are read, and nothing is fetched.
+    """Load an OpenCLIP model from a folder, on the CPU in float32. Only safetensors are read, and nothing is downloaded.
 
-    Raises UsageError where the package is missing, NstError for a config that the weights cannot have, what OpenCLIP does for others.
+    Raises UsageError if the package is missing and NstError for a config that does not fit the weights; OpenCLIP's errors are passed on.
     """
     if find_spec("open_clip") is None:
         raise UsageError(f"{name}: OpenCLIP's weights need the package open-clip-torch: pip install 'nst[openclip]'")
@@ -49,7 +49,7 @@ def load_open_clip(name: str, folder: Path, exact: bool) -> ImageText:
         alone = {"pretrained_image": False, "pretrained_text": False, "pretrained_hf": False}
         network = open_clip.create_model(f"{FOLDER}{folder}", precision="fp32", device="cpu", load_weights=False, **alone)
         load_checkpoint(network, str(weights[0]), strict=True)
-        # without it a folder's `auto_map` would name code to run
+        # without it, the folder's `auto_map` could name code to run
         of_transformers = {"trust_remote_code": False} if config["text_cfg"].get("hf_tokenizer_name") else {}
         tokenizer = open_clip.get_tokenizer(f"{FOLDER}{folder}", **of_transformers)
     network.eval()
@@ -78,7 +78,7 @@ def load_open_clip(name: str, folder: Path, exact: bool) -> ImageText:
 
 @contextmanager
 def _unlogged() -> Iterator[None]:
-    """OpenCLIP tells of each step through the root logger, which would get a handler for it."""
+    """Silence OpenCLIP's messages about each step, and keep its use of the root logger from installing a handler there."""
     handler, before = logging.NullHandler(), logging.root.manager.disable
     logging.root.addHandler(handler)
     logging.disable(logging.WARNING)
@@ -90,7 +90,7 @@ def _unlogged() -> Iterator[None]:
 
 
 def _preprocessing(config: dict[str, Any], exact: bool) -> TimmPreprocessing:
-    """OpenCLIP's evaluation transform is timm's: resize, crop the middle, normalize."""
+    """OpenCLIP's evaluation transform, which is the same as timm's: resize, center crop, normalize."""
     size, mode = config["size"], config.get("resize_mode") or "shortest"
     if mode not in _CROP_MODES:
         raise NstError(f"{OPEN_CLIP_CONFIG}: resize_mode: expected {' or '.join(_CROP_MODES)}, found {mode!r}")
@@ -101,8 +101,10 @@ def _preprocessing(config: dict[str, Any], exact: bool) -> TimmPreprocessing:
 
 
 def _checked_config(name: str, folder: Path) -> dict[str, Any]:
-    """Its `model_cfg`. Raises NstError for numbers that the weights cannot have, for names of models that lie elsewhere, and for options of
-    the tokenizer but a few that name neither files nor code. Nothing is made yet.
+    """The `model_cfg` of a folder's config, checked before anything is created from it.
+
+    Raises NstError for numbers that do not fit the weights, for references to other models, and for tokenizer options other than a few
+    that name neither files nor code.
     """
     try:
         config: dict[str, Any] = json.loads((folder / OPEN_CLIP_CONFIG).read_text("utf-8"))["model_cfg"]

@@ -1,4 +1,4 @@
-"""A network without memory for its weights, on torch's meta device: what it refuses is known before any training, and what kind it is."""
+"""Networks on torch's meta device, without memory for weights: shows what a network refuses, and its kind, before any training."""
 
 from typing import Any
 
@@ -20,17 +20,17 @@ from nst_train.settings import TrainSettings
 
 
 def outline(settings: TrainSettings, classes: int) -> nn.Module | None:
-    """The network that settings ask for, ready to be trained. Asks the Hub nothing and reads no weights.
+    """The network for these settings, ready to be trained. Does not access the Hub or read weights.
 
-    Of a network of the Hub whose config.json alone is in the cache it is one of the same kind; None where not even that is there.
-    Raises NstError for what the network refuses.
+    For a Hub network with only its config.json in the cache, it is a network of the same type; None if not even that is cached.
+    Raises NstError for settings that the network refuses.
     """
     if (known := _known(settings)) is None:
         return None
     bare, config = known
     try:
         return _made_on("meta", bare, classes, config)[0]
-    except (NstError, *FAILURES):  # some need numbers when they are made: what is refused with these too is refused
+    except (NstError, *FAILURES):  # some networks need real values when they are created: the CPU decides
         return _made_on("cpu", bare, classes, config)[0]
 
 
@@ -52,13 +52,13 @@ def has_several_heads(settings: TrainSettings, classes: int) -> bool:
 
 
 def draws_again(settings: TrainSettings, classes: int) -> bool:
-    """Whether a forward pass in training uses one stochastic-depth layer more than once, as in blocks of transformers' BEiT and DINOv2.
+    """Whether a training forward pass uses a stochastic-depth layer more than once, as in blocks of transformers' BEiT and DINOv2.
 
-    False for what cannot be made or does not take its images: training will refuse it. Raises NstError where memory is short.
+    False for a network that cannot be created or does not take its images: training will refuse it. Raises NstError if memory runs out.
     """
     if not max(settings.noise.stochastic_depth, settings.of_pseudo.noise.stochastic_depth):
         return False
-    for device in ("meta", "cpu"):  # where the first does not do, the second says
+    for device in ("meta", "cpu"):  # the CPU decides if the meta device does not work
         try:
             return (known := _known(settings)) is not None and _uses_again(device, *known, classes)
         except (NstError, *FAILURES) as error:
@@ -68,7 +68,7 @@ def draws_again(settings: TrainSettings, classes: int) -> bool:
 
 
 def _known(settings: TrainSettings) -> tuple[TrainSettings, dict[str, Any] | None] | None:
-    """The settings by which a network is made without weights, and its config.json where it is made of that alone; None for no network."""
+    """The settings to create a network by without weights, and its config.json if only that is used; None if it cannot be created."""
     bare = settings.model_copy(update={"pretrained": False, "start": None})
     if (local := local_name(settings.model)) is not None:
         return bare.model_copy(update={"model": local}), None
@@ -102,12 +102,12 @@ def _made_on(device: str, settings: TrainSettings, classes: int, config: dict[st
 
 
 def suits_vit_preset(network: nn.Module) -> bool:
-    """Whether a network is finetuned at the low rates of vision transformers: all but those with batch-norm alone."""
+    """Whether a network is finetuned at the low learning rates of vision transformers: any but those with batch-norm and no layer norm."""
     kinds = {kind.__name__ for layer in network.modules() for kind in type(layer).__mro__}
     has_layer_norm = any("LayerNorm" in kind or "RmsNorm" in kind or "RMSNorm" in kind for kind in kinds)
     return "_BatchNorm" not in kinds or has_layer_norm
 
 
 def has_layer_groups(network: nn.Module) -> bool:
-    """Whether timm knows which weights belong to which layer, as `layer_decay` needs: it does of its own networks."""
+    """Whether timm knows which weights belong to which layer, as `layer_decay` needs: it does for its own networks only."""
     return not isinstance(network, Logits)

@@ -1,4 +1,4 @@
-"""Networks of the user's own: any torch module that takes images and gives logits, under a name that timm and nst then know."""
+"""User-defined networks: any torch module from images to logits, registered under a name that timm and nst then know."""
 
 import re
 import warnings
@@ -32,21 +32,22 @@ def register_network(
     mean: tuple[float, ...] = _HALF,
     std: tuple[float, ...] = _HALF,
 ) -> None:
-    """Let `name` stand for a network wherever a timm name can: `TrainSettings.model`, a recipe, a sealed teacher that is loaded again.
+    """Register a network under a name that works wherever a timm name does: `TrainSettings.model`, a recipe, loading a sealed teacher.
 
-    A name is known while the program runs that registered it: register it again in the one that loads the teacher.
+    A name is only known in the program that registered it: register it again in the one that loads the teacher.
 
     Args:
-        name: Letters, digits and `_`.
-        make: `make(classes)` gives the module, with initial weights by torch's seed. It maps images of shape (batch, 3, image_size,
-            image_size) to logits of shape (batch, classes). Dropout of the settings goes before its last layer with as many outputs as
-            classes. For stochastic depth it has to take `drop_path_rate` and skip blocks by timm's DropPath.
+        name: Letters, digits and `_`, beginning with a letter.
+        make: `make(classes)` returns the module, with initial weights that depend on torch's seed. It maps images of shape
+            (batch, 3, image_size, image_size) to logits of shape (batch, classes). The dropout of the settings is applied before its last
+            layer with as many outputs as classes. For stochastic depth, `make` has to take `drop_path_rate`, and the module has to skip
+            blocks by timm's DropPath.
         image_size: Side of its images in pixels.
-        mean: Of each channel, of values in [0, 1], by which images are normalized.
-        std: Likewise.
+        mean: Mean of each channel, for values in [0, 1], to normalize images by.
+        std: Standard deviation of each channel, likewise.
 
     Raises:
-        UsageError: The name is that of a network of timm.
+        UsageError: The name is not valid, or is that of a timm network.
     """
     if not re.fullmatch(r"[A-Za-z]\w*", name):
         raise UsageError(f"{name}: expected a name of letters, digits and _ that begins with a letter")
@@ -61,14 +62,14 @@ def register_network(
         made: Any = make(num_classes, **{key: value for key, value in options.items() if key not in _OF_TIMM})
         made.pretrained_cfg = stored
         made.num_classes = num_classes
-        if not hasattr(made, "num_features"):  # which timm's saver writes down
+        if not hasattr(made, "num_features"):  # timm writes it to the saved config
             made.num_features = next((one.in_features for one in reversed([*made.modules()]) if isinstance(one, nn.Linear)), 0)
         if pretrained:
-            made.load_state_dict(load_file(Path(made.pretrained_cfg["file"], WEIGHTS)))  # a folder, by local-dir:
+            made.load_state_dict(load_file(Path(made.pretrained_cfg["file"], WEIGHTS)))  # the folder of a local-dir: name
         return made  # type: ignore[no-any-return]
 
     network.__name__ = name
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that a name is registered again
+        warnings.simplefilter("ignore")  # about a name that is registered again
         register_model(network)
     _own.add(name)

@@ -1,4 +1,4 @@
-"""A network made ready to be trained by its settings: what of it is fixed, and how it computes. Noise is put into it after that."""
+"""Preparing a network for training by the settings: what is frozen, and how it computes. Noise is added afterwards."""
 
 from torch import nn
 
@@ -9,7 +9,7 @@ from nst_train.settings import TrainSettings
 
 
 def prepare(network: nn.Module, settings: TrainSettings) -> None:
-    """Put a network into training as its settings ask for. Raises NstError for what it has no place for."""
+    """Put a network into training mode as the settings ask. Raises NstError for a setting that it has no place for."""
     network.train()
     freeze(network, settings)
     if settings.freeze_batch_norm:

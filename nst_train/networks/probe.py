@@ -1,4 +1,4 @@
-"""What a classifier takes and gives, settled by one forward pass when it is loaded."""
+"""Checking a classifier's input and output by one forward pass when it is loaded."""
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,9 @@ FAILURES = (RuntimeError, ValueError, TypeError, AssertionError, AttributeError,
 
 @torch.no_grad()
 def probe(network: nn.Module, preprocessing: Preprocessing, class_names: list[str]) -> None:
-    """Show a network one gray image, as it will see others.
+    """Run a network on one gray image, prepared as others will be.
 
-    Raises NstError where it does not take it, or gives no number for each class.
+    Raises NstError if the network does not take it, does not return a logit for each class, or has damaged weights or fewer than 2 classes.
     """
     if len(class_names) < 2:
         raise NstError(f"expected a classifier with at least two classes, found {len(class_names)} ({', '.join(class_names)})")
@@ -32,7 +32,7 @@ def probe(network: nn.Module, preprocessing: Preprocessing, class_names: list[st
 
 
 def _damaged(network: nn.Module) -> str | None:
-    """The first weight or statistic that no network could compute with; an infinite buffer may be a mask."""
+    """The name of the first tensor with NaN, or weight with infinite values; an infinite buffer may be a mask."""
     weights = {name for name, _ in network.named_parameters()}
     for name, tensor in network.state_dict().items():
         if tensor.is_floating_point() and (tensor.isnan().any() or (name in weights and tensor.isinf().any())):
@@ -41,7 +41,7 @@ def _damaged(network: nn.Module) -> str | None:
 
 
 def check_logits(answer: object, classes: int) -> None:
-    """Raises NstError where a network's answer to one image is not one logit for each class."""
+    """Raises NstError if a network's output for one image is not one logit for each class."""
     if not isinstance(answer, Tensor):
         raise NstError(f"expected logits of shape (1, {classes}) for one image, found a {type(answer).__name__}")
     if tuple(answer.shape) != (1, classes):

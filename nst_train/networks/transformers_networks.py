@@ -1,4 +1,4 @@
-"""Networks in transformers' format as students: made, and saved as teachers."""
+"""Networks in transformers' format: created as students, and saved as teachers."""
 
 import copy
 from pathlib import Path
@@ -18,7 +18,7 @@ from nst_train.settings import TrainSettings
 
 
 class Logits(nn.Module):
-    """A transformers classifier that answers with its logits alone."""
+    """A transformers classifier that returns only its logits."""
 
     def __init__(self, network: Any, processor: dict[str, Any] | None = None) -> None:  # noqa: ANN401 - transformers' are not typed
         super().__init__()
@@ -54,9 +54,9 @@ def _outline(kind: Any, config: Any) -> nn.Module:  # noqa: ANN401 - transformer
 
 
 def load_trained(kind: Any, folder: Path, what: str) -> Any:  # noqa: ANN401 - transformers' are not typed
-    """The network of an auto class of transformers that a folder holds, on the CPU in float32, in evaluation mode; no code of it is run.
+    """Load a network of a transformers auto class from a folder, on the CPU in float32 and eval mode, without running code from it.
 
-    Raises ValueError, which says what it is not, where weights are missing or of another shape: transformers would give them random values.
+    Raises ValueError if weights are missing or have another shape, which transformers would initialize at random; `what` names the network.
     """
     from transformers.utils import logging
 
@@ -65,7 +65,7 @@ def load_trained(kind: Any, folder: Path, what: str) -> Any:  # noqa: ANN401 - t
     network, info = kind.from_pretrained(
         *(folder,),
         **{"use_safetensors": True, "trust_remote_code": False, "dtype": torch.float32},
-        **{"output_loading_info": True, "ignore_mismatched_sizes": True},  # refused here, by name
+        **{"output_loading_info": True, "ignore_mismatched_sizes": True},  # refused below, with their names
     )
     missing, reshaped = sorted(info["missing_keys"]), {key: shapes for key, *shapes in sorted(info["mismatched_keys"])}
     if missing or reshaped:
@@ -74,9 +74,9 @@ def load_trained(kind: Any, folder: Path, what: str) -> Any:  # noqa: ANN401 - t
 
 
 def create_transformer(folder: Path, settings: TrainSettings, classes: int) -> Logits:
-    """The classifier that a folder's config.json describes, with random weights or, `pretrained`, the folder's.
+    """Create the classifier that a folder's config.json describes, with random weights or, with `pretrained`, the folder's.
 
-    Only a last layer for other classes is made anew. Raises NstError where other weights are missing or of another shape.
+    Only a last layer for other classes is initialized again. Raises NstError if other weights are missing or have another shape.
     """
     from transformers import AutoConfig, AutoModelForImageClassification
     from transformers.utils import logging
@@ -106,9 +106,9 @@ def create_transformer(folder: Path, settings: TrainSettings, classes: int) -> L
 
 
 def outline_of_kind(content: dict[str, Any], settings: TrainSettings, classes: int) -> Logits:
-    """A classifier of the `model_type` that a config.json names, in that type's own sizes, whatever the config's numbers are.
+    """A classifier of the `model_type` in a config.json, in that type's default sizes, whatever the numbers in the config.
 
-    Raises NstError for a type that transformers does not have.
+    Raises NstError for a type that is not an image classifier of transformers.
     """
     from transformers import AutoConfig, AutoModelForImageClassification
 
@@ -126,12 +126,12 @@ def outline_of_kind(content: dict[str, Any], settings: TrainSettings, classes: i
 
 def _settle(config: Any, settings: TrainSettings, classes: int) -> None:  # noqa: ANN401 - transformers' are not typed
     if config.problem_type is not None:
-        config.problem_type = "single_label_classification"  # as it is trained, whatever it was before
+        config.problem_type = "single_label_classification"  # it is trained as one, whatever it was before
     config.num_labels = classes
     if settings.image_size and hasattr(config, "image_size"):
         try:
             config.image_size = settings.image_size
-        except StrictDataclassError:  # Hiera's is height and width
+        except StrictDataclassError:  # Hiera's is a list of height and width
             config.image_size = [settings.image_size] * 2
     if not hasattr(config, "drop_path_rate"):
         return
@@ -139,23 +139,23 @@ def _settle(config: Any, settings: TrainSettings, classes: int) -> None:  # noqa
     if not isinstance(stages, list | tuple):
         try:
             config.drop_path_rate = rate
-        except StrictDataclassError:  # LeViT's is a whole number: it has no DropPath, which is refused where noise is put in
+        except StrictDataclassError:  # LeViT's is an int: it has no DropPath, so `add_noise` refuses stochastic depth
             config.drop_path_rate = 0
-    elif rate:  # CvT gives its blocks other rates than asked for
+    elif rate:  # CvT gives its blocks rates other than those asked for
         raise NstError(f"{settings.model}: has a rate of stochastic depth for each stage, not one; set noise.stochastic_depth to 0")
     else:
         config.drop_path_rate = [0.0] * len(stages)
 
 
 def _begun(network: Logits, settings: TrainSettings, classes: int) -> Logits:
-    """With a new last layer as `head_init` has it."""
+    """Initialize a new last layer as `head_init` says."""
     if settings.head_init == "zero":
         zero_heads(network, classes, settings.model)
     return network
 
 
 def save_transformer(network: Logits, folder: Path, class_names: list[str], data_config: dict[str, Any]) -> list[str]:
-    """Write config.json, model.safetensors and preprocessor_config.json; the names of these files."""
+    """Write config.json, model.safetensors and preprocessor_config.json, and return the names of these files."""
     network.network.config.id2label = dict(enumerate(class_names))
     network.network.config.label2id = {name: index for index, name in enumerate(class_names)}
     network.network.save_pretrained(folder)

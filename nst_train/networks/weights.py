@@ -1,4 +1,4 @@
-"""The files behind a model name on the Hub: config and safetensors at one commit. No pickle is ever read. Imports no torch itself."""
+"""The files behind a model name on the Hub: config and safetensors at one commit. Never reads a pickle. Does not import torch itself."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +27,7 @@ _FILES = [CONFIG, "preprocessor_config.json", WEIGHTS, "model-*.safetensors", "m
 
 
 def repository_of(name: str) -> HubReference:
-    """What [hf-hub:]OWNER/NAME[@REVISION] names. Raises UsageError for another text."""
+    """Parse [hf-hub:]OWNER/NAME[@REVISION]. Raises UsageError for any other text."""
     reference = HubReference.of_repository(name)
     if reference is None:
         raise UsageError(f"{name}: expected OWNER/NAME[@REVISION] on the Hub; a folder is named {FOLDER}{name}")
@@ -35,7 +35,10 @@ def repository_of(name: str) -> HubReference:
 
 
 def download(name: str) -> tuple[Path, str]:
-    """A repository at the commit that [hf-hub:]OWNER/NAME[@REVISION] means now: (folder, commit)."""
+    """Download a model repository at the commit that [hf-hub:]OWNER/NAME[@REVISION] currently resolves to; returns (folder, commit).
+
+    Raises NstError if it has no config.json or no safetensors.
+    """
     folder = snapshot(name)
     if not (folder / CONFIG).is_file() or not any(folder.glob("*.safetensors")):
         there = ", ".join(sorted(path.name for path in folder.glob("*"))) or "none"
@@ -47,9 +50,9 @@ def download(name: str) -> tuple[Path, str]:
 
 
 def snapshot(name: str, more: Sequence[str] = (), revision: str | None = None) -> Path:
-    """What lies of a model's files in the repository [hf-hub:]OWNER/NAME[@REVISION], in a folder called like its commit.
+    """Download those of a model's files that [hf-hub:]OWNER/NAME[@REVISION] has, to a folder named after its commit.
 
-    `more` are patterns of other files, `revision` a commit in place of its own.
+    `more` are patterns of further files; `revision` is a commit that replaces REVISION.
     """
     repository = repository_of(name)
     revision = revision or repository.revision
@@ -58,14 +61,14 @@ def snapshot(name: str, more: Sequence[str] = (), revision: str | None = None) -
 
 
 def cached_folder(name: str) -> Path | None:
-    """Where the cache has the config.json of [hf-hub:]OWNER/NAME[@REVISION], without asking the Hub; None where it has none."""
+    """The cache folder with the config.json of [hf-hub:]OWNER/NAME[@REVISION], or None if it is not cached. Does not access the Hub."""
     reference = repository_of(name)
     found = try_to_load_from_cache(reference.repo, CONFIG, revision=reference.revision)
     return Path(found).parent if isinstance(found, str) else None
 
 
 def local_name(name: str) -> str | None:
-    """A name by which a network is loaded without asking the Hub; None for one of the Hub whose weights are not in the cache."""
+    """A name that loads a network without accessing the Hub, or None if the network is on the Hub and its weights are not cached."""
     if "/" not in name or name.startswith(FOLDER):
         return name
     folder = cached_folder(name)
@@ -73,13 +76,13 @@ def local_name(name: str) -> str | None:
 
 
 def published_weights(name: str) -> tuple[Path, str]:
-    """The safetensors that timm publishes for one of its names, in a folder called like their commit, and their repository on the Hub."""
+    """The safetensors that timm publishes for a name, in a folder named after their commit, and their repository on the Hub."""
     repo = published_repository(name)
     return published_file(repo, name), repo
 
 
 def published_repository(name: str) -> str:
-    """Where on the Hub timm publishes the weights of one of its names. Raises NstError where it publishes none."""
+    """The Hub repository in which timm publishes the weights of a name. Raises NstError if it publishes none."""
     import timm
 
     config = timm.models.get_pretrained_cfg(name)
@@ -89,13 +92,13 @@ def published_repository(name: str) -> str:
 
 
 def published_file(repo: str, name: str) -> Path:
-    """The safetensors of a repository, in a folder called like the commit that is its newest now. `name` is what timm calls them."""
+    """The safetensors of a repository at its latest commit, in a folder named after it. `name` is their timm name."""
     with plain_errors(f"{name} ({repo})", "model"), bars_on_terminals():
         return _downloaded(partial(hf_hub_download, repo, WEIGHTS))
 
 
 def _downloaded(download: Callable[..., str]) -> Path:
-    """What is downloaded or, without a network, what the cache has."""
+    """Run a download, or without a network connection return what the cache has."""
     try:
         check_hub_resolves()
     except httpx.ConnectError:
@@ -108,9 +111,9 @@ def _downloaded(download: Callable[..., str]) -> Path:
 
 
 def initial_weights(name: str) -> Input:
-    """The lineage entry of a model's published weights: repository, commit, license and sha256; of a folder's its sha256.
+    """The lineage entry of a model's published weights: repository, commit, license and SHA-256; for a folder only its SHA-256.
 
-    Raises UsageError or NstError where they are not there.
+    Raises UsageError or NstError if there are no weights.
     """
     if name.startswith(FOLDER):
         return Input(ref=name, digest=hash_file(_single_file(name)).sha256)
@@ -126,7 +129,7 @@ def initial_weights(name: str) -> Input:
 
 
 def check_folder(name: str) -> Path:
-    """The folder that local-dir:FOLDER names. Raises UsageError where no network is there, NstError for a name that is not in UTF-8."""
+    """The folder that local-dir:FOLDER names. Raises UsageError if it holds no network, and NstError for a name that is not UTF-8."""
     check_utf8(name)
     folder = Path(name.removeprefix(FOLDER))
     if not (folder / CONFIG).is_file() or not any(folder.glob("*.safetensors")):
@@ -142,21 +145,21 @@ def _single_file(name: str) -> Path:
 
 
 def license_of_model(repo: str, commit: str) -> str | None:
-    """The license in the card of a repository at a commit; None where it has no card or the card names none."""
+    """The license in the card of a repository at a commit, or None if there is no card or it names no license."""
     with bars_on_terminals():
         return license_at(repo, commit, "model")
 
 
 def require_safetensors(name: str, folder: Path) -> None:
-    """Raises NstError for a folder in timm's format without safetensors: timm would go on to a pickle."""
+    """Raises NstError for a folder in timm's format without safetensors: timm would fall back to a pickle."""
     if not (folder / WEIGHTS).is_file():
         raise NstError(f"{name}: {WEIGHTS} is missing; pickle files (.bin, .pt) are not supported")
 
 
 def extent(name: str, folder: Path) -> tuple[int, int]:
-    """How many tensors a folder's safetensors hold, and the most rows or columns that one has; only their headers are read.
+    """The number of tensors in a folder's safetensors and the size of their largest dimension; only headers are read.
 
-    Raises NstError for files that are none.
+    Raises NstError for files that are not safetensors.
     """
     tensors, largest = 0, 0
     for path in folder.glob("[!.]*.safetensors"):
@@ -174,7 +177,7 @@ _MISMATCH = re.compile(r"size mismatch for (\S+): .*? shape (.+?) from checkpoin
 
 
 def why_not_loaded(error: BaseException) -> str:
-    """What a library's error says, in one line; of torch's `load_state_dict` all of it: what is missing, left over, of another shape."""
+    """A library's error in one line; for `load_state_dict` with all that differs: missing and unexpected tensors, and wrong shapes."""
     text = str(error)
     if "loading state_dict for" not in text:
         return first_line(error)
@@ -183,7 +186,7 @@ def why_not_loaded(error: BaseException) -> str:
 
 
 def differences(missing: Sequence[str], unexpected: Sequence[str], reshaped: Mapping[str, tuple[object, object]]) -> str:
-    """How weights differ from those that a network has: tensors by name, of `reshaped` the shapes found and expected."""
+    """Describe how weights differ from a network's: tensors by name, and for `reshaped` the shapes found and expected."""
     parts = [f"missing {_some(missing)}"] if missing else []
     if unexpected:
         parts.append(f"unexpected {_some(unexpected)}")
@@ -194,7 +197,7 @@ def differences(missing: Sequence[str], unexpected: Sequence[str], reshaped: Map
 
 
 def _some(names: Sequence[str]) -> str:
-    """How many tensors, and the first of them."""
+    """The number of tensors and the first few of their names."""
     more = f", and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
     return f"{len(names):,} tensor{'s' * (len(names) != 1)} ({', '.join(names[:_SHOWN])}{more})"
 
