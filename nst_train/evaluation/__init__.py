@@ -1,5 +1,5 @@
-"""What was learned: accuracy, calibration and robustness of classifiers.
+"""Evaluation: accuracy, calibration and robustness of classifiers.
 
-In: classifiers and labeled images or a published set. Out: numbers by suite, kept image by image so that an interrupted evaluation goes
-on, and written into a teacher's metrics where asked.
+In: classifiers, and labeled images or a published set. Out: metrics by suite. Outcomes are cached for each image, so that an interrupted
+evaluation resumes, and metrics are recorded for a teacher on request.
 """

@@ -25,17 +25,18 @@ class Accuracy:
 
     @property
     def location(self) -> str:
-        """The source's."""
+        """Location of the source."""
         return self.source.location
 
     @property
     def identity(self) -> str:
-        """The source's fingerprint; of ImageNet-A or -R with the name, as other classes compete on the same images."""
+        """The source's fingerprint; for ImageNet-A and -R with the name, as different classes compete on the same images."""
         return self.source.fingerprint if self.name == CLEAN else json_digest([self.source.fingerprint, self.name])
 
     def measure(self, candidate: Candidate, effort: Effort) -> Measured:
-        """`top1`, `top5`, `nll`, `ece`, `images`, `errors`; the reliability diagram, classes and confusions; `classes_not_read`, where
-        there are any: those of which no image could be read, with how many each has.
+        """Measure `top1`, `top5`, `nll`, `ece`, `images`, `errors`, the reliability diagram, classes and confusions.
+
+        `classes_not_read`, if there are any, are the classes of which no image could be read, with their numbers of images.
         """
         part = self.part or Part()
         trial = (

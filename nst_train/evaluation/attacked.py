@@ -1,4 +1,4 @@
-"""Accuracy under attacks of growing size."""
+"""Accuracy under attacks of increasing size."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from nst_train.evaluation_settings import FGSM, STEPS_LENGTH, EvaluateSettings
 
 @dataclass(frozen=True)
 class Attacks:
-    """Accuracy by the size of an attack, `fgsm` or `pgd`, on any labeled images."""
+    """Accuracy under the attack `fgsm` or `pgd` at several sizes, on any labeled images."""
 
     name: str
     source: Source
@@ -23,16 +23,16 @@ class Attacks:
 
     @property
     def location(self) -> str:
-        """The source's."""
+        """Location of the source."""
         return self.source.location
 
     @property
     def identity(self) -> str:
-        """The source's and the settings of the attack."""
+        """Digest of the source's fingerprint, the attack and its settings."""
         return json_digest([self.source.fingerprint, self.name, self.settings.of_suite(self.name)])
 
     def measure(self, candidate: Candidate, effort: Effort) -> Measured:
-        """`by_epsilon`: top-1 at each size, from 0, the clean images; `top1` at the largest."""
+        """Measure `by_epsilon`, top-1 at each size, starting with 0 for clean images, and `top1`, that at the last size."""
         levels = (0.0, *self.settings.epsilon)
         conditions = [Condition(), *map(self._condition, self.settings.epsilon)]
         trial = Trial.of(f"{self.name} on {candidate.ref}", self.source, candidate.classifier)

@@ -1,7 +1,7 @@
-"""Attacks on a classifier by its gradient: FGSM (Goodfellow et al. 2015, arXiv 1412.6572) and PGD (Madry et al. 2018, arXiv 1706.06083).
+"""Gradient attacks on a classifier: FGSM (Goodfellow et al. 2015, arXiv 1412.6572) and PGD (Madry et al. 2018, arXiv 1706.06083).
 
-Images are in [0, 1], and so is epsilon, the most that any value may change: the published 16/255 is 0.0627. Networks take such images
-(`PixelClassifier`) and are in evaluation mode. Each image is attacked by itself: its neighbors in the batch change nothing but rounding.
+Images are in [0, 1], and so is epsilon, the maximum change of any value: the published 16/255 is 0.0627. Networks take such images
+(`PixelClassifier`) and are in evaluation mode. Images are attacked independently: others in the batch only affect rounding.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ _LINEAR_WITHIN = 1e-3
 
 
 class PixelClassifier(nn.Module):
-    """A network with its normalization inside: images in [0, 1], of the network's own size, to logits."""
+    """A network with built-in normalization, from images in [0, 1] of the network's own size to logits."""
 
     mean: Tensor
     std: Tensor
@@ -32,25 +32,25 @@ class PixelClassifier(nn.Module):
 
     @classmethod
     def of(cls, network: nn.Module, preprocessing: Preprocessing) -> "PixelClassifier":
-        """With the mean and standard deviation of the preprocessing (`normalization_of`), where the network is, in its mode."""
+        """Wrap a network with the normalization of its preprocessing (`normalization_of`), on the network's device and in its mode."""
         parameter = next(network.parameters(), torch.empty(0))
         classifier = cls(network, *normalization_of(preprocessing)).to(parameter.device)
         return classifier.train(network.training)
 
     def forward(self, pixels: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
-        """Logits."""
+        """Logits of a batch of images in [0, 1]."""
         logits: Tensor = self.network((pixels - self.mean) / self.std)
         return logits
 
     def pixels_of(self, batch: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
-        """What the preprocessing's `finish` returned, as images in [0, 1] again."""
+        """Undo the normalization of the preprocessing's `finish`: images in [0, 1]."""
         return (batch * self.std + self.mean).clamp(0, 1)
 
 
 def normalization_of(preprocessing: Preprocessing) -> tuple[Float[Tensor, " channels"], Float[Tensor, " channels"]]:
-    """Mean and standard deviation that a preprocessing normalizes images in [0, 1] by, found from what it makes of black, gray and white.
+    """Mean and standard deviation that a preprocessing normalizes images in [0, 1] by, inferred from black, gray and white images.
 
-    Raises NstError where it does more to a level than that.
+    Raises NstError if it does anything else to levels.
     """
     images = [torch.full((3, _PROBE_PX, _PROBE_PX), level, dtype=torch.uint8) for level in (0, 51, 255)]
     probes = preprocessing.finish(torch.stack([preprocessing.prepare(image) for image in images])).double()
@@ -67,7 +67,7 @@ def normalization_of(preprocessing: Preprocessing) -> tuple[Float[Tensor, " chan
 def fgsm(
     network: nn.Module, pixels: Float[Tensor, "batch channels height width"], labels: Int[Tensor, " batch"], epsilon: float
 ) -> Float[Tensor, "batch channels height width"]:
-    """The fast gradient sign method: one step of epsilon that raises the cross-entropy of the true labels, kept in [0, 1]."""
+    """The fast gradient sign method: one step of epsilon that increases the cross-entropy of the true labels, clipped to [0, 1]."""
     return pgd(network, pixels, labels, epsilon, steps=1, step_size=epsilon)
 
 
@@ -80,9 +80,9 @@ def pgd(
     step_size: float,
     start: Float[Tensor, "batch channels height width"] | None = None,
 ) -> Float[Tensor, "batch channels height width"]:
-    """Projected gradient descent: signed steps, after each one back to within epsilon of the image and to [0, 1].
+    """Projected gradient descent: signed steps, each projected back to within epsilon of the image and to [0, 1].
 
-    It begins at the images, or at the offset `start` from them (`random_start`).
+    It starts at the images, or at an offset `start` from them (`random_start`).
     """
     assert not network.training, "batch statistics would let images see each other"
     low, high = (pixels - epsilon).clamp_min(0), (pixels + epsilon).clamp_max(1)
@@ -93,13 +93,13 @@ def pgd(
 
 
 def random_start(pixels: Float[Tensor, "batch channels height width"], epsilon: float, seeds: Sequence[int]) -> Tensor:
-    """Offsets uniform in [-epsilon, epsilon], in the shape of `pixels`; each image's follow from its own seed, on any device."""
+    """Offsets uniform in [-epsilon, epsilon], in the shape of `pixels`, drawn from one seed per image and the same on any device."""
     drawn = [torch.rand(pixels.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     return ((2 * torch.stack(drawn) - 1) * epsilon).to(pixels)
 
 
 def _gradient(network: nn.Module, pixels: Tensor, labels: Tensor) -> Tensor:
-    """Of each image's cross-entropy; also where the caller has turned gradients off."""
+    """The gradient of each image's cross-entropy, even if the caller has disabled gradients."""
     with torch.inference_mode(False), torch.enable_grad():
         leaf = pixels.detach().clone().requires_grad_()
         loss = F.cross_entropy(network(leaf), labels.clone(), reduction="sum")

@@ -1,6 +1,6 @@
 """Whether a difference between two classifiers is larger than chance: the paired bootstrap over images.
 
-Both saw the same images; images are drawn with replacement, each with what both made of it (Efron & Tibshirani 1993, chapter 13: the
+Both classified the same images, which are resampled with replacement together with both results (Efron & Tibshirani 1993, chapter 13: the
 percentile interval).
 """
 
@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 RESAMPLES = 10_000
-_LEAST_IMAGES = 6  # five come out on one side in 1 of 16 cases
-_FEW_VALUES = 512  # so many different differences are drawn by their counts, at a cost that does not grow with the images
+_LEAST_IMAGES = 6  # five images are all on one side in 1 of 16 cases
+_FEW_VALUES = 512  # up to as many distinct differences are resampled by their counts, at a cost independent of the number of images
 
 
 @dataclass(frozen=True)
 class Difference:
-    """The mean difference over `images`, and the interval that holds 95% of the means over images drawn anew."""
+    """The mean difference over `images`, and the interval with 95% of the means over resampled images."""
 
     mean: float
     low: float
@@ -25,14 +25,14 @@ class Difference:
 
     @property
     def is_larger_than_chance(self) -> bool:
-        """Whether 0 lies outside the interval; not of so few images that all of them may be on one side by chance."""
+        """Whether 0 lies outside the interval; False with so few images that all might be on one side by chance."""
         return self.images >= _LEAST_IMAGES and not self.low <= 0 <= self.high
 
 
 def paired_bootstrap(first: NDArray[np.float64], second: NDArray[np.float64], seed: int = 0) -> Difference:
-    """The mean of `second - first`, values of the same images in the same order; NaN in either leaves an image out.
+    """The mean of `second - first`, for values of the same images in the same order. Images with NaN in either are left out.
 
-    The same seed draws the same images. Of at least one image.
+    The same seed draws the same images. At least one image must be left.
     """
     differences = second - first
     differences = differences[~np.isnan(differences)]

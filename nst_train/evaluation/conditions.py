@@ -1,7 +1,7 @@
-"""Ways of showing an image to a classifier: corrupted, or attacked by the classifier's own gradient.
+"""Conditions under which a classifier sees images: clean, corrupted, or attacked by the classifier's own gradient.
 
-Images are corrupted and attacked as the classifier sees them: after its resize and crop, before its normalization, as the published
-sets were made. Classifiers of different input sizes see different pictures.
+Images are corrupted and attacked after the classifier's resize and crop and before its normalization, as for the published sets.
+Classifiers with different input sizes see different images.
 """
 
 from collections.abc import Sequence
@@ -20,36 +20,36 @@ from nst_train.evaluation.corruptions import corrupt
 
 @dataclass(frozen=True)
 class Condition:
-    """The clean images."""
+    """Clean images, and the base class of other conditions."""
 
-    attacks: ClassVar[bool] = False  # whether it takes gradients of the network
+    attacks: ClassVar[bool] = False  # whether it needs gradients of the network
 
     @property
     def identity(self) -> dict[str, Any]:
-        """All that decides what is shown."""
+        """Everything that determines the images shown."""
         return {"kind": type(self).__name__, **vars(self)}
 
     def changed(self, image: NDArray[np.uint8], row: int) -> NDArray[np.uint8]:
-        """An image of the classifier's size, (height, width, 3), as it is shown, made on the CPU; `row` is its place in the source."""
+        """The image to show, computed on the CPU from one of the classifier's size, (height, width, 3); `row` is its row in the source."""
         return image
 
     def attacked(
         self, network: nn.Module, images: Float[Tensor, "batch 3 height width"], labels: Int[Tensor, " batch"], rows: Sequence[int]
     ) -> Float[Tensor, "batch 3 height width"]:
-        """Images in [0, 1] as they are shown, made on the device by the gradient of the network, which takes such images."""
+        """The images to show, computed on the device by gradients of the network; images in [0, 1], which the network takes."""
         return images
 
 
 @dataclass(frozen=True)
 class Corrupted(Condition):
-    """With one of the published corruptions (`nst_train.evaluation.corruptions`); an image's noise follows from the seed and its row."""
+    """One of the published corruptions (`nst_train.evaluation.corruptions`); an image's noise depends on the seed and its row."""
 
     name: str
     severity: int
     seed: int
 
     def changed(self, image: NDArray[np.uint8], row: int) -> NDArray[np.uint8]:
-        """Corrupted. Raises NstError for an image of less than 32 pixels."""
+        """Corrupt an image. Raises NstError for an image with a side of less than 32 pixels."""
         return corrupt(image, self.name, self.severity, seed_of_image(self.seed, row))
 
 
@@ -63,13 +63,13 @@ class FastGradientSign(Condition):
     def attacked(
         self, network: nn.Module, images: Float[Tensor, "batch 3 height width"], labels: Int[Tensor, " batch"], rows: Sequence[int]
     ) -> Float[Tensor, "batch 3 height width"]:
-        """No value further than epsilon from the image's."""
+        """Attacked images, with no value further than epsilon from the original."""
         return fgsm(network, images, labels, self.epsilon)
 
 
 @dataclass(frozen=True)
 class ProjectedGradient(Condition):
-    """Several signed steps within epsilon; from a random place there, drawn by seed and row, where a seed is given."""
+    """Several signed steps within epsilon, with a seed from a random start that is drawn by seed and row."""
 
     attacks: ClassVar[bool] = True
     epsilon: float
@@ -80,12 +80,12 @@ class ProjectedGradient(Condition):
     def attacked(
         self, network: nn.Module, images: Float[Tensor, "batch 3 height width"], labels: Int[Tensor, " batch"], rows: Sequence[int]
     ) -> Float[Tensor, "batch 3 height width"]:
-        """No value further than epsilon from the image's."""
+        """Attacked images, with no value further than epsilon from the original."""
         seed = self.seed
         start = None if seed is None else random_start(images, self.epsilon, [seed_of_image(seed, row) for row in rows])
         return pgd(network, images, labels, self.epsilon, self.steps, self.step_size, start)
 
 
 def seed_of_image(seed: int, row: int) -> int:
-    """A seed for one image: rows next to each other, and the same row under another seed, have nothing in common."""
+    """A seed for one image, unrelated to those of adjacent rows and of the same row under another seed."""
     return xxhash.xxh3_64_intdigest(f"{seed} {row}".encode()) >> 1

@@ -1,4 +1,4 @@
-"""Accuracy under corruptions: of any labeled images, and the numbers that ImageNet-C shares."""
+"""Accuracy under corruptions of any labeled images, and the metrics that are shared with ImageNet-C."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ from nst_train.evaluation_settings import CORRUPTED, EXTRA_CORRUPTED
 
 @dataclass(frozen=True)
 class Corruptions:
-    """The fifteen corruptions at five severities, made of any labeled images of 32 pixels or more; as `extra-corruptions` the other four.
+    """The fifteen corruptions at five severities, of any labeled images of 32 pixels or more; with `extra-corruptions` the other four.
 
-    Errors are relative to those of `reference`, where there is one; the extra ones have none, as they do not count towards mCE.
+    With a `reference`, errors are relative to its errors. The extra corruptions have none, as they do not count towards mCE.
     """
 
     source: Source
@@ -30,17 +30,17 @@ class Corruptions:
 
     @property
     def location(self) -> str:
-        """The source's."""
+        """Location of the source."""
         return self.source.location
 
     @property
     def identity(self) -> str:
-        """The source's, the seed and the reference's; of the extra ones with the name."""
+        """Digest of the source's fingerprint, the seed and the reference's identity; for the extra corruptions with the name."""
         extra = [self.name] if self.name == EXTRA_CORRUPTED else []
         return json_digest([self.source.fingerprint, self.seed, self.reference and self.reference.identity, *extra])
 
     def measure(self, candidate: Candidate, effort: Effort) -> Measured:
-        """As `of_corruptions`; where the reference is never wrong under some corruption, `mce_missing` says so in place of `mce`."""
+        """Measure as in `of_corruptions`. If the reference makes no error under a corruption, `mce_missing` says so in place of `mce`."""
         reference = None
         if self.reference:
             errors = self._right(self.reference, effort)
@@ -64,10 +64,10 @@ class Corruptions:
 def of_corruptions(
     right: Mapping[str, list[NDArray[np.float64]]], reference: Mapping[str, float] | None, named: str | None, paired: bool = True
 ) -> Measured:
-    """The numbers of corruptions: of each, whether each image was right (1, 0 or NaN) at each severity.
+    """Metrics from whether each image was right (1, 0 or NaN), by corruption and severity.
 
-    `error` at each severity, `mean_error` over all, `top1` likewise; with a reference's mean error of each corruption `ce`, relative to
-    that, and their mean `mce`. `paired` says that all saw the same images.
+    They are `error` at each severity, `mean_error` over all, and `top1` likewise; given a reference's mean error for each corruption, also
+    `ce` relative to that, and their mean `mce`. `paired` says that all corruptions and severities have the same images.
     """
     errors = {name: [1 - float(np.nanmean(values)) for values in of_severities] for name, of_severities in right.items()}
     mean_error = mean_of({name: float(np.mean(of_severities)) for name, of_severities in errors.items()})

@@ -1,4 +1,4 @@
-"""Accuracy of a classifier on labeled images, with its own clean transform, and what a teacher's metrics.json keeps of any suite."""
+"""Accuracy of a classifier on labeled images, with its own clean transform, and the results of suites in a teacher's metrics.json."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,7 +34,7 @@ from nst_train.settings import ReadSettings
 from nst_train.teacher_names import TeacherName, is_in_store, settled
 from nst_train.zero_shot_settings import ZeroShot
 
-_IN_FULL_ONLY = ("classes", "confusions")  # what is measured beside what is recorded
+_IN_FULL_ONLY = ("classes", "confusions")  # measured, but not recorded
 
 
 @with_checked_arguments
@@ -48,26 +48,26 @@ def evaluate(
     run: ReadSettings | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Accuracy, calibration and robustness of a model on labeled images. Resumes where it stopped when called again.
+    """Measure accuracy, calibration and robustness of a model on labeled images. Resumes where it stopped when called again.
 
     Args:
-        store: Where a teacher is, and outcomes are kept.
-        model: A teacher of the store or its `name@gen-N`, `hf-hub:OWNER/NAME`, OWNER/NAME of transformers, `local-dir:FOLDER` or a name of
-            timm; or `ZeroShot(...)`, an image-text model with the words of the classes.
-        data: Labeled images or where they are. Their classes are matched by name and may be some of the model's. For a published suite its
-            folder.
+        store: The store with the teacher, which also caches outcomes.
+        model: A teacher of the store or its `name@gen-N`, `hf-hub:OWNER/NAME`, OWNER/NAME of transformers, `local-dir:FOLDER` or a timm
+            name; or `ZeroShot(...)`, an image-text model with class names.
+        data: Labeled images or their location. Classes are matched by name and may be a subset of the model's. For a published suite,
+            its folder.
         settings: What to measure; by default accuracy on the clean images.
-        record: Keep the result under this name, such as `test`, in the teacher's metrics.json and card.
-        run: How images are read; changes no result.
+        record: Record the result under this name, such as `test`, in the teacher's metrics.json and card.
+        run: How images are read; does not affect results.
         progress: How progress is shown; by default lines on standard error.
 
     Returns:
-        `top1` and, above five classes, `top5` as fractions; `nll` in nats; `ece`; `images` scored and `errors` that could not be read;
-        beside them the numbers of each suite but `clean` under its name.
+        `top1` and, with more than five classes, `top5` as fractions; `nll` in nats; `ece`; `images` scored and `errors` that could not be
+        read. The metrics of each suite other than `clean` are next to them, under its name.
 
     Raises:
         UsageError: There is no such model, or `data` was opened without labels or does not fit the suite.
-        NstError: The model knows other classes, or no image can be read.
+        NstError: The model has other classes, or no image can be read.
     """
     name = store.open(model, "teacher").ref if isinstance(model, Version) else model
     measured = measure_all(store, [name], data, settings or EvaluateSettings(), record=record, run=run, progress=progress)
@@ -85,7 +85,7 @@ def measure_all(
     run: ReadSettings | None = None,
     progress: Progress | None = None,
 ) -> dict[str, dict[str, Measured]]:
-    """By suite, by model (a teacher of the store with its version): what `evaluate` measures, of each image too."""
+    """What `evaluate` measures, and the values of each image, by suite and by model (a teacher of the store with its version)."""
     effort = Effort(kept_outcomes(store), run or ReadSettings(), progress or on_this_terminal())
     names = list(dict.fromkeys(settled(model, store) for model in models))
     if record is not None:
@@ -115,7 +115,7 @@ def measure_all(
 
 
 def _check_recordable(store: Store, models: Sequence[TeacherName], name: str, suites: Sequence[str]) -> None:
-    """Raises UsageError where nothing can be kept under this name, or two results would be."""
+    """Raises UsageError if results cannot be recorded under this name, or if two would be."""
     check_name(name)
     if len({recorded_name(name, suite) for suite in suites}) < len(suites):
         raise UsageError(
@@ -130,7 +130,7 @@ def _check_recordable(store: Store, models: Sequence[TeacherName], name: str, su
 
 
 def by_model(measured: Mapping[str, Mapping[str, Measured]]) -> dict[str, dict[str, Any]]:
-    """Of each model the numbers of `clean`, beside them those of each other suite under its name."""
+    """For each model the metrics of `clean`, and next to them those of each other suite under its name."""
     found: dict[str, dict[str, Any]] = {}
     for suite, models in measured.items():
         for model, one in models.items():
@@ -146,7 +146,7 @@ def score(
     columns: NDArray[np.int64],
     threads: int | None = None,
 ) -> Score:
-    """Count what the teacher gets right on some rows of a source whose class i is its class columns[i]."""
+    """Score a teacher on some rows of a source, whose class i is the teacher's class columns[i]."""
     known, found = labels_in(source), [np.empty(0, OUTCOME)]
     batches = batches_of(source, computation.batch_size, rows)
     for batch, prediction in predict(teacher, computation, batches, hashes=False, threads=threads):
@@ -157,12 +157,12 @@ def score(
 
 
 def kept_outcomes(store: Store) -> Path:
-    """The folder of a store where outcomes are kept, by the digest of what they follow from. It may be deleted at any time."""
+    """The folder of a store where outcomes are cached, by the digest of all that they depend on. It may be deleted at any time."""
     return store.root / "evaluations"
 
 
 def load_candidate(name: TeacherName, store: Store) -> Candidate:
-    """A classifier by name, with the transform of its own code, exactly. See `teachers.load_classifier`."""
+    """Load a classifier by name, with exactly the transform of its own code. See `teachers.load_classifier`."""
     classifier, entry = load_classifier(name, store, exact=True)
     return Candidate(str(name), classifier, entry.digest)
 
@@ -175,15 +175,15 @@ def measure(
     run: ReadSettings | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Evaluate a teacher of the store and keep the result as `name` in its metrics.json and card; done once for each suite on its data.
+    """Evaluate a teacher of the store and record the result as `name` in its metrics.json and card, once for each suite on its data.
 
     A labeled source stands for the suite `clean` on it.
     """
     suite = Accuracy(CLEAN, data) if isinstance(data, Source) else data
     known = recorded(teacher, name)
-    kind = "modified" if known and "modified" in known else "stamp"  # as an earlier nst kept it
+    kind = "modified" if known and "modified" in known else "stamp"  # as recorded by earlier versions of nst
     stamp = _stamp(suite, kind)
-    this_process().wait_for_everyone()  # all have looked before one writes: else one might wait for a process that has already gone on
+    this_process().wait_for_everyone()  # all look before one writes: otherwise one might wait for a process that has already returned
     if known and known["fingerprint"] == suite.identity and known.get(kind, stamp) == stamp:
         return known
     effort = Effort(kept_outcomes(store), run or ReadSettings(), progress or Progress())
@@ -191,29 +191,29 @@ def measure(
 
 
 def recorded(teacher: Version, name: str) -> dict[str, Any]:
-    """What stands in a teacher's metrics.json under a name; empty where nothing does."""
+    """The result in a teacher's metrics.json under a name, or an empty dict."""
     result = Metrics.read(teacher.place).root.get(name)
     return result.model_dump() if result else {}
 
 
 def _is_written(path: Path) -> bool:
-    """Whether a file beside a teacher is its metrics, card or a picture."""
+    """Whether a file next to a teacher is its metrics, card or a plot."""
     return path.name in (METRICS, "README.md") or path.suffix == ".png"
 
 
 def _stamp(suite: Suite, kind: str = "stamp") -> str:
-    """The stamp of a suite with one source, of its files' times: one whose images changed at their size is measured again."""
+    """The stamp of a suite's source, from file times: if images change without changing in size, it is measured again."""
     source = getattr(suite, "source", None)
     return agreed_text(getattr(source, kind)) if isinstance(source, Source) else ""
 
 
 def keep(teacher: Version, suite: Suite, name: str, result: dict[str, Any], progress: Progress | None = None) -> dict[str, Any]:
-    """Keep what was measured as `name` in a teacher's metrics.json, card and pictures; of several processes the first writes."""
+    """Record a result as `name` in a teacher's metrics.json, card and plots; only the main process writes."""
     state, stamp = this_process(), _stamp(suite)
     if state.is_main_process:
         shown = {key: value for key, value in result.items() if key not in _IN_FULL_ONLY}
         kind = {} if suite.name == CLEAN else {"suite": suite.name}
-        with owned(beside(teacher.folder), teacher.ref, wait=True):  # of two that record at once none loses what the other wrote
+        with owned(beside(teacher.folder), teacher.ref, wait=True):  # two that record at once do not lose each other's results
             teacher.look_again()
             metrics, times = Metrics.read(teacher.folder), {"stamp": stamp} if stamp else {}
             source = getattr(suite, "source", None)

@@ -1,4 +1,4 @@
-"""ImageNet's classes: which of a classifier's outputs they are, and the 200 of ImageNet-A and of ImageNet-R."""
+"""ImageNet's classes: a classifier's outputs for them, and the 200 classes of ImageNet-A and of ImageNet-R."""
 
 from collections.abc import Sequence
 
@@ -10,15 +10,15 @@ from nst_data.sources.imagenet_names import imagenet_wnids, timms_list, wnids_of
 
 
 def subset_wnids(subset: str) -> list[str]:
-    """The 200 classes of `imagenet_a` or `imagenet_r`, by timm's index list, which is the authors'."""
+    """The 200 classes of `imagenet_a` or `imagenet_r`, from timm's index list, which is that of the authors."""
     return [imagenet_wnids()[int(line)] for line in timms_list(f"{subset}_indices.txt")]
 
 
 def columns_of(class_names: Sequence[str], wnids: Sequence[str], what: str) -> NDArray[np.int64]:
-    """The outputs of a classifier for some of ImageNet's classes, shape (wnids,).
+    """Indices of a classifier's outputs for some of ImageNet's classes, shape (wnids,).
 
-    Its class names are WordNet ids, or ImageNet's own names, as transformers models have them (`nst_data.sources.imagenet_names`). Raises
-    NstError for a classifier of other classes.
+    Its class names are WordNet ids, or ImageNet's own names, as in transformers models (`nst_data.sources.imagenet_names`). Raises NstError
+    for a classifier that lacks one of these classes.
     """
     where = _places(class_names)
     if missing := [wnid for wnid in wnids if wnid not in where]:
@@ -31,7 +31,7 @@ def columns_of(class_names: Sequence[str], wnids: Sequence[str], what: str) -> N
 
 
 def known_wnids(class_names: Sequence[str], wnids: Sequence[str]) -> list[str]:
-    """Those that a classifier knows, as `columns_of` finds them."""
+    """Those of ImageNet's classes in `wnids` that a classifier has, matched as in `columns_of`."""
     where = _places(class_names)
     return [wnid for wnid in wnids if wnid in where]
 

@@ -1,8 +1,8 @@
-"""ImageNet-A, -R, -C and -P as published: what lies in their folders, and the numbers that are reported on them.
+"""ImageNet-A, -R, -C and -P as published: the layout of their folders, and the metrics that are reported on them.
 
 ImageNet-C and its mean corruption error (mCE), ImageNet-P and its mean flip rate (mFR): Hendrycks & Dietterich, ICLR 2019 (arXiv
 1903.12261), sections 4.2 and 4.3. ImageNet-A: Hendrycks et al. 2019 (1907.07174); ImageNet-R: Hendrycks et al. 2020 (2006.16241).
-AlexNet's numbers stand in mappings by name: out of order they would be silently wrong.
+AlexNet's numbers are keyed by name: as lists, a wrong order would go unnoticed.
 """
 
 from collections.abc import Container, Iterator, Mapping, Sequence
@@ -58,23 +58,23 @@ ALEXNET_FLIPS: Mapping[str, float] = {  # flip probability (clovaai/assembled-cn
     "scale": 0.23531,
 }
 
-NOISE = ("gaussian_noise", "shot_noise")  # sequences of independent noise, not of one that grows
+NOISE = ("gaussian_noise", "shot_noise")  # frames with independent noise, not with a perturbation that grows
 
 
 def corruption_errors(errors: Mapping[str, Sequence[float]], reference: Mapping[str, float]) -> dict[str, float]:
-    """CE of each corruption: its errors at all severities together, relative to the reference's, given as means; 1 is as bad as that."""
+    """CE of each corruption: its errors over all severities relative to the reference's mean error; 1 is as bad as the reference."""
     return {name: fsum(of_severities) / (len(of_severities) * reference[name]) for name, of_severities in errors.items()}
 
 
 def mean_of(values: Mapping[str, float]) -> float:
-    """mCE of corruption errors, mFR of flip rates: their mean."""
+    """The mean over corruptions or perturbations: mCE of corruption errors, mFR of flip rates."""
     return fmean(values.values())
 
 
 def flips(predicted: NDArray[np.integer], noise: bool) -> NDArray[np.float64]:
-    """Of each sequence the share of frames whose prediction is another than that of the frame before, shape (sequences,).
+    """The share of frames in each sequence whose prediction differs from that of the previous frame, shape (sequences,).
 
-    `predicted` has shape (sequences, frames). With `noise` each frame is compared with the first one (section 4.3; ImageNet-P/test.py).
+    `predicted` has shape (sequences, frames). With `noise`, each frame is compared with the first (section 4.3; ImageNet-P/test.py).
     """
     before = predicted[:, :1] if noise else predicted[:, :-1]
     shares: NDArray[np.float64] = (predicted[:, 1:] != before).mean(axis=1)
@@ -87,9 +87,9 @@ def classes_of_suite(suite: str) -> list[str]:
 
 
 def open_classes(suite: str, folder: Path, partly: bool) -> Source:
-    """Class folders of a suite, or the sequences in them.
+    """Open the class folders of a suite, or the sequences in them.
 
-    Raises NstError for an unknown class folder and for a class that is missing; with `partly` for a folder without any known one.
+    Raises NstError for an unknown class folder and for a missing class; with `partly`, only for a folder without any known class.
     """
     wnids = classes_of_suite(suite)
     unknown = unknown_folders(suite, folder)
@@ -106,7 +106,7 @@ def open_classes(suite: str, folder: Path, partly: bool) -> Source:
 
 
 def unknown_folders(suite: str, folder: Path) -> list[str]:
-    """The folders beside those of a suite's classes."""
+    """The folders that do not belong to any of a suite's classes."""
     wnids = set(classes_of_suite(suite))
     return sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name not in wnids and path.name[0] != ".")
 
@@ -116,7 +116,7 @@ def _whole(suite: str, folder: Path) -> Source:
 
 
 def _of_classes(suite: str, folder: str, wnids: set[str]) -> Source:
-    """Some class folders. Raises NstError where they hold nothing."""
+    """Open some class folders. Raises NstError if they are empty."""
     source = Sequences(folder, True, wnids) if suite == IMAGENET_P else ImageFolder(folder, True, wnids)
     if not len(source):
         raise NstError(f"{folder}: expected images in class folders named by WordNet ids such as {min(wnids)}, found none")
@@ -124,9 +124,9 @@ def _of_classes(suite: str, folder: str, wnids: set[str]) -> Source:
 
 
 def known_to(classifier: Classifier, suite: str, source: Source) -> tuple[Source, list[str]]:
-    """The images of a suite whose classes a classifier knows, and the suite's classes that it lacks.
+    """The images of a suite whose classes a classifier has, and the suite's classes that it lacks.
 
-    Raises NstError where it knows none.
+    Raises NstError if it has none of the classes that have images.
     """
     wnids, there = classes_of_suite(suite), set(source.class_names or [])
     known = set(known_wnids(classifier.class_names, wnids))
@@ -137,16 +137,16 @@ def known_to(classifier: Classifier, suite: str, source: Source) -> tuple[Source
 
 
 def trial_of(suite: str, name: str, source: Source, classifier: Classifier, lacking: Container[str] = ()) -> Trial:
-    """What a classifier is shown of a suite. All the suite's classes compete, but for those that it is `lacking`, and no others.
+    """The trial of a classifier on a suite. All classes of the suite compete, except those that it is `lacking`, and no others.
 
-    Raises NstError for other classes.
+    Raises NstError if the classifier does not have these classes.
     """
     wnids = [wnid for wnid in classes_of_suite(suite) if wnid not in lacking]
     columns = columns_of(classifier.class_names, wnids, suite)
     where = {wnid: place for place, wnid in enumerate(wnids)}
     labels = np.array([where[one] for one in source.class_names or []], dtype=np.int64)[labels_in(source)]
     all_in_order = len(columns) == len(classifier.class_names) and bool((columns == range(len(columns))).all())
-    are_cut = suite in (IMAGENET_C, IMAGENET_P)  # to 224 pixels
+    are_cut = suite in (IMAGENET_C, IMAGENET_P)  # published as crops of 224 px
     return Trial(name, source, wnids, labels, None if all_in_order else columns, are_cut)
 
 
@@ -160,9 +160,9 @@ class Place:
 
 
 def corrupted_places(folder: Path, partly: bool) -> list[Place]:
-    """The folders CORRUPTION/SEVERITY of ImageNet-C, corruptions in the paper's order.
+    """The folders CORRUPTION/SEVERITY of ImageNet-C, with corruptions in the paper's order.
 
-    Raises NstError that names what is missing; with `partly` a corruption counts where all its severities are there.
+    Raises NstError that names what is missing; with `partly`, corruptions with a missing severity are left out.
     """
     wanted = {name: [(severity, _below(folder, name) / str(severity)) for severity in SEVERITIES] for name in ALEXNET_ERROR}
     missing = {name: [f"{name}/{severity}" for severity, path in places if not _is_filled(path)] for name, places in wanted.items()}
@@ -178,7 +178,7 @@ def perturbed_places(folder: Path, partly: bool) -> list[Place]:
 
 
 def _is_filled(folder: Path) -> bool:
-    """Whether something lies in folders there."""
+    """Whether any folder inside this one has content."""
     return next(folder.glob("*/*"), None) is not None
 
 
@@ -191,7 +191,7 @@ def _there(folder: Path, missing: Mapping[str, Sequence[str]], partly: bool, exp
 
 
 def _below(folder: Path, name: str) -> Path:
-    """`folder`/name, or one level down, as in folder/noise/name: the archives are unpacked in either way."""
+    """`folder`/name, or one level down, as in folder/noise/name: the archives get unpacked either way."""
     return next(iter([path for path in _candidates(folder, name) if path.is_dir()]), folder / name)
 
 

@@ -1,4 +1,4 @@
-"""What a suite is, what it gives, and the effort that measuring it may take."""
+"""The interface of suites, their results, and how they are run."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,14 +20,14 @@ from nst_train.settings import ReadSettings
 
 @dataclass(frozen=True)
 class Effort:
-    """How measuring runs: `kept` is the folder where outcomes are kept, so that work goes on where it stopped."""
+    """How suites are run. `kept` is the folder where outcomes are cached, so that interrupted work resumes."""
 
     kept: Path | None = None
     run: ReadSettings = field(default_factory=ReadSettings)
     progress: Progress = field(default_factory=Progress)
 
     def observe(self, candidate: Candidate, trial: Trial, *conditions: Condition) -> Outcomes:
-        """As `trials.observe`. Raises NstError where none of the images can be read, or more of them cannot than the run allows."""
+        """Run `trials.observe`. Raises NstError if no image can be read, or if more are unreadable than the run settings allow."""
         found = observe(candidate, trial, conditions, self.kept, self.run, self.progress)
         lost = np.flatnonzero(~is_read(found).any(axis=0))
         first = _why_lost(trial.source, int(lost[0])) if len(lost) else ""
@@ -38,7 +38,7 @@ class Effort:
 
 
 def _why_lost(source: Source, row: int) -> str:
-    """A line about an image that could not be read; outcomes keep no reason."""
+    """One line about an image that could not be read, which is read again since outcomes do not record reasons."""
     try:
         decode(source.read(row))
     except (NstError, OSError) as error:
@@ -48,9 +48,9 @@ def _why_lost(source: Source, row: int) -> str:
 
 @dataclass(frozen=True)
 class Measured:
-    """`result` as JSON values, `top1` and `images` among them. `by_image` has what can be compared image by image (or by sequence).
+    """What a suite measured: `result` as JSON values, including `top1` and `images`, and metrics `by_image` (or by sequence).
 
-    The values there are NaN where an image could not be read; the metric is the mean of the others.
+    The values in `by_image` are NaN for unreadable images; the metric is the mean of the others.
     """
 
     result: dict[str, Any]
@@ -58,24 +58,24 @@ class Measured:
 
 
 class Suite(Protocol):
-    """Opened on data. `identity` is all that decides its numbers beside the classifier."""
+    """A suite, opened on its data. Apart from the classifier, its results depend only on its `identity`."""
 
     @property
     def name(self) -> str:
-        """As settings name it."""
+        """The name of the suite in settings."""
 
     @property
     def location(self) -> str:
-        """Where the data lie."""
+        """The location of the data."""
 
     @property
     def identity(self) -> str:
         """Digest of data and settings."""
 
     def measure(self, candidate: Candidate, effort: Effort) -> Measured:
-        """Raises NstError for a classifier of other classes."""
+        """Measure a classifier. Raises NstError if it has other classes."""
 
 
 def right_by_image(outcomes: Outcomes) -> NDArray[np.float64]:
-    """1 where the most probable class is the label, 0 where not, NaN where the image could not be read."""
+    """1 if the most probable class is the label, else 0; NaN if the image could not be read."""
     return np.where(is_read(outcomes), is_right(outcomes).astype(np.float64), np.nan)

@@ -1,4 +1,4 @@
-"""Numbers over outcomes: accuracy, likelihood, calibration, by class and by pair of classes."""
+"""Metrics over outcomes: accuracy, likelihood and calibration, by class and by pair of classes."""
 
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
@@ -16,7 +16,7 @@ MOST_PAIRS = 10_000
 
 @dataclass(frozen=True)
 class Score:
-    """Counts over images; those of several processes add up."""
+    """Counts and sums over images, which can be added over processes."""
 
     top1: int
     top5: int
@@ -26,31 +26,33 @@ class Score:
 
     @classmethod
     def of(cls, outcomes: Outcomes) -> Self:
-        """Of one image or more, or of none."""
+        """Score outcomes, of which there may be none."""
         read = outcomes[is_read(outcomes)]
         nll = float(read["nll"].sum(dtype=np.float64))
         return cls(int(is_right(read).sum()), int(read["top5"].sum()), nll, len(read), len(outcomes) - len(read))
 
     @property
     def numbers(self) -> list[float]:
-        """All of them."""
+        """All fields as floats."""
         return [float(value) for value in astuple(self)]
 
     @classmethod
     def of_numbers(cls, numbers: Sequence[float]) -> Self:
-        """The reverse of `numbers`."""
+        """The inverse of `numbers`."""
         top1, top5, nll, images, errors = numbers
         return cls(int(top1), int(top5), nll, int(images), int(errors))
 
     def as_metrics(self, classes: int) -> dict[str, Any]:
-        """`top1` and, above five classes, `top5` as fractions; `nll` in nats an image; `images` and `errors`."""
+        """`top1` and, with more than five classes, `top5` as fractions; `nll` in nats per image; `images` and `errors`."""
         top5 = {"top5": self.top5 / self.images} if classes > 5 else {}
         return {"top1": self.top1 / self.images, **top5, "nll": self.nll / self.images, "images": self.images, "errors": self.errors}
 
 
 def summary(outcomes: Outcomes, classes: int) -> dict[str, Any]:
-    """`top1` and, above five classes, `top5` as fractions; `nll` in nats an image; `ece`, the expected calibration error in [0, 1] over
-    15 bins; `images` scored and `errors` that could not be read. Of one image or more that was read.
+    """Accuracy, likelihood and calibration of outcomes with at least one image that was read.
+
+    `top1` and, with more than five classes, `top5` as fractions; `nll` in nats per image; `ece`, the expected calibration error in [0, 1]
+    over 15 bins; `images` scored and `errors` that could not be read.
     """
     counted = Score.of(outcomes).as_metrics(classes)
     images = {name: counted.pop(name) for name in ("images", "errors")}
@@ -58,9 +60,9 @@ def summary(outcomes: Outcomes, classes: int) -> dict[str, Any]:
 
 
 def reliability(outcomes: Outcomes, bins: int = quality.ECE_BINS) -> list[dict[str, Any]]:
-    """The reliability diagram (Guo et al. 2017, section 2): of each bin (low, high] its `images`, `accuracy` and mean `confidence`.
+    """The reliability diagram (Guo et al. 2017, section 2): `images`, `accuracy` and mean `confidence` of each bin (low, high].
 
-    The last two are None where there are no images.
+    The last two are None for a bin without images.
     """
     found = {row["bin"]: row for row in _by_bin(outcomes[is_read(outcomes)], bins).iter_rows(named=True)}
     rows = []
@@ -75,7 +77,7 @@ def reliability(outcomes: Outcomes, bins: int = quality.ECE_BINS) -> list[dict[s
 
 
 def by_class(outcomes: Outcomes, class_names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """`images` and `top1` of each class that has any."""
+    """`images` and `top1` of each class that has images."""
     read = outcomes[is_read(outcomes)]
     images = np.bincount(read["label"], minlength=len(class_names))
     right = np.bincount(read["label"][is_right(read)], minlength=len(class_names))
@@ -86,9 +88,9 @@ def by_class(outcomes: Outcomes, class_names: Sequence[str]) -> dict[str, dict[s
 
 
 def confusions(outcomes: Outcomes, class_names: Sequence[str], most: int = MOST_PAIRS) -> list[dict[str, Any]]:
-    """The pairs of different classes that occur, the most frequent first: `truth`, `predicted` and how many `images`.
+    """The confused pairs of classes, the most frequent first: `truth`, `predicted` and the number of `images`.
 
-    With `by_class` it is the whole confusion matrix, where no more than `most` pairs occur; its zeros are left out.
+    Unless more than `most` pairs occur, this and `by_class` make up the whole confusion matrix without its zeros.
     """
     read = outcomes[is_read(outcomes)]
     wrong = read[~is_right(read)]

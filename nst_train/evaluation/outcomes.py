@@ -1,8 +1,8 @@
-"""What a classifier said of each image under each condition, and where that is kept until all of it is there.
+"""A classifier's outcome for each image under each condition, and the cache of outcomes.
 
-Work is cut into chunks of whole batches; each is written once it is done, whole or not at all. Processes share the chunks out between
-them, and what is there already is not made again: killed and run again, on as many processes as may be, the numbers are the same.
-Chunks with images that could not be read are made again by the next run: those may have been put in order.
+Work is split into chunks of whole batches; each is written atomically once it is done. Processes share the chunks, and chunks that exist
+are not computed again: killed and run again, with any number of processes, the numbers are the same. Chunks with unreadable images are
+computed again by the next run, in case the images have been repaired.
 """
 
 import json
@@ -22,8 +22,8 @@ from nst_data.store.files import is_writable, replacing, write_text
 from nst_data.store.manifest import json_digest
 from nst_train.device import agreed_text, this_process
 
-# one image under one condition: `label` is -1 where it could not be read, `nll` is in nats, `top5` whether the label is among the
-# five most probable classes
+# one image under one condition: `label` is -1 if it could not be read, `nll` is in nats, and `top5` says whether the label is among
+# the five most probable classes
 OUTCOME = np.dtype([("label", "<i4"), ("predicted", "<i4"), ("confidence", "<f4"), ("nll", "<f4"), ("top5", "?")])
 Outcomes = NDArray[np.void]  # of OUTCOME, shape (images,) or (conditions, images)
 UNREADABLE = -1
@@ -35,9 +35,9 @@ def outcomes_of(
     readable: list[int] | None = None,
     images: int | None = None,
 ) -> Outcomes:
-    """The outcomes of a batch of `images`, of which those at the places `readable` could be read (all by default).
+    """The outcomes of a batch of `images`, of which those at positions `readable` could be read (by default all).
 
-    Raises NstError as `check_answers` does.
+    Raises NstError like `check_answers`.
     """
     top = log_probs.max(dim=1)
     nll = -log_probs.gather(1, labels[:, None]).squeeze(1)
@@ -53,7 +53,7 @@ def outcomes_of(
 
 
 def check_answers(log_probs: Float[Tensor, "images classes"]) -> None:
-    """Raises NstError where an image has no finite answer: accuracy over the others would not be the network's."""
+    """Raises NstError if the output for an image is not finite: accuracy over the others would not be that of the network."""
     unanswered = int(log_probs.isnan().any(dim=1).sum())
     if unanswered:
         raise NstError(
@@ -63,22 +63,22 @@ def check_answers(log_probs: Float[Tensor, "images classes"]) -> None:
 
 
 def is_right(outcomes: Outcomes) -> NDArray[np.bool_]:
-    """Whether the most probable class is the label; False for what could not be read."""
+    """Whether the most probable class is the label; False for unreadable images."""
     right: NDArray[np.bool_] = outcomes["predicted"] == outcomes["label"]
     return right
 
 
 def is_read(outcomes: Outcomes) -> NDArray[np.bool_]:
-    """Whether the image could be read."""
+    """Whether each image could be read."""
     read: NDArray[np.bool_] = outcomes["label"] != UNREADABLE
     return read
 
 
 @dataclass(frozen=True)
 class Keeping:
-    """Where the outcomes of one piece of work are kept; `identity` is all that decides them.
+    """The cache of the outcomes of one piece of work, which depend only on `identity`.
 
-    Without a folder, and in a store that only can be read, they are in memory alone.
+    Without a folder, or in a read-only store, outcomes are only kept in memory.
     """
 
     top: Path | None
@@ -96,10 +96,10 @@ class Keeping:
         work: Callable[[range], Outcomes],
         under_way: Callable[[int], AbstractContextManager[Any]],
     ) -> Outcomes:
-        """All outcomes, shape (conditions, images): `work` makes those of a range of rows that are not kept yet.
+        """All outcomes, shape (conditions, images); `work` computes ranges of rows that are not cached yet.
 
-        `chunk` is a whole number of batches. Of several processes each makes its share, and all get the whole. `under_way` is entered
-        with the number of rows that this process will work at, where there are any.
+        `chunk` is a multiple of the batch size. Each process computes its share, and all processes get the whole. `under_way` is entered
+        with the number of rows that this process will compute, if there are any.
         """
         parts = [range(start, min(start + chunk, images)) for start in range(0, images, chunk)]
         state = this_process()
@@ -107,13 +107,13 @@ class Keeping:
             with under_way(images):
                 return np.concatenate([work(rows) for rows in parts], axis=1)
         missing = [rows for rows in parts if not self._path(rows).exists() or not is_read(self._read(rows, conditions)).all()]
-        state.wait_for_everyone()  # all have looked before one writes: they share out the same chunks
-        if not agreed_text("kept" if is_writable(self._folder) else ""):  # then each process makes all that is missing
+        state.wait_for_everyone()  # all look before one writes, so that they divide the same chunks
+        if not agreed_text("kept" if is_writable(self._folder) else ""):  # each process then computes all missing chunks
             with under_way(sum(map(len, missing))) if missing else nullcontext():
                 made = {rows: work(rows) for rows in missing}
             return np.concatenate([made[rows] if rows in made else self._read(rows, conditions) for rows in parts], axis=1)
         first, last = (len(missing) * (state.process_index + one) // state.num_processes for one in (0, 1))
-        own = missing[first:last]  # next to each other: `work` may read on where it stopped
+        own = missing[first:last]  # consecutive, so that `work` can continue reading where it stopped
         if own:
             with under_way(sum(map(len, own))):
                 for rows in own:

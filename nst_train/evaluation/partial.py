@@ -1,4 +1,4 @@
-"""What is measured of a published suite that is not there as a whole."""
+"""Measuring a published suite of which only a part is available."""
 
 from dataclasses import dataclass
 from typing import Any, Self
@@ -12,7 +12,7 @@ from nst_train.evaluation.trials import Trial
 
 @dataclass(frozen=True)
 class Part:
-    """What a published suite is measured without, with `partial`: corruptions or perturbations, class folders; folders of no class."""
+    """What is left out of a published suite with `partial`: corruptions or perturbations, classes, and folders of no class."""
 
     partly: bool = False
     missing: tuple[str, ...] = ()
@@ -21,20 +21,20 @@ class Part:
 
     @classmethod
     def of(cls, suite: str, sources: list[tuple[Place, Source]], missing: list[str]) -> Self:
-        """Of what was opened; a class is missing where one of the folders lacks it."""
+        """The part that was opened; a class counts as missing if any of the folders lacks it."""
         classes = [wnid for wnid in classes_of_suite(suite) if any(wnid not in (source.class_names or []) for _, source in sources)]
         unknown = sorted({name for place, _ in sources for name in unknown_folders(suite, place.folder)})
         return cls(True, tuple(missing), tuple(classes), tuple(unknown))
 
     def trial(self, suite: str, name: str, source: Source, classifier: Classifier) -> Trial:
-        """As `trial_of`; with `partial` of the classes alone that the classifier knows."""
+        """The trial of `trial_of`; with `partial`, only with the classes that the classifier has."""
         if not self.partly:
             return trial_of(suite, name, source, classifier)
         shown, lacking = known_to(classifier, suite, source)
         return trial_of(suite, name, shown, classifier, set(lacking))
 
     def marks(self, suite: str, classifier: Classifier, lost_sequences: int = 0) -> dict[str, Any]:
-        """`partial` with what was left out, as JSON values; nothing where all of the suite was measured."""
+        """What was left out, as JSON values under `partial`; empty if all of the suite was measured."""
         wnids = classes_of_suite(suite)
         known = set(known_wnids(classifier.class_names, wnids)) if self.partly else set(wnids)
         found = {

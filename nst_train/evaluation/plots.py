@@ -1,4 +1,4 @@
-"""What was measured of classifiers as pictures: reliability, accuracy by severity and by size of attack, flip rates, by generation."""
+"""Plots of what was measured: reliability, accuracy by severity and by size of attack, flip rates, and metrics by generation."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 _COLORS = ("#1f6fb4", "#d9731a", "#2c8f3c", "#9b3fb0", "#b3362d", "#5a5a5a", "#0f9aa3", "#b08a00")
 _GRID = "#e4e4e4"
-Results = Mapping[str, Mapping[str, Any]]  # by model, what a suite found
+Results = Mapping[str, Mapping[str, Any]]  # the result of a suite by model
 
 
 def write_plots(folder: Path, suite: str, results: Results, name: str | None = None) -> list[str]:
-    """Draw what a suite found of one or several models as `folder`/NAME.png, NAME by default the suite's; the files that were written."""
+    """Plot a suite's results for one or more models as PNG in `folder`, named after `name` or else the suite; returns the files written."""
     draw = _PLOTS.get(suite)
     if draw is None:
         return []
@@ -26,7 +26,7 @@ def write_plots(folder: Path, suite: str, results: Results, name: str | None = N
 
 
 def write_generations(folder: Path, lines: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Draw fractions in [0, 1] (of each line by model, such as top-1) over the models as `folder`/generations.png."""
+    """Plot lines of fractions in [0, 1], such as top-1, over the models, as `folder`/generations.png."""
     figure = _figure(7.2, 4.4)
     axes = figure.subplots()
     for color, (name, by_model) in zip(_cycle(len(lines)), lines.items(), strict=True):
@@ -138,6 +138,6 @@ def _cycle(count: int) -> list[str]:
 
 
 def _text(name: str) -> str:
-    """A name as it is: matplotlib reads $ as mathematics, and hides labels that begin with an underscore."""
+    """Escape a name for matplotlib, which reads $ as math and hides labels that begin with an underscore."""
     shown = name.replace("$", r"\$")
     return f" {shown}" if shown.startswith("_") else shown

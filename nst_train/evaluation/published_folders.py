@@ -1,4 +1,4 @@
-"""ImageNet-C and ImageNet-P, from the folders that were published."""
+"""ImageNet-C and ImageNet-P, from their published folders."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ from nst_train.evaluation.trials import Candidate
 
 @dataclass(frozen=True)
 class _PublishedFolders:
-    """A published suite of several folders, all of them or, with `part`, some."""
+    """A published suite of several folders: all of them, or with `part` some."""
 
     name: str
     location: str
@@ -28,7 +28,7 @@ class _PublishedFolders:
 
     @property
     def identity(self) -> str:
-        """All the folders'."""
+        """Digest of all folders' names and fingerprints."""
         return json_digest([[place.name, place.severity, source.fingerprint] for place, source in self.sources])
 
 
@@ -36,7 +36,7 @@ class PublishedCorruptions(_PublishedFolders):
     """ImageNet-C."""
 
     def measure(self, candidate: Candidate, effort: Effort) -> Measured:
-        """As `of_corruptions`, relative to AlexNet."""
+        """Measure as in `of_corruptions`, relative to AlexNet."""
         right: dict[str, list[NDArray[np.float64]]] = {}
         part, shown = self.part or Part(), []
         for place, source in self.sources:
@@ -53,11 +53,11 @@ class PublishedPerturbations(_PublishedFolders):
 
     @property
     def identity(self) -> str:
-        """Earlier records have the mean over perturbations as `top1`; they are not taken for what `measure` gives."""
+        """Differs from that of earlier records, whose `top1` was the mean over perturbations."""
         return json_digest([super().identity, "top1 over all frames"])
 
     def measure(self, candidate: Candidate, effort: Effort) -> Measured:
-        """`mfr` and `fr` of each perturbation relative to AlexNet's, `flips`: their flip probabilities; `top1` over all frames (A.5)."""
+        """Measure `fr` of each perturbation relative to AlexNet, their mean `mfr`, the flip probabilities `flips`, and `top1` (A.5)."""
         by_sequence: dict[str, NDArray[np.float64]] = {}
         right, frames, names = list[NDArray[np.float64]](), {}, []
         part = self.part or Part()

@@ -1,4 +1,4 @@
-"""Sequences of frames below class folders: videos, or folders of images. Each frame is a row."""
+"""Sequences of frames in class folders: videos, or folders of images. Each frame is a row."""
 
 import os
 import re
@@ -22,10 +22,10 @@ Frame = bytes | NstError | Callable[[], bytes]
 
 
 class Sequences(Source):
-    """`location`/CLASS/SEQUENCE, each sequence a video or a folder of images, all of as many frames; rows are frames, in order.
+    """`location`/CLASS/SEQUENCE, each sequence a video or a folder of images, all of the same length; rows are frames, in order.
 
-    Labels are the classes. With `partly`, the frames of a sequence that has another number of them than the first are unreadable; else
-    that is an NstError when it is met. With `classes` other folders are left out.
+    Labels are the classes. A sequence that is damaged or has another number of frames raises NstError when it is reached; with `partly`,
+    its frames are unreadable instead. With `classes`, other folders are left out.
     """
 
     def __init__(self, location: str, partly: bool = False, classes: Container[str] | None = None) -> None:
@@ -48,19 +48,19 @@ class Sequences(Source):
 
     @property
     def names(self) -> list[str]:
-        """CLASS/SEQUENCE, in order."""
+        """The sequences as CLASS/SEQUENCE, in order."""
         return self._names
 
     def key(self, row: int) -> str:
-        """CLASS/SEQUENCE:FRAME."""
+        """The key of a row, CLASS/SEQUENCE:FRAME."""
         return f"{self._names[row // self.frames]}:{row % self.frames}"
 
     def read(self, row: int) -> bytes:
-        """One frame, at the cost of its sequence where that is a video."""
+        """Read one frame; for a video this decodes the whole sequence."""
         return bytes(next(self.rows(range(row, row + 1))).read())
 
     def rows(self, wanted: Wanted) -> Iterator[Row]:
-        """The wanted frames; a video is decoded when its first one is reached."""
+        """Yield the wanted frames; a video is decoded when its first wanted frame is reached."""
         number, content = -1, list[Frame]()
         for row in np.asarray(wanted).tolist():
             if row // self.frames != number:
@@ -72,7 +72,7 @@ class Sequences(Source):
         return (os.path.join(self.location, name) for name in self._listing.table["name"].to_pylist())
 
     def _content(self, number: int) -> list[Frame]:
-        """The frames of a sequence, or why there are none, for each."""
+        """The frames of a sequence, or with `partly` for each frame the error why it cannot be read."""
         path = os.path.join(self.location, self._names[number])
         try:
             frames = frames_of(path)
@@ -88,7 +88,7 @@ class Sequences(Source):
         return frames
 
     def _most_frequent_length(self) -> int:
-        """Frames of the first sequences, with `partly` of those that can be read: where one of them is broken, the others agree."""
+        """The most frequent length of the first three sequences; with `partly`, of the first three that can be read."""
         lengths: list[int] = []
         problem: NstError | None = None
         for name in self._names:
@@ -109,9 +109,9 @@ class Sequences(Source):
 
 
 def frames_of(path: str) -> list[Frame]:
-    """The frames of a video, decoded and packed as PPM images, or the files of a folder of frames, by the numbers in their names.
+    """The frames of a video, decoded and packed as PPM images, or the files in a folder of frames, ordered by the numbers in their names.
 
-    Raises NstError for a video that cannot be decoded, or a missing decoder.
+    Raises NstError for a video that cannot be decoded, or if PyAV is missing.
     """
     if os.path.isdir(path):
         names = sorted(filter(_is_frame, os.listdir(path)), key=_by_number)
@@ -122,7 +122,7 @@ def frames_of(path: str) -> list[Frame]:
         import av
     except ImportError:
         raise NstError(f"{path}: reading videos requires PyAV; pip install av, or give folders of frames") from None
-    # a title need not be UTF-8: PyAV 19 takes any by itself, and has no such argument
+    # titles may not be UTF-8; PyAV 19 accepts any, and no longer has this argument
     odd_titles = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
     try:
         with av.open(path, options=_DEMUXERS, **odd_titles) as container:
@@ -139,7 +139,7 @@ def _as_ppm(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def _by_number(name: str) -> list[tuple[int, str]]:
-    """2.png before 10.png."""
+    """Sort key that puts 2.png before 10.png."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
@@ -154,7 +154,7 @@ def _sequences(folder: str) -> list[str]:
 
 
 def _files(location: str, sequence: str) -> tuple[list[str], list[int]]:
-    """Names below `location` and sizes in bytes: of a video, or of all frames in a folder."""
+    """Names relative to `location` and sizes in bytes of a sequence's files: a video, or all frames in a folder."""
     path = os.path.join(location, sequence)
     if not os.path.isdir(path):
         return [sequence], [os.path.getsize(path)]

@@ -1,6 +1,6 @@
-"""What can be measured of a classifier: a suite is opened on data once and measured for each classifier.
+"""The suites that classifiers can be measured by: each is opened on its data once and run for each classifier.
 
-`clean`, `corruptions`, `extra-corruptions`, `fgsm` and `pgd` take any labeled images, the others the folders that were published.
+`clean`, `corruptions`, `extra-corruptions`, `fgsm` and `pgd` take any labeled images, the others their published folders.
 """
 
 from pathlib import Path
@@ -20,10 +20,10 @@ from nst_train.evaluation_settings import CLEAN, CORRUPTED, EXTRA_CORRUPTED, IMA
 
 
 def open_suite(name: str, data: Path | Source, settings: EvaluateSettings, reference: Candidate | None = None) -> Suite:
-    """A suite on its data: a labeled source, or a published suite's folder. Raises NstError for what is missing there, UsageError
-    where the package that makes corruptions is not installed.
+    """Open a suite on its data: a labeled source, or a published suite's folder.
 
-    `reference` is the classifier that `settings.relative_to` names.
+    `reference` is the classifier that `settings.relative_to` names. Raises NstError for missing data, and UsageError if the package that
+    corruptions need is not installed.
     """
     if isinstance(data, Source):
         if name == CLEAN:

@@ -1,4 +1,4 @@
-"""A classifier shown labeled images, as they are or under conditions: read and decoded once for all of them."""
+"""Running a classifier on labeled images, clean or under conditions; images are read and decoded once for all conditions."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,7 +30,7 @@ from nst_train.evaluation.outcomes import OUTCOME, Keeping, Outcomes, outcomes_o
 from nst_train.settings import ReadSettings
 from nst_train.transforms.preprocessing import Preprocessing, TimmPreprocessing
 
-_FORWARD_PASSES = 8_192  # of a chunk of work, the piece that a kill loses
+_FORWARD_PASSES = 8_192  # per chunk of work, the most that is lost when killed
 _PACKAGES = (
     *("nst", "torch", "torchvision", "timm", "transformers", "pillow", "simplejpeg", "numpy", "opencv-python-headless"),
     *("xxhash", "av"),
@@ -39,7 +39,7 @@ _PACKAGES = (
 
 @dataclass(frozen=True)
 class Candidate:
-    """A classifier that is measured; `identity` is the digest of all that its predictions follow from, as in a lineage."""
+    """A classifier to measure; `identity` is the digest of everything that its predictions depend on, as in a lineage."""
 
     ref: str
     classifier: Classifier
@@ -48,10 +48,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Trial:
-    """Labeled images that a classifier is shown, and the classes that compete for each.
+    """Labeled images to run a classifier on, and the classes that compete for each.
 
-    `labels` are places among `class_names`, shape (images,); `columns` are the classifier's outputs for those names, shape (classes,), None
-    for all in order. The others' outputs are left out before the arg max.
+    `labels` are indices into `class_names`, shape (images,); `columns` are the classifier's outputs for those names, shape (classes,), or
+    None for all outputs in order. Other outputs are dropped before the arg max.
     """
 
     name: str
@@ -63,14 +63,14 @@ class Trial:
 
     @classmethod
     def of(cls, name: str, source: Source, classifier: Classifier) -> "Trial":
-        """A labeled source whose classes are some of the classifier's, by name. Raises NstError for others."""
+        """The trial on a labeled source whose classes are matched with the classifier's by name. Raises NstError for unknown classes."""
         labels = labels_in(source)
         columns = match_classes(source.class_names or [], classifier.class_names, source.location, subset=True)
         return cls(name, source, classifier.class_names, columns[labels])
 
     @property
     def identity(self) -> dict[str, Any]:
-        """All of it that decides outcomes."""
+        """Everything in the trial that outcomes depend on."""
         columns = None if self.columns is None else json_digest(self.columns.tolist())
         labels = json_digest(self.labels.tolist())
         return {"source": self.source.fingerprint, "labels": labels, "columns": columns, "uncropped": self.uncropped}
@@ -84,9 +84,9 @@ def observe(
     run: ReadSettings | None = None,
     progress: Progress | None = None,
 ) -> Outcomes:
-    """The outcomes of a trial in the source's order: shape (1, images) of the clean images, or (conditions, images).
+    """The outcomes of a trial in the source's order: shape (conditions, images), or (1, images) for clean images without conditions.
 
-    What the folder `kept` holds of them is not made again.
+    Outcomes that are cached in the folder `kept` are not computed again.
     """
     classifier = candidate.classifier
     if trial.uncropped:
@@ -109,7 +109,7 @@ def observe(
 
 
 class _Observation:
-    """The work of a trial: the outcomes of a range of rows."""
+    """Computes the outcomes of a trial for ranges of rows."""
 
     def __init__(
         self, classifier: Classifier, trial: Trial, conditions: Sequence[Condition], run: ReadSettings, progress: Progress
@@ -120,16 +120,16 @@ class _Observation:
         self.computation = choose_computation(self._teacher, None, "fp32", compile_network=False, backward=attacks)
         self._task: Task | None = None
         self._rows: Iterator[Row] = iter(())
-        self._at = -1  # the row that comes next there
+        self._at = -1  # the next row of `_rows`
         if conditions:
-            smallest = 2 ** (len(trial.source) - 1).bit_length()  # of a few images whole batches would be mostly padding
+            smallest = 2 ** (len(trial.source) - 1).bit_length()  # with few images, larger batches would be mostly padding
             self.computation = replace(self.computation, batch_size=min(self.computation.batch_size, smallest))
             device = this_device() if self.computation.device != "cpu" else torch.device("cpu")
             self._network = PixelClassifier.of(placed(classifier.network, device), classifier.preprocessing)
 
     @contextmanager
     def under_way(self, rows: int) -> Iterator[None]:
-        """While so many rows are worked at."""
+        """Context in which this number of rows is computed, which shows progress."""
         with self._progress.task(self._trial.name, rows * max(1, len(self._conditions)), "images") as self._task:
             yield
         self._rows, self._at = iter(()), -1
@@ -145,7 +145,7 @@ class _Observation:
         return found
 
     def _batches(self, rows: range) -> Iterator[PlainBatch]:
-        """One pass over the source serves ranges that follow each other: a row group of parquet is decoded once for all in it."""
+        """Yield batches of rows. Consecutive ranges share one pass over the source, so that each parquet row group is decoded once."""
         if rows.start != self._at:
             self._rows = self._trial.source.rows(range(rows.start, len(self._trial.source)))
         self._at = rows.stop
@@ -160,13 +160,13 @@ class _Observation:
             yield batch.rows[0].id, 0, outcomes_of(log_probs, self._labels(batch, readable), readable, len(batch.rows))
 
     def _under_conditions(self, rows: range) -> Iterator[tuple[int, int, Outcomes]]:
-        """Each batch is read and decoded once, and shown once for each condition: a piece of work for a thread.
+        """Outcomes under each condition: each batch is read and decoded once, and each condition of it is one task for a thread.
 
-        On a CPU that is all of it; on a GPU the threads corrupt, and the device attacks and classifies.
+        On a CPU, threads do everything; with a GPU, threads corrupt, and the device attacks and classifies.
         """
         set_threads(self.computation.threads)
         threads = self._threads or cpus_of_this_process()
-        loaded = in_threads(self._load, self._batches(rows), max(1, threads // 8))  # decoding is little beside what follows
+        loaded = in_threads(self._load, self._batches(rows), max(1, threads // 8))  # decoding takes little time compared with what follows
         views = (_View(images, condition) for _, images in loaded for condition in range(len(self._conditions)))
         if self.computation.device == "cpu":
             yield from (found for _, found in in_threads(lambda view: self._classified(view, self._shown(view)), views, threads))
@@ -193,7 +193,7 @@ class _Observation:
         loaded, labels = view.loaded, torch.from_numpy(self._trial.labels[view.loaded.rows])
         log_probs = torch.empty(0, len(self._trial.class_names))
         if loaded.readable:
-            rows = loaded.rows + [0] * (len(shown) - len(loaded.rows))  # whole batches, as ever
+            rows = loaded.rows + [0] * (len(shown) - len(loaded.rows))  # full batches, as everywhere
             padded = F.pad(labels, (0, len(shown) - len(labels))).to(self._network.mean.device)
             images = torch.from_numpy(shown).to(self._network.mean.device).float().div_(255).permute(0, 3, 1, 2)  # channels last
             try:
@@ -213,7 +213,7 @@ class _Observation:
 
 @dataclass(frozen=True)
 class _Loaded:
-    """A batch of the classifier's size, shape (batch, height, width, 3), zeros where an image could not be read."""
+    """A batch of images of the classifier's size, shape (batch, height, width, 3), with zeros for unreadable images."""
 
     rows: list[int]
     readable: list[int]
@@ -229,12 +229,12 @@ class _View:
 
 
 def competing(log_probs: Float[Tensor, "images outputs"], columns: NDArray[np.int64] | None) -> Float[Tensor, "images classes"]:
-    """Log-probabilities of the classes that compete, as if there were no others: the columns are taken before any arg max."""
+    """Log-probabilities renormalized over the competing classes: the columns are selected before any arg max."""
     return log_probs if columns is None else log_probs[:, torch.from_numpy(columns)].log_softmax(dim=1)
 
 
 def _uncropped(preprocessing: Preprocessing) -> TimmPreprocessing:
-    """The same for images that are cut already, such as ImageNet-C's: taken whole, resized only where the classifier's size is another."""
+    """The preprocessing for images that are already cropped, such as ImageNet-C's: not cropped, only resized to the classifier's size."""
     if isinstance(preprocessing, TimmPreprocessing):
         return replace(preprocessing, crop_pct=1.0, crop_mode=None)
     mean, std = normalization_of(preprocessing)

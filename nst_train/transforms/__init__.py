@@ -1,4 +1,4 @@
-"""Encoded bytes to what a network sees: the evaluation transform, and the noised one of training.
+"""Transforms from encoded bytes to network inputs: the one for evaluation, and the noised one for training.
 
-In: the bytes of an image and a seed. Out: pixels as uint8 or float tensors. An image depends on its bytes, the settings and the seed.
+In: the bytes of an image and a seed. Out: pixels as uint8 or float tensors, which depend only on the bytes, the settings and the seed.
 """

@@ -1,6 +1,6 @@
-"""Encoded bytes to a training crop: which part of the image, decoded no larger than it needs, resized once.
+"""Random crops for training, from encoded bytes: an image is decoded no larger than necessary, cropped, and resized once.
 
-Resizing smooths as timm's evaluation does; the released code's bicubic does not.
+Resizing antialiases, as timm's evaluation transform does; the released code's bicubic does not.
 """
 
 import math
@@ -18,14 +18,14 @@ from nst_data.images import reduced_factor, upright_size
 from nst_train.settings import CropDraw
 from nst_train.transforms.preprocessing import decode_pixels
 
-_OVERSIZE = 2  # a JPEG is decoded so that the crop has no less than twice the size that it is then resized to
+_OVERSIZE = 2  # a JPEG is decoded so that the crop has at least twice the size that it is then resized to
 _ASPECTS = (3 / 4, 4 / 3)
 _ATTEMPTS = 10
 _COVERED, _AROUND_PX = 0.1, 32  # of the released code: `min_object_covered` and `CROP_PADDING` (preprocessing.py)
 
 
 class Box(NamedTuple):
-    """A part of an image, in pixels."""
+    """A rectangle in an image, in pixels."""
 
     left: int
     top: int
@@ -34,15 +34,15 @@ class Box(NamedTuple):
 
 
 def middle_square(width: int, height: int) -> Box:
-    """The largest square in the middle."""
+    """The largest centered square of an image."""
     side = min(width, height)
     return Box((width - side) // 2, (height - side) // 2, side, side)
 
 
 def random_box(width: int, height: int, scale_min: float, random: Random) -> Box:
-    """A part with an area from `scale_min` of the image to all of it and an aspect ratio from 3/4 to 4/3, as timm and torchvision draw it.
+    """Draw a box with `scale_min` to all of the image's area and an aspect ratio from 3/4 to 4/3, as timm and torchvision do.
 
-    With `scale_min` 1 there is one such part: the largest square in the middle.
+    With `scale_min` 1 it is always the largest centered square.
     """
     if scale_min == 1:
         return middle_square(width, height)
@@ -58,11 +58,11 @@ def random_box(width: int, height: int, scale_min: float, random: Random) -> Box
 
 
 def released_box(width: int, height: int, scale_min: float, size_px: int, random: Random) -> Box:
-    """A part as the released code draws it for a square of `size_px`: by TensorFlow's `sample_distorted_bounding_box`.
+    """Draw a box as the released code does for a square of `size_px`: by TensorFlow's `sample_distorted_bounding_box`.
 
-    Its height is drawn evenly, not its area, and it covers at least a tenth of the image, so small parts are more frequent than
-    `random_box` has them. It never touches the right and the lower edge, but where it is as wide or as high as the image. Where ten
-    attempts fail, or the image as a whole is drawn, it is the middle square of evaluation. With `scale_min` 1 the largest one.
+    Its height is uniform, not its area, and it covers at least a tenth of the image, so small boxes are more frequent than with
+    `random_box`. It never touches the right or the lower edge, unless it is as wide or as high as the image. If ten attempts fail, or
+    the whole image is drawn, it is the center crop of evaluation. With `scale_min` 1 it is the largest centered square.
     """
     if scale_min == 1:
         return middle_square(width, height)
@@ -89,14 +89,14 @@ def released_box(width: int, height: int, scale_min: float, size_px: int, random
 
 
 class RandomResizedCrop:
-    """Encoded bytes to a random part of the image, resized."""
+    """Decode an image, crop it at random, and resize the crop."""
 
     def __init__(self, scale_min: float, size_px: tuple[int, int], interpolation: str, draw: CropDraw = "torchvision") -> None:
-        """`size_px` is (height, width); `interpolation` is timm's word: bicubic or bilinear."""
+        """`size_px` is (height, width); `interpolation` is bicubic or bilinear, as in timm."""
         self._scale_min, self._size, self._interpolation, self._draw = scale_min, size_px, interpolation, draw
 
     def __call__(self, encoded: bytes | memoryview, random: Random) -> Image.Image:
-        """An RGB image of the size asked for. Raises ImageError for bytes that cannot be decoded."""
+        """An RGB image of size `size_px`. Raises ImageError for bytes that cannot be decoded."""
         header, box = jpeg_header(encoded), None
         least_side_px = None
         if header is not None and min(header.width, header.height) >= 2 * _OVERSIZE * max(self._size):
@@ -125,7 +125,7 @@ def _scaled(box: Box, across: float, down: float) -> Box:
 
 
 def _resized(pixels: torch.Tensor, size_px: tuple[int, int], interpolation: str) -> NDArray[np.uint8]:
-    """uint8 of shape (h, w, 3) to (height, width, 3). Memory stays in this order, which is torch's fastest for it."""
+    """Resize uint8 pixels of shape (h, w, 3) to (height, width, 3). The memory stays channels last, the fastest layout for torch."""
     if pixels.shape[:2] != size_px:
         batch = pixels[None].permute(0, 3, 1, 2)
         pixels = F.interpolate(batch, size=size_px, mode=interpolation, antialias=True)[0].permute(1, 2, 0)
@@ -134,7 +134,7 @@ def _resized(pixels: torch.Tensor, size_px: tuple[int, int], interpolation: str)
 
 
 class PaddedCrop:
-    """A random part of an image that was padded with its own mirror image; as large as the image (SVHN in the released code)."""
+    """Reflect-pad an image and crop it at random to its own size (SVHN in the released code)."""
 
     def __init__(self, padding_px: int, size_px: tuple[int, int]) -> None:
         """`size_px` is (height, width) of the images."""
@@ -142,7 +142,7 @@ class PaddedCrop:
         self._rows, self._columns = (np.pad(np.arange(side), padding_px, mode="reflect") for side in size_px)
 
     def __call__(self, image: Image.Image, random: Random) -> Image.Image:
-        """The part, an image of the same size."""
+        """A crop of the padded image, of the same size as the image."""
         top, left = random.randint(0, 2 * self._padding), random.randint(0, 2 * self._padding)
         rows, columns = self._rows[top : top + self._size[0]], self._columns[left : left + self._size[1]]
         return Image.fromarray(np.asarray(image).take(rows, axis=0).take(columns, axis=1))

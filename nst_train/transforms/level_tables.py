@@ -1,7 +1,7 @@
-"""Changes of an image that look up each level in a table.
+"""Image operations that look up each level in a table.
 
-timm's and Pillow's make their tables in Python loops, which on an image of 32 pixels take most of the time. Small images go through NumPy
-here, to the same pixels; large ones as ever, since there Pillow's look-up is the faster one.
+timm and Pillow build their tables in Python loops, which dominate the time for images of 32 px. Small images are processed by NumPy here,
+with the same pixels as a result; large ones still by timm and Pillow, whose look-up is faster for them.
 """
 
 import numpy as np
@@ -15,14 +15,14 @@ _LEVELS = np.arange(256)
 
 
 def through(image: Image.Image, table: NDArray[np.integer]) -> Image.Image:
-    """An RGB image with each level of each channel replaced; the table has shape (256,)."""
+    """Replace each level of each channel of an RGB image; the table has shape (256,)."""
     if _is_large(image):
         return image.point(table.tolist() * 3)
     return Image.fromarray(table.astype(np.uint8).take(np.asarray(image)))
 
 
 def autocontrast(image: Image.Image, kind: type[np.floating] = np.float64) -> Image.Image:
-    """An RGB image, each channel stretched over all levels, computed in floats of this kind: Pillow's float64, or TensorFlow's float32."""
+    """Stretch each channel of an RGB image over all levels, computing in `kind`: float64 as in Pillow, or float32 as in TensorFlow."""
     if kind is np.float64 and _is_large(image):
         return auto_augment.auto_contrast(image)  # type: ignore[no-any-return]
     low, high = np.array(image.getextrema(), kind).T[..., None]
@@ -35,7 +35,7 @@ def autocontrast(image: Image.Image, kind: type[np.floating] = np.float64) -> Im
 
 
 def equalize(image: Image.Image) -> Image.Image:
-    """An RGB image, each channel's levels spread by their cumulative histogram."""
+    """Equalize the histogram of each channel of an RGB image."""
     if _is_large(image):
         return auto_augment.equalize(image)  # type: ignore[no-any-return]
     pixels = np.asarray(image) + _CHANNEL_STARTS
@@ -52,5 +52,5 @@ def _is_large(image: Image.Image) -> bool:
 
 
 def _through_each(pixels: NDArray[np.int64], tables: NDArray[np.integer]) -> Image.Image:
-    """`pixels` has shape (height, width, 3), 256 and 512 added in the second and third channel; `tables` has shape (3, 256)."""
+    """`pixels` has shape (height, width, 3), with 256 and 512 added to the second and third channel; `tables` has shape (3, 256)."""
     return Image.fromarray(tables.astype(np.uint8).ravel().take(pixels))

@@ -1,6 +1,6 @@
-"""Input noise: random crops, flips and RandAugment or another augmentation.
+"""Input noise: random crops, flips, and RandAugment or another augmentation.
 
-Dropout and stochastic depth are drawn inside the network (`network_noise`).
+Dropout and stochastic depth are part of the network (`network_noise`).
 """
 
 import itertools
@@ -27,16 +27,16 @@ Transform = Callable[[bytes | memoryview, int], NDArray[np.uint8]]
 
 
 def training_transforms(settings: TrainSettings, data_config: dict[str, Any]) -> dict[str, Transform]:
-    """The transform of `labeled` and that of `pseudo` images."""
+    """The transforms for `labeled` and `pseudo` images."""
     return {"labeled": training_transform(settings, data_config), "pseudo": training_transform(settings.of_pseudo, data_config)}
 
 
 def training_transform(settings: TrainSettings, data_config: dict[str, Any]) -> Transform:
-    """Encoded bytes and a seed to a noised image: uint8 of shape (height, width, 3), normalized later on the device.
+    """A transform from encoded bytes and a seed to a noised image: uint8 of shape (height, width, 3), normalized later on the device.
 
-    Random resized crop, flip, RandAugment, Cutout; with `crop_padding` RandAugment, Cutout, random crop, flip, as the released code does
-    for small images; with `transform: evaluation` what the network sees in evaluation. The image depends on the bytes and the seed alone.
-    Raises ImageError for bytes that cannot be decoded.
+    Random resized crop, flip, RandAugment, Cutout; with `crop_padding` RandAugment, Cutout, random crop, flip, as in the released code for
+    small images; with `transform: evaluation` what the network sees in evaluation. The image depends only on the bytes and the seed.
+    The transform raises ImageError for bytes that cannot be decoded.
     """
     if settings.transform == "evaluation":
         return _AsInEvaluation(data_config)
@@ -91,7 +91,7 @@ class _Cutout:
 
 
 class _FromTimm:
-    """An augmentation that timm makes of a string; it draws from the three global generators, which are seeded for each image."""
+    """A timm augmentation, given as a string. It draws from the three global random generators, which are seeded for each image."""
 
     def __init__(self, augmentation: str, data_config: dict[str, Any]) -> None:
         _, stage, _ = transforms_imagenet_train(
@@ -114,7 +114,7 @@ class _FromTimm:
 
 
 def _posterize(image: Image.Image, bits: int, **options: object) -> Image.Image:
-    """timm's, for which 0 bits and fewer are a black image; Pillow 13 refuses to do it."""
+    """timm's posterize, where 0 or fewer bits give a black image, which Pillow 13 refuses."""
     return posterize(image, bits, **options) if bits > 0 else Image.new("RGB", image.size)
 
 
@@ -130,7 +130,7 @@ def _augmentations(noise: Noise, data_config: dict[str, Any]) -> list[_Step]:
 
 
 class Normalize:
-    """uint8 images to what the network reads, on the device: shape (batch, 3, height, width) to the same in float32."""
+    """Normalize uint8 images of shape (batch, 3, height, width) on the device, to float32 of the same shape."""
 
     def __init__(self, data_config: dict[str, Any], device: torch.device) -> None:
         self._mean = torch.tensor(data_config["mean"], device=device).view(1, 3, 1, 1) * 255

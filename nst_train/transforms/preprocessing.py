@@ -1,4 +1,4 @@
-"""Encoded bytes to what a classifier reads: its own evaluation transform, exactly or on tensors within a level or two of 255."""
+"""From encoded bytes to classifier inputs: its own evaluation transform, exactly, or on tensors within a level or two of 255."""
 
 import json
 from collections.abc import Sequence
@@ -24,22 +24,22 @@ from nst_data.errors import NstError
 from nst_data.images import PHASH_SIZE_PX, check_dimensions, decode, large_images_alone, phash_row_step, reduced_factor
 
 try:
-    from simplejpeg import decode_jpeg  # libjpeg-turbo, as in Pillow; its warnings are errors here, and nothing goes to the screen
-except ImportError:  # no wheel for this machine; Pillow's pixels are the same
+    from simplejpeg import decode_jpeg  # libjpeg-turbo, as in Pillow; raises its warnings as errors and prints nothing
+except ImportError:  # no wheel for this platform; Pillow decodes to the same pixels
     decode_jpeg = None
 
-LARGEST_SIDE_PX = 8192  # of what a network takes; EfficientNet-L2 takes 800
-_OVERSIZE = 8  # a JPEG is decoded at no less than eight times the size that it is then resized to: at four, 2% of labels changed
-_DCT_SIDE_PX = 8  # from this side on each eighth of an image has a size of its own, by which simplejpeg tells them apart
+LARGEST_SIDE_PX = 8192  # of a network's input; EfficientNet-L2 takes 800
+_OVERSIZE = 8  # a JPEG is decoded at 8 or more times the size that it is then resized to: with 4, 2% of labels changed
+_DCT_SIDE_PX = 8  # from this side on, scales of n/8 all give different sizes, by which simplejpeg chooses the scale
 _FLIPS: dict[int, tuple[int, ...]] = {2: (-1,), 3: (-2, -1), 4: (-2,), 6: (-1,), 7: (-2, -1), 8: (-2,)}
 """Axes that an image of this orientation is mirrored along, after rows and columns have changed places where it lies."""
 _THUMBNAIL = (PHASH_SIZE_PX, PHASH_SIZE_PX)
 _CROP_MODES = (None, "", "center", "squash", "border")
-_BY_PILLOW_ALONE = ("lanczos", "hamming", "box")  # torchvision resizes no tensors by these
+_BY_PILLOW_ALONE = ("lanczos", "hamming", "box")  # torchvision cannot resize tensors with these
 
 
 class Preprocessing(Protocol):
-    """How one classifier wants its images. Equal preprocessings give equal tensors."""
+    """How a classifier expects its images. Equal preprocessings give equal tensors."""
 
     @property
     def exact(self) -> bool:
@@ -47,32 +47,32 @@ class Preprocessing(Protocol):
 
     @property
     def least_side_px(self) -> int | None:
-        """A JPEG may be decoded at reduced size while both sides keep this; None: never."""
+        """The least length of both sides for decoding a JPEG at reduced size; None to never reduce."""
 
     def prepare(self, pixels: UInt8[Tensor, "3 h w"]) -> Tensor:
-        """One decoded image to a tensor of the classifier's size, whatever its own."""
+        """Turn a decoded image of any size into a tensor of the classifier's size."""
 
     @property
     def described(self) -> dict[str, Any]:
-        """What other programs need to know to prepare images in the same way, as JSON can hold it."""
+        """What other programs need to prepare images in the same way, as JSON values."""
 
     @property
     def data_config(self) -> dict[str, Any]:
-        """What a training transform is made from: `input_size` and `interpolation`."""
+        """What a training transform is built from: `input_size` and `interpolation`."""
 
     def of_its_size(self, image: UInt8[np.ndarray, "height width 3"]) -> Tensor:
-        """An image that a training transform made, of the classifier's size, to what `prepare` gives."""
+        """Turn an image from a training transform, of the classifier's size, into what `prepare` returns."""
 
     def finish(self, batch: Tensor) -> Float[Tensor, "batch 3 height width"]:
-        """A stack of prepared images, on the device, to what the network reads."""
+        """Turn a batch of prepared images, on the device, into the network's input."""
 
 
 @dataclass(frozen=True)
 class TimmPreprocessing:
     """timm's evaluation transform (`create_transform`, from the network's `data_config`): resize, crop, normalize.
 
-    Resizing works on uint8 tensors; with `exact` on Pillow images, as timm does it. The two differ by rounding: 0.01 of 255 levels on
-    average, 2 at most, on photographs (`benchmarks/results/label.md`).
+    It resizes uint8 tensors; with `exact`, Pillow images, as timm does. The two differ by rounding: on photographs by 0.01 of 255 levels
+    on average, and by 2 at most (`benchmarks/results/label.md`).
     """
 
     input_size: tuple[int, int, int]
@@ -85,7 +85,7 @@ class TimmPreprocessing:
 
     @classmethod
     def of(cls, data_config: dict[str, Any], exact: bool = False) -> "TimmPreprocessing":
-        """From timm's `resolve_model_data_config`. Raises NstError as `check_data_config` does."""
+        """Create it from the result of timm's `resolve_model_data_config`. Raises NstError like `check_data_config`."""
         c = check_data_config(data_config)
         return cls(
             tuple(c["input_size"]), c["interpolation"], tuple(c["mean"]), tuple(c["std"]), c["crop_pct"], c.get("crop_mode") or None, exact
@@ -93,24 +93,24 @@ class TimmPreprocessing:
 
     @cached_property
     def least_side_px(self) -> int | None:
-        """Eight times the longest side that the image is resized to."""
+        """Eight times the longer side that images are resized to; None with `exact`."""
         return None if self.exact else _OVERSIZE * max(self._resized_to)
 
     def prepare(self, pixels: UInt8[Tensor, "3 h w"]) -> UInt8[Tensor, "3 height width"]:
-        """Resized and cropped."""
-        # timm pads tensors with one level only, not with a color
+        """Resize and crop a decoded image."""
+        # timm pads tensors with a single level, not with a color
         if self.exact or self.crop_mode == "border" or self.interpolation in _BY_PILLOW_ALONE:
             return self._transform(as_image(pixels))  # type: ignore[no-any-return]
         if pixels.shape[-2:] == self.input_size[1:] == self._resized_to:
             return pixels
         for step in self._transform.transforms[:-1]:
-            resizes = isinstance(step, Resize)  # the older kind goes through float32 for tensors: four times the cost
+            resizes = isinstance(step, Resize)  # torchvision's v1 `Resize` converts tensors to float32, at four times the cost
             pixels = tensor_transforms.resize(pixels, step.size, step.interpolation, antialias=True) if resizes else step(pixels)
         return pixels
 
     @property
     def described(self) -> dict[str, Any]:
-        """timm's `data_config`, of RGB values from 0 to 1."""
+        """timm's `data_config`, for RGB values in [0, 1]."""
         return {
             **{"input_size": list(self.input_size), "interpolation": self.interpolation, "mean": list(self.mean), "std": list(self.std)},
             **{"crop_pct": self.crop_pct, "crop_mode": self.crop_mode or "center"},
@@ -118,15 +118,15 @@ class TimmPreprocessing:
 
     @property
     def data_config(self) -> dict[str, Any]:
-        """As timm has it."""
+        """The input size and interpolation, in timm's format."""
         return {"input_size": self.input_size, "interpolation": self.interpolation}
 
     def of_its_size(self, image: UInt8[np.ndarray, "height width 3"]) -> UInt8[Tensor, "3 height width"]:
-        """The same."""
+        """The image as a tensor, otherwise unchanged."""
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
     def finish(self, batch: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
-        """Normalized, bit for bit as torchvision's ToTensor and Normalize do it image by image."""
+        """Normalize a batch, bit for bit as torchvision's ToTensor and Normalize do for each image."""
         mean, std = (_per_channel(value, batch.device) for value in (self.mean, self.std))
         return batch.float().div_(255).sub_(mean).div_(std)
 
@@ -151,9 +151,9 @@ class TimmPreprocessing:
 
 @dataclass(frozen=True)
 class ProcessorPreprocessing:
-    """The image processor of a transformers classifier, as it is. Raises NstError where its output has no fixed size."""
+    """The image processor of a transformers classifier, as it is. Raises NstError if its output has no fixed size."""
 
-    identity: str  # what tells two processors apart
+    identity: str  # distinguishes processors: their JSON
     processor: Any = field(compare=False)
     exact: bool = False
     least_side_px: int | None = field(default=None, init=False)
@@ -175,23 +175,23 @@ class ProcessorPreprocessing:
 
     @property
     def data_config(self) -> dict[str, Any]:
-        """As timm has it."""
+        """The input size and interpolation, in timm's format."""
         size = tuple(self.prepare(torch.zeros(3, 48, 64, dtype=torch.uint8)).shape)
         return {"input_size": size, "interpolation": "bilinear" if self.processor.resample == Image.Resampling.BILINEAR else "bicubic"}
 
     def of_its_size(self, image: UInt8[np.ndarray, "height width 3"]) -> Float[Tensor, "3 height width"]:
-        """Scaled and normalized alone."""
+        """Rescale and normalize an image, without resizing or cropping."""
         as_it_is = {"do_resize": False, "do_center_crop": False, "return_tensors": "pt"}
         values: Tensor = self.processor(images=Image.fromarray(image), **as_it_is)["pixel_values"]
         return values[0]
 
     def finish(self, batch: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
-        """Done before."""
+        """The batch unchanged: `prepare` has done everything."""
         return batch
 
 
 def check_data_config(data_config: dict[str, Any]) -> dict[str, Any]:
-    """The same, where it is one for RGB images. Raises NstError that names the value: a stranger may have written it."""
+    """Return a `data_config` if it is valid and for RGB images, else raise NstError that names the bad value. It may not be trusted."""
     c = data_config
     size = c["input_size"]
     if not _are_numbers(size, 3) or not all(isinstance(side, int) and 0 < side <= LARGEST_SIDE_PX for side in size):
@@ -202,7 +202,7 @@ def check_data_config(data_config: dict[str, Any]) -> dict[str, Any]:
         raise NstError(f"mean, std: expected three numbers each, none of std 0, found {c['mean']!r} and {c['std']!r}")
     if not _are_numbers([c["crop_pct"]], 1) or not max(size) / LARGEST_SIDE_PX <= c["crop_pct"]:
         raise NstError(f"crop_pct: expected the kept share of the image, such as 0.875, found {c['crop_pct']!r}")
-    if c.get("crop_mode") not in _CROP_MODES:  # timm would take the center
+    if c.get("crop_mode") not in _CROP_MODES:  # timm would fall back to center
         raise NstError(f"crop_mode: expected center, squash or border, found {c['crop_mode']!r}")
     try:
         str_to_interp_mode(c["interpolation"])
@@ -217,9 +217,9 @@ def _are_numbers(values: Any, count: int) -> bool:  # noqa: ANN401 - anything th
 
 
 def decode_pixels(encoded: bytes | memoryview, least_side_px: int | None = None, exact: bool = False) -> UInt8[Tensor, "3 height width"]:
-    """Decode as `nst_data.images.decode` does; unless `exact`, a JPEG by libjpeg-turbo itself: the same pixels, at less cost.
+    """Decode like `nst_data.images.decode`, but a JPEG by libjpeg-turbo directly unless `exact`: the same pixels at less cost.
 
-    With `least_side_px` a JPEG may come out smaller, see there. Raises ImageError with the reason.
+    With `least_side_px`, a JPEG may be decoded at reduced size, as described there. Raises ImageError with the reason.
     """
     header = None if exact or decode_jpeg is None else jpeg_header(encoded)
     if header is not None and header.components in (1, 3):
@@ -232,7 +232,7 @@ def decode_pixels(encoded: bytes | memoryview, least_side_px: int | None = None,
                     pixels = torch.from_numpy(decode_jpeg(memoryview(encoded).cast("B"), "RGB", **wanted)).permute(2, 0, 1)
                 return _upright(pixels, jpeg_orientation(encoded))
             except ValueError:
-                pass  # what it refuses Pillow decides, and gives the reason
+                pass  # left to Pillow, which decodes it or gives the reason
     image = decode(encoded, least_side_px)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
@@ -244,7 +244,7 @@ def _upright(pixels: UInt8[Tensor, "3 h w"], orientation: int) -> UInt8[Tensor, 
 
 
 def thumbnail(pixels: UInt8[Tensor, "3 h w"]) -> UInt8[Tensor, "3 32 32"]:
-    """What the perceptual hash reads of an image, as `nst_data.images.phash_thumbnail` makes it up to rounding."""
+    """The thumbnail that the perceptual hash is computed from, up to rounding the same as `nst_data.images.phash_thumbnail`."""
     if pixels.shape[-2:] == _THUMBNAIL:
         return pixels
     rows = pixels[:, :: phash_row_step(pixels.shape[-2])]
@@ -252,7 +252,7 @@ def thumbnail(pixels: UInt8[Tensor, "3 h w"]) -> UInt8[Tensor, "3 32 32"]:
 
 
 def stacked_thumbnails(small: Sequence[UInt8[Tensor, "3 32 32"]]) -> NDArray[np.uint8]:
-    """Thumbnails for `nst_data.images.phash`; shape (images, 32, 32, 3)."""
+    """Stack thumbnails for `nst_data.images.phash`, to shape (images, 32, 32, 3)."""
     if not small:
         return np.empty((0, *_THUMBNAIL, 3), np.uint8)
     thumbnails: NDArray[np.uint8] = stacked(small).permute(0, 2, 3, 1).numpy()
@@ -260,18 +260,18 @@ def stacked_thumbnails(small: Sequence[UInt8[Tensor, "3 32 32"]]) -> NDArray[np.
 
 
 def stacked(images: Sequence[Tensor]) -> Tensor:
-    """A batch of images of one size: channels last in memory where the first one is, which copies whole images and not value by value."""
+    """Stack images of one size, channels last in memory if the first is, so that whole images are copied and not single values."""
     if images[0].stride(0) == 1:
         return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
     return torch.stack(list(images))
 
 
 def as_image(pixels: UInt8[Tensor, "3 height width"]) -> Image.Image:
-    """A decoded image for Pillow."""
+    """A decoded image as a Pillow image."""
     return Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
 
 
 @lru_cache
 def _per_channel(values: tuple[float, ...], device: torch.device) -> Float[Tensor, "1 channels 1 1"]:
-    """On the device once: a copy for each batch would make the device wait."""
+    """Mean or std on the device, cached: copying it for each batch would make the device wait."""
     return torch.tensor(values, device=device).view(1, -1, 1, 1)

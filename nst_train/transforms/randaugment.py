@@ -1,21 +1,21 @@
 """RandAugment with the operations and formulas of the released code (google-research/noisystudent, `randaugment.py`, TensorFlow 1).
 
-Its magnitude is not clipped: 27 of 10 gives each operation 2.7 times its amount at 10. timm's operations, which are Pillow's, do the work
-where they give the same pixels; these do not:
+Its magnitude is not clipped at 10: 27 gives each operation 2.7 times its amount at 10. timm's operations, which are Pillow's, are used if
+they give the same pixels as the released code. These do not:
 
-- Posterize, Solarize: the released code compares and shifts in uint8, and an amount outside it wraps around. At magnitude 27 Solarize's
-  threshold of 691 acts as 179, at 10 the one of 256 as 0; 10 bits of Posterize are a shift by -2, which is 254 and clamped to 7.
+- Posterize, Solarize: the released code compares and shifts in uint8, and amounts out of range wrap around. At magnitude 27, Solarize's
+  threshold of 691 acts as 179, and at 10, one of 256 as 0; 10 bits of Posterize are a shift by -2, which becomes 254 and is clamped to 7.
 - SolarizeAdd: adds up to 297 at magnitude 27, and then clips.
-- Contrast: moves away not from the mean gray but from the number of pixels / 256, at most 255: white from 256x256 on.
-- Sharpness: rounds its smooth image down.
-- Rotate, Shear, Translate: take the nearest pixel; Shear counts from the middle of the first one. Uncovered pixels are 128.
+- Contrast: blends not with the mean gray but with the number of pixels / 256, at most 255: white from 256x256 on.
+- Sharpness: rounds its smoothed image down.
+- Rotate, Shear, Translate: take the nearest pixel; Shear measures from the center of the first pixel. Uncovered pixels are 128.
 - Cutout: timm has none.
 
-With `amounts` released, three more are the released code's: Color's gray and AutoContrast's levels are rounded down in float32, and Shear
-rounds a half up. With `scaled`, all that nst had before, they are Pillow's: on photographs 20% of the pixels of Color differ, by 4 levels
-at most, 1% of AutoContrast's, by one level, and 1% of Shear's.
+With `amounts` released, three more operations follow the released code: Color's gray and AutoContrast's levels are rounded down in
+float32, and Shear rounds half up. With `scaled`, the only behavior of earlier versions of nst, they are Pillow's: on photographs 20% of
+Color's pixels differ, by at most 4 levels, 1% of AutoContrast's, by one level, and 1% of Shear's.
 
-What still differs, beside TensorFlow 2.21 on photographs: 0.7% of Sharpness's pixels, where TensorFlow's sums of float32 end just below a
+Remaining differences from TensorFlow 2.21, on photographs: 0.7% of Sharpness's pixels, where TensorFlow's float32 sums end just below a
 whole level (which ones depends on its device), and 0.1% of Rotate's and 0.05% of Shear's, midway between two pixels.
 """
 
@@ -34,20 +34,20 @@ from nst_train.transforms.level_tables import autocontrast, equalize, through
 _LEVELS = np.arange(256)
 FILL = (128, 128, 128)
 _AT_MAGNITUDE = 10  # the amounts below are what an operation does at this magnitude
-_REFERENCE_SIDE, _TRANSLATE_PX, _CUTOUT_PX = 600, 100, 40  # of the released code, at the image size of its EfficientNet-B7
+_REFERENCE_SIDE, _TRANSLATE_PX, _CUTOUT_PX = 600, 100, 40  # of the released code, for the image size of its EfficientNet-B7
 _SMALL_SIDE = 64
-_UP = 0.005  # pixels: more than Pillow's coordinates in 1/65536 err over 600 rows, less than the 0.01 between two of a magnitude
+_UP = 0.005  # pixels: above the error of Pillow's coordinates (in 1/65536) over 600 rows, below the 0.01 between two at one magnitude
 _OF_WHITE, _GRAY = np.float32(1 / 255), np.array([0.2989, 0.587, 0.114], np.float32)
-_SMOOTH = ImageFilter.Kernel((3, 3), (1, 1, 1, 1, 5, 1, 1, 1, 1), scale=13, offset=-0.49)  # Pillow adds 0.5: down, and not by float error
+_SMOOTH = ImageFilter.Kernel((3, 3), (1, 1, 1, 1, 5, 1, 1, 1, 1), scale=13, offset=-0.49)  # Pillow adds 0.5: down, despite float errors
 
 
 def translate_px(side_px: int, amounts: Amounts = "scaled") -> float:
-    """How far images move at magnitude 10: an eighth of small ones, as for SVHN; 100 pixels of others (released), or of 600 (scaled)."""
+    """Pixels that images move at magnitude 10: an eighth of sides up to 64, as for SVHN; else 100 (released), or 100 per 600 (scaled)."""
     return _pixels(_TRANSLATE_PX, side_px, amounts)
 
 
 def cutout_px(side_px: int, amounts: Amounts = "scaled") -> float:
-    """Half the side of Cutout's square at magnitude 10: an eighth of small images, as for SVHN; 40 pixels of others, or of 600."""
+    """Half the side of Cutout's square at magnitude 10: an eighth of sides up to 64, as for SVHN; else 40, or 40 per 600."""
     return _pixels(_CUTOUT_PX, side_px, amounts)
 
 
@@ -80,9 +80,10 @@ _SIGNED = {"Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY"}
 
 
 def amount_of(name: str, magnitude: float, side_px: int = _REFERENCE_SIDE, amounts: Amounts = "scaled") -> float:
-    """What the released code hands to an operation, its random sign apart.
+    """The amount that the released code passes to an operation, without its random sign.
 
-    Degrees of Rotate, bits that Posterize keeps, thresholds, sums and pixels as whole levels, factors of a blend; 0 where there is none.
+    Degrees for Rotate, bits kept by Posterize, levels for Solarize and SolarizeAdd, pixels for Translate and Cutout, a slope for Shear, a
+    blending factor for Color, Contrast, Brightness and Sharpness; 0 for operations without an amount.
     """
     return _AMOUNTS[name](magnitude / _AT_MAGNITUDE, side_px, amounts)
 
@@ -96,7 +97,7 @@ class Operation:
     amounts: Amounts = "scaled"
 
     def __call__(self, image: Image.Image, random: Random) -> Image.Image:
-        """A changed copy of an RGB image; `random` decides signs and places."""
+        """Apply it to a copy of an RGB image; `random` determines signs and positions."""
         amount = -self.amount if self.name in _SIGNED and random.random() < 0.5 else self.amount
         if self.name == "Cutout":
             return cutout(image, 2 * int(amount), random)
@@ -113,14 +114,14 @@ class RandAugment:
         self._count = noise.operations
 
     def __call__(self, image: Image.Image, random: Random) -> Image.Image:
-        """An augmented copy of an RGB image; `random` decides all."""
+        """Augment a copy of an RGB image; `random` determines everything."""
         for _ in range(self._count):
             image = random.choice(self.operations)(image, random)
         return image
 
 
 def cutout(image: Image.Image, side_px: int, random: Random) -> Image.Image:
-    """A copy with a gray square around a pixel drawn evenly, so that part of it may lie outside (arXiv 1708.04552)."""
+    """A copy with a gray square around a uniformly drawn pixel, which may extend beyond the image (arXiv 1708.04552)."""
     left, top = random.randrange(image.width) - side_px // 2, random.randrange(image.height) - side_px // 2
     cut = image.copy()
     if side_px:

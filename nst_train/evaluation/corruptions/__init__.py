@@ -1,21 +1,21 @@
 """The fifteen corruptions of Hendrycks and Dietterich (ICLR 2019, arXiv 1903.12261) at five severities, and their four extra ones.
 
-Parameters are the published ones of the benchmark whose images are nearest in size: CIFAR-10-C (32 px), Tiny ImageNet-C (64 px) or
-ImageNet-C (224 px), see `parameters`. Lengths are in pixels and not scaled further: as ImageNet-C does it, resize and crop an image first.
-The formulas are the published code's (hendrycks/robustness), for any aspect; the pixels differ from the released files in this:
+Parameters are the published ones of the benchmark with images nearest in size: CIFAR-10-C (32 px), Tiny ImageNet-C (64 px) or
+ImageNet-C (224 px), see `parameters`. Lengths are in pixels and not scaled further: resize and crop images first, as for ImageNet-C.
+The formulas are those of the published code (hendrycks/robustness), for any aspect ratio. The pixels differ from the released files:
 
-- frost lays generated ice over the image and not photographs (`frost`): its numbers cannot be compared with published ones;
-- zooms and displacements are interpolated by OpenCV, which before version 5 knows 1/32 of a pixel, and motion blur sums ImageMagick's
-  kernel without ImageMagick: on the same draws, with version 5, both stay within a level;
-- levels are rounded down, as NumPy's conversion to uint8 does it there, but what is within 0.001 of a whole level is that level;
+- frost overlays generated ice instead of photographs (`frost`): its numbers cannot be compared with published ones;
+- zooms and displacements are interpolated by OpenCV, which before version 5 resolves 1/32 of a pixel, and motion blur sums ImageMagick's
+  kernel without ImageMagick: for the same draws, with version 5, both are within one level;
+- levels are rounded down, as by NumPy's conversion to uint8 there, but a value up to 0.001 below a whole level counts as that level;
 - the noise is drawn by other generators: equal in distribution, not in value;
 - the released ImageNet-C files are JPEGs of quality 85; these pixels are not compressed.
 
-Written here since no library that installs today would do. imagecorruptions 1.1.2 does not import on current NumPy and SciPy; its forks
-imagecorruptions-imaug 1.1.5 and imgcorr 1.1.3 and corrupt-tta 0.1.7 draw from NumPy's global generator, have ImageNet-C's parameters alone,
-and ask for OpenCV's desktop build, two of them for Numba as well; imagenet-c 0.0.3 needs ImageMagick; kornia is made of torch, and
-neither it nor albumentations (its MIT-licensed line has ended, its successor is AGPL) nor augly has the set with these parameters.
-OpenCV, Pillow and NumPy do the work.
+They are implemented here because no library that installs today would do. imagecorruptions 1.1.2 cannot be imported with current NumPy and
+SciPy; its forks imagecorruptions-imaug 1.1.5 and imgcorr 1.1.3 and corrupt-tta 0.1.7 draw from NumPy's global generator, only have
+ImageNet-C's parameters, and depend on OpenCV's desktop build, two of them also on Numba; imagenet-c 0.0.3 needs ImageMagick; kornia is
+based on torch, and neither it nor albumentations (its MIT-licensed line has ended, its successor is AGPL) nor augly has the set with these
+parameters. OpenCV, Pillow and NumPy do the work.
 """
 
 import operator
@@ -54,9 +54,9 @@ EXTRA_CORRUPTIONS = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
 def corrupt(pixels: NDArray[np.uint8], name: str, severity: int, seed: int) -> NDArray[np.uint8]:
     """A corrupted copy of one RGB image, uint8, shape (height, width, 3), both sides 32 px or more.
 
-    It depends on the arguments alone: give each image a seed of its own, or images of one size get the same noise. The draws (noise, angle,
-    piece of ice) are other ones for each corruption and the same at its five severities, which differ by strength alone. Raises
-    UsageError for an unknown name or severity, NstError for pixels or a seed that do not fit.
+    It depends only on the arguments: give each image its own seed, or images of one size get the same noise. The draws (noise, angle,
+    piece of ice) differ between corruptions and are the same at all five severities, which differ only in strength. Raises UsageError for
+    an unknown name or severity, and NstError for invalid pixels or an invalid seed.
     """
     if name not in (known := CORRUPTIONS + EXTRA_CORRUPTIONS):
         raise UsageError(f"corruption: expected one of {', '.join(known)}, found {name!r}")
@@ -71,10 +71,10 @@ def corrupt(pixels: NDArray[np.uint8], name: str, severity: int, seed: int) -> N
 
 
 def check_opencv() -> None:
-    """Raises UsageError where OpenCV is not installed, which makes the corruptions."""
+    """Raises UsageError if OpenCV, which corruptions need, is not installed."""
     try:
         is_missing = find_spec("cv2") is None
-    except ValueError:  # another thread is in the midst of importing it
+    except ValueError:  # another thread is just importing it
         is_missing = False
     if is_missing:
         raise UsageError("corruptions are made by OpenCV, which is not installed: pip install 'nst[robustness]'")

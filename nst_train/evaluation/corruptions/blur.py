@@ -10,11 +10,11 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 Levels = NDArray[np.float32]
-WITHIN = 1e-3  # of a level: float32 sums of a flat picture are no further off
+WITHIN = 1e-3  # of a level: the largest error of float32 sums over a flat image
 
 
 def smooth(values: NDArray[Any], sigma: float, truncate: float = 4, border: int = cv2.BORDER_REPLICATE) -> Levels:
-    """A Gaussian filter up to `truncate` standard deviations, over the first two axes; the defaults are scikit-image's."""
+    """Gaussian filter over the first two axes, truncated at `truncate` standard deviations; the defaults are those of scikit-image."""
     radius = int(truncate * sigma + 0.5)
     values = values.astype(np.float32, copy=False)
     if radius:
@@ -23,15 +23,16 @@ def smooth(values: NDArray[Any], sigma: float, truncate: float = 4, border: int 
 
 
 def gaussian_blur(pixels: NDArray[np.uint8], random: Generator, sigma: float) -> Levels:
-    """A Gaussian filter."""
+    """Gaussian filter."""
     return smooth(pixels, sigma)
 
 
 def glass_blur(pixels: NDArray[np.uint8], random: Generator, sigma: float, reach: float, rounds: float) -> Levels:
-    """A Gaussian filter, pixels that take the place of their neighbors, and the filter again.
+    """Gaussian filter, pixels replaced by their neighbors, and the filter again.
 
-    The published loop visits pixels from the last row and column up and means to swap each with one at most `reach` away; on NumPy's
-    views the swap is a copy, one pixel after the other, and the released sets are made so. Here the final origins are found all at once.
+    The published loop visits pixels from the last row and column upward and is meant to swap each with one at most `reach` away; on
+    NumPy views the swap becomes a copy, one pixel after the other, and the released sets are made this way. Here the origins of all pixels
+    are computed at once.
     """
     blurred = (smooth(pixels, sigma) + np.float32(WITHIN)).astype(np.uint8)
     for _ in range(int(rounds)):
@@ -50,17 +51,17 @@ def _copy_neighbors(pixels: NDArray[np.uint8], reach: int, random: Generator) ->
     shift = random.integers(-reach, reach, (2, *place[inside].shape), dtype=np.int32)
     origin[inside] += shift[0] * width + shift[1]
     source = origin.ravel()
-    overwritten = visited.ravel()[source] & (source > number)  # the neighbor was there before: what it took counts
+    overwritten = visited.ravel()[source] & (source > number)  # the neighbor was visited earlier: its new value counts
     last = np.where(overwritten, source, number)
-    while not np.array_equal(further := last[last], last):  # along the chain of copies, twice as far each time
+    while not np.array_equal(further := last[last], last):  # follow the chains of copies, twice as far each time
         last = further
     return pixels.reshape(-1, 3)[source[last]].reshape(pixels.shape)
 
 
 def defocus_blur(pixels: NDArray[np.uint8], random: Generator, radius: float, softness: float) -> Levels:
-    """A disk, its rim softened by a Gaussian of standard deviation `softness`; reflected at the borders.
+    """Blur by a disk whose rim is softened by a Gaussian of standard deviation `softness`; reflected at the borders.
 
-    As published the softening is itself reflected at the edge of the disk's square, so that the disk of 8 or 10 px brightens images by 1%.
+    As published, the softening itself is reflected at the edge of the disk's square, so that disks of 8 or 10 px brighten images by 1%.
     """
     blurred: Levels = cv2.filter2D(pixels, cv2.CV_32F, _disk(radius, softness))
     return blurred
@@ -76,13 +77,13 @@ def _disk(radius: float, softness: float) -> Levels:
 
 
 def motion_blur(pixels: NDArray[np.uint8], random: Generator, radius: float, sigma: float) -> Levels:
-    """Along a line within 45 degrees of the horizontal; whole levels, as ImageMagick returns them."""
+    """Motion blur along a line within 45 degrees of the horizontal, rounded to whole levels as in ImageMagick."""
     rounded: Levels = np.rint(drag(pixels, radius, sigma, random.uniform(-45, 45)))
     return rounded
 
 
 def drag(values: NDArray[np.uint8], radius: float, sigma: float, degrees: float) -> Levels:
-    """ImageMagick's motion blur: half a Gaussian, 2 radius + 1 pixels along one direction (90 degrees point down), edges repeated."""
+    """ImageMagick's motion blur: half a Gaussian over 2 radius + 1 pixels in one direction (90 degrees is down), with repeated edges."""
     along = np.arange(2 * math.ceil(radius) + 1)
     weights = np.exp(-(along**2) / (2 * sigma**2))
     angle = math.radians(degrees)
@@ -95,7 +96,7 @@ def drag(values: NDArray[np.uint8], radius: float, sigma: float, degrees: float)
 
 
 def zoom_blur(pixels: NDArray[np.uint8], random: Generator, end: float, step: float) -> Levels:
-    """The mean of the image and of its enlargements by `numpy.arange(1, end, step)`, which has `end` in it or not as rounding goes."""
+    """The mean of the image and its enlargements by `numpy.arange(1, end, step)`, which includes `end` or not depending on rounding."""
     factors = np.arange(1, end, step)
     levels = pixels.astype(np.float32)
     total = levels.copy()
@@ -105,7 +106,7 @@ def zoom_blur(pixels: NDArray[np.uint8], random: Generator, end: float, step: fl
 
 
 def enlarge(values: Levels, factor: float) -> Levels:
-    """The middle of the image, enlarged linearly, in the image's own shape; the middle's corners stay corners."""
+    """The center of the image, enlarged linearly to the shape of the image; the corners of the center stay corners."""
     (a, first_row), (b, first_column) = (_source_of(side, factor) for side in values.shape[:2])
     matrix = np.array([[b, 0, first_column], [0, a, first_row]])
     size = (values.shape[1], values.shape[0])
@@ -115,7 +116,7 @@ def enlarge(values: Levels, factor: float) -> Levels:
 
 
 def _source_of(side_px: int, factor: float) -> tuple[float, float]:
-    """Pixel p of the enlarged side shows the place scale * p + first of the original: (scale, first)."""
+    """(scale, first) such that pixel p of the enlarged side shows position scale * p + first of the original."""
     part = math.ceil(side_px / factor)
     enlarged = round(part * factor)
     scale = (part - 1) / (enlarged - 1)

@@ -14,17 +14,17 @@ Levels = NDArray[np.float32]
 
 
 def contrast(pixels: NDArray[np.uint8], random: Generator, factor: float) -> Levels:
-    """The distance from each channel's mean, times a factor."""
+    """Scale the distance from each channel's mean by a factor."""
     means = pixels.mean(axis=(0, 1)).astype(np.float32)
     levels: Levels = (pixels - means) * np.float32(factor) + means
     return levels
 
 
 def elastic_transform(pixels: NDArray[np.uint8], random: Generator, strength: float, sigma: float, affine: float) -> Levels:
-    """A random affine map, and each pixel displaced by smooth noise.
+    """A random affine map, followed by displacing each pixel by smooth noise.
 
-    Three corners of the square in the middle, whose half side is a third of the image's shorter one, move by up to `affine` either way;
-    displacements are uniform noise from -1 to 1 under a Gaussian filter of `sigma`, times `strength`. Reflected at the borders.
+    Three corners of the centered square, whose half side is a third of the image's shorter side, move by up to `affine` in each direction;
+    displacements are uniform noise from -1 to 1, smoothed by a Gaussian filter of `sigma`, times `strength`. Reflected at the borders.
     """
     height, width = pixels.shape[:2]
     center, reach = np.array([width // 2, height // 2]), min(height, width) // 3
@@ -40,14 +40,14 @@ def elastic_transform(pixels: NDArray[np.uint8], random: Generator, strength: fl
 
 
 def pixelate(pixels: NDArray[np.uint8], random: Generator, factor: float) -> NDArray[np.uint8]:
-    """Shrunk to this share of each side and enlarged again, by averages over boxes."""
+    """Shrink to this share of each side and enlarge again, by box filters."""
     image = Image.fromarray(pixels)
     small = image.resize((int(image.width * factor), int(image.height * factor)), Image.Resampling.BOX)
     return np.array(small.resize(image.size, Image.Resampling.BOX))
 
 
 def jpeg_compression(pixels: NDArray[np.uint8], random: Generator, quality: float) -> NDArray[np.uint8]:
-    """Pillow's JPEG at this quality, and back."""
+    """Encode as a JPEG of this quality with Pillow, and decode it."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=int(quality))
     return np.array(Image.open(file, formats=["JPEG"]))

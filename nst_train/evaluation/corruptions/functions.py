@@ -1,4 +1,4 @@
-"""The function of each corruption, by its name."""
+"""The corruption functions by name."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ from nst_train.evaluation.corruptions.noise import gaussian_noise, impulse_noise
 from nst_train.evaluation.corruptions.parameters import parameters_of
 from nst_train.evaluation.corruptions.weather import brightness, fog, frost, snow, spatter
 
-cv2.setNumThreads(1)  # callers run images side by side; OpenCV's own threads do not survive a fork
+cv2.setNumThreads(1)  # callers process images in parallel; OpenCV's own threads do not survive a fork
 
 _FUNCTIONS: dict[str, Callable[..., NDArray[Any]]] = {
     "gaussian_noise": gaussian_noise,
@@ -39,6 +39,6 @@ _FUNCTIONS: dict[str, Callable[..., NDArray[Any]]] = {
 
 
 def apply(name: str, pixels: NDArray[np.uint8], random: np.random.Generator, severity: int) -> NDArray[np.uint8]:
-    """A corrupted copy of an RGB image, uint8, shape (height, width, 3), which `random` decides."""
+    """A corrupted copy of an RGB image, uint8, shape (height, width, 3); `random` determines all draws."""
     levels = _FUNCTIONS[name](pixels, random, *parameters_of(name, severity, min(pixels.shape[:2])))
     return levels if levels.dtype == np.uint8 else (np.clip(levels, 0, 255) + np.float32(WITHIN)).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Noise: each value of the image changes on its own. Arrays are images of shape (height, width, 3) with levels from 0 to 255."""
+"""Noise, which changes each value of an image independently. Arrays are images of shape (height, width, 3) with levels from 0 to 255."""
 
 from typing import Any
 
@@ -10,24 +10,24 @@ Levels = NDArray[np.float32]
 
 
 def gaussian_noise(pixels: NDArray[np.uint8], random: Generator, std: float) -> Levels:
-    """Adds normal noise; `std` as a share of the range, as in all that follows."""
+    """Add normal noise; `std` is a share of the range, here and below."""
     return pixels + np.float32(255 * std) * _normal(pixels.shape, random)
 
 
 def shot_noise(pixels: NDArray[np.uint8], random: Generator, photons: float) -> Levels:
-    """Poisson noise of a sensor on which a white pixel leaves so many photons."""
+    """Poisson noise of a sensor that counts `photons` photons for a white pixel."""
     counts = random.poisson(pixels * (photons / 255))
     return counts.astype(np.float32) * np.float32(255 / photons)
 
 
 def impulse_noise(pixels: NDArray[np.uint8], random: Generator, share: float) -> NDArray[np.uint8]:
-    """Salt and pepper: this share of the values becomes 0 or 255, one as often as the other."""
+    """Salt and pepper noise: this share of the values becomes 0 or 255, equally often."""
     drawn = random.random(pixels.shape, dtype=np.float32)
     return np.where(drawn < share / 2, np.uint8(0), np.where(drawn >= 1 - share / 2, np.uint8(255), pixels))
 
 
 def speckle_noise(pixels: NDArray[np.uint8], random: Generator, std: float) -> Levels:
-    """Normal noise in proportion to the level."""
+    """Normal noise proportional to the level."""
     return pixels * (1 + np.float32(std) * _normal(pixels.shape, random))
 
 

@@ -1,7 +1,7 @@
 """The published parameters of each corruption at severities 1 to 5, by the size of the benchmark's images.
 
-From hendrycks/robustness, `ImageNet-C/create_c`: `make_cifar_c.py`, `make_tinyimagenet_c.py`, `make_imagenet_c.py`. Meaning and units are
-those of the arguments of each corruption's function.
+From hendrycks/robustness, `ImageNet-C/create_c`: `make_cifar_c.py`, `make_tinyimagenet_c.py`, `make_imagenet_c.py`. Their meaning and units
+are those of the arguments of each corruption's function.
 """
 
 Values = tuple[float, ...]
@@ -14,7 +14,7 @@ def _single(*values: float) -> Severities:
 
 
 def _elastic(side_px: int, *shares: Values) -> Severities:
-    """Shares of the image's side, as they are published, to pixels."""
+    """Convert shares of the image's side, as published, to pixels."""
     first, second, third, fourth, fifth = (tuple(share * side_px for share in values) for values in shares)
     return first, second, third, fourth, fifth
 
@@ -122,9 +122,9 @@ _BENCHMARKS = {32: _CIFAR_10_C, 64: _TINY_IMAGENET_C, 224: _IMAGENET_C}
 
 
 def benchmark_px(side_px: int) -> int:
-    """The image size of the benchmark whose parameters images with this shorter side get, the nearest by ratio: 32, 64 or 224.
+    """The image size of the benchmark whose parameters are used for images with this shorter side, the nearest by ratio: 32, 64 or 224.
 
-    That is 32 up to 45 px, 64 up to 119 px, 224 from 120 px on.
+    It is 32 up to 45 px, 64 up to 119 px, and 224 from 120 px.
     """
     return min(_BENCHMARKS, key=lambda size: max(size / side_px, side_px / size))
 

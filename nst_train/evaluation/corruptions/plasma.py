@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 def plasma(side: int, decay: float, random: Generator) -> NDArray[np.float32]:
     """A periodic height map from 0 to 1 by the diamond-square algorithm, shape (side, side); `side` is a power of two.
 
-    The uniform noise of each halving of the grid is smaller by the square of `decay`, as the published code has it.
+    Each time the grid is halved, the uniform noise is divided by the square of `decay`, as in the published code.
     """
     heights = np.zeros((1, 1), dtype=np.float32)
     size = 1.0

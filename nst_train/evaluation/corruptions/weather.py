@@ -1,4 +1,4 @@
-"""Weather. Arrays are images of shape (height, width, 3) with levels from 0 to 255; lengths are in pixels."""
+"""Weather effects. Arrays are images of shape (height, width, 3) with levels from 0 to 255; lengths are in pixels."""
 
 import cv2
 import numpy as np
@@ -23,9 +23,9 @@ def snow(
     sigma: float,
     darkness: float,
 ) -> Levels:
-    """Flakes that fall within 45 degrees of straight down, over a whitened image, and again turned upside down.
+    """Flakes falling within 45 degrees of straight down over a whitened image, added twice, the second time rotated by 180 degrees.
 
-    Flakes are where normal noise, enlarged by `flake_px`, exceeds the threshold; the image keeps the share `darkness` of itself.
+    Flakes are where normal noise, enlarged by `flake_px`, exceeds the threshold; the original image has weight `darkness`.
     """
     flakes = enlarge((mean + std * random.standard_normal(pixels.shape[:2])).astype(np.float32), flake_px)
     flakes[flakes < threshold] = 0
@@ -37,13 +37,13 @@ def snow(
 
 
 def frost(pixels: NDArray[np.uint8], random: Generator, image_share: float, ice_share: float, scale: float) -> Levels:
-    """A weighted sum of the image and of a piece of an icy window, whose pictures are shrunk by `scale` before."""
+    """A weighted sum of the image and a piece of an icy window, from a picture shrunk by `scale`."""
     ice = piece_of_ice(int(random.integers(PICTURES)), scale, pixels.shape[:2], random)
     return np.float32(image_share) * pixels + np.float32(ice_share) * ice
 
 
 def fog(pixels: NDArray[np.uint8], random: Generator, thickness: float, decay: float) -> Levels:
-    """A fractal cloud, added with this thickness, in the range that the image had before."""
+    """Add a fractal cloud of this thickness, scaled so that the brightest level stays at most the same."""
     height, width = pixels.shape[:2]
     cloud = plasma(1 << (max(height, width) - 1).bit_length(), decay, random)[:height, :width, None]
     brightest, thick = np.float32(pixels.max()), np.float32(255 * thickness)
@@ -52,7 +52,7 @@ def fog(pixels: NDArray[np.uint8], random: Generator, thickness: float, decay: f
 
 
 def brightness(pixels: NDArray[np.uint8], random: Generator, addition: float) -> Levels:
-    """HSV's value grows by this share of the range, to at most all of it; black becomes gray."""
+    """Increase HSV's value by this share of the range, up to its maximum; black becomes gray."""
     levels = pixels.astype(np.float32)
     value = levels.max(axis=2, keepdims=True)
     brighter = np.minimum(value + np.float32(255 * addition), 255)
@@ -63,9 +63,9 @@ def brightness(pixels: NDArray[np.uint8], random: Generator, addition: float) ->
 def spatter(
     pixels: NDArray[np.uint8], random: Generator, mean: float, std: float, sigma: float, threshold: float, strength: float, mud: float
 ) -> Levels:
-    """Drops of water or, where `mud` is 1, of mud, where smoothed normal noise exceeds the threshold.
+    """Drops of water, or if `mud` is 1 of mud, where smoothed normal noise exceeds the threshold.
 
-    `strength` is how much of the brightest drop is water; of mud it is the standard deviation of the filter that rounds the drops.
+    `strength` is the weight of water at the brightest drop, or the standard deviation of the filter that rounds drops of mud.
     """
     layer = smooth(mean + std * random.standard_normal(pixels.shape[:2]), sigma)
     if mud:
@@ -77,7 +77,7 @@ def spatter(
 
 
 def _shine(drops: NDArray[np.uint8]) -> Levels:
-    """Light on drops, brightest 1: by the distance to their rims, equalized and embossed from one side."""
+    """Light on drops, with a maximum of 1: the distance to their rims, equalized and embossed from one side."""
     to_rim: Levels = np.minimum(cv2.distanceTransform(255 - cv2.Canny(drops, 50, 150), cv2.DIST_L2, 5), 20)
     relief = cv2.equalizeHist(cv2.blur(to_rim, (3, 3)).astype(np.uint8))
     lit = cv2.filter2D(relief, cv2.CV_8U, np.array([[-2, -1, 0], [-1, 1, 1], [0, 1, 2]], dtype=np.float32))
