@@ -1,4 +1,4 @@
-"""What a worker of a cluster is told to do, and the worker itself. Imports neither torch nor Ray."""
+"""The job of a cluster's workers, and the worker itself. Imports neither torch nor Ray."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -20,76 +20,76 @@ _FOLDER = "local-dir:"
 
 
 class Work(Protocol):
-    """A job, opened: what one worker does of it."""
+    """A job that a worker has opened."""
 
     @property
     def about(self) -> Any:  # noqa: ANN401 - the job's own
-        """What its driver has to know, and all workers agree on."""
+        """What the driver needs to know about the job, which must be the same for all workers."""
 
     def fill(self, shard: int) -> Iterator[int]:
-        """Write one shard, whole or not at all; gives how many rows more are done."""
+        """Write one shard, whole or not at all, and yield numbers of rows as they are done."""
 
 
 class Job(Protocol):
-    """Work for any number of workers, as names and addresses that each of them opens by itself."""
+    """Work for any number of workers, as names and addresses that each worker opens."""
 
     def lacking(self) -> str:
-        """What this machine lacks for it, such as `lacks the pool /data/pool`; empty where a quick look finds nothing amiss."""
+        """What this machine lacks for the job, such as `lacks the pool /data/pool`; empty if a quick check finds nothing missing."""
 
     def open(self, threads: int) -> Work:
-        """Open all of it here. Raises NstError where something is not there, or is another thing than the driver has."""
+        """Open the job on this machine. Raises NstError if anything is missing or differs from what the driver has."""
 
 
 class Worker:
-    """A process of the cluster that has opened a job once and fills the shards that it is given."""
+    """A process of the cluster that opens a job once and fills the shards that it is given."""
 
     def __init__(self, job: Job, threads: int, has_gpu: bool) -> None:
-        wait_passively()  # this and the GPUs are read when torch is imported
+        wait_passively()  # torch reads this setting and the visible GPUs when it is imported
         if not has_gpu:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
         self._job, self._threads = job, threads
         self._work: Work | None = None
 
     def open(self) -> Any:  # noqa: ANN401 - the job's own
-        """What the driver has to know."""
+        """Open the job, and return what the driver needs to know."""
         self._work = self._job.open(self._threads)
         return self._work.about
 
     def fill(self, shard: int) -> Iterator[int]:
-        """Write one shard."""
+        """Write one shard, and yield numbers of rows as they are done."""
         assert self._work is not None, "opened first"
         yield from self._work.fill(shard)
 
     def ask(self, method: str) -> Any:  # noqa: ANN401 - the work's own
-        """What else the work can do."""
+        """Call another method of the opened job."""
         return getattr(self._work, method)()
 
 
 @dataclass(frozen=True)
 class PlaceOfImages:
-    """Where a source is, for a worker that opens it anew."""
+    """The location of a source, from which workers open it again."""
 
     location: str
     image_column: str | None
     stream: bool
     digest: str
-    stamp: str = ""  # at an address, where it is the same on each machine
+    stamp: str = ""  # only of a remote address, where it is the same on all machines
 
     @classmethod
     def of(cls, source: Source) -> Self:
-        """That of an open one."""
+        """The place of an open source."""
         stamp = source.stamp if is_address(source.location) else ""
         return cls(source.location, source.image_column, isinstance(source, StreamedParquet), source.fingerprint, stamp)
 
     def lacking(self) -> str:
-        """What a quick look at this machine finds amiss; of what is not a local path nothing."""
+        """What a quick check finds missing on this machine; always empty unless the location is an absolute local path."""
         there = Path(self.location)
         if not there.is_absolute() or there.exists() or (is_pattern(self.location) and _matches(self.location)):
             return ""
         return f"lacks the pool {self.location}"
 
     def open(self, indexes: Indexes | Path) -> Source:
-        """Open it. Raises NstError where it holds other images here."""
+        """Open the source. Raises NstError if it has other images on this machine."""
         how: dict[str, Any] = {"image_column": self.image_column, "stream": self.stream, "indexes": indexes}
         source = open_source(self.location, digest=self.digest, stamp=self.stamp, **how)
         if source.fingerprint != self.digest or self.stamp not in ("", source.stamp):
@@ -101,13 +101,13 @@ class PlaceOfImages:
 
 
 def folder_lacking(model: str | ZeroShot) -> str:
-    """What this machine lacks of a model that lies in a folder."""
+    """What this machine lacks of a model in a local folder; empty if nothing."""
     name = str(model)
     return f"lacks the teacher {name}" if name.startswith(_FOLDER) and not Path(name.removeprefix(_FOLDER)).is_dir() else ""
 
 
 def as_anywhere(model: str | ZeroShot) -> str | ZeroShot:
-    """A model as it is named in another working folder, with the words of its classes in place of the files that hold them."""
+    """A model name that works in any working folder, with class names and prompts in place of the files that contain them."""
     name = str(model)
     if name.startswith(_FOLDER):
         name = f"{_FOLDER}{Path(name.removeprefix(_FOLDER)).absolute()}"
@@ -117,7 +117,7 @@ def as_anywhere(model: str | ZeroShot) -> str | ZeroShot:
 
 
 def look_around(job: Job, packages: Mapping[str, str]) -> str:
-    """What the machine of this process lacks for a job; empty where a quick look finds nothing amiss."""
+    """What this process's machine lacks for a job, packages included; empty if a quick check finds nothing missing."""
     here = installed_packages()
     for name in dict.fromkeys([*here, *packages]):
         if here.get(name) != packages.get(name):

@@ -1,4 +1,4 @@
-"""A Ray cluster that this process has joined: its nodes, and how many workers each has room for."""
+"""The Ray cluster that this process has joined: its nodes, and how many workers fit on each."""
 
 import logging
 import os
@@ -19,19 +19,19 @@ _ANSWER_SECONDS = 10.0
 
 @dataclass
 class Node:
-    """A machine of the cluster, with room for workers of so many CPUs."""
+    """A machine of the cluster, with room for `room` workers of `cpus` CPUs each."""
 
     id: str
     name: str
     room: int
     cpus: int
-    losses: int = field(default=0)  # of workers in a row, that is, with no shard written in between
-    lost_at: float = field(default=0.0)  # when the last of them was
+    losses: int = field(default=0)  # of workers in a row, with no shard completed in between
+    lost_at: float = field(default=0.0)  # time of the last loss
     is_checked: bool = field(default=False)
     refused: str = field(default="")  # why it gets no work
 
     def lose(self, began: float, now: float) -> None:
-        """Count a worker that is lost, with what it began then; those that one event ends, at whatever they were, are one loss."""
+        """Count a lost worker, whose current work started at `began`; workers that are lost in one event count as one loss."""
         if began >= self.lost_at:
             self.losses += 1
             self.lost_at = now
@@ -39,9 +39,9 @@ class Node:
 
 @contextmanager
 def joined(settings: ClusterSettings) -> Iterator[Any]:
-    """The module `ray`, connected to the cluster; a connection that the user has made is used and stays.
+    """The module `ray`, connected to the cluster; an existing connection of the user is used and left open.
 
-    Raises UsageError where Ray is not installed or no cluster answers.
+    Raises UsageError if Ray is not installed or no cluster answers.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("`engine` ray: expected one process, which hands the work to Ray; start it without torchrun or accelerate")
@@ -67,7 +67,7 @@ def joined(settings: ClusterSettings) -> Iterator[Any]:
 
 
 def _check_answers(address: str) -> None:
-    """Raises UsageError where nothing listens: Ray would try for minutes, and then end the process."""
+    """Raises UsageError if nothing listens at an address: Ray would retry for minutes and then end the process."""
     host, _, port = address.rpartition(":")
     if not port.isdigit():
         return
@@ -79,7 +79,7 @@ def _check_answers(address: str) -> None:
 
 @contextmanager
 def _own_signals() -> Iterator[None]:
-    """Ray takes SIGTERM for itself, by which our work is interrupted too."""
+    """Restore our SIGTERM handler, which interrupts work, after Ray has installed its own."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -92,7 +92,7 @@ def _own_signals() -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Ray prints pages of the state of a node that died on standard output, where results go, and has no switch for it."""
+    """Keep Ray from printing pages about a node that died on standard output, where results go; it has no option for that."""
     internals: Any = sys.modules.get("ray._private.worker")
     printing = getattr(internals, "print_to_stdstream", None)
     if printing is None:
@@ -106,7 +106,7 @@ def _quiet() -> Iterator[None]:
 
 
 def nodes_of(ray: Any, settings: ClusterSettings) -> list[Node]:  # noqa: ANN401 - the module
-    """The living nodes that have room for a worker."""
+    """The live nodes that have room for a worker."""
     found = [_node(one, settings) for one in ray.nodes() if one["Alive"]]
     return [node for node in found if node.room]
 
@@ -121,7 +121,7 @@ def _node(about: dict[str, Any], settings: ClusterSettings) -> Node:
 
 
 def no_room(ray: Any, settings: ClusterSettings) -> NstError:  # noqa: ANN401 - the module
-    """What to say of a cluster without a node that fits."""
+    """The error for a cluster in which no node has room for a worker."""
     nodes = [one["Resources"] for one in ray.nodes() if one["Alive"]]
     most = {name: max((one.get(name, 0) for one in nodes), default=0) for name in ("GPU", "CPU")}
     advice = "" if most["GPU"] else "; `gpus_per_worker` 0 works on CPUs"
@@ -132,7 +132,7 @@ def no_room(ray: Any, settings: ClusterSettings) -> NstError:  # noqa: ANN401 - 
 
 
 def wanted(settings: ClusterSettings) -> str:
-    """What a worker asks of its node, in words."""
+    """The resources that a worker requires, in words."""
     return _amounts(settings.gpus_per_worker, settings.cpus_per_worker or 1)
 
 
@@ -141,5 +141,5 @@ def _amounts(gpus: float, cpus: float) -> str:
 
 
 def named(nodes: Sequence[Node]) -> str:
-    """Some of them, for a person."""
+    """The names of the first three nodes, for messages."""
     return ", ".join(node.name for node in nodes[:3]) + ", ..." * (len(nodes) > 3)

@@ -1,8 +1,8 @@
 """Workers on the nodes of a Ray cluster, and the shards that they fill.
 
-Ray starts and watches processes and nodes. A worker that is lost, with its process or its node, is not waited for: its shard goes to
-one on another node, and where there is room a new one is started. A node that loses one after the other gets no more work. Nodes that
-join are looked at every few seconds.
+Ray starts and monitors processes and nodes. A worker that is lost, with its process or its node, is not waited for: its shard goes to a
+worker on another node, and a new worker is started where there is room. A node that loses several workers in a row gets no more work.
+Every few seconds the cluster is checked for new nodes.
 """
 
 import re
@@ -22,16 +22,17 @@ from nst_train.cluster_settings import ClusterSettings
 
 _LOOK_EVERY_SECONDS = 2.0
 _SAY_AFTER_SECONDS = 30.0
-_MOST_LOSSES = 3  # of workers in a row at one shard, or on one node
+_MOST_LOSSES = 3  # of workers in a row on one shard or one node
 
-_HEX, _MOST_SIGNS = re.compile(r"\b[0-9a-f]{24,} ?"), 200  # of what Ray says
+_HEX, _MOST_SIGNS = re.compile(r"\b[0-9a-f]{24,} ?"), 200  # parts of Ray's messages to remove, and their maximum length
 
 
 @dataclass(frozen=True)
 class Step:
-    """So many rows more of a shard are done.
+    """Progress on a shard: `rows` more of its rows are done.
 
-    `is_whole`: all of it is written; `is_others`: by a process that is none of the workers; `is_lost`: its worker is, and what that did.
+    `is_whole`: the shard is complete; `is_others`: a process other than the workers has written it; `is_lost`: its worker was lost, and
+    with it the rows done so far, which `rows` subtracts.
     """
 
     shard: int
@@ -43,7 +44,7 @@ class Step:
 
 @dataclass(eq=False)
 class _Started:
-    """A worker as its driver sees it: it opens the job (`opening`), is idle, or fills a shard (`stream`)."""
+    """A worker as seen by its driver: opening the job (`opening`), idle, or filling a shard (`stream`)."""
 
     actor: Any
     node: Node
@@ -51,7 +52,7 @@ class _Started:
     stream: Any = None
     shard: int = -1
     rows: int = 0
-    began: float = field(default_factory=time.monotonic)  # what it does now
+    began: float = field(default_factory=time.monotonic)  # time at which its current work started
 
     @property
     def waited_for(self) -> Any:  # noqa: ANN401 - what Ray waits for
@@ -60,9 +61,9 @@ class _Started:
 
 @contextmanager
 def open_workers(job: Job, settings: ClusterSettings, shards: int, progress: Progress) -> Iterator["Workers"]:
-    """Workers that have opened a job, one at least, for so many shards. On leaving they are ended, whatever they do.
+    """Start workers for this number of shards; at least one has opened the job. On exit they are killed, whatever they are doing.
 
-    Raises NstError where a node lacks something; it is named.
+    Raises NstError if a node lacks something; the error names it.
     """
     with ExitStack() as stack:
         workers = Workers(stack.enter_context(joined(settings)), job, settings, progress)
@@ -73,7 +74,7 @@ def open_workers(job: Job, settings: ClusterSettings, shards: int, progress: Pro
 
 @dataclass
 class Workers:
-    """Those of one job. `about` is what the first one that has opened it tells."""
+    """The workers of one job. `about` is what the first worker to open it reports."""
 
     ray: Any
     job: Job
@@ -81,10 +82,10 @@ class Workers:
     progress: Progress
     about: Any = None
     _nodes: dict[str, Node] = field(default_factory=dict)
-    _first_nodes: set[str] = field(default_factory=set)  # those that were there when the work began
+    _first_nodes: set[str] = field(default_factory=set)  # those present at the start
     _checks: dict[Any, Node] = field(default_factory=dict)
     _started: list[_Started] = field(default_factory=list)
-    _losses: defaultdict[int, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))  # by shard, of each node
+    _losses: defaultdict[int, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))  # by shard and node
     _looked: float = 0.0
     _said: set[str] = field(default_factory=set)
 
@@ -104,7 +105,7 @@ class Workers:
                 self._say_once("begin", f"waiting for workers of {wanted(self.settings)} on {named(where) or 'any node'}")
 
     def fill(self, shards: Sequence[int], is_done: Callable[[int], bool]) -> Iterator[Step]:
-        """Have these shards written, but those that are done when their turn comes; gives what is done, as it is."""
+        """Have these shards written, except those that are done when their turn comes; yields progress as it is made."""
         left = deque(shards)
         while left or any(one.stream is not None for one in self._started):
             busy = sum(one.stream is not None for one in self._started)
@@ -124,7 +125,7 @@ class Workers:
                 yield step
 
     def ask(self, method: str) -> Any:  # noqa: ANN401 - what the job's work says
-        """What one of the workers says; where it is lost, another one."""
+        """Call a method of one worker's opened job; if the worker is lost, ask another."""
         while True:
             self._look_for_nodes()
             self._start(1)
@@ -139,7 +140,7 @@ class Workers:
                 self._lose_or_raise(idle[0], error)
 
     def close(self) -> None:
-        """End them all."""
+        """Kill all workers."""
         for one in self._started:
             self.ray.kill(one.actor)
         self._started.clear()
@@ -148,7 +149,7 @@ class Workers:
         return [one for one in self._started if one.waited_for is None and not one.node.refused]
 
     def _next_for(self, worker: _Started, left: Iterable[int]) -> int | None:
-        """The first shard that no worker on another node should rather take, as its own has lost it more often."""
+        """The first shard that this worker's node has not lost more often than another node with a worker has."""
         nodes = {one.node.id for one in self._started if not one.node.refused}
 
         def is_for(shard: int) -> bool:
@@ -170,12 +171,12 @@ class Workers:
                 self._checks[self._check(node)] = node
 
     def _check(self, node: Node) -> Any:  # noqa: ANN401 - Ray's reference
-        """Look whether a node has what the job needs, in a task that asks for no CPU: others may hold them all."""
+        """Check whether a node has what the job needs, in a task that requests no CPU, since all of them may be taken."""
         packed, packages = self.ray.cloudpickle.dumps(self.job), installed_packages()
 
         def look() -> str:  # sent as code: a node may lack nst
             try:
-                import pickle  # nosec B403 # what this driver packed, by Ray's own way of sending
+                import pickle  # nosec B403 # unpacks what this driver packed and Ray sent
 
                 from nst_train.cluster import job
             except ImportError as error:
@@ -191,7 +192,7 @@ class Workers:
         return NodeAffinitySchedulingStrategy(node.id, soft=False)
 
     def _start(self, wanted: int) -> None:
-        """Start workers where there is room, no more than there is work for, evenly over the nodes and first where none was just lost."""
+        """Start up to `wanted` workers where there is room, on nodes with the fewest losses first, then evenly over nodes."""
         most = min(wanted, self.settings.workers or wanted)
         taken = Counter(one.node.id for one in self._started)
         while len(self._started) < most:
@@ -207,7 +208,7 @@ class Workers:
             self._started.append(_Started(actor, node, opening=actor.open.remote()))
 
     def _wait(self) -> list[Step]:
-        """Wait a moment for whatever comes next: what is done meanwhile."""
+        """Wait briefly for the next event, and return the progress made."""
         of_ref = {one.waited_for: one for one in self._started if one.waited_for is not None}
         waited = [*self._checks, *of_ref]
         if not waited:
@@ -215,7 +216,7 @@ class Workers:
             time.sleep(_LOOK_EVERY_SECONDS / 4)
             return []
         self.ray.wait(waited, num_returns=1, timeout=_LOOK_EVERY_SECONDS / 2)
-        ready, _ = self.ray.wait(waited, num_returns=len(waited), timeout=0)  # all that came: none is left behind the others
+        ready, _ = self.ray.wait(waited, num_returns=len(waited), timeout=0)  # all that are ready, so that none starves
         steps: list[Step] = []
         for ref in ready:
             if ref in self._checks:
@@ -231,7 +232,7 @@ class Workers:
         node.is_checked = True
         try:
             lacking = self.ray.get(ref)
-        except self.ray.exceptions.RayError as error:  # it has just ended, or nothing of ours runs there
+        except self.ray.exceptions.RayError as error:  # the node has just died, or nothing of ours runs on it
             node.refused = f"node {node.name} runs nothing of ours ({why_lost(error)})"
             self._looked = 0.0
             self._look_for_nodes()
@@ -242,7 +243,7 @@ class Workers:
             self._refuse(node, NstError(f"node {node.name} {lacking}"))
 
     def _refuse(self, node: Node, why: NstError) -> None:
-        """Raises the error for a node that was there when the work began; one that came later gets no work."""
+        """Raise the error for a node that was present at the start; a node that joined later just gets no work."""
         node.refused = str(why)
         if node.id in self._first_nodes:
             raise why from None
@@ -278,7 +279,7 @@ class Workers:
         return [Step(worker.shard, rows)]
 
     def _lose_or_raise(self, worker: _Started, error: Exception) -> list[Step]:
-        """What a worker says of the work itself is raised; a lost one's shard is given back, as a step."""
+        """Raise an error about the work itself; for a lost worker, return a step that gives back its shard."""
         node, cause = worker.node, getattr(error, "cause", None)
         if isinstance(cause, NstError):
             cause.args = (f"node {node.name}: {cause}", *cause.args[1:])
@@ -305,7 +306,7 @@ class Workers:
         return [Step(worker.shard, -worker.rows, is_lost=True)]
 
     def _count_loss(self, worker: _Started, reason: str) -> None:
-        """Of its node, unless that has ended; one that has lost several in a row gets no work any more."""
+        """Count a loss for the worker's node. A node that is still alive and lost several workers in a row gets no more work."""
         node = worker.node
         self._looked = 0.0
         self._look_for_nodes()
@@ -319,7 +320,7 @@ class Workers:
         self.ray.kill(worker.actor)
 
     def _stop_without_nodes(self) -> None:
-        """Raises NstError where every node is refused. Where there is none, one may still join."""
+        """Raises NstError if all nodes are refused. If there are no nodes, one may still join."""
         refused = [node.refused for node in self._nodes.values() if node.refused]
         if refused and len(refused) == len(self._nodes):
             raise NstError(f"no usable node is left: {refused[-1]}")
@@ -333,6 +334,6 @@ class Workers:
 
 
 def why_lost(error: Exception) -> str:
-    """What Ray says of the end of a worker, beside that it ended and what it was called."""
+    """The reason that Ray gives for the end of a worker, without the fact that it ended and its ID."""
     lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("\t")]
     return _HEX.sub("", lines[min(1, len(lines) - 1)]).rstrip(".")[:_MOST_SIGNS] if lines else type(error).__name__

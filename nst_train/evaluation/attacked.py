@@ -32,7 +32,7 @@ class Attacks:
         return json_digest([self.source.fingerprint, self.name, self.settings.of_suite(self.name)])
 
     def measure(self, candidate: Candidate, effort: Effort) -> Measured:
-        """Measure `by_epsilon`, top-1 at each size, starting with 0 for clean images, and `top1`, that at the last size."""
+        """Measure `by_epsilon`, top-1 at each size, starting with 0 for clean images, and `top1` at the largest size."""
         levels = (0.0, *self.settings.epsilon)
         conditions = [Condition(), *map(self._condition, self.settings.epsilon)]
         trial = Trial.of(f"{self.name} on {candidate.ref}", self.source, candidate.classifier)
