@@ -1,1 +1,1 @@
-"""The command line; installs as the import package `nst_cli`."""
+"""The command line, installed as the import package `nst_cli`."""

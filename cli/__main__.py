@@ -1,4 +1,4 @@
-"""`python -m nst_cli` is `nst`."""
+"""Makes `python -m nst_cli` the same as `nst`."""
 
 from nst_cli.main import run
 

@@ -14,7 +14,7 @@ from .tables import without_images
 if TYPE_CHECKING:
     from nst_data.store.counts import ClassCounts, EditionCounts
 
-_MANY_COPIES = 100  # of one image: the paper's quota on a small pool, which is hardly ever meant
+_MANY_COPIES = 100  # of one image: results from the paper's quota on a small pool, and is hardly ever intended
 
 
 @with_settings(settings=BalanceSettings, run=ReadableSettings)
@@ -94,7 +94,7 @@ def _classes(counts: "EditionCounts", settings: BalanceSettings) -> "list[ClassC
 
 
 def _most_copies(counts: "EditionCounts", settings: BalanceSettings) -> int:
-    """How often the most repeated image stands in the edition; 0 without a quota."""
+    """How often the most repeated image occurs in the edition; 0 without a quota."""
     return max(math.ceil(one.copies / one.unique) for one in _classes(counts, settings) if one.unique) if counts.quota else 0
 
 
@@ -106,7 +106,7 @@ def _print_counts(counts: "EditionCounts", settings: BalanceSettings) -> None:
     if quota := counts.quota:
         per_class, most = _classes(counts, settings), _most_copies(counts, settings)
         fewer = sum(one.copies < quota for one in per_class)
-        about = "" if settings.method == "exact" else "about "  # rounded at random
+        about = "" if settings.method == "exact" else "about "  # copies are rounded at random
         note = f"; fewer in {fewer:,} of {len(per_class):,} classes" if fewer and not about else ""
         print(f"  {about}{quota:,} {'entries' if quota > 1 else 'entry'} per class, an image up to {most:,} time{'s' * (most > 1)}{note}")
         if most > _MANY_COPIES:

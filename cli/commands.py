@@ -1,4 +1,4 @@
-"""Which commands there are, and where: only the one that is asked for is imported."""
+"""All commands and where they are defined; only the one that is called is imported."""
 
 import ast
 import functools
@@ -23,23 +23,23 @@ _STOPS = (
 
 @dataclass(frozen=True)
 class Command:
-    """Where a command is; only the one that is asked for is imported, which keeps `nst --help` quick."""
+    """Where a command is defined. It is only imported when it is called, which keeps `nst --help` fast."""
 
     module: str
     function: str
     epilog: str | None = None
     only_shows: bool = False
-    actions: Mapping[str, str] = field(default_factory=dict)  # the functions of what stands behind its name, by that
+    actions: Mapping[str, str] = field(default_factory=dict)  # the functions of subcommands by name
 
     def outline(self, name: str) -> TyperCommand:
-        """Its name and help, read from the source of its function."""
+        """The command with its name and help only, read from the source of its function."""
         tree = ast.parse(Path(__file__).with_name(f"{self.module}.py").read_text("utf-8"))
         (function,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == self.function)
         group = next(title for title, commands in _GROUPS.items() if name in commands)
         return TyperCommand(name, help=ast.get_docstring(function), rich_help_panel=group)
 
     def load(self, name: str) -> Any:  # noqa: ANN401 - typer keeps its classes to itself
-        """The command itself."""
+        """Import and build the command."""
         alone = typer.Typer(name=name, add_completion=False, pretty_exceptions_enable=False)
         module = importlib.import_module(f".{self.module}", __package__)
         function = with_completion(name, getattr(module, self.function))
@@ -95,5 +95,5 @@ ALIASES = {"ls": "list"}  # not shown
 
 @functools.cache
 def load(name: str) -> Any:  # noqa: ANN401 - typer keeps its classes to itself
-    """The command of a name; None where there is none."""
+    """Load the command of a name, or None if there is none."""
     return COMMANDS[name].load(name) if name in COMMANDS else None

@@ -1,4 +1,4 @@
-"""What a shell completes beside commands and options: versions, networks, presets, columns, the words of an option. Imports no torch."""
+"""Shell completion beyond commands and options: versions, networks, presets, columns, the words of an option. Does not import torch."""
 
 import contextlib
 import importlib.util
@@ -14,16 +14,16 @@ from typing import Any
 import typer
 
 Completer = Callable[[typer.Context, str], list[str]]
-_SHELL, _IN_BASH = "_NST_COMPLETE", "complete_bash"  # by which Typer's scripts ask
-_BREAKS = ("@", ":")  # at which bash takes a word apart
+_SHELL, _IN_BASH = "_NST_COMPLETE", "complete_bash"  # set by Typer's completion scripts
+_BREAKS = ("@", ":")  # characters at which bash splits a word
 _REGISTERED = re.compile(rb"^@register_model\s+def (\w+)\(", re.MULTILINE)
 _WEIGHTS = re.compile(rb"""^\s+['"](\w+\.\w+)['"]: """, re.MULTILINE)
-_MOST_FILES = 1000  # of a folder whose first table is looked for
-_SOURCES = ("data", "pool", "sources", "labeled", "source", "truth")  # parameters of commands that name images
+_MOST_FILES = 1000  # listed in a folder to find its first table
+_SOURCES = ("data", "pool", "sources", "labeled", "source", "truth")  # command parameters that name images
 
 
 def with_completion(command: str, function: Any) -> Any:  # noqa: ANN401 - the function of a command
-    """The same function, whose parameters know what completes them."""
+    """Attach completers to the parameters of a command's function, and return it."""
     for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
         for info in getattr(parameter.annotation, "__metadata__", ()):
             if completer := _BY_NAME.get(f"{command} {name}") or _BY_NAME.get(name) or _words(getattr(info, "metavar", None)):
@@ -32,7 +32,7 @@ def with_completion(command: str, function: Any) -> Any:  # noqa: ANN401 - the f
 
 
 def _words(metavar: str | None) -> Completer | None:
-    """What a metavar such as `N|auto|none` offers."""
+    """A completer for the words in a metavar such as `N|auto|none`."""
     words = [word for word in (metavar or "").split("|") if word.islower()]
     return _of(lambda _: words) if words and "|" in str(metavar) else None
 
@@ -45,7 +45,7 @@ def _of(offered: Callable[[typer.Context], Iterable[str]]) -> Completer:
 
 
 def _folders(context: typer.Context, room: str) -> list[Path]:
-    """The versions of a store in a folder, by name and number."""
+    """The folders of versions in a local store, sorted by name and number."""
     from nst_data.store.version import Number
 
     root = Path(context.params.get("store") or os.environ.get("NST_STORE") or "nst-store")
@@ -62,7 +62,7 @@ def _names(room: str) -> Callable[[typer.Context], Iterable[str]]:
 
 
 def _networks(_: typer.Context) -> list[str]:
-    """timm's names, and those of its weights: read from its files, since importing it takes seconds."""
+    """timm's networks and weights, read from its source files, since importing it takes seconds."""
     spec = importlib.util.find_spec("timm")
     names, weights = set[bytes](), set[bytes]()
     for place in spec.submodule_search_locations or () if spec else ():
@@ -95,10 +95,10 @@ def _trackers(_: typer.Context) -> Iterable[str]:
 
 
 def _columns(context: typer.Context) -> list[str]:
-    """Of the first table on disk that the command names."""
+    """The columns of the first table on disk that the command line names."""
     given = [context.params.get(name) for name in _SOURCES]
     named = [one for value in given for one in (value if isinstance(value, list | tuple) else [value]) if one]
-    named += [word for word in context.args if not word.startswith("-")]  # what stands before an option without its value
+    named += [word for word in context.args if not word.startswith("-")]  # words before an option that has no value yet
     for path in map(Path, named):
         if columns := _columns_of(path):
             return columns
@@ -107,7 +107,7 @@ def _columns(context: typer.Context) -> list[str]:
 
 def _columns_of(file: Path) -> list[str]:
     with contextlib.suppress(Exception):  # a table that cannot be read completes nothing
-        if file.is_dir():  # whose beginning tells enough, however many files it has
+        if file.is_dir():  # the first entries are enough, however many files it has
             file = min(one for one in itertools.islice(file.iterdir(), _MOST_FILES) if one.suffix == ".parquet" and one.name[0] != ".")
         if file.suffix == ".parquet":
             import pyarrow.parquet
@@ -134,7 +134,7 @@ _BY_NAME: dict[str, Completer] = {
 
 
 def complete_in_bash(run: Callable[[], Any]) -> None:
-    """Complete words with `@` and `:` in them, which bash takes apart: they are put together, and the answers cut to the last part."""
+    """Complete words that contain `@` or `:`, at which bash splits them: join the parts, and cut the answers to the last part."""
     words, at = os.environ["COMP_WORDS"].split("\n"), int(os.environ["COMP_CWORD"])
     joined, cut = [""], 0
     for number, word in enumerate(words[: at + 1]):
@@ -152,5 +152,5 @@ def complete_in_bash(run: Callable[[], Any]) -> None:
 
 
 def asked_in_bash() -> bool:
-    """Whether bash asks what completes a command line."""
+    """Whether bash is asking for completions of a command line."""
     return os.environ.get(_SHELL) == _IN_BASH and {"COMP_WORDS", "COMP_CWORD"} <= os.environ.keys()

@@ -103,7 +103,7 @@ def evaluate(
 
 
 def _comparisons(found: Found, seed: int) -> list[dict[str, Any]]:
-    """Each model against each one before it, by every metric that is a mean over images. Raises UsageError where there is none."""
+    """Compare each model with each earlier one, by every metric that is a mean over images. Raises UsageError if images do not match."""
     from nst_data.errors import UsageError
     from nst_train.evaluation.chance import paired_bootstrap
 
@@ -139,7 +139,7 @@ def _draw(folder: Path, results: dict[str, dict[str, Any]]) -> None:
 
 
 def _with_differences(results: dict[str, dict[str, Any]], comparisons: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Of each model what was measured, and how it differs from models before it."""
+    """Add to each model's results how they differ from those of earlier models."""
     for row in comparisons:
         results[row["to"]].setdefault("differences", []).append({name: value for name, value in row.items() if name != "to"})
     return results

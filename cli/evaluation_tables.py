@@ -13,7 +13,7 @@ ByModel = Mapping[str, Mapping[str, Any]]
 
 
 def print_results(results: Mapping[str, ByModel]) -> None:
-    """Every suite's table; one model alone also its classes and mistakes."""
+    """Print a table for each suite; for a single model also its worst classes and most frequent mistakes."""
     for number, (suite, by_model) in enumerate(results.items()):
         if number:
             print()
@@ -37,7 +37,7 @@ def _partial(left_out: Mapping[str, Any]) -> str:
 
 
 def print_comparisons(comparisons: list[dict[str, Any]]) -> None:
-    """Differences, their intervals, and whether chance explains them."""
+    """Print differences, their intervals, and whether they are significant."""
     if not comparisons:
         return
     print("\ndifferences in points, with 95% bootstrap intervals")
@@ -114,14 +114,14 @@ def _print_flips(by_model: ByModel) -> None:
 
 
 def _print_models(header: list[str], rows: Iterable[Sequence[Cell]], models: Iterable[str]) -> None:
-    """A row for each model; models by their numbers where their names would be cut, and two of them might look the same."""
+    """Print a row for each model; models are numbered if a name would be cut, since two might then look the same."""
     models = list(models)
     names = _numbered(models) if max(map(len, map(as_text, models))) > NAME_WIDTH else models
     print_table(["model", *header], ([name, *row] for name, row in zip(names, rows, strict=True)))
 
 
 def _print_wide(header: list[str], rows: list[list[str]]) -> None:
-    """A column for each model; models by their numbers where their names would not fit."""
+    """Print a column for each model; models are numbered if their names do not fit."""
     if sum(map(len, header[1:])) > 50:
         header = [header[0], *_numbered(header[1:])]
     print_table([header[0], *map(as_text, header[1:])], rows)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from nst_data.sources import Source
     from nst_data.store.store import Store, Version
 
-_NAMED = 3  # images without a label that are named
+_NAMED = 3  # images without a label to name
 
 
 @with_settings(settings=LabelSettings, run=LabelRunSettings)
@@ -109,7 +109,7 @@ def _check_usage(
     generation: int | None,
     settings: LabelSettings,
 ) -> None:
-    """Raises UsageError for options that are missing or say nothing together."""
+    """Raises UsageError for options that are missing or do not go together."""
     from nst_data.errors import UsageError
 
     if extend and like:
@@ -126,7 +126,7 @@ def _check_usage(
 
 
 def _open_pool(source: str | None, earlier: "Version | None", image_column: str | None, stream: bool, store: "Store") -> "Source":
-    """The pool that the user names, else the one that was labeled before."""
+    """Open the pool that the user names, or else the one that was labeled before."""
     from nst_data.sources import open_source
     from nst_data.sources.labeled_pool import open_labeled_pool
 
@@ -138,7 +138,7 @@ def _open_pool(source: str | None, earlier: "Version | None", image_column: str 
 
 
 def _lost(version: "Version") -> list[str]:
-    """A line for each of the first images without a label, and where the others are; of what this machine has, and downloads nothing."""
+    """A line for each of the first images without a label, and where to find the others; reads local files only."""
     from nst_data.tables.label_tables import errors_in
 
     errors = errors_in(version.place, version.ref)
@@ -147,7 +147,7 @@ def _lost(version: "Version") -> list[str]:
 
 
 def print_lost(version: "Version") -> None:
-    """How many images of a generation have no label, and why the first of them have none; nothing where all have one."""
+    """Print how many images of a generation have no label, and why the first of them have none; nothing if all have one."""
     from nst_data.store.manifest import GenerationManifest
 
     if GenerationManifest.of(version.manifest).counts.errors:

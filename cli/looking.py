@@ -62,7 +62,7 @@ def look(
 
 
 def show_page(contents: "Contents", host: str, port: int | None, opens_browser: bool, fragment: str = "") -> None:
-    """Answer for a page until Ctrl-C; `fragment` is the view that its address opens with. Raises UsageError without the extra."""
+    """Serve a page until Ctrl-C; `fragment` is the view that its address opens with. Raises UsageError if nst[look] is not installed."""
     try:
         from .look.running import show
     except ModuleNotFoundError as error:

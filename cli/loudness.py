@@ -1,4 +1,4 @@
-"""How much a command says of its work: `--quiet` nothing, `--verbose` also what it does and why. Both stand before or behind its name."""
+"""How much a command reports of its work: `--quiet` nothing, `--verbose` also debug messages. Both work before and after its name."""
 
 import logging
 import os
@@ -19,7 +19,7 @@ _state = SimpleNamespace(is_verbose=False)
 
 def _ask(what: str) -> Any:  # noqa: ANN401 - a callback of Typer
     def ask(context: typer.Context, value: bool) -> None:
-        asked: dict[str, bool] = context.meta.setdefault(__name__, {})  # of the whole command line
+        asked: dict[str, bool] = context.meta.setdefault(__name__, {})  # shared by the whole command line
         asked[what] = value or asked.get(what, False)
         if all(asked.get(one) for one in ("quiet", "verbose")):
             raise typer.BadParameter("--quiet and --verbose contradict each other; pass only one")
@@ -57,7 +57,7 @@ def add_options(command: Any) -> None:  # noqa: ANN401 - typer keeps its classes
 
 
 class _Said(logging.Handler):
-    """Lines of the libraries' log on standard error, in the words of the command line."""
+    """Prints log records of the libraries on standard error, worded for the command line."""
 
     def emit(self, record: logging.LogRecord) -> None:
         from .messages import in_our_words
@@ -75,14 +75,14 @@ def _say_why(wanted: bool) -> None:
     for name in _LIBRARIES:
         log = logging.getLogger(name)
         log.removeHandler(_said)
-        log.propagate = not wanted  # a line is printed once
+        log.propagate = not wanted  # so that a line is not printed twice
         log.setLevel(logging.DEBUG if wanted else logging.NOTSET)
         if wanted:
             log.addHandler(_said)
 
 
 def about(error: Exception) -> str:
-    """What is said of an error that nobody expected; its traceback is printed, or kept in a file."""
+    """The message for an unexpected error; its traceback is printed with `--verbose`, else written to a file."""
     what = f"unexpected {type(error).__name__}{': ' if str(error) else ''}{error}, this is a bug in nst"
     trace = secrets_cut("".join(traceback.format_exception(error)))
     if _state.is_verbose:

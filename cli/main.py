@@ -1,6 +1,6 @@
-"""The app, and the one place where an error becomes a line and an exit status.
+"""The app, and the one place where errors become a line and an exit status.
 
-0 done, 1 failed, 2 wrong use; interrupted: 130 by Ctrl-C, 143 by SIGTERM, 138 by SIGUSR1, 129 by SIGHUP.
+0 done, 1 failed, 2 usage error; if interrupted, 130 by Ctrl-C, 143 by SIGTERM, 138 by SIGUSR1, 129 by SIGHUP.
 """
 
 import contextlib
@@ -54,7 +54,7 @@ class _Group(TyperGroup):
         return COMMANDS[cmd_name].outline(cmd_name) if cmd_name in COMMANDS else None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # noqa: ANN401
-        self.commands = dict.fromkeys(COMMANDS)  # type: ignore[assignment] # suggests what a misspelt name may mean
+        self.commands = dict.fromkeys(COMMANDS)  # type: ignore[assignment] # for suggestions for a misspelled name
         name, _, rest = super().resolve_command(ctx, [ALIASES.get(args[0], args[0]), *args[1:]])
         speak_for(name or "")
         return name, load(name or ""), rest
@@ -82,7 +82,7 @@ class _Group(TyperGroup):
             stopped = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
             _fail(str(stopped), stopped.status)
         except Exception as error:
-            if os.strerror(errno.ENOSPC) in str(error):  # Arrow, safetensors and worker processes each wrap it in a class of their own
+            if os.strerror(errno.ENOSPC) in str(error):  # Arrow, safetensors and worker processes each wrap it in their own class
                 _fail("the disk is full; free some space and rerun the same command, which resumes", 1)
             if os.strerror(errno.EFBIG) in str(error):
                 _fail("a file exceeds the file system's size limit (FAT: 4 GB); put the store on another disk (--store)", 1)
@@ -99,7 +99,7 @@ class _Group(TyperGroup):
 
 
 def _shown(path: str | bytes | int) -> str:
-    """A path, in place of a temporary one the folder that it is in, which a user knows."""
+    """A path, or for a temporary file the folder that it is in, which the user knows."""
     folder, _, name = str(path).rpartition("/")
     return folder if folder and name.startswith(".") else str(path)
 
@@ -112,7 +112,7 @@ def _in_a_line(error: Any, command: str) -> str:  # noqa: ANN401 - Click's class
 
 
 def _tell_lost_output(is_all: bool) -> None:
-    """Say that standard output could not be written: a failure for a command whose output is all that it makes."""
+    """Report that standard output could not be written, which is a failure for a command that makes nothing else."""
     if reason := lost_output():
         message = f"standard output could not be written: {reason}"
         if is_all:
@@ -162,7 +162,7 @@ def run() -> None:
     for number in filter(is_heeded, STOP_SIGNALS):
         signal.signal(number, _stop)
     try:
-        if os.environ.get("RANK", "0") != "0":  # set by torchrun and accelerate launch: the first process prints the result
+        if os.environ.get("RANK", "0") != "0":  # set by torchrun and accelerate launch: only the first process prints the result
             with nowhere() as silent, contextlib.redirect_stdout(silent):
                 app(prog_name="nst")
         run_app = partial(app, prog_name="nst")
@@ -183,12 +183,12 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _stop_now(number: int, frame: FrameType | None) -> None:
-    """A second Ctrl-C: what still waits is not waited for."""
+    """Exit at a second Ctrl-C, without waiting for anything."""
     _end(number)
 
 
 def _end_soon(number: int) -> None:
-    """End this process if it still waits after some seconds, such as for a read that never comes back."""
+    """End this process if it is still waiting after some seconds, such as for a read that never returns."""
     timer = threading.Timer(LONGEST_WAIT_SECONDS, _end, (number,))
     timer.daemon = True
     timer.start()

@@ -1,4 +1,4 @@
-"""What the library says, in the words of the command line: it names settings and calls, here they are options and commands."""
+"""Rewording library messages for the command line: the settings and calls that they name become options and commands."""
 
 import ast
 import re
@@ -8,30 +8,30 @@ from nst_data.progress import Progress, on_this_terminal
 
 from .commands import load
 
-_SETTING = re.compile(r"(?<!column )`(\w+)`(?! (?:column|\())")  # a table's columns stand in backticks too
+_SETTING = re.compile(r"(?<!column )`(\w+)`(?! (?:column|\())")  # columns of tables are in backticks too
 _CALL = re.compile(r"`([\w.]+\([^`]*\))`")
-_RECIPES = ("run", "demo")  # commands that run one
+_RECIPES = ("run", "demo")  # commands that run a recipe
 _ANOTHER_NAME = "give the recipe another name, as with --set name=NAME (what stays the same is taken over)"
-_COMMANDS = {"versions": "list", "remove_features": "remove"}  # of what has another name
+_COMMANDS = {"versions": "list", "remove_features": "remove"}  # of calls whose command has another name
 
 _speaking = SimpleNamespace(command="")
 
 
 def speak_for(command: str) -> None:
-    """Say everything from now on in the words of a command."""
+    """Word all messages from now on for a command."""
     _speaking.command = command
 
 
 def terminal() -> Progress:
-    """What a command shows of its work, in our words."""
+    """Progress of a command on this terminal, with messages reworded for the command line."""
     return on_this_terminal(in_our_words)
 
 
 def in_our_words(message: str) -> str:
-    """A message of the library: each setting that the command takes as its option, each call that is a command as that.
+    """Reword a library message: settings that the command takes become its options, and calls that are commands become these.
 
-    `batch_size` is --batch-size, `store.remove('net@gen-0')` is `nst remove net@gen-0`, the review page is that of `nst look`.
-    For a recipe `max_unreadable` is `run.max_unreadable`.
+    `batch_size` becomes --batch-size, `store.remove('net@gen-0')` becomes `nst remove net@gen-0`, and the review page is that of
+    `nst look`. For a recipe, `max_unreadable` becomes `run.max_unreadable`.
     """
     command = _speaking.command
     options = (_of_recipe() if command in _RECIPES else {}) | _options(command)
@@ -43,7 +43,7 @@ def in_our_words(message: str) -> str:
 
 
 def _options(command: str) -> dict[str, str]:
-    """The options of a command by the settings that they give; of an argument what its help calls it."""
+    """The options of a command by setting; for an argument, its name in the help."""
     loaded = load(command)
     actions = getattr(loaded, "commands", {}).values()
     parameters = [one for action in (loaded, *actions) for one in action.params] if loaded else []
@@ -51,7 +51,7 @@ def _options(command: str) -> dict[str, str]:
 
 
 def _of_recipe() -> dict[str, str]:
-    """Where a recipe has the settings of the machine, as its keys are written, but for a name that its `label` has too."""
+    """The recipe keys of the run settings, except for names that its `label` section has too."""
     from nst_train.cluster_settings import ClusterSettings
     from nst_train.settings import RunSettings
 
@@ -59,7 +59,7 @@ def _of_recipe() -> dict[str, str]:
 
 
 def _as_command(call: str) -> str | None:
-    """None for what is no call of a command: its texts are the arguments, its keywords the options, wherever in it they stand."""
+    """The command for a call: strings anywhere in it become arguments, keywords options. None if the call is not a command."""
     try:
         tree = ast.parse(call, mode="eval").body
     except SyntaxError:

@@ -1,4 +1,4 @@
-"""Options that several commands share, and options made from settings so that defaults and help stand in one place."""
+"""Options that several commands share, and options generated from settings, so that defaults and help are defined in one place."""
 
 import functools
 import inspect
@@ -59,19 +59,19 @@ HoldoutSeedOption = Annotated[
 ]
 MODEL_HELP = "name@gen-N in the store, hf-hub:OWNER/NAME\\[@REV], OWNER/NAME of a transformers model, local-dir:FOLDER, timm model name."
 _OPTIONS = {"start": "--start-from"}  # torchrun takes --start for its own --start-method
-_FORMER = {"start": "--start"}  # still understood, not shown
+_FORMER = {"start": "--start"}  # former names, still accepted but not shown
 _METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
 def open_store(path: str | None) -> "Store":
-    """The store that --store, $NST_STORE or the current folder names."""
+    """Open the store at --store, else $NST_STORE, else ./nst-store."""
     from nst_data.store.store import Store
 
     return Store(path or os.environ.get("NST_STORE") or "nst-store")
 
 
 def open_version(store: "Store", ref: str, *kinds: "Kind") -> "Version":
-    """A version by its reference in the store, or OWNER/NAME[@VERSION] of the Hub: that is pulled first, unless it is there."""
+    """Open a version by its reference in the store, or OWNER/NAME[@VERSION] on the Hub, which is pulled first if necessary."""
     if "/" not in ref:
         return store.open(ref, *kinds)
     from nst_data.sharing.pull import pull
@@ -82,7 +82,7 @@ def open_version(store: "Store", ref: str, *kinds: "Kind") -> "Version":
 
 
 def open_models(store: "Store", names: list[str], class_names: str | None, prompts: str | None, idle: bool) -> "list[TeacherName]":
-    """Models by name, the image-text models among them with their words. Raises UsageError for words of none, unless `idle`."""
+    """Models by name, image-text models with their class names. Raises UsageError if no model takes the names, unless `idle`."""
     if class_names is None and prompts is not None:
         raise UsageError(f"--prompts {prompts}: class names are missing; add --class-names FILE")
     if class_names is None:
@@ -93,7 +93,7 @@ def open_models(store: "Store", names: list[str], class_names: str | None, promp
 
 
 def open_scored(location: str, class_names: str | None, models: "Sequence[TeacherName]", **columns: Any) -> "Source":  # noqa: ANN401
-    """Labeled images to score models on. The names of an image-text model's classes are those of integer labels too, and of no others."""
+    """Open labeled images to score models on. The class names of an image-text model are also used for integer labels, but no others."""
     from nst_data.sources import open_source
     from nst_data.sources.labels import class_numbers, labels_in, names_in, renamed
 
@@ -107,29 +107,29 @@ def open_scored(location: str, class_names: str | None, models: "Sequence[Teache
 
 
 def labeled_option(inputs: "Inputs") -> str:
-    """What a line that says how to train on pseudo-labels says of labeled images: of a zero-shot teacher there may be none."""
+    """The option for labeled images in a hint at how to train on pseudo-labels; empty for a zero-shot teacher, which may have none."""
     return "" if any(one.texts for one in inputs.teachers.values()) else " --labeled LABELED"
 
 
 def check_holdout(share: float | None, seed: int) -> None:
-    """Raises UsageError for what is no share, and for a seed without one."""
+    """Raises UsageError for an invalid share, and for a seed without a share."""
     if share is None and seed:
         raise UsageError("--holdout-seed applies to held-out images; add --holdout SHARE, such as 0.2, or remove it")
-    if share is not None and not 0 < share < 1:  # before anything is opened
+    if share is not None and not 0 < share < 1:  # checked before anything is opened
         raise UsageError(f"--holdout: expected a share above 0 and below 1, such as 0.2, found {share:g}")
 
 
 def print_json(value: Any) -> None:  # noqa: ANN401 - any result
-    """A command's result on standard output."""
+    """Print a command's result on standard output."""
     print(json.dumps(value, indent=2))
 
 
 def with_settings(**models: type[Settings]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command one option per field of each settings model; it gets the validated settings under the model's name.
+    """Give a command one option per field of each settings model, and pass it the validated settings under the model's name.
 
-    Settings inside settings become options of the same level: those of `noise` by their names, those of `pseudo_noise` as `--pseudo-...`.
-    Only what stands on the command line reaches a model, which fills in the rest; a command with a parameter `given` gets that too:
-    {model: its values on the command line}.
+    Nested settings become options on the same level: those of `noise` by their names, those of `pseudo_noise` as `--pseudo-...`.
+    Only values from the command line are passed to a model, which fills in the rest. A command with a parameter `given` also gets these
+    as {model: its values on the command line}.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -143,7 +143,7 @@ def with_settings(**models: type[Settings]) -> Callable[[Callable[..., None]], C
             given_empty = [name for name, value in values.items() if value == "" or (isinstance(value, list | tuple) and "" in value)]
             if empty := [name for name in given_empty if _is_typed(context, name)]:
                 option = next(one.opts[0] for one in context.command.params if one.name == empty[0])
-                raise UsageError(f"{option}: expected a value, found an empty one")  # such as of a variable that is not set
+                raise UsageError(f"{option}: expected a value, found an empty one")  # such as an unset shell variable
             for name, former in _FORMER.items():
                 if _is_typed(context, name) and _is_typed(context, f"former_{name}"):
                     raise UsageError(f"{former} is the old name of {option_of(name)}; pass only one")
@@ -163,7 +163,7 @@ def with_settings(**models: type[Settings]) -> Callable[[Callable[..., None]], C
 
 
 def _is_typed(context: typer.Context, name: str) -> bool:
-    """Whether an option stands on the command line; else its value is the default that its help shows."""
+    """Whether an option was given on the command line, rather than having the default shown in its help."""
     source = context.get_parameter_source(name)
     return source is not None and source.name != "DEFAULT"
 
@@ -175,8 +175,8 @@ def _options(model: type[Settings], prefix: str = "") -> list[inspect.Parameter]
             options += _options(inner, prefix_of(field_name))
             continue
         name = prefix + field_name
-        default = None if field.is_required() else field.default  # what is missing the model says: another setting may stand for it
-        is_named = field.annotation is bool or name in _OPTIONS  # no --no-... of a flag that is off unless it is given
+        default = None if field.is_required() else field.default  # the model reports a missing value: another setting may imply it
+        is_named = field.annotation is bool or name in _OPTIONS  # no --no-... for a flag that is off by default
         names = [option_of(name)] if is_named else []
         if field.annotation == bool | None or (field.annotation is bool and "preset" in model.model_fields and name in SWITCHED_ON):
             names = [f"{option_of(name)}/--no-{option_of(name).removeprefix('--')}"]
@@ -194,7 +194,7 @@ def _options(model: type[Settings], prefix: str = "") -> list[inspect.Parameter]
 
 
 def _kind_and_metavar(annotation: Any) -> tuple[Any, str | None]:  # noqa: ANN401 - any type annotation
-    """How Typer should read a setting: as text, which the settings model checks, so that all errors are lines of one kind."""
+    """The type that Typer reads a setting as: mostly text, which the settings model validates, so that all errors look alike."""
     origin, inside, plain = typing.get_origin(annotation), typing.get_args(annotation), _plain(annotation)
     if annotation in (bool, bool | None):
         return annotation, None
@@ -203,7 +203,7 @@ def _kind_and_metavar(annotation: Any) -> tuple[Any, str | None]:  # noqa: ANN40
     if origin is tuple and inside[-1] is Ellipsis:
         return list[str] | None, _METAVARS[inside[0]]
     if plain == tuple[float, float]:
-        return annotation, "X X"  # numbers: of `--range 0.5 --other 1` Click takes `--other` for the second one, which should be said
+        return annotation, "X X"  # as numbers: in `--range 0.5 --other 1` Click takes `--other` as the second one, which must be an error
     if origin is typing.Literal:
         return str, "|".join(inside)
     if origin in (types.UnionType, typing.Union) and any(typing.get_origin(one) is typing.Literal for one in inside):
@@ -213,7 +213,7 @@ def _kind_and_metavar(annotation: Any) -> tuple[Any, str | None]:  # noqa: ANN40
 
 
 def _plain(annotation: Any) -> Any:  # noqa: ANN401 - any type annotation
-    """`int` of `int | None`."""
+    """`int` for `int | None`."""
     kinds = [kind for kind in typing.get_args(annotation) if kind is not types.NoneType]
     return kinds[0] if isinstance(annotation, types.UnionType) and len(kinds) == 1 else annotation
 
@@ -226,7 +226,7 @@ def _validated(model: type[Settings], given: dict[str, Any], typed: dict[str, An
 
 
 def _explain(model: type[BaseModel], error: ValidationError, values: dict[str, Any]) -> str:
-    """The first error as a line that names the option. Settings that stand in backticks are options here."""
+    """The first error as one line that names the option. Settings in backticks become options."""
     first = error.errors()[0]
     message = re.sub(r"`(\w+)`", lambda name: option_of(name[1]), in_words(first))
     place, prefix = list(first["loc"]), ""
@@ -243,12 +243,12 @@ def _explain(model: type[BaseModel], error: ValidationError, values: dict[str, A
 
 
 def _with_options(text: str, names: Container[str]) -> str:
-    """Text about settings, which name others in backticks, with their options."""
+    """Replace the settings in backticks in a description of settings by their options."""
     return re.sub(r"`(\w+)`", lambda name: option_of(name[1]) if name[1] in names else name[0], text)
 
 
 def option_of(name: str) -> str:
-    """The option of a setting: `--batch-size` of `batch_size`."""
+    """The option of a setting: `--batch-size` for `batch_size`."""
     return _OPTIONS.get(name) or "--" + name.replace("_", "-")
 
 
@@ -257,7 +257,7 @@ def _as_typed(value: Any) -> str:  # noqa: ANN401 - what a user wrote
 
 
 def prefix_of(name: str) -> str:
-    """`pseudo_` for the settings in `pseudo_noise`, nothing for those in `noise`."""
+    """The prefix of nested settings: `pseudo_` for those in `pseudo_noise`, empty for those in `noise`."""
     return name.removesuffix("noise")
 
 
@@ -275,7 +275,7 @@ def _nested(model: type[BaseModel], values: dict[str, Any], prefix: str = "") ->
 
 
 def _mapping(file: str, option: str) -> dict[str, str]:
-    """A setting that is read from a YAML file, all in it taken as text. Raises UsageError."""
+    """Read a setting from a YAML file, with all values as text. Raises UsageError."""
     import yaml
 
     from nst_data.yaml_faults import yaml_fault

@@ -1,4 +1,4 @@
-"""Where each setting of a training comes from, and what follows from all of them. Imports no torch."""
+"""Where each setting of a training run comes from, and what follows from all of them. Does not import torch."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -13,9 +13,10 @@ from nst_train.training.schedule import Schedule, images_that_count
 
 
 def origins(settings: Settings, given: Mapping[str, Any], named: Callable[[str], str], outer: str = "") -> dict[str, tuple[Any, str]]:
-    """Each setting by its place, such as `noise.dropout`, with `outer` before it: (value, where it comes from).
+    """Each setting by its path, such as `noise.dropout`, prefixed with `outer`: (value, where it comes from).
 
-    `given` holds what the user wrote, in dictionaries as the settings are; `named` says how he wrote one: an option, a line of a recipe.
+    `given` holds what the user wrote, in dictionaries nested like the settings; `named` says where a setting was written: in an option or
+    a recipe.
     """
     preset = settings.preset if isinstance(settings, TrainSettings) else None
     published = PRESETS[preset].published if preset else {}
@@ -36,7 +37,7 @@ def origins(settings: Settings, given: Mapping[str, Any], named: Callable[[str],
 
 
 def _unread(settings: TrainSettings) -> dict[str, str]:
-    """Settings that another one replaces."""
+    """Settings that are not read because of another one, with the reason."""
     if settings.transform == "evaluation":
         places = [*OF_AUGMENTATION, *(f"noise.{name}" for name in INPUT_NOISE)]
         unread = dict.fromkeys(places, "not read beside transform evaluation")
@@ -60,9 +61,9 @@ def _of_default(place: str) -> str:
 
 
 def consequences(settings: TrainSettings, labeled_images: int | None, entries: int | None, student: bool) -> dict[str, Any]:
-    """What a training comes to: images in a step, learning rate, steps; those that hang on images are None where none are named.
+    """What follows from the settings: images per step, learning rate, steps; what depends on images is None if none are given.
 
-    `entries` counts the pseudo-labeled entries of an edition; a `student` is trained on both kinds, or on them alone.
+    `entries` is the number of pseudo-labeled entries in an edition; a `student` is trained on both kinds, or on pseudo-labels only.
     """
     is_alone = labeled_images is None and entries is not None
     pseudo = settings.batch_size * settings.ratio if student else 0

@@ -1,6 +1,6 @@
-"""Standard output and error of the command: they never fail what is done.
+"""Standard output and error of the command, which never make its work fail.
 
-What the terminal's encoding lacks is escaped; what nobody reads any more, or no disk takes, is dropped.
+Characters that the terminal's encoding lacks are escaped; output that nobody reads any more, or that a full disk refuses, is dropped.
 """
 
 import errno
@@ -9,11 +9,11 @@ import os
 import sys
 from typing import Any
 
-_READER_IS_GONE = errno.EPIPE  # `nst list | head -1` wants no more
+_READER_IS_GONE = errno.EPIPE  # as with `nst list | head -1`
 
 
 class _Output(io.TextIOWrapper):
-    """Text that goes nowhere once it cannot be written; `lost` is the reason."""
+    """A text stream that drops everything once it cannot be written; `lost` is the first error."""
 
     lost: OSError | None = None
 
@@ -33,13 +33,13 @@ class _Output(io.TextIOWrapper):
     def _drop(self, error: OSError) -> None:
         self.lost = self.lost or error
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self.fileno())  # for what is still held in buffers too
+        os.dup2(nowhere, self.fileno())  # also for what is still buffered
         os.close(nowhere)
 
 
 def open_output() -> None:
-    """Make `sys.stdout` and `sys.stderr` safe for the rest of this process, also where they were closed (`>&-`)."""
-    for number in range(3):  # else the next file that is opened would be standard output, and take what libraries print
+    """Make `sys.stdout` and `sys.stderr` safe for the rest of this process, even if they were closed (`>&-`)."""
+    for number in range(3):  # otherwise the next file opened would become standard output, and receive what libraries print
         try:
             os.fstat(number)
         except OSError:
@@ -49,18 +49,18 @@ def open_output() -> None:
 
 
 def lost_output() -> str | None:
-    """Why a part of standard output could not be written, None where it was or where its reader wanted no more."""
+    """Why part of standard output could not be written; None if all of it was, or if its reader stopped reading."""
     sys.stdout.flush()
     lost: OSError | None = getattr(sys.stdout, "lost", None)
     return None if lost is None or lost.errno == _READER_IS_GONE else lost.strerror
 
 
 def nowhere() -> io.TextIOWrapper:
-    """What is written here is dropped."""
+    """A stream that drops whatever is written."""
     return open(os.devnull, "w", encoding="utf-8", errors="backslashreplace")
 
 
-def _safe(stream: Any) -> Any:  # noqa: ANN401 - None where it was closed, anything where a program put its own
+def _safe(stream: Any) -> Any:  # noqa: ANN401 - None if it was closed, anything if a program replaced it
     if stream is None:
         return nowhere()
     if not isinstance(stream, io.TextIOWrapper):

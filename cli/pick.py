@@ -1,4 +1,4 @@
-"""`nst pick`: which images a person should look at."""
+"""`nst pick`: choosing images for people to review."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -105,7 +105,7 @@ def pick(
 
 
 def _opened(ref: str, store: "Store", class_names: str | None, image_column: str | None, label_column: str | None) -> "Version | Source":
-    """A version of the store or the Hub, or labeled images."""
+    """Open a version from the store or the Hub, or labeled images."""
     from nst_data.sources import open_source
     from nst_data.sources.addresses import is_address
     from nst_data.sources.patterns import is_pattern

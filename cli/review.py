@@ -1,4 +1,4 @@
-"""`nst review freeze`, `nst review import` and `nst review export`: what people answered about images."""
+"""`nst review freeze`, `nst review import` and `nst review export`: reviewers' answers about images."""
 
 from typing import Annotated
 

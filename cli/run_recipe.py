@@ -74,7 +74,7 @@ def run(
 
 
 def _comparison(rows: Sequence[dict[str, Any]], newest: dict[str, Any]) -> Iterator[str]:
-    """What the test images say of the newest student beside the other networks, and what they cannot say."""
+    """What the test images say about the newest student compared with the other networks, and what they cannot tell."""
     tested = [row for row in rows if row["test_top1"] is not None]
     if newest not in tested:
         return
@@ -91,7 +91,7 @@ def _comparison(rows: Sequence[dict[str, Any]], newest: dict[str, Any]) -> Itera
 
 
 def _best(rows: Sequence[dict[str, Any]], newest: dict[str, Any]) -> dict[str, Any]:
-    """The newest student, or a network that is more accurate on the test images by more than chance: then the most accurate."""
+    """The newest student, unless the most accurate network on the test images is better by more than chance."""
     tested = [row for row in rows if row["test_top1"] is not None]
     if newest not in tested:
         return newest
@@ -132,13 +132,13 @@ def _run(recipe: Path, store: "Store", changes: Mapping[str, Any]) -> list[dict[
     rows, counted = [], set[Path]()
     for generation in self_training(store, settings, progress=terminal()):
         versions = [one for one in (generation.teacher, generation.corpus, generation.edition) if one and one.place not in counted]
-        counted |= {version.place for version in versions}  # students of one teacher share its labels
+        counted |= {version.place for version in versions}  # count labels shared by students of one teacher once
         rows.append(_row(generation, sum(version.manifest.seconds for version in versions)))
     return rows
 
 
 def _dry_run(path: Path, store: "Store", json: bool, changes: Mapping[str, Any]) -> None:
-    """What is left to do of a recipe, and what it takes."""
+    """Print what is left to do of a recipe, and what it will take."""
     import dataclasses
 
     from nst_data.store.files import disk_use
@@ -176,7 +176,7 @@ def _dry_run(path: Path, store: "Store", json: bool, changes: Mapping[str, Any])
 
 
 def _duration(seconds: float | None) -> str:
-    """Rounded as an estimate is."""
+    """A duration, rounded like an estimate."""
     if seconds is None:
         return "unknown"
     if seconds < 90:
@@ -185,7 +185,7 @@ def _duration(seconds: float | None) -> str:
 
 
 def _show_settings(path: Path, store: "Store", json: bool, changes: Mapping[str, Any]) -> None:
-    """The settings of each generation; without steps where the labeled images are not there yet."""
+    """Print the settings of each generation, without steps if the labeled images do not exist yet."""
     from nst_data.errors import NstError
     from nst_data.selection.holdout import hold_out, kept_holdouts
     from nst_data.sources import open_source
@@ -243,7 +243,7 @@ def _show_settings(path: Path, store: "Store", json: bool, changes: Mapping[str,
 
 
 def _origin(filled_in: Mapping[str, str], outer: Sequence[str], changes: Mapping[str, Any], place: str) -> str:
-    """Where a recipe's setting comes from; it may stand in each of the `outer` places, or in the recipe or its `run` itself."""
+    """Where a recipe's setting comes from; it may be in any of the `outer` sections, at the top level of the recipe, or in its `run`."""
     if place in filled_in:
         return filled_in[place]
     places = [place, f"run.{place}", *(f"{one}.{place}" for one in outer)]
@@ -278,7 +278,7 @@ def _row(generation: "Generation", seconds: float) -> dict[str, Any]:
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
-    """Columns that say nothing new are left out: a model that all have, and counts that are equal to those of the selected images."""
+    """Print the table without redundant columns: a model that all networks share, and counts equal to those of the selected images."""
     from nst_data.cards.published import public_name
 
     models, students = [public_name(row["model"]) for row in rows], [row for row in rows if row["pseudo"]]

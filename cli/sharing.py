@@ -1,4 +1,4 @@
-"""`nst push`, `nst pull` and `nst lineage`: versions on the Hub."""
+"""`nst push`, `nst pull`, `nst copy` and `nst lineage`: versions on the Hub and in other stores."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -96,7 +96,7 @@ def pull(
 
 
 def _following(version: "Version") -> str:
-    """What to do with a version that was pulled."""
+    """The next command to suggest for a pulled version."""
     from nst_data.self_contained.images import needs_pool
     from nst_data.store.manifest import is_anonymous
 
@@ -107,7 +107,7 @@ def _following(version: "Version") -> str:
             return f"nst show {version.name}@gen-N --truth {version.ref}"
         case "teacher":
             return f"nst label POOL --teacher {version.ref} --corpus NAME"
-    if needs_pool(version) and is_anonymous(version.manifest):  # nobody can find its images
+    if needs_pool(version) and is_anonymous(version.manifest):  # its images cannot be found in any pool
         return f"nst show {version.ref}"
     pool = " --pool POOL" if needs_pool(version) else ""
     return f"nst train --labeled LABELED --pseudo {version.ref}{pool} --model MODEL --name NAME"

@@ -1,4 +1,4 @@
-"""`nst show`: what a version is, how confident its labels are and, where the truth is known, how good."""
+"""`nst show`: what a version is, how confident its labels are and, if the truth is known, how accurate."""
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -58,7 +58,7 @@ def show(
 
 
 def _confidence(version: Version, store: Store) -> list[dict[str, Any]]:
-    """The histogram of a version; before it, for an edition, that of the version it was drawn from."""
+    """The confidence histogram of a version, for an edition preceded by that of the version it was drawn from."""
     from nst_data.store.parent import parent_of
     from nst_data.tables.histogram import histograms_of
 
@@ -130,7 +130,7 @@ def _print_counts(counts: dict[str, Any]) -> None:
 
 
 def _print_classes(per_class: dict[str, Any], empty: list[str] | None) -> None:
-    """The largest classes before selection with what is left of them, and all that have no image but were not left out on purpose."""
+    """Print the largest classes before selection with what is left of them, and all without images that were not excluded on purpose."""
     columns = {name: value if isinstance(value, dict) else {"labeled": value} for name, value in per_class.items()}
     ranked = sorted(columns, key=lambda name: -columns[name]["labeled"])
     what = list(columns[ranked[0]])
@@ -144,7 +144,7 @@ def _print_classes(per_class: dict[str, Any], empty: list[str] | None) -> None:
 
 
 def _print_confidence(shown: list[dict[str, Any]]) -> None:
-    """The histograms side by side: before selection, and after."""
+    """Print the histograms before and after selection side by side."""
     print("confidence")
     most = [max(one["images"] for one in version["bins"]) for version in shown]
     digits = [max(len(f"{count:,}"), 6) for count in most]
@@ -192,7 +192,7 @@ def _print_quality(quality: dict[str, Any]) -> None:
 
 
 def _print_review(review: dict[str, Any]) -> None:
-    """What answers say of all images, and of those that were picked in each way."""
+    """Print what reviewers' answers say about all images, and about those picked by each criterion."""
     if excluded := ", ".join(f"{images:,} {reason}" for reason, images in review["excluded"].items() if images):
         print_wrapped(f"people answered about {review['answered']:,} of its {review['images']:,} different images; {excluded}")
     if estimate := review["estimate"]:

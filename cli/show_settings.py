@@ -1,4 +1,4 @@
-"""`--show-settings`: what a command would use, where each value comes from, and what follows from them."""
+"""`--show-settings`: the settings that a command would use, where each value comes from, and what follows from them."""
 
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +24,7 @@ def look_up(
     edition: "Version | StreamedEdition | None",
     student: bool,
 ) -> dict[str, Any]:
-    """Values with their origins, and their consequences, as JSON values. Raises UsageError for names that do not exist."""
+    """Settings with their origins, and what follows from them, as JSON values. Raises UsageError for names that do not exist."""
     from nst_data.store.manifest import EditionManifest
     from nst_train.networks.models import check_names, parameters_of
     from nst_train.presets import PRESETS
@@ -50,7 +50,7 @@ def look_up(
 
 
 def print_settings(found: Mapping[str, Any]) -> None:
-    """What `look_up` found, in aligned columns."""
+    """Print the result of `look_up` in aligned columns."""
     if found["preset"]:
         print(f"preset {found['preset']}\n")
     rows = [(name, _written(one["value"]), as_text(one["source"])) for name, one in found["settings"].items()]
@@ -88,7 +88,7 @@ def _of_steps(derived: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _print_columns(rows: Sequence[tuple[str, ...]]) -> None:
-    """The last column goes on below itself at the edge of the screen, unless the others fill it."""
+    """Print aligned columns. The last one is wrapped below itself, unless the others take up half of the line."""
     if not rows:
         return
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -1,4 +1,4 @@
-"""Tables and bars of plain text that fit 80 columns. Names from the data stand in them as text, whatever is in them."""
+"""Plain-text tables and bars that fit 80 columns. In names from the data, unprintable characters are escaped."""
 
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -12,9 +12,9 @@ Cell = str | int | float | None
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[Cell]], names: int = 1, name_width: int = NAME_WIDTH) -> None:
-    """Indented columns: `names` columns of text on the left, the others numbers on the right. A float is shown as a percentage.
+    """Print an indented table: `names` columns of text aligned left, the others aligned right. A float is shown as a percentage.
 
-    Names from the data are cut at `name_width`.
+    The columns of text are cut at `name_width`.
     """
     from rich.cells import cell_len, set_cell_size
 
@@ -36,21 +36,21 @@ def _written(cell: Cell) -> str:
 
 
 def bar(images: int, most: int, width: int) -> str:
-    """As long as its share of the most; at least one sign for what is there at all."""
+    """A bar as long as the share of `images` in `most`, with at least one character unless there are no images."""
     return "#" * max(round(width * images / most), 1) if images else ""
 
 
 def print_wrapped(text: str, hang: int = 0) -> None:
-    """A sentence on as many lines as it needs, all after the first indented by `hang` more."""
+    """Print a sentence over as many lines as necessary, with all after the first indented by `hang` more."""
     print(textwrap.fill(as_text(text), WIDTH, initial_indent="  ", subsequent_indent="  " + " " * hang, break_on_hyphens=False))
 
 
 def named(names: Sequence[str], most: int = 20) -> str:
-    """The first of some names, and how many more there are."""
+    """The first `most` names, and how many more there are."""
     shown = ", ".join(map(as_text, names[:most]))
     return shown if len(names) <= most else f"{shown} and {len(names) - most:,} more"
 
 
 def without_images(classes: Sequence[str]) -> str:
-    """How many classes have no image, and which."""
+    """How many classes have no images, and which."""
     return f"{len(classes):,} class{'es' * (len(classes) != 1)} without any image: {named(classes)}"

@@ -126,7 +126,7 @@ def train(
         images, held = held_out_together(images, holdout, holdout_seed, there, progress)
         if isinstance(edition, Version):
             say_not_excluded(edition, there, whole, held, progress)
-        excluded = [held, *excluded] if reviews and edition is None else excluded  # the pool may have them too, with an answer
+        excluded = [held, *excluded] if reviews and edition is None else excluded  # the pool may contain them too, reviewed
     version = train_network(
         there,
         name,
@@ -145,7 +145,7 @@ def train(
 
 
 def _print_trained(version: "Version", json: bool, measured_on: str) -> None:
-    """What was trained and what may come next; `measured_on` are options of `nst evaluate`."""
+    """Print what was trained and which commands may come next; `measured_on` are options of `nst evaluate`."""
     from nst_data.store.manifest import TeacherManifest
 
     counts = TeacherManifest.of(version.manifest).counts
@@ -158,7 +158,7 @@ def _print_trained(version: "Version", json: bool, measured_on: str) -> None:
 
 
 def _of_holdout(labeled: list[str] | None, holdout: float | None, seed: int, columns: Mapping[str, str | None]) -> str:
-    """The options of `nst evaluate` that measure on what was held out here; nothing where that is of several sources together."""
+    """The options of `nst evaluate` that measure on the images held out here; empty if they come from several sources."""
     if not holdout or labeled is None or len(labeled) != 1:
         return ""
     given = {"--data": labeled[0], "--holdout": str(holdout), "--holdout-seed": str(seed) if seed else None, **columns}
@@ -166,7 +166,7 @@ def _of_holdout(labeled: list[str] | None, holdout: float | None, seed: int, col
 
 
 def _check_use(settings: TrainSettings, given: Collection[str], student: bool, has_pool: bool, validates: bool) -> None:
-    """Raises UsageError for an option on the command line, `given`, that has no effect here."""
+    """Raises UsageError for an option from the command line (`given`) that has no effect."""
     from nst_data.errors import UsageError
 
     if not student and (has_pool or any(option in given for option in OF_PSEUDO_LABELS)):
@@ -179,7 +179,7 @@ def _check_use(settings: TrainSettings, given: Collection[str], student: bool, h
 
 
 def _how(counts: "TeacherCounts") -> str:
-    """How the weights came about, after a comma or `after`."""
+    """How the weights were obtained, as the end of a sentence."""
     if probe := counts.probe:
         chosen = f", the best over {probe.folds} folds" if probe.folds else ""
         return f", the last layer fitted on {counts.labeled:,} images (C = {probe.strength:.3g}{chosen})"
@@ -194,7 +194,7 @@ def _as_option(given: Mapping[str, Any], place: str) -> str:
 
 
 def _open_edition(store: "Store", ref: str | None, stream: bool) -> "Version | StreamedEdition | None":
-    """The edition of the store or the Hub; with `stream` only what is known of it."""
+    """Open the edition from the store or the Hub; with `stream`, only its manifest is fetched."""
     from nst_data.errors import UsageError
 
     if not stream:
@@ -212,7 +212,7 @@ def _open_edition(store: "Store", ref: str | None, stream: bool) -> "Version | S
 
 
 def _open_pool(location: str | None, edition: "Version | StreamedEdition | None", store: "Store") -> "Source | None":
-    """The pool that the user names. Raises UsageError where one must be named, before a network library is imported."""
+    """Open the pool that the user names. Raises UsageError if it is required, before a network library is imported."""
     if location is None:
         from nst_data.self_contained.images import needs_pool
         from nst_data.sources.labeled_pool import OF_EDITION, check_pool_is_own

@@ -1,4 +1,4 @@
-"""The settings of a version as a person reads them: each one, also those that its manifest leaves out, and what a default stands for."""
+"""The settings of a version in readable form: all of them, even if its manifest omits them, and what defaults stand for."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -12,17 +12,17 @@ if TYPE_CHECKING:
     from nst_data.store.manifest import Manifest, Request
 
 _DEFAULT = re.compile(r"(?:by default|default:) (.+?)(?:;|\.(?:\s|$)|$)", re.IGNORECASE)
-_READ_WITH = {"freeze_by": "freeze", "noise_transform": "noise"}  # what says nothing without another setting
+_READ_WITH = {"freeze_by": "freeze", "noise_transform": "noise"}  # settings that have no effect without another one
 
 
 def version_settings(manifest: "Manifest") -> list[tuple[str, str]]:
-    """Each setting by its name, with its value in words."""
+    """Each setting as (name, value in words)."""
     values, model = manifest.request.settings, _model_of(manifest.request)
     return [(name, _in_words(name, value, model)) for name, value in _filled_in(values, model)]
 
 
 def _model_of(request: "Request") -> type[Settings] | None:
-    """What the settings are an instance of; None for a linear probe, whose other settings are not read, and for a review."""
+    """The settings class of a request; None for a linear probe, whose other settings are not read, and for a review."""
     from nst_train.settings import LabelSettings, TrainSettings
 
     match request.inputs:
@@ -34,7 +34,7 @@ def _model_of(request: "Request") -> type[Settings] | None:
 
 
 def _filled_in(values: Mapping[str, Any], model: type[Settings] | None) -> Iterator[tuple[str, Any]]:
-    """With the settings that came later and have their value of before, each at its place."""
+    """Yield settings in order, including those that nst added later, with the value that matches its earlier behavior."""
     later = later_fields(model) if model else {}
     names = [*(name for name in model.model_fields if name in values or name in later), *values] if model else [*values]
     for name in dict.fromkeys(names):
@@ -58,7 +58,7 @@ def _in_words(name: str, value: Any, model: type[Settings] | None) -> str:  # no
 
 
 def in_words(value: Any) -> str:  # noqa: ANN401 - a value of a manifest
-    """Any value on one line."""
+    """A value in one line."""
     if isinstance(value, dict):
         return ", ".join(f"{as_text(key)} {in_words(inner)}" for key, inner in value.items()) or "none"
     if isinstance(value, list):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from nst_data.features.kept import KeptFeatures
     from nst_data.store.manifest import Manifest
 
-_NAMED = 10  # names that are listed where none is the one asked for
+_NAMED = 10  # names to list if the one asked for does not exist
 _Removable = Annotated[
     str,
     typer.Argument(metavar="REF", help="name@gen-N, name@gen-N.K, name@review-N or features@DIGEST, as `nst list` shows them."),
@@ -87,7 +87,7 @@ def list_versions(
 
 
 def _no_versions(store: Store, name: str | None) -> str:
-    """What to say where there are none of a name: which names there are, or how the first versions are made."""
+    """The message that there are no versions of a name: it lists existing names, or says how to make the first versions."""
     called = f" called {name}" if name else ""
     names = sorted({ref.partition("@")[0] for ref in (*(version.ref for version in store.versions()), *store.unfinished())})
     if not names:
@@ -126,7 +126,7 @@ def verify(refs: _Verified, store: StoreOption = None, json: JsonOption = False)
         problems, fault = _checked(version)
         found.append({"ref": version.ref, "sound": not problems, "problems": problems})
         faults += [fault] * bool(problems)
-        if not json and (len(versions) > 1 or not problems):  # of one the error says it
+        if not json and (len(versions) > 1 or not problems):  # for a single one, the error reports it
             print(as_text(in_our_words(fault)) if problems else as_sealed(version))
     if json:
         print_json(found if len(versions) > 1 else found[0])
@@ -136,7 +136,7 @@ def verify(refs: _Verified, store: StoreOption = None, json: JsonOption = False)
 
 
 def _checked(version: Version) -> tuple[list[str], str]:
-    """What does not hold of a version, and a line about it."""
+    """The problems found in a version, and a line that reports them."""
     try:
         problems = version.verify()
     except NstError as error:  # such as a manifest that cannot be read
@@ -187,7 +187,7 @@ def _features_in_a_line(kept: "KeptFeatures") -> str:
 
 
 def in_a_line(manifest: "Manifest", folder: Path | None) -> str:
-    """How much a version holds; with its folder, what was measured of a teacher."""
+    """The contents of a version in a line; given its folder, also the accuracy measured for a teacher."""
     from nst_data.store.manifest import EditionManifest, GenerationManifest, ReviewManifest, TeacherManifest
     from nst_data.store.metrics import Metrics
     from nst_data.store.places import METRICS
@@ -211,6 +211,6 @@ def in_a_line(manifest: "Manifest", folder: Path | None) -> str:
 
 
 def as_sealed(version: Version) -> str:
-    """What a check of all checksums says of a sound version."""
+    """The line for a version whose checksums all match."""
     files = len(version.manifest.files)
     return f"{version.ref}: {files:,} file{'s' * (files != 1)} verified"

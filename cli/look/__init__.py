@@ -1,1 +1,1 @@
-"""The local page of `nst look`: its server, who may see it, and what it shows."""
+"""The local page of `nst look`: its server, its access control, and its contents."""

@@ -1,4 +1,4 @@
-"""What the page is told: a version or a labeled source in numbers, its rows a page at a time, and all about one image."""
+"""The data that the page shows: an overview of a version or a labeled source, its rows page by page, and the details of an image."""
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, wait
@@ -32,7 +32,7 @@ _WAIT_SECONDS, _MANY_ROWS = 0.3, 1_000_000
 
 
 class _About(NamedTuple):
-    """Of a row that has a label: its hash, its number in the pool (None for labeled images), its most probable classes."""
+    """About a row with a label: its image hash, its row number in the pool (None for labeled images), and its most probable classes."""
 
     hashed: str
     number: int | None
@@ -52,13 +52,13 @@ class Contents:
         compared: "Version | Source | None" = None,
         ref2: str | None = None,
     ) -> None:
-        """`compared` is the version whose labels the view has beside its own, or the labeled images that say what is true."""
+        """`compared` is a version whose labels are shown next to the view's own, or labeled images with the true labels."""
         self.store, self.ref, self.view, self.images, self.reviewing = store, ref, view, images, reviewing
         self.other, self.ref2, self.similar = compared, ref2, similar_images(store, view)
         self._thumbnails = Thumbnails()
 
     def overview(self) -> dict[str, Any]:
-        """The numbers of the whole."""
+        """Statistics of the whole view."""
         view, version = self.view, self.view.version
         self._wait_for(view.hashed)
         manifest = version.manifest if version else None
@@ -93,38 +93,38 @@ class Contents:
 
     @property
     def compared(self) -> str | None:
-        """What stands beside the labels, as a person calls it; None where that is nothing."""
+        """The name of what the labels are compared with, or None."""
         return None if self.other is None or self._is_unreadable else name_of(self.other)
 
     @property
     def _is_unreadable(self) -> bool:
-        """Whether the labels of the generation before are damaged: nobody asked for it, so all else is shown as without it."""
+        """Whether the labels of the previous generation are damaged. Nobody asked for it, so everything is shown as if there were none."""
         future = self.view.compared
         return self.ref2 is None and future is not None and future.done() and isinstance(future.exception(), NstError)
 
     def joined(self) -> pl.DataFrame | None:
-        """What stands beside the label of each row, once it is there. Raises NstError where what was asked for is damaged."""
+        """The labels to compare each row with, once they are computed. Raises NstError if a version that was asked for is damaged."""
         future = self.view.compared
         return future.result() if future is not None and future.done() and not self._is_unreadable else None
 
     @property
     def teacher(self) -> str | None:
-        """Who gave the labels."""
+        """The teachers that gave the labels, up to five."""
         version = self.view.version
         parent = None if version is None else parent_of(version, self.store)
         return ", ".join([one for shown in (version, parent) if shown for one in _teachers(shown)][:5]) or None
 
     def grid(self, values: Mapping[str, str]) -> dict[str, Any]:
-        """One page of rows: how many there are in all, and the items. Raises UsageError for a query that is none."""
+        """One page of rows: the total number and the items. Raises UsageError for an invalid query."""
         query = self._with_rows(as_query(values), values)
         total, rows = self.view.page(query)
         items = self.items(rows)
-        if values.get("reviewed") == "no":  # an earlier answer is none to what is asked here
+        if values.get("reviewed") == "no":  # an earlier answer does not answer what is asked here
             items = [item | {"answer": None} for item in items]
         return {"total": total, "items": items}
 
     def items(self, rows: list[int]) -> list[dict[str, Any]]:
-        """What the grid shows of each row."""
+        """The items that the grid shows for these rows."""
         view = self.view
         if self.reviewing:
             self.reviewing.refresh()
@@ -158,7 +158,7 @@ class Contents:
         return [made[row] if row in made else self._error(row) for row in rows]
 
     def _left_out(self, rows: list[int]) -> dict[int, dict[str, Any]]:
-        """The items of images that the edition left out."""
+        """The items of images that the edition dropped."""
         dropped, first = self.view.dropped, self.view.first_dropped
         about = dropped.frame[[row - first for row in rows]]
         taken = dropped.rows.take(about["place"].to_list(), ["key", "image_hash"])
@@ -180,12 +180,12 @@ class Contents:
         return made
 
     def detail(self, row: int) -> dict[str, Any]:
-        """All that is known of one row. Raises UsageError for a row that is not there."""
+        """Everything known about one row. Raises UsageError for a row that does not exist."""
         (detail,) = self.details([self._checked(row)])
         return detail
 
     def details(self, rows: list[int]) -> list[dict[str, Any]]:
-        """All that is known of some rows, read together."""
+        """Everything known about some rows, read together."""
         about = {row: known for found in self._about(rows) for row, known in found.items()}
         images = {known.hashed: known.number for known in about.values() if known.number is not None}
         histories, tops = self._histories(images), self._tops_of_other(images)
@@ -209,7 +209,7 @@ class Contents:
         return made
 
     def _about(self, rows: list[int]) -> "Iterator[dict[int, _About]]":
-        """What the tables say of the rows that have a label, table by table."""
+        """Yield what the tables say about the rows that have a label, table by table."""
         view = self.view
         for is_here in (True, False):
             part = [row for row in rows if (row < len(view) if is_here else row >= view.first_dropped)]
@@ -225,14 +225,14 @@ class Contents:
             }
 
     def jpeg(self, row: int, side_px: int) -> tuple[str, bytes]:
-        """(a name for these very bytes, the image of a row as a JPEG). Raises NstError or OSError where there is none."""
+        """(a name that identifies the bytes, the image of a row as a JPEG). Raises NstError or OSError if there is none."""
         key, hashed, number = self._image(self._checked(row))
         version = self.view.version
-        whose = f"{version.manifest.digest[:32]}-" if version and is_anonymous(version.manifest) else ""  # all have the same hashes
+        whose = f"{version.manifest.digest[:32]}-" if version and is_anonymous(version.manifest) else ""  # these all have the same hashes
         return f"{whose}{hashed}-{side_px}", self._thumbnails.get(hashed, side_px, lambda: self.images.read(row, number, key, hashed))
 
     def answer(self, given: Any) -> dict[str, Any]:  # noqa: ANN401 - any JSON value
-        """Write an answer. Raises UsageError for what is none."""
+        """Write an answer. Raises UsageError if it is not valid."""
         if self.reviewing is None:
             raise UsageError("answers require a corpus; pass --corpus NAME")
         if not isinstance(given, dict) or not isinstance(given.get("id"), int) or isinstance(given.get("id"), bool):
@@ -251,7 +251,7 @@ class Contents:
         return {"answer": answer, "disputed": disputed, "review": self.reviewing.summary()}
 
     def _image(self, row: int) -> tuple[str, str, int]:
-        """(key, hash, number in the pool) of a row."""
+        """(key, hash, row number in the pool) of a row."""
         view = self.view
         if len(view) <= row < view.first_dropped:
             error = view.errors.row(row - len(view), named=True)
@@ -267,7 +267,7 @@ class Contents:
         return row
 
     def _with_rows(self, query: Query, values: Mapping[str, str]) -> Query:
-        """With the rows that answers, queues or a list of numbers name."""
+        """Restrict a query to the rows given by answers, a queue or a list of numbers."""
         if values.get("id"):
             numbers = [one for one in values["id"].split(",") if one.isascii() and one.isdigit() and len(one) < 16]
             query = replace(query, rows=np.array(numbers, np.int64))
@@ -295,7 +295,7 @@ class Contents:
         return [{"name": name, "before": counts.get(number, 0), "after": None} for number, name in enumerate(view.class_names)]
 
     def _calibration(self) -> dict[str, Any] | None:
-        """How often labels are right at each confidence, where labeled images say what is true."""
+        """How often labels are right at each confidence, if labeled images tell the truth."""
         view, truth = self.view, self.joined()
         if truth is None or isinstance(self.other, Version) or "confidence" not in view.frame.columns:
             return None
@@ -319,7 +319,7 @@ class Contents:
         return {"from": self.compared, "changed": changed, "moves": moves}
 
     def _wait_for(self, computed: "Future[Any] | None") -> None:
-        """A moment, so that the first page of a small view has all."""
+        """Wait for a moment, so that the first page of a small view is complete."""
         if computed is not None:
             wait([computed], _WAIT_SECONDS if len(self.view) < _MANY_ROWS else 0)
 
@@ -333,7 +333,7 @@ class Contents:
         return [{"id": other, "similarity": value} for other, value in self.similar.of(row)] if self.similar else []
 
     def _tops_of_other(self, images: Mapping[str, int]) -> dict[str, list[dict[str, Any]]]:
-        """The most probable classes in the version that is named as REF2, by the hash of the image."""
+        """The most probable classes in the version REF2, by image hash."""
         if self.ref2 is None or not isinstance(self.other, Version) or self.view.version is None:
             return {}
         names = self.other.manifest.class_names
@@ -342,7 +342,7 @@ class Contents:
         return {hashed: top_classes(values, names) for hashed, values in said.items()}
 
     def _histories(self, images: Mapping[str, int]) -> dict[str, list[dict[str, Any]]]:
-        """What the generations of this corpus say of images, the first one first, by their hash."""
+        """What the generations of this corpus say about images, the first generation first, by image hash."""
         version, found = self.view.version, dict[str, list[dict[str, Any]]]()
         for other in self.store.versions(version.name) if version else []:
             if version is None or not images or not other.is_readable or other.manifest.kind != "generation":
@@ -363,7 +363,7 @@ class Contents:
 
 
 def name_of(shown: "Version | Source") -> str:
-    """What a person calls it."""
+    """The name by which a person knows a version or source."""
     return shown.ref if isinstance(shown, Version) else shown.location
 
 

@@ -1,4 +1,4 @@
-"""The page as static files: a sample of its images with all that is said of them, in one file that opens from disk or as a static Space."""
+"""The page as static files: a sample of its images with all their details, in one file that opens from disk or as a static Space."""
 
 import base64
 import json
@@ -40,10 +40,10 @@ A view of {title}, exported by `nst look`.
 
 
 def export(contents: Contents, folder: Path, anonymous: bool, progress: Progress, card_of: Version | None = None) -> dict[str, int]:
-    """Write `index.html`, and the README.md that makes the folder a static Space; how many `images` are in it, and its `bytes`.
+    """Write `index.html`, and a README.md that makes the folder a static Space; returns the number of `images` and of `bytes` in the page.
 
-    With `anonymous` without keys, hashes and reviewers. The card of `card_of` shows a picture of it from now on. Raises UsageError for a
-    folder with other content.
+    With `anonymous`, keys, hashes and reviewers are left out. A picture of the page is added to the card of `card_of`. Raises UsageError
+    for a folder with other content.
     """
     _check(folder)
     page = sample(contents, anonymous, progress)
@@ -63,7 +63,7 @@ def export(contents: Contents, folder: Path, anonymous: bool, progress: Progress
 
 
 def sample(contents: Contents, anonymous: bool, progress: Progress) -> dict[str, Any]:
-    """What an exported page holds: {overview, items, images, thumbs}."""
+    """The data of an exported page: {overview, items, images, thumbs}."""
     view = contents.view
     if view.compared is not None:
         wait([view.compared])
@@ -98,13 +98,13 @@ def sample(contents: Contents, anonymous: bool, progress: Progress) -> dict[str,
 
 
 def _sampled(overview: dict[str, Any], shown: int) -> dict[str, int] | None:
-    """How many of the images are in the export, both without those that could not be read; None where all of them are."""
+    """How many of how many images are in the export, neither counting unreadable ones; None if all are."""
     of = overview["sampled"]["of"] if overview["sampled"] else overview["rows"] + sum((overview["dropped"] or {}).values())
     return {"rows": shown, "of": of} if shown < of else None
 
 
 def chosen_rows(contents: Contents) -> list[int]:
-    """Rows of all classes, in each from the least to the most confident; answered ones first, some that were left out, and errors."""
+    """The rows to export: answered ones first, then rows of all classes from the least to the most confident, dropped ones, and errors."""
     view, rows = contents.view, list[int]()
     if contents.reviewing:
         contents.reviewing.refresh()
@@ -118,7 +118,7 @@ def chosen_rows(contents: Contents) -> list[int]:
 
 
 def _spread(view: View, most: int) -> list[int]:
-    """As many rows of each class, evenly over their confidences."""
+    """The same number of rows from each class, evenly spaced by confidence."""
     by = [name for name in ("label", "confidence", "row") if name in view.frame.columns]
     parts = view.frame.select(by).sort(by).select("label", "row").partition_by("label", maintain_order=True)
     each = max(1, most // max(1, len(parts)))
@@ -126,23 +126,23 @@ def _spread(view: View, most: int) -> list[int]:
 
 
 def _evenly(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    """At most so many of them, the first and the last among them."""
+    """At most `most` rows, evenly spaced, including the first and the last."""
     return rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
 
 
 def _among(detail: dict[str, Any], there: set[int]) -> dict[str, Any]:
-    """All about an image, with those others that are in the export."""
+    """The details of an image, with links only to other images in the export."""
     similar = [other for other in detail["similar"] if other["id"] in there]
     return detail | {"similar": similar, "near_duplicates": [other for other in detail["near_duplicates"] if other in there]}
 
 
 def _public(name: str | None) -> str | None:
-    """A path of this machine shortened to its name."""
+    """Names separated by commas, with paths of this machine shortened to their last part."""
     return name and ", ".join(public_name(one) for one in name.split(", "))
 
 
 def _without_names(page: dict[str, Any]) -> dict[str, Any]:
-    """Without keys, hashes, reviewers, and reasons that may hold a path."""
+    """Remove keys, hashes, reviewers, and error messages, which may contain a path."""
     numbers = {item["id"]: f"image {number + 1}" for number, item in enumerate(page["items"])}
     hidden: dict[str, Any] = {"hash": None, "answers": [], "pick": None}
 
@@ -159,7 +159,7 @@ def _without_names(page: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check(folder: Path) -> None:
-    """Raises UsageError for a file, and for a folder with other content than an earlier export."""
+    """Raises UsageError for a file, and for a folder with anything other than an earlier export."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"`export` {folder}: expected a folder, found a file")
     there = sorted(file.name for file in folder.iterdir()) if folder.exists() else []

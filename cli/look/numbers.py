@@ -1,4 +1,4 @@
-"""Numbers of tables as JSON has them: probabilities, and the most probable classes of a soft label."""
+"""Numbers from tables as JSON values: probabilities, and the most probable classes of a soft label."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import numpy as np
 TOP = 5
 
 
-def top_classes(values: Any, class_names: list[str]) -> list[dict[str, Any]]:  # noqa: ANN401 - of either kind of soft label
+def top_classes(values: Any, class_names: list[str]) -> list[dict[str, Any]]:  # noqa: ANN401 - either kind of soft label
     """The five most probable classes of a soft label: (probs,), or (top_labels, top_probs)."""
     if len(values) == 1:
         probs = np.asarray(values[0], np.float64)
@@ -18,5 +18,5 @@ def top_classes(values: Any, class_names: list[str]) -> list[dict[str, Any]]:  #
 
 
 def number(value: Any) -> float | None:  # noqa: ANN401 - a number of any library
-    """JSON has no NaN."""
+    """A number rounded to six digits, or None if it is not finite, which JSON cannot express."""
     return None if value is None or not np.isfinite(value) else round(float(value), 6)

@@ -1,4 +1,4 @@
-"""From what a person names to what the page shows: a version of the store or the Hub, or labeled images; and what stands beside it."""
+"""Opening what the page shows: a version from the store or the Hub, or labeled images, and what its labels are compared with."""
 
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -31,13 +31,13 @@ from .reviewing import Reviewing
 
 _T = TypeVar("_T")
 _MANY_ROWS, _FIRST_PAGE_SECONDS = 1_000_000, 3.0
-_MOST_READ_UNASKED = 20_000  # labeled images, to tell which answers are about them
+_MOST_READ_UNASKED = 20_000  # labeled images, to find out which answers are about them
 
 
 def open_contents(
     store: Store, ref: str, ref2: str | None = None, pool: str | None = None, reviewer: str = "reviewer", corpus: str | None = None
 ) -> Contents:
-    """What is looked at, open: only what takes long with many rows is done later. Raises NstError with one line for what is not there."""
+    """Open what to look at; only what takes long for many rows is computed later. Raises NstError in one line for what does not exist."""
     shown = open_ref(store, ref)
     other = None if ref2 is None else open_ref(store, ref2)
     if isinstance(shown, Source):
@@ -48,13 +48,13 @@ def open_contents(
         view, images = View(store, shown, shown.manifest.class_names), images_of(store, shown, pool)  # type: ignore[assignment]
         if corpus is not None:
             check_names_images(shown, "look at")
-        name = None if is_anonymous(shown.manifest) else corpus or shown.name  # answers are known by hashes
+        name = None if is_anonymous(shown.manifest) else corpus or shown.name  # answers are identified by hashes
     before = other if other is not None else generation_before(store, shown) if isinstance(shown, Version) else None
     if before is not None:
         try:
             view.compared = _later(_comparison(store, view, before), view.columns)
         except NstError:
-            if other is not None:  # nobody asked for the generation before
+            if other is not None:  # nobody asked for the previous generation
                 raise
     reviewing = None
     if name is not None:
@@ -69,12 +69,12 @@ def open_contents(
 
 
 def _may_be_read(shown: Version | Source) -> bool:
-    """Whether all hashes may be computed unasked: those of a version are in its table, of labeled images each one is read."""
+    """Whether all hashes may be computed without being asked: a version has them in its table, labeled images have to be read."""
     return isinstance(shown, Version) or (len(shown) <= _MOST_READ_UNASKED and not is_address(shown.location))
 
 
 def _suspicion(store: Store, view: View, corpus: str) -> "Future[pl.Series] | None":
-    """How probably each label is wrong, where `nst pick` has computed that."""
+    """The probability that each label is wrong, if `nst pick` has computed it."""
     kept = suspicion_of(store, corpus, view.version.place.name if view.version else LABELED)
     if kept is None:
         return None
@@ -88,7 +88,7 @@ def _suspicion(store: Store, view: View, corpus: str) -> "Future[pl.Series] | No
 
 
 def open_ref(store: Store, ref: str) -> Version | Source:
-    """A generation or an edition, pulled first where it is one of the Hub; else labeled images. Raises NstError where it is neither."""
+    """Open a generation or an edition, pulled first if it is on the Hub, or else labeled images. Raises NstError if it is neither."""
     name, _, number = ref.partition("@")
     if store.versions(name):
         return store.open(ref, "generation", "edition")
@@ -106,7 +106,7 @@ def open_ref(store: Store, ref: str) -> Version | Source:
 
 
 def generation_before(store: Store, version: Version) -> Version | None:
-    """The newest generation of a corpus before that of a version."""
+    """The newest readable generation of a corpus before that of a version."""
     earlier = [
         other
         for other in store.versions(version.name)
@@ -116,7 +116,7 @@ def generation_before(store: Store, version: Version) -> Version | None:
 
 
 def _comparison(store: Store, view: View, other: Version | Source) -> Callable[[], pl.DataFrame]:
-    """What gives `label2` and `confidence2` of each row. Raises NstError where the classes are others."""
+    """A function that computes `label2` and `confidence2` of each row. Raises NstError if the classes differ."""
     what = name_of(other)
     for version in (view.version, other):
         if isinstance(version, Version):
@@ -143,7 +143,7 @@ def _comparison(store: Store, view: View, other: Version | Source) -> Callable[[
 
 
 def _of_images(view: View, version: Version, places: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> pl.DataFrame:
-    """What a version says of labeled images, joined by the hashes of their bytes."""
+    """The labels that a version has for labeled images, joined by the hashes of their bytes."""
     assert isinstance(view.rows, SourceRows)
     wanted = pl.DataFrame({"image_hash": view.rows.hashes})
     said = LabelRows(version).read(["image_hash", "label", "confidence"]).unique("image_hash", keep="first")
@@ -153,7 +153,7 @@ def _of_images(view: View, version: Version, places: "np.ndarray[tuple[int], np.
 
 
 def _later(make: Callable[[], _T], columns: RowColumns | None = None) -> "Future[_T]":
-    """What is computed while the page is open already, and then what filters will ask for."""
+    """Compute something while the page is already open, and then what filters will need."""
     future: Future[_T] = Future()
 
     def run() -> None:
@@ -169,7 +169,7 @@ def _later(make: Callable[[], _T], columns: RowColumns | None = None) -> "Future
 
 
 def _start(work: Callable[[], None], columns: RowColumns | None) -> None:
-    """Do something in a thread; beside many rows a little later, as the first page is asked for first."""
+    """Run something in a thread; with many rows a little later, so that the first page is served first."""
     timer = Timer(_FIRST_PAGE_SECONDS if columns is not None and len(columns.rows) > _MANY_ROWS else 0, work)
     timer.daemon = True
     timer.start()

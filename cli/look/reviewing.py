@@ -1,4 +1,4 @@
-"""What people say of the images of a view: which rows are answered, excluded or disputed, and new answers."""
+"""Reviewers' answers about the images of a view: which rows are answered, excluded or disputed, and writing new answers."""
 
 import threading
 from collections import Counter
@@ -15,11 +15,11 @@ from nst_data.review.queues import Queue, queues, read_queue
 from nst_data.store.store import Store
 from nst_data.tables.review_table import draw_rank, is_of_edition
 
-_Pick = tuple[str, float | None, str | None]  # by what, the score, and the version it was picked from
+_Pick = tuple[str, float | None, str | None]  # the criterion, the score, and the version it was picked from
 
 
 class Reviewing:
-    """The answers of all reviewers about a corpus, and where those of one of them go."""
+    """The answers of all reviewers about a corpus, and the log to which those of one reviewer are written."""
 
     def __init__(self, store: Store, view: View, corpus: str, reviewer: str) -> None:
         self.corpus, self.reviewer, self._view = corpus, reviewer, view
@@ -35,7 +35,7 @@ class Reviewing:
         self._pools: dict[str | None, str | None] = {}
 
     def refresh(self) -> None:
-        """Read what was answered since the last time, by anybody."""
+        """Read the answers that any reviewer has given since the last time."""
         with self._lock:
             sizes = {path.name: path.stat().st_size for path in reviewer_files(self._answers.folder)}
             if sizes != self._sizes:
@@ -46,7 +46,7 @@ class Reviewing:
                 self._sizes = sizes
 
     def _settle(self, changed: Iterable[str]) -> None:
-        """Settle the images that changed, and only those: an answer takes as long with many others as with few."""
+        """Update the images with changed answers, and only these: the time for an answer does not depend on how many there are."""
         for image_hash in changed:
             self._agreed.pop(image_hash, None)
             self._disputed.discard(image_hash)
@@ -58,13 +58,13 @@ class Reviewing:
 
     def summary(self) -> dict[str, Any]:
         """How many images of the view have an answer, and how many have one by this reviewer."""
-        with self._lock:  # while others answer
+        with self._lock:  # others may be answering
             self._count()
             counts = {kind: self._counts[kind] for kind in ("answered", "excluded", "disputed", "own")}
         return {"corpus": self.corpus, "reviewer": self.reviewer, **counts}
 
     def _count(self) -> None:
-        """Count anew the images that changed; all of them once it is known which are of the view."""
+        """Recount the images that changed, and all images once it is known which are in the view."""
         if self._view.knows_hashes and not self._counts_of_view:
             self._uncounted |= self._counted.keys()
             self._counted, self._counts, self._counts_of_view = {}, Counter(), True
@@ -75,7 +75,7 @@ class Reviewing:
         self._uncounted = set()
 
     def _kinds_of(self, image_hash: str) -> list[str]:
-        """As what an image counts."""
+        """The kinds of answers that an image counts as."""
         kinds = ["own"] if self._answers.has_by(image_hash, self.reviewer) else []
         if image_hash in self._disputed:
             return [*kinds, "disputed"]
@@ -88,7 +88,7 @@ class Reviewing:
         return bool(reviewer_files(self._answers.folder)) or bool(queues(self._store, self.corpus))
 
     def of(self, image_hash: str) -> tuple[dict[str, str] | None, bool]:
-        """The answer to show of an image, this reviewer's own first; and whether others say otherwise."""
+        """The answer to show for an image, preferably this reviewer's own, and whether reviewers disagree."""
         given = self._given(image_hash)
         own = [answer for answer in given if answer.reviewer == self.reviewer] or given
         return (_as_json(own[0]) if own else None), image_hash in self._disputed
@@ -98,20 +98,20 @@ class Reviewing:
         return [{"reviewer": answer.reviewer, "time": answer.time, **_as_json(answer)} for answer in self._given(image_hash)]
 
     def rows(self, which: str) -> NDArray[np.int64]:
-        """The rows that are answered (`yes`) or `disputed`, by increasing numbers."""
+        """The rows that are answered (`yes`) or `disputed`, in increasing order."""
         with self._lock:
             wanted = [*(self._agreed if which == "yes" else ()), *self._disputed]
         return self._rows_of(wanted)
 
     def rows_done(self, queue: str | None) -> NDArray[np.int64]:
-        """The rows that nobody need be asked about, or that a queue need not ask about. Raises UsageError for a queue that is not there."""
+        """The rows that need no further answer, in general or in a queue. Raises UsageError if there is no such queue."""
         if queue is None:
             return self.rows("yes")
         picks = self._picks(read_queue(self._store, self.corpus, queue))
         return self._rows_of(hashed for hashed, pick in picks.items() if self._is_done(hashed, pick))
 
     def queue_summaries(self) -> list[dict[str, Any]]:
-        """Each queue of the corpus that has images of the view, how many these are, and how many of them are left."""
+        """The queues of the corpus that have images of the view, with their numbers of such images and of those left."""
         found = []
         for queue in queues(self._store, self.corpus):
             picks = self._picks(queue)
@@ -121,13 +121,13 @@ class Reviewing:
         return [queue for queue in found if queue["of"]]
 
     def queue_rows(self, name: str) -> NDArray[np.int64]:
-        """The rows of a queue in its order, each image once. Raises UsageError where there is no such queue."""
+        """The rows of a queue in its order, each image once. Raises UsageError if there is no such queue."""
         picks = self._picks(read_queue(self._store, self.corpus, name))
         self._rows_of(picks)
         return np.array([self._rows[hashed][0] for hashed in picks if self._rows[hashed]], np.int64)
 
     def pick_of(self, image_hash: str) -> dict[str, Any] | None:
-        """How an image was picked; evenly drawn ones count as that, whatever other queue they are in."""
+        """How an image was picked; a random draw takes precedence over other queues that the image is in."""
         pick = self._pick_of(image_hash)
         return {"by": pick[0], "score": pick[1]} if pick else None
 
@@ -140,7 +140,7 @@ class Reviewing:
     def _is_done(self, image_hash: str, pick: _Pick) -> bool:
         """Whether the queue with this pick need not ask about an image.
 
-        A random draw asks once more about one that was answered for another reason: without those that looked odd it would be no sample.
+        A random draw asks again about images that were answered for another reason: it would be no sample without the odd-looking ones.
         """
         if image_hash not in self._agreed and image_hash not in self._disputed:
             return False
@@ -149,14 +149,14 @@ class Reviewing:
         return pick[0] != RANDOM or any(self._counts_for(drawn_from, pick[2]) for drawn_from in draws)
 
     def _counts_for(self, drawn_from: str | None, other: str | None) -> bool:
-        """Whether an image that was drawn from one version and answered counts for a draw from another one too."""
+        """Whether an answer about an image drawn from one version also counts for a draw from another."""
         if drawn_from == other or draw_rank(drawn_from) > draw_rank(other):
             return True
         pools = self._pool_of(drawn_from), self._pool_of(other)
         return not is_of_edition(drawn_from) and not is_of_edition(other) and (None in pools or pools[0] == pools[1])
 
     def _pool_of(self, ref: str | None) -> str | None:
-        """The digest of the pool of a version, None where that is not known."""
+        """The digest of a version's pool, or None if it is not known."""
         if ref not in self._pools:
             versions = self._store.versions((ref or "").partition("@")[0]) if ref else []
             found = [one.manifest.request.inputs.pool for one in versions if one.ref == ref and one.is_readable]
@@ -164,19 +164,19 @@ class Reviewing:
         return self._pools[ref]
 
     def _picks(self, queue: Queue) -> "dict[str, _Pick]":
-        """Hash to how it was picked, its score and from where, in the order of the queue, which never changes."""
+        """How each image was picked, by image hash, in the order of the queue, which never changes."""
         if queue.name not in self._queues:
             rows = queue.rows().select("image_hash", "by", "score", "seen_in")
             self._queues[queue.name] = {hashed: (by, score, seen_in) for hashed, by, score, seen_in in rows.iter_rows()}
         return self._queues[queue.name]
 
     def _given(self, image_hash: str) -> list[Answer]:
-        """The answer of each reviewer; several threads read, and one may be at it to take in new ones."""
+        """The answer of each reviewer. The lock is needed since several threads read while one may be adding new answers."""
         with self._lock:
             return self._answers.of(image_hash)
 
     def append(self, image_hash: str, key: str, class_name: str | None, excluded: Any, undo: bool) -> None:  # noqa: ANN401 - checked by the log
-        """Write an answer, which is on disk when this returns."""
+        """Write an answer; it is on disk when this returns."""
         if not image_hash:
             raise UsageError(f"{key}: this image has no hash, which identifies answers")
         by, _, picked_from = self._pick_of(image_hash) or (None, None, None)
@@ -187,7 +187,7 @@ class Reviewing:
         self.refresh()
 
     def _of_view(self, hashes: Iterable[str]) -> list[str]:
-        """Those that are images of the view; all of them while that is not known, as it takes long with many images."""
+        """The hashes of images in the view; all of them as long as this is not known, since computing it takes long for many images."""
         wanted = list(hashes)
         if not self._view.knows_hashes:
             return wanted

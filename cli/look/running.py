@@ -1,4 +1,4 @@
-"""The page in a browser: its address on standard output, and the server until Ctrl-C."""
+"""Showing the page in a browser: its address is printed on standard output, and the server runs until Ctrl-C."""
 
 import os
 import sys
@@ -16,7 +16,7 @@ _LOCAL = ("127.0.0.1", "localhost")
 
 
 def show(contents: Contents, host: str, port: int | None, opens_browser: bool, fragment: str = "") -> None:
-    """Print the address, open it where there is a browser, and answer until Ctrl-C."""
+    """Print the address, open it if there is a browser, and serve the page until Ctrl-C."""
     guard = Guard(host)
     listening = listen(host, port)
     number = listening.getsockname()[1]
@@ -29,19 +29,19 @@ def show(contents: Contents, host: str, port: int | None, opens_browser: bool, f
             warning = "others of the network who have the address can see these images, unencrypted, and answer; ssh -L is safer"
             print(f"nst: --host {host}: {warning}", file=sys.stderr, flush=True)
         if opens_browser and _has_browser():
-            Thread(target=_open, args=(address, door), daemon=True).start()  # some browsers end only when they are closed
+            Thread(target=_open, args=(address, door), daemon=True).start()  # some browsers return only when they are closed
 
     with tempfile.TemporaryDirectory(prefix="nst-look-") as door:
         serve(make_app(contents, guard), listening, announce)
 
 
 def _has_browser() -> bool:
-    """Whether a window can open: a browser in this terminal would take it over."""
+    """Whether a browser can open a window; one in this terminal would take it over."""
     return sys.platform in ("darwin", "win32") or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
 
 
 def _open(address: str, door: str) -> None:
-    """Through a file in a folder of this user alone: the words of a command, with the token, are shown to all users of a machine."""
+    """Open the address through a file in a private folder: as an argument of a command, the token would be visible to all local users."""
     page = Path(door) / "nst-look.html"
     page.write_text(f'<!doctype html><meta http-equiv="refresh" content="0; url={address}"><title>nst look</title>', "utf-8")
     with suppress(webbrowser.Error):

@@ -1,4 +1,4 @@
-"""Who may see the page: whoever has the token, from this machine's own address and from no other page."""
+"""Who may see the page: whoever has the token, under an address of this machine and not from another page."""
 
 import base64
 import hashlib
@@ -26,21 +26,21 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 _LOCAL = {"127.0.0.1", "localhost"}
-_ASK_AGAIN = 'location.replace("/?" + location.hash)'  # from here it is this page that asks; a reload would still be the other's
+_ASK_AGAIN = 'location.replace("/?" + location.hash)'  # now this page is the origin; after a reload it would still be the other
 _ONCE_MORE = f"<!doctype html><title>nst look</title><script>{_ASK_AGAIN}</script>"
 _ONCE_MORE_POLICY = f"default-src 'none'; script-src 'sha256-{base64.b64encode(hashlib.sha256(_ASK_AGAIN.encode()).digest()).decode()}'"
 
 
 class Guard:
-    """What each request must have. `host` is what the server listens on: its names are allowed beside those of this machine."""
+    """Checks every request. `host` is what the server listens on; it is allowed in addition to the names of this machine."""
 
     def __init__(self, host: str = "127.0.0.1", token: str | None = None) -> None:
         self.token = token or secrets.token_urlsafe(32)
-        self.cookie = "nst_look_" + hashlib.sha256(self.token.encode()).hexdigest()[:12]  # cookies are those of all ports
+        self.cookie = "nst_look_" + hashlib.sha256(self.token.encode()).hexdigest()[:12]  # cookies are shared by all ports
         self._session, self._host = secrets.token_urlsafe(32), host
 
     def around(self, app: ASGIApp) -> ASGIApp:
-        """An app that answers only those who may ask, with headers that keep browsers from doing more than it needs."""
+        """Wrap an app so that it only answers permitted requests, with headers that restrict browsers to what it needs."""
 
         async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
             async def with_headers(message: Message) -> None:
@@ -58,7 +58,7 @@ class Guard:
         return guarded
 
     def _refused(self, request: Request) -> Response | None:
-        """The answer to a request that may not pass; to the one with the token a cookie and the way on."""
+        """The response to a request that may not pass, else None; the request with the token gets a cookie and is redirected."""
         host = ",".join(request.headers.getlist("host"))
         if not self._is_ours(host):
             return _error(403, f"host {host[:100]!r}: expected 127.0.0.1 or localhost")
@@ -75,7 +75,7 @@ class Guard:
         if is_page and token is not None:
             return self._let_in() if _same(token, self.token) else _error(403, "wrong token; open the address that `nst look` printed")
         if not _same(request.cookies.get(self.cookie, ""), self._session):
-            if is_page and site not in ("same-origin", "none"):  # the browser sends no strict cookie after a link elsewhere
+            if is_page and site not in ("same-origin", "none"):  # browsers send no strict cookie when a link on another site is followed
                 return HTMLResponse(_ONCE_MORE, 401, {"Content-Security-Policy": _ONCE_MORE_POLICY})
             return _error(401, "open the address with the token that `nst look` printed")
         return None
@@ -98,7 +98,7 @@ class Guard:
 
 
 def _is_address(name: str) -> bool:
-    """Numbers cannot be made to point elsewhere, as names can."""
+    """Whether a host is an IP address, which unlike a name cannot be made to point elsewhere."""
     try:
         return bool(ipaddress.ip_address(name))
     except ValueError:

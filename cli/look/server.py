@@ -1,4 +1,4 @@
-"""The server of the page: what is asked under which address, and its start and end."""
+"""The server of the page: its routes, and how it starts and stops."""
 
 import contextlib
 import errno
@@ -32,7 +32,7 @@ _GRACE_SECONDS = 2
 
 
 def make_app(contents: Contents, guard: Guard) -> ASGIApp:
-    """The app that answers for a view."""
+    """The app that serves a view."""
 
     def page(request: Request) -> Response:
         return HTMLResponse(template().render(title=contents.ref, export=None))
@@ -58,7 +58,7 @@ def make_app(contents: Contents, guard: Guard) -> ASGIApp:
                 name, jpeg = contents.jpeg(request.path_params["row"], side_px)
             except (NstError, OSError) as error:
                 return PlainTextResponse(_line(error), 404)
-            headers = {"ETag": f'"{name}"', "Cache-Control": "private, no-cache"}  # rows of other versions have the same address
+            headers = {"ETag": f'"{name}"', "Cache-Control": "private, no-cache"}  # rows of other versions have the same URL
             if request.headers.get("if-none-match") == headers["ETag"]:
                 return Response(status_code=304, headers=headers)
             return Response(jpeg, media_type="image/jpeg", headers=headers)
@@ -112,7 +112,7 @@ DEFAULT_PORT = 8765
 
 
 def listen(host: str, port: int | None) -> socket.socket:
-    """A socket that listens; without a port the usual one or, where that is taken, any free one. Raises UsageError."""
+    """A listening socket; without a port, on the default port or, if that is taken, any free one. Raises UsageError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for wanted in (DEFAULT_PORT, 0) if port is None else (port,):
         listening = socket.socket(family, socket.SOCK_STREAM)
@@ -137,7 +137,7 @@ def listen(host: str, port: int | None) -> socket.socket:
 
 
 class _Server(uvicorn.Server):
-    """Leaves signals to `_stopping`, which hears them from before the address is told."""
+    """Leaves signals to `_stopping`, which handles them from before the address is announced."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -146,7 +146,7 @@ class _Server(uvicorn.Server):
 
 @contextlib.contextmanager
 def _stopping(server: uvicorn.Server) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end a server as if nothing had happened; the second one at once."""
+    """Stop the server without an error at Ctrl-C or SIGTERM; at the second one immediately."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         server.force_exit = server.should_exit
@@ -161,7 +161,7 @@ def _stopping(server: uvicorn.Server) -> Iterator[None]:
 
 
 def serve(app: ASGIApp, listening: socket.socket, announce: Callable[[], None]) -> None:
-    """Announce that the page is there, and answer until Ctrl-C."""
+    """Announce the page, and serve it until Ctrl-C."""
     options: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False, "date_header": False}
     config = uvicorn.Config(app, **options, ws="none", lifespan="off", proxy_headers=False, timeout_graceful_shutdown=_GRACE_SECONDS)
     server = _Server(config)

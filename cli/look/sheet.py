@@ -13,7 +13,7 @@ _FONT_PX, _COLORS = 13, 128
 
 
 def sheet(page: dict[str, Any]) -> bytes:
-    """PNG of at most 24 images of an exported page, from all over it, each with its label and confidence; empty where it shows none."""
+    """PNG of at most 24 images, evenly spaced over an exported page, each with its label and confidence; empty if it has no images."""
     shown = [item for item in page["items"] if item["id"] in page["thumbs"] and not item["error"]]
     chosen = [shown[round(place * (len(shown) - 1) / (_MOST - 1))] for place in range(_MOST)] if len(shown) > _MOST else shown
     if not chosen:
@@ -36,7 +36,7 @@ def sheet(page: dict[str, Any]) -> bytes:
 
 
 def _fitting(label: str, sure: str, font: ImageFont.FreeTypeFont) -> str:
-    """A caption that is no wider than its image."""
+    """A caption, cut to the width of its image."""
     label = " ".join(label.split())
     if font.getlength(label + sure) <= _SIDE_PX:
         return label + sure

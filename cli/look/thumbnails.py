@@ -1,4 +1,4 @@
-"""Images as the page shows them: decoded, made smaller and encoded anew, so that nothing of the file is passed on but its pixels."""
+"""Images as the page shows them: decoded, shrunk and encoded again, so that only the pixels of a file are passed on."""
 
 import io
 import threading
@@ -15,16 +15,16 @@ _QUALITY = 85
 
 
 class Thumbnails:
-    """The JPEGs that were made last, up to a number of bytes."""
+    """A cache of the most recently used JPEGs, up to a number of bytes."""
 
     def __init__(self, most_bytes: int = _CACHE_BYTES) -> None:
         self._most, self._bytes, self._lock = most_bytes, 0, threading.Lock()
         self._made: OrderedDict[tuple[str, int], bytes] = OrderedDict()
 
     def get(self, name: str, side_px: int, read: Callable[[], bytes]) -> bytes:
-        """The JPEG of an image whose longest side is at most `side_px`. `name` is its hash; where it is empty nothing is kept.
+        """The JPEG of an image, with sides of at most `side_px`. `name` is the image's hash; if it is empty, nothing is cached.
 
-        Raises NstError or OSError where the image cannot be read or decoded.
+        Raises NstError or OSError if the image cannot be read or decoded.
         """
         place = (name, side_px)
         with self._lock:
@@ -45,12 +45,12 @@ class Thumbnails:
 
 
 def as_jpeg(encoded: bytes, side_px: int) -> bytes:
-    """The pixels of an encoded image as a JPEG, larger ones shrunk; nothing else of it: no metadata, no profile, no comment."""
+    """The pixels of an encoded image as a JPEG, shrunk if larger than `side_px`, without its metadata, color profile and comments."""
     image = decode(encoded, side_px)
     check_shape(*image.size)
     image.thumbnail((side_px, side_px), Image.Resampling.LANCZOS)
     clean = Image.new("RGB", image.size)
-    clean.paste(image)  # `info` stays behind
+    clean.paste(image)  # leaves `info` behind
     file = io.BytesIO()
     clean.save(file, "JPEG", quality=_QUALITY)
     return file.getvalue()
