@@ -39,7 +39,7 @@ class Calibration:
 
 
 def calibrate(log_probs: Float[Tensor, "images classes"], labels: Int[Tensor, " images"]) -> Calibration:
-    """Fit a temperature on labeled images that no network was trained on. Raises NstError as `fit_temperature` does."""
+    """Fit a temperature on labeled images that no network was trained on. Raises NstError like `fit_temperature`."""
     temperature = fit_temperature(log_probs, labels)
     return Calibration(
         temperature=temperature,

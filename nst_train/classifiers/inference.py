@@ -173,8 +173,9 @@ class _Forward:
         self._which = [teacher.preprocessings.index(member.preprocessing) for member in teacher.members]
         if computation.compile:
             self._networks = [torch.compile(network) for network in self._networks]
+            # compile now, before threads share the networks
             with teacher.noise.drawing([0] * computation.batch_size) if teacher.noise else nullcontext():
-                self([torch.zeros(computation.batch_size, *shape) for shape in _shapes(teacher)])  # compile before threads share them
+                self([torch.zeros(computation.batch_size, *shape) for shape in _shapes(teacher)])
 
     def __call__(self, pixels: Sequence[Tensor]) -> Float[Tensor, "batch classes"]:
         """Log-probabilities of a full batch, on the device; empty if none of its images is readable."""

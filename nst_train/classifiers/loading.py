@@ -62,7 +62,8 @@ def load_images(
                     into.append(view)
         start += len(contents)
     batches = [stacked(one) if one else torch.empty(0) for one in prepared]
-    if small and all(view is one for view, one in zip(prepared[0], small, strict=True)):  # thumbnail-sized images are their own
+    # an image that already has thumbnail size is its own thumbnail
+    if small and all(view is one for view, one in zip(prepared[0], small, strict=True)):
         thumbnails = batches[0].permute(0, 2, 3, 1).numpy()
     else:
         thumbnails = stacked_thumbnails(small)

@@ -145,7 +145,8 @@ def _training_of(names: Sequence[TeacherName], store: Store, transform: Transfor
 def with_class_names(names: Sequence[str], store: Store, class_names: str, prompts: str | None, idle: bool = False) -> list[TeacherName]:
     """Give the image-text models among the named teachers their class names and prompts, each read from a file.
 
-    Raises UsageError if none is an image-text model, unless `idle`: the class names serve another purpose too, and there are no prompts.
+    Raises UsageError if none is an image-text model; with `idle`, since class names then serve another purpose too, only if there are
+    prompts.
     """
     teachers: list[TeacherName] = []
     for name in names:

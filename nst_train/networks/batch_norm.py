@@ -1,4 +1,4 @@
-"""Batch-norm: the decay of its statistics, freezing them, and computing them over all processes, as one process with all images would."""
+"""Batch-norm: the decay of its statistics, freezing them, and synchronizing them, as if one process had the images of all."""
 
 from typing import Any
 
@@ -56,4 +56,5 @@ def _with_all_images(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tens
 
 def _own_images(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
     images = len(output) // distributed.get_world_size()
-    return output.narrow(0, distributed.get_rank() * images, images) if layer.training else output  # after `chunk` in-place layers fail
+    # `chunk` would return views that autograd does not let the next layers modify in place
+    return output.narrow(0, distributed.get_rank() * images, images) if layer.training else output

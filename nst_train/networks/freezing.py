@@ -7,7 +7,7 @@ from torch import nn
 from nst_train.settings import TrainSettings
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-_ROUNDING = 1e-9  # 0.29 x 100 is below 29
+_ROUNDING = 1e-9  # in floats, 0.29 x 100 is below 29
 
 
 def freeze(network: nn.Module, settings: TrainSettings) -> None:

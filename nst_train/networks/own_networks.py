@@ -20,7 +20,7 @@ _OF_TIMM = (
     "pretrained_cfg_overlay",
     "cache_dir",
     "pretrained_model_args",
-)  # timm passes them to all
+)  # arguments that timm passes to all networks
 _own: set[str] = set()
 
 

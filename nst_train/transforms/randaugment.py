@@ -38,7 +38,8 @@ _REFERENCE_SIDE, _TRANSLATE_PX, _CUTOUT_PX = 600, 100, 40  # of the released cod
 _SMALL_SIDE = 64
 _UP = 0.005  # pixels: above the error of Pillow's coordinates (in 1/65536) over 600 rows, below the 0.01 between two at one magnitude
 _OF_WHITE, _GRAY = np.float32(1 / 255), np.array([0.2989, 0.587, 0.114], np.float32)
-_SMOOTH = ImageFilter.Kernel((3, 3), (1, 1, 1, 1, 5, 1, 1, 1, 1), scale=13, offset=-0.49)  # Pillow adds 0.5: down, despite float errors
+# Pillow adds 0.5, so that an offset of -0.49 rounds down, whatever the float errors
+_SMOOTH = ImageFilter.Kernel((3, 3), (1, 1, 1, 1, 5, 1, 1, 1, 1), scale=13, offset=-0.49)
 
 
 def translate_px(side_px: int, amounts: Amounts = "scaled") -> float:
