@@ -228,7 +228,7 @@ class Contents:
         """(a name that identifies the bytes, the image of a row as a JPEG). Raises NstError or OSError if there is none."""
         key, hashed, number = self._image(self._checked(row))
         version = self.view.version
-        whose = f"{version.manifest.digest[:32]}-" if version and is_anonymous(version.manifest) else ""  # these all have the same hashes
+        whose = f"{version.manifest.digest[:32]}-" if version and is_anonymous(version.manifest) else ""  # hashed by row number
         return f"{whose}{hashed}-{side_px}", self._thumbnails.get(hashed, side_px, lambda: self.images.read(row, number, key, hashed))
 
     def answer(self, given: Any) -> dict[str, Any]:  # noqa: ANN401 - any JSON value

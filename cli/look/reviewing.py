@@ -98,7 +98,7 @@ class Reviewing:
         return [{"reviewer": answer.reviewer, "time": answer.time, **_as_json(answer)} for answer in self._given(image_hash)]
 
     def rows(self, which: str) -> NDArray[np.int64]:
-        """The rows that are answered (`yes`) or `disputed`, in increasing order."""
+        """The rows that are answered (`yes`, which includes disputed ones) or `disputed`, in increasing order."""
         with self._lock:
             wanted = [*(self._agreed if which == "yes" else ()), *self._disputed]
         return self._rows_of(wanted)
