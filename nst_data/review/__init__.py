@@ -1,6 +1,6 @@
-"""What people say of images: their answers, one file for each reviewer, and frozen versions of them; and which images to ask them about.
+"""Human review: answers, one file per reviewer; frozen versions of them; and the choice of which images to ask about.
 
-`answers` keeps each answer as it is given, known by the hash of its image, so that it holds for every generation and for
-another copy of the pool. Where reviewers disagree an image is disputed until one of them changes their answer.
-`picks` are the images that a person should look at: scores from soft labels and given features, spread over classes and features.
+`answers` stores each answer as it is given, under the hash of its image, so that it applies to every generation and to
+other copies of the pool. If reviewers disagree, an image is disputed until one of them changes their answer.
+`picks` are the images that a person should look at: scored by soft labels and given features, spread over classes and features.
 """

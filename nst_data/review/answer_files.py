@@ -1,4 +1,4 @@
-"""`nst review import` and `nst review export`: answers in a table or in Label Studio's tasks, by key or hash."""
+"""`nst review import` and `nst review export`: answers in a table or in Label Studio tasks, by key or hash."""
 
 import datetime
 import difflib
@@ -26,29 +26,30 @@ from nst_data.tables.review_table import read_review
 
 COLUMNS = ("image_hash", "key", "class", "excluded", "picked_by", "seen_in", "reviewer", "time")
 _SUFFIXES = (*DELIMITERS, ".jsonl", ".json")
-_READ = (*_SUFFIXES, ".parquet")  # as `nst pick` writes lists
+_READ = (*_SUFFIXES, ".parquet")  # `nst pick` can write its lists as parquet
 _HASH = re.compile(r"[0-9a-f]{32}")
 
 
 @with_checked_arguments
 def import_answers(store: Store, corpus: str, file: Path | str, *, reviewer: str = "reviewer") -> tuple[int, int]:
-    """Add the answers in a file to a reviewer's, all or nothing.
+    """Add the answers in a file to a reviewer's answers, all or nothing.
 
     Args:
         store: Where the answers are kept.
-        corpus: The corpus they are about.
-        file: CSV or TSV with a header, JSONL or parquet: in each row `class`, or `excluded` (none of these, unusable), of the image with
-            this `image_hash` or `key`; keys are those of the corpus' newest labels. `picked_by`, or `by`, says how the image was
-            chosen. Rows with an empty `class` are not filled in yet, and left out. Or Label Studio's JSON: its tasks' annotations.
+        corpus: The corpus the answers are about.
+        file: CSV or TSV with a header, JSONL or parquet. Each row gives the `class` of an image, or the reason it is `excluded` (none of
+            these, unusable), and names the image by `image_hash` or by `key`, a key in the newest labels of the corpus. `picked_by`, or
+            `by`, says how the image was chosen. Rows with an empty `class` have not been filled in yet and are skipped. Alternatively,
+            Label Studio JSON, whose annotations are read.
         reviewer: Name of the reviewer.
 
     Returns:
-        (answers that were added, those that this reviewer had given already). One of an image that is now picked at random is added,
-        whatever the image was picked by before.
+        The number of answers added, and of those that this reviewer had already given. An answer about an image that was picked at random
+        is added even if the reviewer gave the same answer when it was picked in another way.
 
     Raises:
-        NstError: A row names no image of the corpus, or no class of it, or rows disagree about an image; the message says which.
-        UsageError: The file is of another kind, or the corpus has neither labels nor answers and one with nearly its name has.
+        NstError: A row names an unknown image or class, or rows disagree about an image; the message says which.
+        UsageError: The file is of an unsupported kind, or the corpus has neither labels nor answers and another has a similar name.
     """
     path = Path(file)
     rows = [_parsed(row, where) for row, where in _rows(path) if not _is_open(row)]
@@ -90,19 +91,19 @@ def import_answers(store: Store, corpus: str, file: Path | str, *, reviewer: str
 
 @with_checked_arguments
 def export_answers(store: Store, what: str, file: Path | str) -> int:
-    """Write answers to a file that `import_answers` reads.
+    """Write answers to a file that `import_answers` can read.
 
     Args:
-        store: Where they are kept.
-        what: A corpus: the answer of each of its reviewers about each image; or a frozen review, `name@review-N`.
-        file: Ends in .csv, .tsv, .jsonl or, for Label Studio, .json: a task for each image, without addresses of images.
+        store: Where the answers are kept.
+        what: A corpus, to export every reviewer's answer about each image; or a frozen review, `name@review-N`.
+        file: A name ending in .csv, .tsv, .jsonl or, for Label Studio, .json: one task per image, without image URLs.
 
     Returns:
-        How many there are.
+        The number of answers written.
 
     Raises:
-        UsageError: The file has another ending or is there with other content, or there is no such review.
-        NstError: There is no answer.
+        UsageError: The file has another extension or exists with different content, or there is no such review.
+        NstError: There are no answers.
     """
     path = Path(file)
     _check_suffix(path)
@@ -123,7 +124,7 @@ def export_answers(store: Store, what: str, file: Path | str) -> int:
 
 
 def _as_tasks(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A task of Label Studio for each image, with the answers about it."""
+    """One Label Studio task per image, with the answers about it."""
     tasks: dict[str, dict[str, Any]] = {}
     for row in rows:
         data = {"image": row["key"], "key": row["key"], **{name: row[name] for name in label_studio.ABOUT if row[name]}}
@@ -152,7 +153,7 @@ def _check_suffix(path: Path, suffixes: Sequence[str] = _SUFFIXES) -> None:
 
 
 def _rows(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
-    """Each row, with where it stands."""
+    """Each row, with its location in the file for error messages."""
     _check_suffix(path, _READ)
     suffix, location = path.suffix.lower(), str(path)
     if not path.is_file():
@@ -184,7 +185,7 @@ def _check_columns(path: Path, names: Sequence[str], expected: str) -> None:
 
 
 def _of_tasks(location: str) -> Iterator[tuple[Mapping[str, Any], str]]:
-    """The answers in Label Studio's tasks; those without one are left out."""
+    """The answers in Label Studio tasks; tasks without an answer are skipped."""
     for number, row in enumerate(JsonRows(location)):
         if label_studio.ANSWERS not in row:
             raise NstError(f"{location}: expected Label Studio's tasks with annotations, found {', '.join(row)}")
@@ -194,20 +195,20 @@ def _of_tasks(location: str) -> Iterator[tuple[Mapping[str, Any], str]]:
 
 
 def _is_open(row: Mapping[str, Any]) -> bool:
-    """Whether a row of a list of picks is not filled in: it has a place for the class, and nothing in it."""
+    """Whether a row of a pick list has not been filled in: it has a `class` column, which is empty, and no `excluded`."""
     return "class" in row and row["class"] in ("", None) and not row.get("excluded")
 
 
 def _as_excluded(answer: Answer, classes: Collection[str]) -> Answer:
-    """`unusable` and the like in the column of classes, where no class is called so, are what they say."""
+    """Treat an exclusion such as `unusable` in the class column as an exclusion, unless a class has that name."""
     if answer.class_name not in EXCLUDED or answer.class_name in classes:
         return answer
     return replace(answer, class_name=None, excluded=answer.class_name)
 
 
 def _parsed(row: Mapping[str, Any], where: str) -> tuple[Answer, str]:
-    values = {name: row.get(name) or None for name in COLUMNS}  # an empty cell of a CSV file says nothing
-    values["picked_by"] = values["picked_by"] or row.get("by") or None  # as `nst pick` calls it
+    values = {name: row.get(name) or None for name in COLUMNS}  # empty CSV cells count as missing
+    values["picked_by"] = values["picked_by"] or row.get("by") or None  # the column name in lists of `nst pick`
     if odd := [name for name, value in values.items() if not isinstance(value, str | None)]:
         raise NstError(f"{where}: `{odd[0]}` is {values[odd[0]]!r}, expected text")
     if not (values["image_hash"] or values["key"]):
@@ -221,17 +222,17 @@ def _parsed(row: Mapping[str, Any], where: str) -> tuple[Answer, str]:
 
 
 def _check_is_no_slip(store: Store, corpus: str) -> None:
-    """Raises UsageError for a corpus that the store knows nothing of, where another is spelled nearly so."""
+    """Raises UsageError if the store knows nothing of a corpus but has one with a similar name."""
     if answers_folder(store, corpus).is_dir() or store.versions(corpus):
         return
     corpora = {one.name for one in store.versions() if one.is_readable and one.manifest.kind != "teacher"}
     near = difflib.get_close_matches(corpus, sorted(corpora), n=1, cutoff=0.85)
-    if near and not corpus.startswith(near[0]):  # flowers-test may well be labeled images beside the corpus flowers
+    if near and not corpus.startswith(near[0]):  # flowers-test may well be a set of labeled images next to the corpus flowers
         raise UsageError(f"{corpus}: the store has no labels or answers of that name; did you mean {near[0]}?")
 
 
 def _found(labels: Version, rows: Sequence[Answer]) -> dict[str, tuple[str, str]]:
-    """(hash, key) of the images in the labels, by the hash or the key that a row names."""
+    """The (hash, key) of each image in the labels, under the hash or key by which a row names it."""
     hashes = [row.image_hash for row in rows if row.image_hash]
     keys = [row.key for row in rows if not row.image_hash]
     table = scan_labels(labels).select("image_hash", "key")

@@ -1,4 +1,4 @@
-"""Answers of reviewers about single images: `STORE/reviews/CORPUS/REVIEWER.jsonl`, one JSON object a line, which are only appended."""
+"""Reviewers' answers about single images: `STORE/reviews/CORPUS/REVIEWER.jsonl`, append-only files of one JSON object per line."""
 
 import datetime
 import json
@@ -19,10 +19,10 @@ __all__ = ["EXCLUDED", "RANDOM", "Answer", "AnswerLog", "Answers", "Excluded", "
 
 @dataclass(frozen=True)
 class Answer:
-    """What a reviewer says of an image: its class, or why it has none; `undo` takes their last answer of the image back.
+    """A reviewer's answer about an image: its class, or why it has none; `undo` retracts their last answer about the image.
 
-    `picked_by` says how the image was chosen for them, such as `random` or `margin`; None where they came upon it by themselves. `seen_in`
-    is the version that they looked at, `name@gen-N`.
+    `picked_by` says how the image was chosen, such as `random` or `margin`; None if the reviewer found it while browsing. `seen_in` is the
+    version that they looked at, `name@gen-N`.
     """
 
     image_hash: str
@@ -37,30 +37,30 @@ class Answer:
 
     @property
     def says(self) -> tuple[str | None, Excluded | None]:
-        """What two reviewers have to agree on."""
+        """The part of an answer on which reviewers have to agree."""
         return self.class_name, self.excluded
 
     @property
     def words(self) -> str:
-        """The answer in a word or two for a person."""
+        """The answer in a word or two, for messages."""
         return self.class_name or self.excluded or "undo"
 
 
 @dataclass(frozen=True)
 class Settled:
-    """What all reviewers say: an answer for each image that they agree on, by its hash, and the answers of each disputed one.
+    """The combined answers of all reviewers: one per image that they agree on, by image hash, and all answers about each disputed image.
 
-    An image that was once picked at random stays so, however often it was answered since: else those that look odd would leave the sample.
-    One that was picked so several times counts as of the draw that stands for most (`draw_rank`).
+    An image that was ever picked at random remains part of the random sample, however it was picked for later answers; otherwise the sample
+    would lose the images that look odd. If it was drawn several times, the draw with the highest `draw_rank` counts.
     """
 
     answers: Mapping[str, Answer]
     disputed: Mapping[str, Sequence[Answer]]
-    reviewers: Mapping[str, Sequence[str]] = field(default_factory=dict)  # who agreed on each answer
+    reviewers: Mapping[str, Sequence[str]] = field(default_factory=dict)  # the reviewers who agreed on each answer
 
 
 class Answers:
-    """The answers about a corpus by all its reviewers; `refresh` reads what has been added, and only that."""
+    """The answers of all reviewers about a corpus; `refresh` reads only what has been added."""
 
     def __init__(self, store: Store, corpus: str) -> None:
         self.folder = answers_folder(store, corpus)
@@ -68,34 +68,34 @@ class Answers:
         self._changed: set[str] = set()
 
     def refresh(self) -> None:
-        """Read what was answered since the last time. Raises NstError for a damaged file."""
+        """Read the answers added since the last call. Raises NstError if a file is damaged."""
         for path in reviewer_files(self.folder):
             self._changed |= self._of_reviewer.setdefault(path.stem, _ReviewerFile(path)).refresh()
 
     def take_changed(self) -> set[str]:
-        """The hashes of the images about which something was read since this was last asked."""
+        """Return the hashes of the images with new answers since the last call."""
         changed, self._changed = self._changed, set()
         return changed
 
     def has_by(self, image_hash: str, reviewer: str) -> bool:
-        """Whether one reviewer has an answer about an image."""
+        """Whether a reviewer has an answer about an image."""
         file = self._of_reviewer.get(reviewer)
         return bool(file and file.standing.get(image_hash))
 
     def of(self, image_hash: str) -> list[Answer]:
-        """The answer of each reviewer who has one about an image."""
+        """The current answer of each reviewer who has one about an image."""
         return [file.standing[image_hash][-1] for file in self._of_reviewer.values() if file.standing.get(image_hash)]
 
     def draws_of(self, image_hash: str) -> set[str | None]:
-        """The versions from which an image was picked at random, each time that somebody answered it as such."""
+        """The versions from which an image was picked at random, over all answers that were given to such picks."""
         return {answer.seen_in for answer in self._all_of(image_hash) if answer.picked_by == RANDOM}
 
     def images(self) -> list[str]:
-        """The hashes of the images that anybody has an answer about, in the order of the reviewers and of what they were first asked."""
+        """The hashes of all images with an answer, ordered by reviewer and then by when each image was first answered."""
         return list(dict.fromkeys(image for file in self._of_reviewer.values() for image, given in file.standing.items() if given))
 
     def settled(self) -> Settled:
-        """The answers that stand, and the disputed images."""
+        """The agreed answers and the disputed images."""
         agreed, disputed, reviewers = dict[str, Answer](), dict[str, Sequence[Answer]](), dict[str, Sequence[str]]()
         for image_hash in self.images():
             given, stands = self.said_of(image_hash)
@@ -106,9 +106,9 @@ class Answers:
         return Settled(agreed, disputed, reviewers)
 
     def said_of(self, image_hash: str) -> tuple[list[Answer], Answer | None]:
-        """The answer of each reviewer about an image, and the one that stands: None where they differ, or there is none.
+        """Each reviewer's answer about an image, and the settled answer: None if they differ or there are none.
 
-        Of reviewers who agree, the last to answer is taken.
+        If reviewers agree, the latest of their answers is used.
         """
         given = self.of(image_hash)
         if len({answer.says for answer in given}) != 1:
@@ -119,15 +119,15 @@ class Answers:
         return given, last if pick is last else replace(last, picked_by=pick.picked_by, seen_in=pick.seen_in)
 
     def _all_of(self, image_hash: str) -> Iterator[Answer]:
-        """Each answer about an image that was not taken back, those too that no longer count."""
+        """All answers about an image that were not undone, including superseded ones."""
         return (answer for file in self._of_reviewer.values() for answer in file.standing.get(image_hash, ()))
 
 
 class AnswerLog:
-    """Where a reviewer's answers about a corpus go."""
+    """The file to which one reviewer's answers about a corpus are appended."""
 
     def __init__(self, store: Store, corpus: str, reviewer: str = "reviewer", *, class_names: Sequence[str] | None = None) -> None:
-        """Answers have one of `class_names`, where those are given. Raises UsageError for a name that no file can have."""
+        """If `class_names` are given, `append` accepts only these classes. Raises UsageError if the name cannot be a file name."""
         self._path = answers_folder(store, corpus) / f"{_check_reviewer(reviewer)}.jsonl"
         if there := mistaken_for(reviewer, [path.stem for path in reviewer_files(self._path.parent)]):
             raise UsageError(
@@ -147,23 +147,23 @@ class AnswerLog:
         picked_by: str | None = None,
         seen_in: str | None = None,
     ) -> Answer | None:
-        """Write an answer, of which the last one of an image counts; it is on disk when this returns.
+        """Append an answer, which replaces the reviewer's earlier ones about the image; it is on disk when this returns.
 
         Args:
-            image_hash: Of the image's encoded bytes.
-            key: Where the image was seen; it says nothing more than that.
+            image_hash: Hash of the image's encoded bytes.
+            key: Where the image was seen; informational only.
             class_name: What the image shows.
             excluded: Why it shows none of the classes.
-            undo: Take this reviewer's last answer of the image back; the one before counts again.
-            picked_by: How the image was chosen to be asked about.
-            seen_in: The version that was looked at, `name@gen-N`.
+            undo: Retract this reviewer's last answer about the image; the one before it counts again.
+            picked_by: How the image was chosen for review.
+            seen_in: The version that the reviewer looked at, `name@gen-N`.
 
         Returns:
-            The reviewer's answer that counts from now on; None where the only one was taken back.
+            The reviewer's answer that now counts; None if the only one was retracted.
 
         Raises:
-            UsageError: Not exactly one of `class_name`, `excluded` and `undo`; an unknown class; nothing to take back.
-            NstError: It could not be written.
+            UsageError: Not exactly one of `class_name`, `excluded` and `undo` is given, the class is unknown, or there is nothing to undo.
+            NstError: The answer could not be written.
         """
         if (class_name is not None) + (excluded is not None) + undo != 1:
             raise UsageError("expected exactly one of a class, `excluded` and `undo`")
@@ -183,14 +183,14 @@ class AnswerLog:
         return given[-1] if given else None
 
     def knows(self, answer: Answer) -> bool:
-        """Whether this reviewer says this of the image already and, where it was picked at random, has answered it as such."""
+        """Whether this is already the reviewer's answer and, if the image was picked at random, the same draw has been answered before."""
         self._file.refresh()
         given = self._file.standing.get(answer.image_hash, [])
         drawn = answer.picked_by != RANDOM or any((one.picked_by, one.seen_in) == (RANDOM, answer.seen_in) for one in given)
         return drawn and bool(given) and given[-1].says == answer.says
 
     def extend(self, answers: Sequence[Answer]) -> None:
-        """Write many checked answers at once; they are on disk when this returns. Raises NstError."""
+        """Append many validated answers at once; they are on disk when this returns. Raises NstError."""
         lines = "".join(_as_line(answer) for answer in answers).encode()
         try:
             is_new = not self._path.exists()
@@ -209,24 +209,24 @@ class AnswerLog:
 
 
 def settled(store: Store, corpus: str) -> Settled:
-    """What all reviewers of a corpus say until now. Raises NstError for a damaged file."""
+    """The combined answers of all reviewers of a corpus so far. Raises NstError if a file is damaged."""
     answers = Answers(store, corpus)
     answers.refresh()
     return answers.settled()
 
 
 def answers_folder(store: Store, corpus: str) -> Path:
-    """Where the answers about a corpus are."""
+    """The folder of the answers about a corpus."""
     return store.root / "reviews" / check_name(corpus)
 
 
 def reviewer_files(folder: Path) -> list[Path]:
-    """The files of all reviewers, by name, without what macOS puts beside each on the disks of others: `._NAME`."""
+    """The files of all reviewers, sorted by name, without the `._NAME` files that macOS adds on foreign file systems."""
     return sorted(folder.glob("[!.]*.jsonl"))
 
 
 def check_class(class_name: str, class_names: Sequence[str]) -> None:
-    """Raises UsageError for a class that the corpus does not have."""
+    """Raises UsageError if the corpus does not have this class."""
     if class_name not in class_names:
         shown = ", ".join(class_names[:20]) + ", ..." * (len(class_names) > 20)
         raise UsageError(f"the corpus has no class {class_name!r}; expected one of {shown}")
@@ -240,14 +240,17 @@ def _check_reviewer(reviewer: str) -> str:
 
 
 class _ReviewerFile:
-    """The answers in a file: `standing` has for each image those that were not taken back, the last of which counts."""
+    """The answers in one file: `standing` maps each image to its answers that were not undone, the last of which counts."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._read, self._lines = path, 0, 0
         self.standing: dict[str, list[Answer]] = {}
 
     def refresh(self) -> set[str]:
-        """Read on; the hashes of the images that were answered. What follows the last newline is being written, or was by one killed."""
+        """Read new lines and return the hashes of the images they answer.
+
+        Whatever follows the last newline is skipped: it is still being written, or its writer was killed.
+        """
         try:
             with self._path.open("rb") as file:
                 file.seek(self._read)
@@ -272,10 +275,10 @@ class _ReviewerFile:
         return changed
 
     def _parsed(self, line: bytes) -> Answer | None:
-        """None for the torn line of a writer that was killed; the next one has begun a new line."""
+        """Parse a line; None for a line cut short when its writer was killed (the next writer starts a new line)."""
         try:
             given = json.loads(line)
-        except ValueError:  # not UTF-8 either
+        except ValueError:  # covers UnicodeDecodeError, too
             if not line.strip(b"\0") or line.startswith(b"{"):
                 return None
             raise NstError(f"{self._path}, line {self._lines}: expected an answer as a JSON object; delete the line") from None
@@ -293,7 +296,7 @@ def _as_line(answer: Answer) -> str:
 
 
 def _from_json(given: Any, reviewer: str) -> Answer | None:  # noqa: ANN401 - any JSON value
-    """None for what is no answer."""
+    """Parse a JSON value; None if it is not an answer."""
     if not isinstance(given, dict):
         return None
     texts = [given.get(name) for name in ("class", "picked_by", "seen_in", "time")]
@@ -308,10 +311,10 @@ def _from_json(given: Any, reviewer: str) -> Answer | None:  # noqa: ANN401 - an
 
 
 def _write(descriptor: int, lines: bytes) -> None:
-    """One write, so that those of two processes do not mix; after a torn line of a writer that was killed on a new line."""
+    """Append lines in a single write, so that concurrent writers do not interleave; start a new line after one that was cut short."""
     size = os.fstat(descriptor).st_size
     if size and os.pread(descriptor, 1, size - 1) != b"\n":
         lines = b"\n" + lines
     written = os.write(descriptor, lines)
-    while written < len(lines):  # the disk is full, or will say so now
+    while written < len(lines):  # the disk is full, in which case the next write raises
         written += os.write(descriptor, lines[written:])

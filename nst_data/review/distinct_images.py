@@ -1,4 +1,4 @@
-"""The distinct images of a generation or an edition, in arrays of some bytes a row, and their soft labels piece by piece."""
+"""The distinct images of a generation or an edition, in arrays of a few bytes per row, and their soft labels in batches."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,24 +16,24 @@ from nst_data.tables.schema import soft_label_columns
 from nst_data.tables.shards import table_files
 from nst_data.tables.soft_labels import dense
 
-SoftLabels = Iterator[tuple[NDArray[np.uint64], NDArray[np.float32]]]  # numbers of images, and probabilities (images, classes)
-_NUMBERS_AT_ONCE = 2**24  # of soft labels in memory: 64 MB
+SoftLabels = Iterator[tuple[NDArray[np.uint64], NDArray[np.float32]]]  # image numbers, and probabilities of shape (images, classes)
+_NUMBERS_AT_ONCE = 2**24  # probabilities in memory at once: 64 MB
 
 
 def image_number(image_hash: pl.Expr) -> pl.Expr:
-    """The first 64 bits of an `image_hash`, which tell the images of a pool apart."""
+    """The first 64 bits of an `image_hash`, enough to distinguish the images of a pool."""
     return image_hash.str.head(16).str.to_integer(base=16, dtype=pl.UInt64)
 
 
 def image_numbers(image_hashes: pa.Array | pa.ChunkedArray | Sequence[str]) -> NDArray[np.uint64]:
-    """Those of a column of hashes, shape (rows,)."""
+    """The `image_number` of each hash in a column, shape (rows,)."""
     hashes = pl.Series("image_hash", image_hashes, dtype=pl.String)
     return hashes.to_frame().select(image_number(pl.col("image_hash"))).to_series().to_numpy()
 
 
 @dataclass(frozen=True)
 class DistinctImages:
-    """Each image once, by increasing number; of several rows with the same bytes the first counts. All have shape (images,)."""
+    """Each image once, sorted by number; among rows with the same bytes the first counts. All arrays have shape (images,)."""
 
     numbers: NDArray[np.uint64]
     labels: NDArray[np.int64]
@@ -41,9 +41,9 @@ class DistinctImages:
 
     @classmethod
     def of(cls, version: Version, class_names: Sequence[str] | None = None) -> "DistinctImages":
-        """Labels are places among `class_names`, by default the version's own.
+        """Read the images of a version; labels index into `class_names`, by default the version's own.
 
-        Raises UsageError for a teacher, NstError for a damaged table or other classes.
+        Raises UsageError for a teacher, NstError if a table is damaged or the classes differ.
         """
         rows = scan_labels(version).select("id", "label", "confidence", number=image_number(pl.col("image_hash")))
         first = rows.group_by("number").agg(pl.col("label", "confidence").min_by("id")).sort("number")
@@ -56,14 +56,17 @@ class DistinctImages:
         return len(self.numbers)
 
     def places(self, numbers: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """Where each number stands among these, -1 for one that is not here."""
+        """The position of each number in `numbers` here, -1 if it is absent."""
         found = np.minimum(np.searchsorted(self.numbers, numbers), max(0, len(self) - 1))
         here = self.numbers[found] == numbers if len(self) else np.zeros(len(numbers), bool)
         return np.where(here, found, -1)
 
 
 def soft_labels_of(version: Version, class_names: Sequence[str] | None = None) -> SoftLabels:
-    """Those of all rows of a table, in order; of a top-k label what is left is even over the other classes. Classes are as in `of`."""
+    """Yield the soft labels of all rows of a table, in order, with classes ordered as in `DistinctImages.of`.
+
+    The remaining probability of a top-k label is spread evenly over the other classes.
+    """
     classes, column_of = len(version.manifest.class_names), np.argsort(_classes(version, class_names))
     rows = max(1, _NUMBERS_AT_ONCE // classes)
     with damage_is_named(version.ref):
@@ -75,7 +78,7 @@ def soft_labels_of(version: Version, class_names: Sequence[str] | None = None) -
 
 
 def _classes(version: Version, class_names: Sequence[str] | None) -> NDArray[np.int64]:
-    """For each class of a version its place among `class_names`."""
+    """The position in `class_names` of each class of a version."""
     names = version.manifest.class_names
     return np.arange(len(names)) if class_names is None else match_classes(names, class_names, version.ref)
 

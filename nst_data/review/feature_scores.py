@@ -1,4 +1,4 @@
-"""How much each image wants a look, by where it lies among the features of others."""
+"""How much each image needs a look, judging by its position among the features of others."""
 
 from collections.abc import Callable
 
@@ -11,17 +11,17 @@ from nst_data.review.featured_images import FeaturedImages
 from nst_data.review.neighbors import MOST_REFERENCES, Own, Unit, neighbor_votes, outlier_scores, typicality
 from nst_data.review.spreading import unit_length
 
-TYPICAL = 0.25  # what typicality weighs in `mixed`, beside margin
-TYPICAL_OUTLIER = 0.5  # and in `outlier`, beside the distance to labeled images
+TYPICAL = 0.25  # weight of typicality relative to margin in `mixed`
+TYPICAL_OUTLIER = 0.5  # and relative to the distance to labeled images in `outlier`
 _NUMBERS_OF_VOTERS = 2**26
 
-Scores = Float[np.ndarray, " images"]  # of images without features -inf
+Scores = Float[np.ndarray, " images"]  # -inf for images without features
 
 
 def outliers(featured: FeaturedImages, labeled: Float[np.ndarray, "labeled dimensions"], seed: int) -> Scores:
-    """Far from everything labeled and, half as much, typical, in [0, 1]: images of a class that nobody labeled lie near one another.
+    """Scores in [0, 1] for images that are far from everything labeled and, at half the weight, typical.
 
-    All as seen from the middle of the labeled images' features.
+    The images of a class that nobody has labeled lie near one another. Features are centered on the mean of the labeled images.
     """
     center = labeled.mean(axis=0)
     known, references = unit_length(labeled - center), featured.sample(MOST_REFERENCES, seed)
@@ -35,14 +35,14 @@ def outliers(featured: FeaturedImages, labeled: Float[np.ndarray, "labeled dimen
 
 
 def outliers_within(featured: FeaturedImages, seed: int) -> Scores:
-    """`outlier_scores` of labeled images, each by the others."""
+    """`outlier_scores` of labeled images, each relative to the others."""
     references = featured.sample(MOST_REFERENCES, seed)
     near, own = featured.of(references), _places_among(references, len(featured.is_here))
     return _scored(featured, lambda features, places: outlier_scores(features, near, own[places]))
 
 
 def mixed(margins: Scores, featured: FeaturedImages, seed: int) -> Scores:
-    """Unsure and typical: the rank by margin, and a quarter of the rank by `typicality` among the pool's images."""
+    """Unsure and typical images: the rank by margin, plus a quarter of the rank by `typicality` within the pool."""
     references = featured.sample(MOST_REFERENCES, seed)
     near, own = featured.of(references), _places_among(references, len(margins))
     typical = _scored(featured, lambda features, places: typicality(features, near, own[places]))
@@ -51,7 +51,7 @@ def mixed(margins: Scores, featured: FeaturedImages, seed: int) -> Scores:
 
 
 def suspicion_by_neighbors(images: DistinctImages, soft_labels: SoftLabels, classes: int, featured: FeaturedImages, seed: int) -> Scores:
-    """How probably each label is wrong: 1 less the mean probability that the nearest images of the pool give to it."""
+    """How likely each label is to be wrong: 1 minus the mean probability that the image's nearest neighbors in the pool give to it."""
     references = featured.sample(max(1, min(MOST_REFERENCES, _NUMBERS_OF_VOTERS // classes)), seed)
     near, own = featured.of(references), _places_among(references, len(images))
     probs = np.zeros((len(references), classes), np.float32)
@@ -67,7 +67,7 @@ def suspicion_by_neighbors(images: DistinctImages, soft_labels: SoftLabels, clas
 
 
 def ranks(scores: Scores) -> Scores:
-    """The share of images that have a lower score, in [0, 1)."""
+    """The fraction of images with a lower score, in [0, 1)."""
     _, places, counts = np.unique(scores, return_inverse=True, return_counts=True)
     return ((np.cumsum(counts) - counts) / max(1, len(scores))).astype(np.float32)[places]
 

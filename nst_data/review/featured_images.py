@@ -1,4 +1,4 @@
-"""Distinct images with their features, which are read from disk piece by piece: memory does not grow with them."""
+"""Distinct images with their features, which are read from disk in batches, so that memory does not grow with their number."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ from nst_data.review.spreading import unit_length
 
 
 class FeaturedImages:
-    """`is_here` says which of the images have features; places are those among the images."""
+    """`is_here` marks the images that have features; places are positions among the images."""
 
     def __init__(self, images: DistinctImages, features: Features) -> None:
         self.features, self._images = features, images
@@ -20,14 +20,17 @@ class FeaturedImages:
         self.is_here[places[places >= 0]] = True
 
     def batches(self, center: NDArray[np.float32] | float = 0) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-        """The places of some images and their features, less `center`, at length 1; one that several rows have comes several times."""
+        """Yield places of images and their unit-length features after subtracting `center`.
+
+        An image that occurs in several rows is yielded several times.
+        """
         for rows, matrix in self.features.batches():
             places = self._images.places(image_numbers(rows["image_hash"]))
             is_one = places >= 0
             yield places[is_one], unit_length(matrix[is_one] - np.float32(center))
 
     def of(self, places: NDArray[np.int64], center: NDArray[np.float32] | float = 0) -> NDArray[np.float32]:
-        """As `batches` gives those of some images, all of them here, in the order asked for; shape (places, dimensions)."""
+        """The features of the given images as `batches` yields them, in this order, shape (places, dimensions); all must have features."""
         taken = np.empty((len(places), self.features.about.dimensions), np.float32)
         row_of = np.full(len(self._images), -1, np.int64)
         row_of[places] = np.arange(len(places))
@@ -37,6 +40,6 @@ class FeaturedImages:
         return taken
 
     def sample(self, most: int, seed: int) -> NDArray[np.int64]:
-        """The places of all images that are here, or of `most` of them by a seed, in their order."""
+        """The sorted places of all images with features, or of a seeded sample of `most` of them."""
         places = np.flatnonzero(self.is_here)
         return np.sort(np.random.default_rng(seed).choice(places, most, replace=False)) if len(places) > most else places

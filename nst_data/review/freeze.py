@@ -1,4 +1,4 @@
-"""`nst review freeze`: the answers of people as a version, `CORPUS@review-N`."""
+"""`nst review freeze`: seal the reviewers' answers as a version, `CORPUS@review-N`."""
 
 import time
 from collections import Counter
@@ -33,20 +33,20 @@ def freeze(
     class_names: Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> Version:
-    """Seal what people have answered about the images of a corpus. Without a new answer since, the version that is there stands.
+    """Seal the answers about the images of a corpus. If nothing has changed since the last review, that version is returned.
 
     Args:
-        store: Where the answers are.
-        corpus: The name that they were given under.
-        anonymous: Leave the reviewers' names out.
-        class_names: The classes, where no version of the corpus is in the store to say which it has; by default those of the answers.
+        store: Where the answers are kept.
+        corpus: The corpus the answers are about.
+        anonymous: Leave out the reviewers' names.
+        class_names: The classes, if no version of the corpus in the store defines them; by default those that occur in the answers.
         progress: How progress is shown; by default lines on standard error.
 
     Returns:
-        The sealed review: its table `review` has a row for each image, `manifest.counts` how many labels people have given.
+        The sealed review: its table `review` has one row per image, and `manifest.counts` says how many labels people have given.
 
     Raises:
-        NstError: There is no answer; reviewers disagree about an image, which is named; or an answer names no class of the corpus.
+        NstError: There are no answers; reviewers disagree about an image, which is named; or an answer has a class unknown to the corpus.
     """
     progress = progress or on_this_terminal()
     answers = settled(store, corpus)
@@ -86,7 +86,7 @@ def _check_settled(corpus: str, answers: Settled) -> None:
 
 
 def _request(answers: Settled, with_reviewers: bool) -> ReviewRequest:
-    """Known by what was answered, not by when."""
+    """The request is identified by the answers themselves, not by when they were given."""
     rows = [
         [image_hash, *answer.says, answer.picked_by, answer.seen_in, sorted(answers.reviewers[image_hash]) if with_reviewers else []]
         for image_hash, answer in sorted(answers.answers.items())

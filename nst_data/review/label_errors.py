@@ -1,4 +1,4 @@
-"""Which given labels are wrong, from probabilities that a model gives to images it was not trained on: confident learning.
+"""Finding wrong labels with confident learning, from out-of-sample probabilities: of a model that was not trained on the images.
 
 Northcutt, Jiang and Chuang 2021, "Confident Learning: Estimating Uncertainty in Dataset Labels", section 3.
 """
@@ -11,15 +11,15 @@ Labels = Int[np.ndarray, " images"]
 
 
 def suspicion_of_labels(probs: Probs, labels: Labels) -> Float[np.ndarray, " images"]:
-    """1 less the probability of the given label, the paper's self-confidence: how probably each label is wrong."""
+    """How likely each label is to be wrong: 1 minus the probability of the given label, which is the paper's self-confidence."""
     return np.asarray(1 - probs[np.arange(len(labels)), labels], np.float32)
 
 
 def confident_joint(probs: Probs, labels: Labels) -> Int[np.ndarray, "given true"]:
-    """How many images are labeled as one class and confidently of another (equation 1).
+    """Count the images by given label and confident class (equation 1).
 
-    An image is confidently of the most probable class among those whose threshold it reaches, which is the mean probability of the
-    class over the images that are labeled as it (equation 2). One that reaches none is not counted.
+    The confident class of an image is the most probable among the classes whose threshold it reaches; the threshold of a class is its mean
+    probability over the images labeled as it (equation 2). An image that reaches no threshold is not counted.
     """
     classes = probs.shape[1]
     of_own = np.bincount(labels, probs[np.arange(len(labels)), labels].astype(np.float64), classes)
@@ -33,7 +33,7 @@ def confident_joint(probs: Probs, labels: Labels) -> Int[np.ndarray, "given true
 
 
 def estimated_errors(joint: Int[np.ndarray, "given true"], labels: Labels) -> float:
-    """How many labels are wrong: what lies off the diagonal of the joint, each row scaled to the images with that label (equation 3)."""
+    """Estimate the number of wrong labels: off-diagonal counts of the joint, each row scaled to the images with that label (equation 3)."""
     images = np.bincount(labels, minlength=len(joint))
     confident = joint.sum(axis=1)
     wrong = confident - joint.diagonal()

@@ -1,4 +1,4 @@
-"""How much each image of a generation or an edition wants a look, by its labels alone: soft ones, and those of earlier generations."""
+"""How much each image of a generation or an edition needs a look, judging by labels only: its soft label and earlier generations."""
 
 from collections.abc import Iterable
 
@@ -10,11 +10,11 @@ from nst_data.review.distinct_images import DistinctImages, SoftLabels
 from nst_data.review.uncertainty import uncertainty
 from nst_data.store.store import Store, Version
 
-Scores = Float[np.ndarray, " images"]  # the larger, the sooner a person should look
+Scores = Float[np.ndarray, " images"]  # higher scores should be looked at sooner
 
 
 def uncertainties(images: DistinctImages, soft_labels: SoftLabels, by: str) -> Scores:
-    """`uncertainty` of the soft label of each image."""
+    """The `uncertainty` of each image's soft label."""
     scores = np.zeros(len(images), np.float32)
     for numbers, probs in soft_labels:
         places = images.places(numbers)
@@ -23,16 +23,16 @@ def uncertainties(images: DistinctImages, soft_labels: SoftLabels, by: str) -> S
 
 
 def earlier_generations(store: Store, version: Version) -> list[Version]:
-    """The generations of a corpus before the one of a version, with labels of the whole pool; the oldest first."""
+    """The generations of a corpus before that of `version`, oldest first, without editions."""
     versions = store.versions(version.name)
     before = [one for one in versions if one.number.edition is None and one.number.generation < version.number.generation]
     return [one for one in before if one.manifest.kind == "generation"]
 
 
 def churn(images: DistinctImages, earlier: Iterable[DistinctImages]) -> Scores:
-    """How often the label of an image changed from one generation to the next, as a share of the times that it could; in [0, 1].
+    """How often an image's label changed between consecutive generations, relative to how often it could have; in [0, 1].
 
-    Of images whose label changed as often, the one that is less confident now has more.
+    Among images whose labels changed equally often, less confident ones score higher.
     """
     changes, times = np.zeros(len(images), np.float32), np.zeros(len(images), np.float32)
     last = np.full(len(images), -1, np.int64)
@@ -52,7 +52,7 @@ def churn(images: DistinctImages, earlier: Iterable[DistinctImages]) -> Scores:
 
 
 def ensemble_suspicion(images: DistinctImages, generations: Iterable[SoftLabels]) -> Scores:
-    """How probably each label is wrong, by several generations: 1 less their mean probability of it."""
+    """How likely each label is to be wrong according to several generations: 1 minus their mean probability for it."""
     sums, votes = np.zeros(len(images), np.float32), np.zeros(len(images), np.float32)
     for soft_labels in generations:
         for numbers, probs in soft_labels:

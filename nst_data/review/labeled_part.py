@@ -1,4 +1,4 @@
-"""What a review makes of the labeled part of a training: labels that people gave, and images that they left out."""
+"""Applying a review to the labeled images of a training run: labels that people gave, and images that they excluded."""
 
 import glob
 from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ from nst_data.tables.shards import table_files
 
 
 def check_drawn_with(edition: Version, reviews: Version | None, progress: Progress) -> None:
-    """Raises UsageError for an edition that was drawn with another review, or with none."""
+    """Raises UsageError if an edition was drawn with a different review, or without one."""
     inputs = EditionManifest.of(edition.manifest).request.inputs
     entry, drawn_from = inputs.reviews, inputs.generation.ref if inputs.generation else "NAME@gen-N"
     if reviews is None:
@@ -49,7 +49,7 @@ def check_drawn_with(edition: Version, reviews: Version | None, progress: Progre
 
 @dataclass(frozen=True)
 class LabeledPart:
-    """The `source` to train on as labeled, and how many of its labels people gave."""
+    """The `source` of labeled images to train on, and how many of its labels came from the review."""
 
     source: Source
     reviewed: int
@@ -66,13 +66,13 @@ class LabeledPart:
         measured: Sequence[Source],
         progress: Progress,
     ) -> Self:
-        """With the answers of a review, each image once.
+        """Combine labeled images with the answers of a review, using each image once.
 
-        Those about images of `labeled` change its labels, or leave them out. The others are images of the pool: with an `edition` those in
-        its table of them, which has none that were held out. Images of the `measured` sources and their near-duplicates are left out.
-        What is known of `labeled` is kept in `work`.
+        Answers about images in `labeled` change or exclude them. The others are about images of the pool; with an `edition`, only images in
+        its table of answered images, which contains no held-out ones, are added. Images of the `measured` sources and their near-duplicates
+        are left out. The hashes of `labeled` are cached in `work`.
 
-        Raises NstError for a class that is none of `labeled`, and for a pool that lacks images.
+        Raises NstError if a class is missing from those of `labeled`, or if images are missing from the pool.
         """
         names = labeled.class_names or []
         of_review = match_classes(reviews.manifest.class_names, names, reviews.ref, subset=True)
@@ -129,7 +129,7 @@ def _hashes(labeled: Source, kept: Path, progress: Progress) -> list[str]:
 
 
 def _of_pool(reviews: Version, edition: Version | None, store: Store, names: list[str], of_review: NDArray[np.int64]) -> pl.DataFrame:
-    """`image_hash`, `key` and `label` of the images that people gave a class, in an order that depends on them alone."""
+    """`image_hash`, `key` and `label` of the images that people gave a class, sorted by hash so that the order is deterministic."""
     if edition is None:
         rows, order = read_review(reviews).drop_nulls("label"), of_review
     else:
@@ -145,12 +145,12 @@ def _of_pool(reviews: Version, edition: Version | None, store: Store, names: lis
 
 
 def answered_images(edition: Version, store: Store) -> str:
-    """Where an edition that holds its images has those that people gave a class: a table with images."""
+    """Pattern for the parquet files of a self-contained edition that hold the images people gave a class."""
     return str(Path(glob.escape(str(_drawn(edition, store).folder / ANSWERED)), "*.parquet"))
 
 
 def _drawn(edition: Version, store: Store) -> Version:
-    """The edition that was drawn from a generation, where this one is its rows labeled again. Raises NstError where it is not here."""
+    """The edition originally drawn from a generation, if this one relabels its rows. Raises NstError if it is not in the store."""
     while entry := EditionManifest.of(edition.manifest).request.inputs.like:
         parent = parent_of(edition, store)
         if parent is None:
@@ -160,7 +160,7 @@ def _drawn(edition: Version, store: Store) -> Version:
 
 
 def _are_near(pool: Source, rows: NDArray[np.int64], held_out: HeldOut) -> NDArray[np.bool_]:
-    """For each row of a pool whether it shows what a held-out image shows."""
+    """Whether each of the given pool rows shows the same picture as a held-out image."""
     if not len(held_out.index):
         return np.zeros(len(rows), np.bool_)
     places, of_row = np.unique(rows, return_inverse=True)
@@ -170,7 +170,7 @@ def _are_near(pool: Source, rows: NDArray[np.int64], held_out: HeldOut) -> NDArr
 
 
 def _found(pool: Source, wanted: pl.DataFrame, reviews: Version, progress: Progress) -> NDArray[np.int64]:
-    """The row of each image, by key or, in another copy of the pool, by hash. Raises NstError where the pool lacks some."""
+    """The row of each image, by key or, in another copy of the pool, by hash. Raises NstError if images are missing from the pool."""
     keys, hashes = [pa.array(wanted["key"].to_list(), pa.large_string())], [pa.array(wanted["image_hash"].to_list(), pa.large_string())]
     rows = np.empty(wanted.height, np.int64)
     try:
@@ -181,7 +181,7 @@ def _found(pool: Source, wanted: pl.DataFrame, reviews: Version, progress: Progr
         there = np.unique(rows)
         by_row = dict(zip(there.tolist(), (image_hash for _, image_hash in image_hashes(pool.rows(there))), strict=True))
         if all(by_row[row] in ("", image_hash) for row, image_hash in zip(rows.tolist(), wanted["image_hash"], strict=True)):
-            return rows  # one that cannot be read is counted as such
+            return rows  # an unreadable image has no hash, and is counted as unreadable later
     pool.check_holds_some(lambda: hashes, len(rows))
     progress.say(f"{pool.location}: has different keys than {reviews.ref}; its {len(pool):,} images are read once to match them by hash")
     pool.find_by_hash(lambda: hashes, lambda: keys, rows)

@@ -1,4 +1,4 @@
-"""Nearest neighbors among the features of images: how far an image is from labeled ones, how typical it is, and what others say of it."""
+"""Nearest neighbors in feature space: how far images are from labeled ones, how typical they are, and how neighbors are labeled."""
 
 from collections.abc import Iterator
 
@@ -6,20 +6,20 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
-MOST_REFERENCES = 5_000  # images that each is compared with; of more a seeded sample
+MOST_REFERENCES = 5_000  # compare each image with at most this many; if there are more, with a seeded sample
 _NEAREST_LABELED, _VOTERS, _NEIGHBORS = 3, 10, 20
-_NUMBERS_AT_ONCE = 2**24  # cosines in memory: 64 MB
+_NUMBERS_AT_ONCE = 2**24  # cosine similarities in memory at once: 64 MB
 
-Unit = Float[np.ndarray, "images dimensions"]  # of length 1 each
+Unit = Float[np.ndarray, "images dimensions"]  # unit-length rows
 Scores = Float[np.ndarray, " images"]
-Own = Int[np.ndarray, " images"]  # the place of each image among the references, where it is no neighbor; -1 if it is not there
+Own = Int[np.ndarray, " images"]  # each image's position among the references, so that it is not its own neighbor; -1 if it is not one
 
 
 def outlier_scores(features: Unit, labeled: Unit, own: Own | None = None) -> Scores:
-    """How far each image is from everything labeled, in [0, 1]: half of 1 less the mean cosine to the nearest 3 labeled images.
+    """Distance of each image from everything labeled, in [0, 1]: half of 1 minus the mean cosine to the nearest 3 labeled images.
 
-    The distance to near neighbors on features of length 1 finds images of unknown classes (Sun et al. 2022, with the k-th neighbor
-    alone; few are labeled here).
+    The distance to near neighbors on unit-length features detects images of unknown classes (Sun et al. 2022, who use only the k-th
+    neighbor; here few images are labeled).
     """
     scores = np.empty(len(features), np.float32)
     for part, cosines, _ in _nearest(features, labeled, own, _NEAREST_LABELED):
@@ -28,7 +28,7 @@ def outlier_scores(features: Unit, labeled: Unit, own: Own | None = None) -> Sco
 
 
 def typicality(features: Unit, references: Unit, own: Own) -> Scores:
-    """The mean cosine to the nearest 20 references: high where there are many images of the kind."""
+    """The mean cosine to the nearest 20 references: high if there are many similar images."""
     scores = np.empty(len(features), np.float32)
     for part, cosines, _ in _nearest(features, references, own, _NEIGHBORS):
         scores[part] = cosines.mean(axis=1)
@@ -42,7 +42,7 @@ def neighbor_votes(
     probs: Float[np.ndarray, "references classes"],
     own: Own,
 ) -> Scores:
-    """The mean probability that the nearest 10 references give to the label of each image."""
+    """The mean probability that the nearest 10 references give to each image's label."""
     votes = np.empty(len(features), np.float32)
     for part, _, voters in _nearest(features, references, own, _VOTERS):
         votes[part] = probs[voters, labels[part, None]].mean(axis=1, dtype=np.float32)
@@ -52,7 +52,7 @@ def neighbor_votes(
 def _nearest(
     features: Unit, references: Unit, own: Own | None, number: int
 ) -> Iterator[tuple[slice, NDArray[np.float32], NDArray[np.int64]]]:
-    """For some images at a time: which these are, the cosines to the nearest references, and the places of those; in no order."""
+    """Yield, per chunk of images, its slice, the cosines to the nearest references, and the positions of those, unordered."""
     number = max(1, min(number, len(references) - (own is not None)))
     size = max(1, _NUMBERS_AT_ONCE // max(1, len(references)))
     for start in range(0, len(features), size):

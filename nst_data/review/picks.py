@@ -1,4 +1,4 @@
-"""Images that a person should look at: as a list in a file, and as copies in a folder."""
+"""Images that a person should look at, as a list in a file and as copies in a folder."""
 
 import csv
 import io
@@ -28,11 +28,11 @@ from nst_data.tables.label_tables import collect, scan_labels
 
 @dataclass(frozen=True)
 class Picks:
-    """`rows` has `queues.PICK_COLUMNS`, the first to look at first.
+    """`rows` has the columns `queues.PICK_COLUMNS`, with the image to look at first in the first row.
 
-    They were picked from `images` distinct ones; left out of these are the `answered` ones and the `not_found`, which the pool lacks.
-    `estimated_errors` says how many labels of a labeled set are wrong at most, where that was estimated: mistakes of the probe count too.
-    `queue` says under which name they are kept.
+    They were picked from `images` distinct ones, excluding those already `answered` and those `not_found` in the pool.
+    `estimated_errors` is an upper estimate of the number of wrong labels in a labeled set, if one was made; the probe's mistakes count too.
+    `queue` is the name under which the picks are kept.
     """
 
     ref: str
@@ -49,7 +49,7 @@ class Picks:
 
 
 def described(version: Version, numbers: NDArray[np.uint64], scores: NDArray[np.float32] | None, by: str) -> pl.DataFrame:
-    """The rows of picks, given by the numbers of their images in order; without scores these are null."""
+    """Rows of picks for image numbers in order; without `scores` the `score` column is null."""
     labels = scan_labels(version).select("id", "image_hash", "key", "label", "confidence", number=image_number(pl.col("image_hash")))
     (chosen,) = collect(version.ref, labels.filter(pl.col("number").is_in(numbers.tolist())))
     ranked = pl.DataFrame({"number": numbers, "rank": np.arange(len(numbers))})
@@ -67,7 +67,7 @@ def with_labels(
     by: str,
     seen_in: str | None = None,
 ) -> pl.DataFrame:
-    """`queues.PICK_COLUMNS` of rows that have `image_hash` and `key`; `seen_in` is the version that they are of."""
+    """Build `queues.PICK_COLUMNS` for rows with `image_hash` and `key`; `seen_in` is the version they belong to."""
     return rows.select(
         "image_hash",
         "key",
@@ -87,9 +87,9 @@ def hashes_of(version: Version, images: DistinctImages, suspicion: NDArray[np.fl
 
 
 def write_list(picks: Picks, path: Path) -> None:
-    """Write the picks as CSV, JSONL or parquet, by the name of the file, with `class` and `excluded` empty for a person's answer.
+    """Write the picks as CSV, JSONL or parquet, depending on the suffix, with empty `class` and `excluded` columns to fill in.
 
-    Raises UsageError for another name, where there is no such folder, or another file: it may be filled in.
+    Raises UsageError for another suffix, a missing folder, or an existing file that may have been filled in.
     """
     empty = pl.lit(None, dtype=pl.String)
     rows = picks.rows.select("key", "image_hash", "label", "confidence", "by", "score", "seen_in", **{"class": empty, "excluded": empty})
@@ -108,9 +108,9 @@ def write_list(picks: Picks, path: Path) -> None:
 
 
 def check_list_name(path: Path) -> str:
-    """The suffix of a list, which says what is written.
+    """Return the suffix of a list, which determines its format.
 
-    Raises UsageError for a file that cannot be one, and for one that is there and more than a list that nobody has filled in.
+    Raises UsageError if the path cannot be written, or exists and is not a pick list without answers.
     """
     kind = path.suffix.lower()
     if kind not in (".csv", ".jsonl", ".parquet"):
@@ -125,7 +125,7 @@ def check_list_name(path: Path) -> str:
 
 
 def _is_open_list(path: Path, kind: str) -> bool:
-    """Whether a file is a list of picks in which no answer stands."""
+    """Whether a file is a pick list that contains no answers."""
     try:
         if kind == ".csv":
             rows = pl.read_csv(path, infer_schema=False, glob=False)
@@ -137,17 +137,17 @@ def _is_open_list(path: Path, kind: str) -> bool:
 
 
 def check_folder(folder: Path) -> None:
-    """Raises UsageError for a folder that copies cannot go to: one that holds something else."""
+    """Raises UsageError if the folder for copies is not empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder}: expected an empty folder, or none; choose another `copy_to`")
 
 
 def copy_images(picks: Picks, source: Source, folder: Path, progress: Progress) -> None:
-    """Copy the files of the picks from their source into a folder, under names that begin with their rank.
+    """Copy the image files of the picks from their source into a folder, with names that start with their rank.
 
-    Images are found by key or, in another copy of the source, by their bytes.
+    Images are found by key or, in another copy of the source, by content.
 
-    Raises NstError for an image that cannot be read or has other bytes than the one that was picked.
+    Raises NstError if an image cannot be read or its bytes differ from those of the image that was picked.
     """
     check_folder(folder)
     rows = _rows_in(source, picks.rows)
@@ -177,7 +177,7 @@ def _rows_in(source: Source, picks: pl.DataFrame) -> NDArray[np.int64]:
 
 
 def _file_name(key: str, content: bytes) -> str:
-    """A name of letters, digits, dots and dashes from the end of a key, with the suffix of the format that the bytes have."""
+    """A file name of letters, digits, dots and dashes from the end of a key, with a suffix that matches the actual image format."""
     last = re.sub(r"[^A-Za-z0-9._-]+", "-", re.split(r"[/:\\]", key)[-1]).strip(".-")[-80:]
     suffix = image_suffix(content) or ".img"
     stem = re.sub(rf"({re.escape(suffix)}|\.jpeg)$", "", last, flags=re.IGNORECASE)

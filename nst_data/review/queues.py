@@ -1,4 +1,4 @@
-"""Queues of images that people should look at, and how suspicious labels are: files beside the answers, which the page reads."""
+"""Queues of images for people to look at, and suspicion scores of labels: files next to the answers, read by the review page."""
 
 import io
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ PICK_COLUMNS = {
     "confidence": pl.Float32,
     "by": pl.String,
     "score": pl.Float32,
-    "seen_in": pl.String,  # the version that they were picked from; null for labeled images, and in queues of earlier versions
+    "seen_in": pl.String,  # version the images were picked from; null for labeled images and in queues of older releases
 }
-LABELED = "labeled"  # in place of a version, for labeled images
+LABELED = "labeled"  # used instead of a version for labeled images
 
 
 @dataclass(frozen=True)
 class Queue:
-    """Picks that were kept under a name."""
+    """Picks kept under a name."""
 
     name: str
     path: Path
@@ -35,19 +35,19 @@ class Queue:
         return int(_scan(self.path).select(pl.len()).collect().item())
 
     def rows(self) -> pl.DataFrame:
-        """`PICK_COLUMNS`, in the order in which a person should look. Raises NstError where the file is damaged."""
+        """The picks with `PICK_COLUMNS`, in the order in which to look at them. Raises NstError if the file is damaged."""
         return _read(self.path)
 
 
 def queues(store: Store, corpus: str) -> list[Queue]:
-    """The queues of a corpus, by name."""
-    paths = _folder(store, corpus, "queues").glob("[!.]*.parquet")  # macOS puts `._NAME` beside a file on the disks of others
-    there = (Queue(path.stem, path) for path in paths if path.stat().st_size)  # an empty one is being written
+    """The queues of a corpus, sorted by name."""
+    paths = _folder(store, corpus, "queues").glob("[!.]*.parquet")  # skips the `._NAME` files that macOS adds on foreign file systems
+    there = (Queue(path.stem, path) for path in paths if path.stat().st_size)  # an empty file is still being written
     return sorted(there, key=lambda queue: queue.name)
 
 
 def read_queue(store: Store, corpus: str, name: str) -> Queue:
-    """A queue by name. Raises UsageError where there is none."""
+    """The queue with the given name. Raises UsageError if there is none."""
     for queue in queues(store, corpus):
         if queue.name == name:
             return queue
@@ -56,9 +56,9 @@ def read_queue(store: Store, corpus: str, name: str) -> Queue:
 
 
 def keep_queue(store: Store, corpus: str, picks: pl.DataFrame, name: str | None = None) -> str:
-    """Keep picks as a queue and return its name: under `name`, or how they were picked and a number where that has others.
+    """Keep picks as a queue and return its name: `name`, or else how they were picked, plus a number if that name is taken.
 
-    The same picks are kept once. Raises UsageError where `name` has other picks.
+    Identical picks are kept only once. Raises UsageError if the queue `name` exists with other picks.
     """
     known = {queue.name: queue for queue in queues(store, corpus)}
     first = check_name(name) if name is not None else str(picks["by"][0])
@@ -80,26 +80,26 @@ def keep_queue(store: Store, corpus: str, picks: pl.DataFrame, name: str | None 
 
 
 def _are_equal(kept: pl.DataFrame, picks: pl.DataFrame) -> bool:
-    """Whether they are the same picks, wherever those that are kept were picked from if that is not known."""
+    """Whether two tables hold the same picks, ignoring `seen_in` if it is unknown for the kept ones."""
     unknown = ["seen_in"] if kept["seen_in"].null_count() == len(kept) else []
     return kept.drop(unknown).equals(picks.drop(unknown))
 
 
 def _whole(picks: pl.DataFrame) -> pl.DataFrame:
-    """`PICK_COLUMNS` of picks that may lack `seen_in`."""
+    """Add a null `seen_in` column if missing, and put the columns in the order of `PICK_COLUMNS`."""
     lacking = {"seen_in": pl.lit(None, pl.String)} if "seen_in" not in picks.columns else {}
     return picks.with_columns(**lacking).select(list(PICK_COLUMNS))
 
 
 def as_parquet(table: pl.DataFrame) -> bytes:
-    """A table as the content of a parquet file."""
+    """A table serialized as parquet."""
     file = io.BytesIO()
     table.write_parquet(file)
     return file.getvalue()
 
 
 def _write(store: Store, corpus: str, name: str, picks: pl.DataFrame) -> bool:
-    """Write a new queue; False where another process has the name: an empty file claims it, which is replaced."""
+    """Write a new queue; False if another process has claimed the name. An empty file serves as the claim until it is replaced."""
     path, content = _file(store, corpus, name), as_parquet(_whole(picks))
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -116,7 +116,7 @@ def _write(store: Store, corpus: str, name: str, picks: pl.DataFrame) -> bool:
 
 
 def keep_suspicion(store: Store, corpus: str, version: str, suspicion: pl.DataFrame) -> None:
-    """Keep how probably each label of a version is wrong: `image_hash` and `suspicion`, float32 in [0, 1]."""
+    """Keep the probability that each label of a version is wrong: `image_hash` and `suspicion`, float32 in [0, 1]."""
     path = _suspicion_file(store, corpus, version)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
@@ -124,7 +124,7 @@ def keep_suspicion(store: Store, corpus: str, version: str, suspicion: pl.DataFr
 
 
 def suspicion_of(store: Store, corpus: str, version: str) -> pl.LazyFrame | None:
-    """What `keep_suspicion` kept of a version, such as `gen-2`, or of labeled images (`LABELED`); None where that is nothing."""
+    """The scores kept by `keep_suspicion` for a version, such as `gen-2`, or for labeled images (`LABELED`); None if there are none."""
     path = _suspicion_file(store, corpus, version)
     return pl.scan_parquet(path, glob=False) if path.is_file() else None
 

@@ -1,4 +1,4 @@
-"""Picks that are not all the same picture: candidates with high scores, not too many of a class, and of these some that differ."""
+"""Diverse picks: candidates with high scores, not too many per class, and among these a subset of images that differ."""
 
 import warnings
 from typing import Literal
@@ -7,24 +7,24 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
-CLASS_SHARE = 2  # times an even share, that a class has at most
+CLASS_SHARE = 2  # at most this many times its even share of the picks per class
 _MOST_CLUSTERED = 20_000
 _ITERATIONS = 50
 
 Spread = Literal["k-means", "k-center", "classes"]
-Unit = Float[np.ndarray, "candidates dimensions"]  # of length 1 each
+Unit = Float[np.ndarray, "candidates dimensions"]  # unit-length rows
 Labels = Int[np.ndarray, " candidates"]
 
 
 def most_of_a_class(labels: Labels, number: int) -> int:
-    """How many of `number` picks may have the same label."""
+    """The maximum number of picks with the same label, out of `number`."""
     return -(-CLASS_SHARE * number // max(1, len(np.unique(labels))))
 
 
 def candidates(scores: Float[np.ndarray, " images"], labels: Labels, number: int, per_pick: int) -> Int[np.ndarray, " _"]:
-    """The places of the images that `number` picks are made from, the highest score first; a score that is no number is left out.
+    """The places of the images from which `number` picks are made, by descending score; non-finite scores are skipped.
 
-    `per_pick` times as many as there are picks, and as many times the most of a class. Of equal scores the first counts more.
+    `per_pick` candidates per pick, and `per_pick` times the maximum per class. Ties keep the order of the images.
     """
     places = np.flatnonzero(np.isfinite(scores))
     ranked = places[np.argsort(-scores[places], kind="stable")]
@@ -36,9 +36,9 @@ def candidates(scores: Float[np.ndarray, " images"], labels: Labels, number: int
 def spread(
     how: Spread, features: Unit | None, labels: Labels, scores: Float[np.ndarray, " _"], number: int, seed: int
 ) -> NDArray[np.int64]:
-    """The places of `number` of the candidates, which are given with the highest score first, in the order in which to look at them.
+    """The places of `number` of the candidates, which must be sorted by descending score, in the order in which to look at them.
 
-    At most `CLASS_SHARE` even shares of them are of one class, while others are left. Without features it is the first ones.
+    No class gets more than `CLASS_SHARE` even shares of the picks, unless others run out. Without features, the best-scored are taken.
     """
     number, most = min(number, len(labels)), most_of_a_class(labels, number)
     if how == "classes" or features is None:
@@ -52,7 +52,7 @@ def spread(
 
 
 def drawn(numbers: NDArray[np.uint64], number: int, seed: int) -> NDArray[np.int64]:
-    """The places of some images, each as likely as any other, in an order that depends on their numbers and the seed alone."""
+    """A uniform random sample of places, in an order that depends only on the images' numbers and the seed."""
     mixed = numbers ^ np.random.default_rng(seed).integers(2**64, dtype=np.uint64)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):  # the finalizer of SplitMix64
         mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
@@ -60,14 +60,14 @@ def drawn(numbers: NDArray[np.uint64], number: int, seed: int) -> NDArray[np.int
 
 
 def unit_length(features: Unit) -> Unit:
-    """Features as directions."""
+    """Features scaled to unit length."""
     lengths = np.sqrt(np.einsum("ij,ij->i", features, features, dtype=np.float64))
     directions: NDArray[np.float32] = (features / np.maximum(lengths, 1e-12)[:, None]).astype(np.float32)
     return directions
 
 
 def _k_center(features: Unit, labels: Labels, number: int, most: int) -> NDArray[np.int64]:
-    """The greedy rule (Sener and Savarese 2018, algorithm 1): the first, then again and again the one that is farthest from all picks."""
+    """Greedy k-center (Sener and Savarese 2018, algorithm 1): the first candidate, then repeatedly the one farthest from all picks."""
     distances = np.full(len(labels), np.inf, np.float32)
     is_left, counts = np.ones(len(labels), bool), np.zeros(int(labels.max(initial=0)) + 1, np.int64)
     picks = np.empty(number, np.int64)
@@ -82,17 +82,17 @@ def _k_center(features: Unit, labels: Labels, number: int, most: int) -> NDArray
 
 
 def _k_means(features: Unit, scores: Float[np.ndarray, " _"], number: int, seed: int) -> NDArray[np.int64]:
-    """All places: first that of the candidate nearest to the middle of each cluster, then the others.
+    """All places, those of the candidates nearest to each cluster center first, then the others.
 
-    As many clusters as picks, in which a candidate weighs as much as its score (Zhdanov 2019, "Diverse mini-batch Active Learning").
+    There are as many clusters as picks, and candidates are weighted by score (Zhdanov 2019, "Diverse mini-batch Active Learning").
     """
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
 
     weights = np.maximum(scores, 0).astype(np.float32)
-    with threadpool_limits(1), warnings.catch_warnings():  # sums of several threads differ from run to run
-        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different candidates than picks
+    with threadpool_limits(1), warnings.catch_warnings():  # multithreaded sums differ between runs
+        warnings.simplefilter("ignore", ConvergenceWarning)  # raised if there are fewer distinct candidates than picks
         means = KMeans(number, n_init=1, max_iter=_ITERATIONS, random_state=seed).fit(features, sample_weight=weights + 1e-6)
     distances = np.square(features - means.cluster_centers_[means.labels_]).sum(axis=1)
     nearest_first = np.lexsort((distances, means.labels_))

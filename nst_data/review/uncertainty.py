@@ -1,4 +1,4 @@
-"""How unsure a model is of an image, from the probabilities that it gives: the larger, the sooner a person should look."""
+"""How unsure a model is about an image, from its predicted probabilities: higher values should be looked at sooner."""
 
 import numpy as np
 from jaxtyping import Float
@@ -8,10 +8,10 @@ UNCERTAINTIES = ("margin", "entropy", "confidence")
 
 
 def uncertainty(by: str, probs: Float[np.ndarray, "images classes"]) -> Float[np.ndarray, " images"]:
-    """One of `UNCERTAINTIES`, in [0, 1] each (Settles 2009, section 3.1).
+    """One of `UNCERTAINTIES`, each in [0, 1] (Settles 2009, section 3.1).
 
-    `margin` is 1 less the lead of the first class over the second, `confidence` 1 less the probability of the first, `entropy` that of
-    all classes as a share of the largest there is.
+    `margin` is 1 minus the lead of the top class over the second, `confidence` is 1 minus the top probability, and `entropy` is the
+    entropy of all probabilities relative to its maximum.
     """
     values: NDArray[np.float32]
     if by == "entropy":
