@@ -1,5 +1,5 @@
 """How good labels are, and what changed from one labeling to the next.
 
-In: the labels of one version or two, and labeled images where the truth is known. Out: accuracy by confidence, calibration error,
-confusions, labels that changed. Nothing is written.
+Input: the labels of one or two versions, and labeled images for which the truth is known. Output: accuracy by confidence, calibration
+error, confusions and changed labels. Nothing is written.
 """

@@ -1,6 +1,6 @@
-"""What changed from one labeling to another of the same images: which came and went, which labels changed and how far confidences moved.
+"""Compare two labelings of the same images: which images were added or removed, which labels changed, how far confidences moved.
 
-Images are the same where their bytes are (`image_hash`). Of equal ones in a table the first row stands for all, as in balancing: an
+Images are identified by their bytes (`image_hash`). Among rows with the same bytes the first represents the image, as in balancing: an
 image counts once, however often it is in the pool and however many copies an edition has of it.
 """
 
@@ -19,12 +19,12 @@ from nst_data.tables.confidence import confidence_bin
 from nst_data.tables.histogram import BINS, bounds
 from nst_data.tables.label_tables import check_label_range, collect, scan_labels
 
-ROWS_AT_ONCE = 2**25  # of both tables together: about 3 GB; more are compared in parts, by their hashes
+ROWS_AT_ONCE = 2**25  # rows of both tables together, about 3 GB; larger tables are compared in parts, by ranges of hashes
 
 
 @dataclass(frozen=True)
 class Change:
-    """How many images were labeled as one class and are now labeled as another."""
+    """The number of images that changed from one class to another."""
 
     before: str
     after: str
@@ -33,7 +33,7 @@ class Change:
 
 @dataclass(frozen=True)
 class ClassChurn:
-    """Of the images in both that were labeled as a class, those that no longer are; `share` of them in [0, 1]."""
+    """Of the images in both versions that had a class before, how many no longer have it; `share` is this fraction in [0, 1]."""
 
     name: str
     images: int
@@ -43,7 +43,7 @@ class ClassChurn:
 
 @dataclass(frozen=True)
 class ConfidenceChurn:
-    """The same for the images that were labeled with a confidence in (low, high]; `share` is None where there are none."""
+    """Changes among images whose earlier confidence is in (low, high]; `share` is None if there are no such images."""
 
     low: float
     high: float
@@ -54,7 +54,7 @@ class ConfidenceChurn:
 
 @dataclass(frozen=True)
 class Churn:
-    """Counts are of images. `copies_changed` is None unless both tables are editions; means over no image are None."""
+    """All counts are numbers of images. `copies_changed` is None unless both are editions; means over no images are None."""
 
     only_before: int
     only_after: int
@@ -69,19 +69,19 @@ class Churn:
 
 @with_checked_arguments
 def diff(store: Store, before: Version | str, after: Version | str, *, pairs: int = 10) -> Churn:
-    """What changed from one labeling to another of the same images.
+    """Compare two labelings of the same images.
 
     Args:
-        store: Where both are.
+        store: The store that has both versions.
         before: A generation or an edition, or its `name@gen-N`.
         after: The version to compare with.
-        pairs: How many of the most frequent changes from one class to another are named.
+        pairs: How many of the most frequent changes from one class to another to list.
 
     Returns:
-        How many images are in both or in one alone, how many labels changed and how far confidences moved; by class and by confidence.
+        How many images are in both or only one version, how many labels changed and how far confidences moved, by class and by confidence.
 
     Raises:
-        UsageError: One of them is a teacher, is not there, or is anonymous.
+        UsageError: One of the versions is a teacher, does not exist, or is anonymous.
         NstError: Their classes differ, or a table is damaged.
     """
     first, second = [store.open(one, "generation", "edition") for one in (before, after)]
@@ -93,23 +93,23 @@ def diff(store: Store, before: Version | str, after: Version | str, *, pairs: in
 
 
 def one_row_per_image(labels: pl.LazyFrame) -> pl.LazyFrame:
-    """`image` (its hash as a number), `label`, `confidence` and, in an edition, `copies`; the lowest id stands for an image."""
-    image = pl.col("image_hash").str.to_integer(base=16, dtype=pl.UInt128)  # half the size of the text, and joined twice as fast
+    """`image` (its hash as an integer), `label`, `confidence` and, for an edition, `copies`; an image's row with the lowest id is used."""
+    image = pl.col("image_hash").str.to_integer(base=16, dtype=pl.UInt128)  # half the size of the string, and twice as fast to join
     copies = [name for name in ("copies",) if name in labels.collect_schema()]
     chosen = labels.select(image.alias("image"), "id", pl.col("label").cast(pl.Int32), "confidence", *copies)
     return chosen.group_by("image").agg(pl.col("label", "confidence", *copies).min_by("id"))
 
 
 def in_both(before: pl.LazyFrame, after: pl.LazyFrame) -> pl.LazyFrame:
-    """The images of both tables (as `one_row_per_image` gives them): each one's columns, and with `_after` those of the other."""
+    """Join two tables from `one_row_per_image` on their common images; columns of the second get the suffix `_after`."""
     return before.join(after, on="image", how="inner", suffix="_after")
 
 
 def count_changes(both: pl.LazyFrame) -> pl.LazyFrame:
-    """`images` by `label`, `label_after` and `bin` of the confidence before, with sums over them.
+    """Count `images` by `label`, `label_after` and `bin` of the earlier confidence, with aggregates over them.
 
-    `moved` is the sum of the absolute changes of confidence over `measured` images, those where both are numbers; `copies_changed`
-    counts the images with another number of copies, null unless both tables have copies.
+    `moved` is the sum of absolute changes in confidence over the `measured` images, for which both confidences are numbers;
+    `copies_changed` counts the images whose number of copies changed, null unless both tables have copies.
     """
     confidence, after = (pl.col(name).cast(pl.Float64).fill_nan(None) for name in ("confidence", "confidence_after"))
     moved = (after - confidence).abs()
@@ -128,9 +128,9 @@ def measure(
     pairs: int = 10,
     rows_at_once: int = ROWS_AT_ONCE,
 ) -> Churn:
-    """From one table to another, labels of both being places among `class_names`; `pairs` of the most frequent changes are named.
+    """Compare two tables whose labels both index into `class_names`, listing the `pairs` most frequent changes.
 
-    `rows_at_once` bounds memory: tables that have more rows together are compared in parts, each of which reads both once.
+    `rows_at_once` bounds memory: if the tables have more rows together, they are compared in parts, each of which reads both once.
     """
     rows = sum(int(frame.item()) for frame in collect(what, before.select(pl.len()), after.select(pl.len())))
     parts = max(1, -(-rows // rows_at_once))
@@ -155,7 +155,7 @@ def measure(
 
 
 def matched_by_name(after: pl.LazyFrame, class_names: Sequence[str], expected: Sequence[str], what: str) -> pl.LazyFrame:
-    """Labels that are places among `class_names` as places among `expected`, the same names in any order. Raises NstError for others."""
+    """Translate labels from indices into `class_names` to indices into `expected`, the same names in any order, or raise NstError."""
     try:
         places = pl.Series(match_classes(class_names, expected, what), dtype=pl.Int64)
     except NstError:
@@ -180,7 +180,7 @@ class _Part:
 
 
 def _measure_part(before: pl.LazyFrame, after: pl.LazyFrame, what: str, part: int, parts: int) -> _Part:
-    """The images in one of several equal ranges of hashes."""
+    """Compare the images in one of `parts` equal ranges of hashes."""
     first, second = (one_row_per_image(_hashes_between(labels, part, parts)) for labels in (before, after))
     changes, *images = collect(what, count_changes(in_both(first, second)), first.select(pl.len()), second.select(pl.len()))
     return _Part(changes, *(int(frame.item()) for frame in images))
@@ -202,7 +202,7 @@ def _changed(changes: pl.DataFrame) -> int:
 
 
 def _changes(changes: pl.DataFrame, class_names: Sequence[str], number: int) -> list[Change]:
-    """The most frequent first, ties in the order of the classes."""
+    """The most frequent changes first; ties in class order."""
     pairs = changes.filter(_differs).group_by("label", "label_after").agg(pl.col("images").sum())
     ranked = pairs.sort("images", "label", "label_after", descending=[True, False, False]).head(number)
     return [Change(class_names[label], class_names[label_after], images) for label, label_after, images in ranked.iter_rows()]
@@ -215,7 +215,7 @@ def _shares(changes: pl.DataFrame, column: str) -> pl.DataFrame:
 
 
 def _by_class(changes: pl.DataFrame, class_names: Sequence[str]) -> list[ClassChurn]:
-    """The largest share first; of equal ones that with more images."""
+    """Largest share first; ties by number of images, largest first."""
     ranked = _shares(changes, "label").sort("share", "images", "label", descending=[True, True, False])
     return [ClassChurn(class_names[label], images, changed, share) for label, images, changed, share in ranked.iter_rows()]
 

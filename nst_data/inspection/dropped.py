@@ -1,4 +1,4 @@
-"""The images of a generation that an edition left out, each with its reason: the selection's own filters, run again."""
+"""The images of a generation that an edition left out, each with its reason, found by running the selection's filters again."""
 
 import tempfile
 from pathlib import Path
@@ -23,10 +23,10 @@ from nst_data.tables.shards import table_files
 
 
 class Dropped:
-    """`frame` has `row`, `place` (the position in `rows`, those of the generation), `label`, `confidence` and `reason`.
+    """`frame` has `row`, `place` (the position in `rows`, the rows of the generation), `label`, `confidence` and `reason`.
 
-    Images whose bytes were held out are told by the hashes that are kept beside the edition, so not in one that came from the Hub;
-    near-duplicates of held-out images are those that no other filter drops and that are surer than some image that was selected.
+    Exact copies of held-out images are recognized by hashes stored with the edition, which editions from the Hub lack. Near-duplicates are
+    inferred: no other filter drops them, and they are more confident than some selected image.
     """
 
     def __init__(self, store: Store, edition: Version) -> None:
@@ -58,19 +58,19 @@ class Dropped:
         return self.frame.height
 
     def places(self, rows: list[int]) -> list[int]:
-        """The positions in `rows` of some that were left out."""
+        """The positions in `rows` of some of the images left out."""
         return self.frame["place"].gather(np.asarray(rows, np.int64)).to_list()
 
 
 def _answered(store: Store, edition: Version) -> dict[str, frozenset[str]]:
-    """The images that people had answered about when an edition was drawn, by why it leaves them out."""
+    """The images that had been answered in the review with which an edition was drawn, by the reason for leaving them out."""
     entry = EditionManifest.of(edition.manifest).request.inputs.reviews
     there = [one for one in store.versions(entry.ref.partition("@")[0]) if one.ref == entry.ref] if entry else []
     return hashes_by_reason(there[0]) if there and entry and there[0].manifest.digest == entry.digest else {}
 
 
 def _with_last_reasons(table: pl.DataFrame, chosen: pl.DataFrame, settings: BalanceSettings) -> pl.DataFrame:
-    """The reason of rows that passed all filters: over the quota, where those that were selected are surer."""
+    """Fill in the reason for rows that passed all filters: over the quota if the selected ones are more confident, else near-duplicates."""
     if settings.per_class == "none":
         return table.with_columns(pl.col("reason").fill_null("near_held_out"))
     least = chosen.group_by(pl.col("label").cast(pl.Int32)).agg(least=pl.col("confidence").min())

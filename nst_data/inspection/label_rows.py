@@ -1,4 +1,4 @@
-"""The rows of a sealed table of labels by their position: whole columns at once, single rows from where they lie, a sample where many."""
+"""Random access to the rows of a sealed label table: whole columns at once, single rows in place, and a sample of large tables."""
 
 import threading
 from collections.abc import Iterator, Sequence
@@ -19,22 +19,22 @@ from nst_data.tables.schema import soft_label_columns, top_k_of
 from nst_data.tables.shards import table_files
 
 SAMPLE_ROWS = 10_000_000
-_FEW_FILES = 100  # the footers of so many are read at once
+_FEW_FILES = 100  # the footers of up to this many files are read, to sample by row group instead of by file
 _OPEN_FILES = 32
 
 
 class _Piece(NamedTuple):
-    """Some row groups of a file that follow one another in the view."""
+    """Row groups of one file that are consecutive in the view."""
 
     file: Path
     groups: list[int]
-    rows: list[int]  # of each
+    rows: list[int]  # per row group
 
 
 class LabelRows:
-    """The rows of a generation or an edition, in order; of more than `most` an even sample of its files or row groups.
+    """The rows of a generation or an edition, in order; if there are more than `most`, an even sample of its files or row groups.
 
-    `of` counts all rows; a sample has fewer. Row numbers here are positions among those that are taken.
+    `of` counts all rows, including those outside the sample. Row numbers are positions among the rows that were taken.
     """
 
     def __init__(self, version: Version, most: int = SAMPLE_ROWS) -> None:
@@ -52,7 +52,7 @@ class LabelRows:
 
     @property
     def table(self) -> str:
-        """The folder of its files."""
+        """The folder of the table's files."""
         return "balanced" if isinstance(self.version.manifest, EditionManifest) else "pseudo_labels"
 
     def __len__(self) -> int:
@@ -60,34 +60,34 @@ class LabelRows:
 
     @property
     def is_sample(self) -> bool:
-        """Whether there are more rows than are taken."""
+        """Whether only part of the rows is taken."""
         return len(self) < self.of
 
     @cached_property
     def top_k(self) -> int | None:
-        """How many classes each soft label names; None where all."""
+        """The number of classes stored per soft label; None if all are."""
         return top_k_of(self._arrow_schema)
 
     @cached_property
     def soft_columns(self) -> tuple[str, ...]:
-        """The columns of the soft labels."""
+        """The columns that hold the soft labels."""
         return soft_label_columns(self._arrow_schema)
 
     def read(self, columns: Sequence[str]) -> pl.DataFrame:
-        """Some columns of all rows."""
+        """Read some columns of all rows."""
         with damage_is_named(self.version.ref):
             empty = self._arrow_schema.empty_table().select(list(columns))
             tables = [pq.ParquetFile(piece.file).read_row_groups(piece.groups, columns=list(columns)) for piece in self._pieces]
             return pl.DataFrame(pa.concat_tables([empty, *tables]))
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """The same, piece by piece."""
+        """Read some columns of all rows, batch by batch."""
         with damage_is_named(self.version.ref):
             for piece in self._pieces:
                 yield from pq.ParquetFile(piece.file).iter_batches(row_groups=piece.groups, columns=list(columns))
 
     def take(self, rows: Sequence[int], columns: Sequence[str]) -> pl.DataFrame:
-        """Some columns of the rows at these positions, in their order."""
+        """Read some columns of the rows at the given positions, in the given order."""
         wanted = np.asarray(rows, np.int64)
         places = np.searchsorted(self._starts, wanted, side="right") - 1
         tables, order = [], []
@@ -107,7 +107,7 @@ class LabelRows:
             return pq.read_schema(table_files(self.version.folder, self.table)[0])
 
     def _taken(self, files: list[Path], most: int) -> Iterator[_Piece]:
-        if self.of > most and len(files) > _FEW_FILES:  # evenly over the pool, whose order is that of its names
+        if self.of > most and len(files) > _FEW_FILES:  # spread over the whole pool, which is sorted by name
             files = [files[place] for place in _evenly(len(files), max(1, most * len(files) // self.of))]
             yield from map(_whole, files)
             return
@@ -127,5 +127,5 @@ def _whole(file: Path) -> _Piece:
 
 
 def _evenly(count: int, wanted: int) -> list[int]:
-    """So many numbers below `count`, evenly apart."""
+    """`wanted` evenly spaced integers below `count`."""
     return [(2 * place + 1) * count // (2 * wanted) for place in range(wanted)]

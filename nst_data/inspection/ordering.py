@@ -1,4 +1,4 @@
-"""The first rows in the order of a value, of as many as there are, in little memory."""
+"""The first rows when sorted by a value, in little memory however many rows there are."""
 
 import numpy as np
 import polars as pl
@@ -9,10 +9,10 @@ _LAST = np.uint32(2**32 - 1)
 
 
 def _order_keys(values: pl.Series, rows: pl.Series, largest_first: bool) -> NDArray[np.uint64]:
-    """Numbers in the order of values from 0, equal ones in that of their rows; those without a value come last."""
+    """Integers that sort like the values, which must not be negative, then by row; rows without a value come last."""
     numbers = values.cast(pl.Float32).fill_null(np.nan).to_numpy()
     is_missing = np.isnan(numbers)
-    bits = (np.maximum(numbers, np.float32(0)) + np.float32(0)).view(np.uint32)  # those of numbers from 0 are in their order
+    bits = (np.maximum(numbers, np.float32(0)) + np.float32(0)).view(np.uint32)  # bits of non-negative floats sort like the floats
     if largest_first:
         np.subtract(_LAST - 1, bits, out=bits)
     bits[is_missing] = _LAST
@@ -23,7 +23,10 @@ def _order_keys(values: pl.Series, rows: pl.Series, largest_first: bool) -> NDAr
 
 
 def first_rows(values: pl.DataFrame, largest_first: bool, offset: int, limit: int) -> NDArray[np.int64]:
-    """The rows in some places of the order of a value; `values` has it beside `row`. Piece by piece, which takes little memory."""
+    """Rows `offset` to `offset + limit` when sorted by a value; `values` has the columns `row` and that value.
+
+    Works piece by piece, which takes little memory.
+    """
     stop, least = offset + limit, np.empty(0, np.uint64)
     for start in range(0, values.height, _PIECE):
         piece = values.slice(start, _PIECE)

@@ -1,6 +1,6 @@
-"""How good labels are, where the truth is known: accuracy, calibration, and the classes that are taken for others.
+"""How good labels are where the truth is known: accuracy, calibration, and which classes are confused.
 
-Each row counts once: of a generation those with the same bytes too, of an edition an image, however many copies it has.
+Each row counts once. In a generation this includes rows with the same bytes; in an edition each image counts once, regardless of copies.
 """
 
 from collections.abc import Sequence
@@ -22,12 +22,12 @@ from nst_data.tables.confidence import confidence_bin
 from nst_data.tables.histogram import BINS, bounds
 from nst_data.tables.label_tables import check_label_range, collect, scan_labels
 
-ECE_BINS = 15  # as a calibration has them (nst_train.classifiers.calibration), so that the two can be compared
+ECE_BINS = 15  # as in nst_train.classifiers.calibration, so that the two errors are comparable
 
 
 @dataclass(frozen=True)
 class ConfidenceBin:
-    """The images with a confidence in (low, high], and how many of them are right; means over none are None."""
+    """The images with a confidence in (low, high], and how many of them are correct; means over no images are None."""
 
     low: float
     high: float
@@ -38,7 +38,7 @@ class ConfidenceBin:
 
 @dataclass(frozen=True)
 class WrongPair:
-    """How many images are labeled as one class and truly of another."""
+    """The number of images labeled as one class whose true class is another."""
 
     labeled: str
     truly: str
@@ -47,7 +47,7 @@ class WrongPair:
 
 @dataclass(frozen=True)
 class ClassPrecision:
-    """Of the images labeled as a class, the share that is of it."""
+    """The fraction of the images labeled as a class that belong to it."""
 
     name: str
     images: int
@@ -57,9 +57,9 @@ class ClassPrecision:
 
 @dataclass(frozen=True)
 class Quality:
-    """Of `labels`, `joined` have a true label; the rest is about these. Fractions are in [0, 1]; `precision` has the worst class first.
+    """The quality of those `labels` that could be `joined` with a true label. Fractions are in [0, 1]; `precision` has the worst first.
 
-    Of the `truth_rows` of `truth`, the `ambiguous` have several classes and the `unreadable` no image that could be read.
+    Of the `truth_rows` of `truth`, `ambiguous` ones have several classes and `unreadable` ones have no readable image.
     """
 
     truth: str
@@ -74,21 +74,21 @@ class Quality:
     by_confidence: list[ConfidenceBin]
     wrong_pairs: list[WrongPair]
     precision: list[ClassPrecision]
-    review: ReviewQuality | None = None  # of a review
+    review: ReviewQuality | None = None  # only if the truth is a review
 
 
 def with_truth(labels: pl.LazyFrame, truth: pl.LazyFrame, by: str) -> pl.LazyFrame:
-    """Add `truth` (int64) to the labels whose value in column `by` is among the truth's; the others go. `by` is unique in the truth."""
+    """Keep the labels whose value in column `by` occurs in the truth, adding `truth` (int64). `by` must be unique in the truth."""
     return labels.select(by, "label", "confidence").join(truth.select(by, "truth"), on=by, how="inner")
 
 
 def confusion(judged: pl.LazyFrame) -> pl.LazyFrame:
-    """`label`, `truth` and `images`: the pairs that occur."""
+    """Count `images` for each pair of `label` and `truth` that occurs."""
     return judged.group_by("label", "truth").agg(images=pl.len())
 
 
 def reliability(judged: pl.LazyFrame, bins: int) -> pl.LazyFrame:
-    """`bin`, `images`, `correct` and `confidence`, which is a sum; a row for each bin that has images."""
+    """`bin`, `images`, `correct` and the sum of `confidence`, one row per non-empty bin."""
     confidence = pl.col("confidence").cast(pl.Float64)
     return (
         judged.group_by(bin=confidence_bin(confidence, bins))
@@ -98,7 +98,7 @@ def reliability(judged: pl.LazyFrame, bins: int) -> pl.LazyFrame:
 
 
 def calibration_error(reliability: pl.DataFrame) -> float:
-    """The mean distance of confidence and accuracy over the bins (Guo et al. 2017, equation 3), in [0, 1]; 0 without any image."""
+    """Expected calibration error over the bins (Guo et al. 2017, equation 3), in [0, 1]; 0 if there are no images."""
     distances = (reliability["confidence"] - reliability["correct"]).abs().sum()
     return float(distances) / max(1, int(reliability["images"].sum()))
 
@@ -115,17 +115,17 @@ def quality(
     pairs: int = 10,
     progress: Progress | None = None,
 ) -> Quality:
-    """How good labels are, by a source of true labels for some of their images.
+    """Measure labels against true labels for some of their images.
 
     Args:
-        store: Where the labels are.
+        store: The store that has the labels.
         version: A generation or an edition, or its `name@gen-N`.
-        truth: A review, `name@review-N`, or labeled images, joined by key or by their bytes, or where they are; a parquet table of labels
-            without images is joined by its column `image_hash` or `key`, or else row by row with the pool.
+        truth: A review, `name@review-N`, or a source of labeled images or its location, joined by key or by content. A parquet table of
+            labels without images is joined by its column `image_hash` or `key`, or else row by row with the pool.
         class_names: For a `truth` that is not open yet: as for `open_source`.
         image_column: Likewise.
         label_column: Likewise.
-        pairs: How many of the most frequent mistakes are named.
+        pairs: How many of the most frequent mistakes to list.
         progress: How progress is shown; by default lines on standard error.
 
     Returns:
@@ -133,7 +133,7 @@ def quality(
 
     Raises:
         UsageError: The version is a teacher or is anonymous, or `truth` was opened without labels.
-        NstError: The two have no image in common.
+        NstError: The two have no images in common.
     """
     version, progress = store.open(version, "generation", "edition"), progress or on_this_terminal()
     check_names_images(version, "compare")
@@ -150,9 +150,9 @@ def quality(
 
 
 def measure(labels: pl.LazyFrame, truth: Truth, class_names: Sequence[str], what: str = "labels", pairs: int = 10) -> Quality:
-    """The quality of labels (`label`, `confidence` and what the truth is joined by), whose labels are places among `class_names`.
+    """Measure labels (`label`, `confidence` and the column that the truth is joined by) that index into `class_names`.
 
-    `pairs` of the most frequent wrong pairs are named. Raises NstError, about `what`, where the two have no image in common.
+    Lists the `pairs` most frequent mistakes. Raises NstError, naming `what`, if labels and truth have no images in common.
     """
     by = truth.by
     judged = with_truth(labels, truth.table.lazy(), by)
@@ -191,13 +191,13 @@ def _by_confidence(table: pl.DataFrame) -> list[ConfidenceBin]:
 
 
 def _wrong_pairs(pairs: pl.DataFrame, class_names: Sequence[str], number: int) -> list[WrongPair]:
-    """The most frequent first, ties in the order of the classes."""
+    """The most frequent pairs first; ties in class order."""
     wrong = pairs.filter(pl.col("label") != pl.col("truth")).sort("images", "label", "truth", descending=[True, False, False])
     return [WrongPair(class_names[label], class_names[truth], images) for label, truth, images in wrong.head(number).iter_rows()]
 
 
 def _precision(pairs: pl.DataFrame, class_names: Sequence[str]) -> list[ClassPrecision]:
-    """The worst first; of equal ones that with more images."""
+    """Lowest precision first; ties by number of images, largest first."""
     right = pl.col("images").filter(pl.col("label") == pl.col("truth")).sum()
     classes = (
         pairs.group_by("label").agg(pl.col("images").sum(), correct=right).with_columns(precision=pl.col("correct") / pl.col("images"))

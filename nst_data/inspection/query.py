@@ -1,4 +1,4 @@
-"""Which rows of a view a person asks for, in which order, and how that is read from an address."""
+"""Filters and order of the rows of a view, and how to parse them from URL parameters."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ SORTS: tuple[Sort, ...] = get_args(Sort)
 
 @dataclass(frozen=True)
 class Query:
-    """Which rows, in which order. `least` is inclusive, `most` exclusive but for 1; `rows` has those it must be among, in their order."""
+    """Filters and order. `least` is inclusive, `most` exclusive unless it is 1; `rows` restricts the result to these, in their order."""
 
     class_name: str | None = None
     least: float | None = None
@@ -35,7 +35,7 @@ class Query:
 
 
 def as_query(values: Mapping[str, str]) -> Query:
-    """A query from the parameters of an address. Raises UsageError for what is none."""
+    """Parse URL parameters. Raises UsageError if they are not a valid query."""
     sort = values.get("sort") or None
     if sort is not None and sort not in SORTS:
         raise UsageError(f"sort={sort}: expected {', '.join(SORTS)}")

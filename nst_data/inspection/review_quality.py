@@ -1,7 +1,7 @@
-"""How good labels are by the answers of people, with an interval that accounts for how the images were picked.
+"""How good labels are according to people's answers, with an interval that accounts for how the images were picked.
 
-Images that were picked at random stand for all that they were drawn from; those that looked odd, or that somebody came upon, for
-themselves alone.
+Randomly picked images represent everything they were drawn from. Images that looked odd, or that somebody came across, represent only
+themselves.
 """
 
 import math
@@ -16,13 +16,13 @@ from nst_data.store.store import Store, Version
 from nst_data.tables.label_tables import collect, scan_labels
 from nst_data.tables.review_table import EXCLUDED, RANDOM, is_of_edition, read_review
 
-_Z = 1.959964  # of a two-sided interval of 95%
-BROWSING = "browsing"  # images that nobody picked
+_Z = 1.959964  # for a two-sided 95% interval
+BROWSING = "browsing"  # images that were not picked but found while browsing
 
 
 @dataclass(frozen=True)
 class Share:
-    """Of `images`, the `correct` ones: the share in [0, 1], and the 95% interval of what it is an estimate of."""
+    """Of `images`, the number that is `correct`: the fraction in [0, 1], and the 95% interval of the fraction it estimates."""
 
     images: int
     correct: int
@@ -32,7 +32,7 @@ class Share:
 
     @classmethod
     def of(cls, correct: int, images: int, population: int | None = None) -> "Share | None":
-        """Wilson's interval (1927); of a sample without replacement from a `population`, narrower by how much of it was seen."""
+        """Wilson's interval (1927), with a finite-population correction if the sample was drawn without replacement from a `population`."""
         if not images:
             return None
         share, seen = correct / images, float(images)
@@ -47,11 +47,11 @@ class Share:
 
 @dataclass(frozen=True)
 class ReviewQuality:
-    """Of the `images` of a version, those that people `answered`; each counts once, however many equal ones there are.
+    """The `answered` ones among the `images` of a version; images with the same bytes count once.
 
-    `by_pick` has the ones with a class by how they were picked. `estimate` is of the accuracy over the `estimated` images of the version,
-    as far as they show one of the classes, from those that were picked at random; None where none was. `estimated` are all images, or those
-    of an earlier pool from which images were picked. `excluded_at_random` counts the others that were picked so, by reason.
+    `by_pick` covers answers with a class, by how the images were picked. `estimate` is the accuracy over those of the `estimated` images
+    that show one of the classes, based on the randomly picked ones; None if there are none. `estimated` counts all images, or those from
+    an earlier pool if images were picked from one. `excluded_at_random` counts randomly picked images without a class, by reason.
     """
 
     images: int
@@ -64,7 +64,7 @@ class ReviewQuality:
 
 
 def review_quality(store: Store, version: Version, review: Version, places: NDArray[np.int64]) -> ReviewQuality:
-    """Measure a generation or an edition; `places` are those of the review's classes among the version's."""
+    """Measure a generation or an edition; `places` maps the review's classes to the version's."""
     answers = read_review(review)
     answers = answers.with_columns(truth=pl.Series(places).gather(answers["label"])).drop("label", "key")
     labels = scan_labels(version).select("image_hash", "label")
@@ -75,12 +75,12 @@ def review_quality(store: Store, version: Version, review: Version, places: NDAr
     )
     drawn = joined.filter(pl.col("picked_by") == RANDOM)
     stands_for = {seen_in: _images_stood_for(store, seen_in, version, int(images.item())) for seen_in in drawn["seen_in"].unique()}
-    population = max(stands_for.values(), default=0)  # where images were drawn again from a pool that has grown, these are the sample
+    population = max(stands_for.values(), default=0)  # if images were drawn again after the pool had grown, the larger draw is the sample
     drawn_from = [seen_in for seen_in, number in stands_for.items() if number == population > 0]
     at_random = drawn.filter(pl.col("seen_in").is_in(drawn_from, nulls_equal=True))
     picked = joined.with_columns(picked_by=pl.col("picked_by").fill_null(BROWSING))
     by_pick = {str(how): _share(rows) for (how,), rows in sorted(picked.group_by("picked_by"))}
-    shown = population - at_random["excluded"].count() * population // max(1, at_random.height)  # those that show a class, as far as known
+    shown = population - at_random["excluded"].count() * population // max(1, at_random.height)  # the estimated number that show a class
     return ReviewQuality(
         images=int(images.item()),
         answered=joined.height,
@@ -93,9 +93,10 @@ def review_quality(store: Store, version: Version, review: Version, places: NDAr
 
 
 def _images_stood_for(store: Store, seen_in: str | None, version: Version, images: int) -> int:
-    """How many of the `images` of a version are among those that were drawn from another one, if it is known which.
+    """How many of a version's `images` a random draw from the version `seen_in` represents.
 
-    Of an edition none: it is a selection. Of a generation of the same pool all, or nearly so; of a pool that has grown since a part.
+    None of them if that is an edition, which is a selection; all, or nearly all, if it is a generation of the same pool; and some of
+    them if the pool has grown since. If the version is unknown or not in the store, all.
     """
     if seen_in == version.ref:
         return images

@@ -1,6 +1,6 @@
-"""What a view computes of each row once and keeps: margin and entropy, hashes to find rows by, the labels of another version.
+"""Derived columns of a view, computed once and cached: margin and entropy, hashes to look up rows by, labels of another version.
 
-Kept in `runs/look/` of the store as Arrow files that are mapped into memory; made again where they are missing.
+They are cached in `runs/look/` of the store as memory-mapped Arrow files, and recomputed if these are missing.
 """
 
 import threading
@@ -16,12 +16,12 @@ from nst_data.inspection.label_rows import LabelRows
 from nst_data.store.files import clear_abandoned, replacing
 from nst_data.store.store import Store
 
-_KEPT_FROM_ROWS = 200_000  # what takes a moment to compute is computed again
-_MOST_UNASKED = 500_000_000  # probabilities
+_KEPT_FROM_ROWS = 200_000  # smaller tables are recomputed quickly
+_MOST_UNASKED = 500_000_000  # probabilities to process before anything has asked for the result
 
 
 class RowColumns:
-    """Columns of the rows of a version, each computed when it is first asked for, by one thread."""
+    """Columns of the rows of a version, each computed once when it is first requested, by one thread."""
 
     def __init__(self, store: Store, rows: LabelRows) -> None:
         self.rows, self._folder = rows, store.root / "runs" / "look"
@@ -30,19 +30,19 @@ class RowColumns:
         self._lock = threading.Lock()
 
     def has(self, name: str) -> bool:
-        """Whether a column has been computed."""
+        """Whether a column has been computed already."""
         return name in self._made
 
     def soft(self) -> pl.DataFrame:
-        """`margin` between the two most probable classes and `entropy` in nats, float32."""
+        """`margin` between the two most probable classes, and `entropy` in nats, float32."""
         return self._once("soft", self._soft)
 
     def key_places(self) -> pl.Series:
-        """The place of each row in bytewise order of `key`, uint32."""
+        """The rank of each row when sorted bytewise by `key`, uint32."""
         return self._once("key-places", lambda: pl.DataFrame({"key": places_in_order(self.rows.read(["key"])["key"])}))["key"]
 
     def hashes(self) -> pl.Series:
-        """The first 16 digits of each `image_hash` as a number, uint64."""
+        """The first 16 hex digits of each `image_hash` as an integer, uint64."""
         return self._once("hashes", self._hashes)["hash"]
 
     def phashes(self) -> NDArray[np.int64]:
@@ -50,12 +50,12 @@ class RowColumns:
         return self._once("phashes", lambda: self.rows.read(["phash"]), kept=False)["phash"].to_numpy()
 
     def labels_of(self, other: LabelRows, places: NDArray[np.int64]) -> pl.DataFrame:
-        """`label2` (int32, by `places` of its classes) and `confidence2`: the same images in another version, null where it lacks them."""
+        """`label2` (int32, mapped by `places`) and `confidence2` of the same images in another version, null where it lacks them."""
         digest = other.version.manifest.digest[:16]
         return self._once(f"labels-of-{digest}", lambda: self._labels_of(other, places))
 
     def prepare(self) -> None:
-        """Compute what filters will ask for, where that is not too much to do unasked."""
+        """Compute in advance what filters need, unless that is expensive."""
         self.hashes()
         width = self.rows.top_k or len(self.rows.version.manifest.class_names)
         if len(self.rows) * width <= _MOST_UNASKED:
@@ -81,7 +81,7 @@ class RowColumns:
             table = made.rechunk().to_arrow()
             with replacing(path) as file, pa.ipc.new_file(file, table.schema) as writer:
                 writer.write_table(table)
-        except OSError:  # a full or read-only disk: it stays in memory
+        except OSError:  # full or read-only disk: keep the column in memory
             return made
         found = _read(path, len(self.rows))
         return made if found is None else found
@@ -104,7 +104,7 @@ class RowColumns:
         return pl.DataFrame({"hash": pl.concat(parts)})
 
     def _labels_of(self, other: LabelRows, places: NDArray[np.int64]) -> pl.DataFrame:
-        """Joined by number in one pool, else by the first half of the hash; the other table is read once, piece by piece."""
+        """Join by row number if the pool is the same, else by the first half of the hash; the other table is read once, in batches."""
         mine, theirs = (one.version.manifest.request.inputs.pool for one in (self.rows, other))
         by = "id" if mine and theirs and mine.digest == theirs.digest else "image_hash"
         wanted = self.rows.read(["id"])["id"].to_numpy() if by == "id" else self.hashes().to_numpy()
@@ -127,7 +127,10 @@ class RowColumns:
 
 
 def margin_and_entropy(probs: NDArray[np.float32], classes: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Of soft labels, shape (rows, K): the two largest apart, and entropy in nats; what they lack is spread over the other `classes`."""
+    """Margin between the two largest probabilities, and entropy in nats, of soft labels of shape (rows, K).
+
+    Probability missing from a row is spread evenly over the `classes` that are not stored.
+    """
     entropy = -(probs * np.log(np.maximum(probs, 1e-12))).sum(axis=1)
     others, rest = classes - probs.shape[1], np.clip(1 - probs.sum(axis=1), 0, 1)
     if others > 0:
@@ -138,12 +141,12 @@ def margin_and_entropy(probs: NDArray[np.float32], classes: int) -> tuple[NDArra
 
 
 def hash_numbers(hashes: pl.Series) -> pl.Series:
-    """The first 16 digits of each `image_hash` as a number, 0 for what is none."""
+    """The first 16 hex digits of each `image_hash` as an integer, 0 if it is not a hash."""
     return hashes.str.slice(0, 16).str.to_integer(base=16, dtype=pl.UInt64, strict=False).fill_null(0)
 
 
 def places_in_order(texts: pl.Series) -> pl.Series:
-    """The place of each of some texts in bytewise order, uint32; equal ones in the order in which they come."""
+    """The rank of each string in bytewise order, uint32; ties keep their order."""
     return texts.rank("ordinal").cast(pl.UInt32)
 
 

@@ -1,4 +1,4 @@
-"""The images of rows, opened safely: only bytes with the row's `image_hash`, from a place that the user named or made labels from."""
+"""Safe access to the images of rows: only bytes with the row's `image_hash`, from a location that the user passed or labeled."""
 
 import threading
 from concurrent.futures import Future
@@ -26,7 +26,7 @@ class Images(Protocol):
     """Where the images of a view come from."""
 
     def read(self, row: int, number: int, key: str, hashed: str) -> bytes:
-        """The encoded bytes of a row of the view, whose number in the pool, key and hash are given. Raises NstError or OSError."""
+        """The encoded bytes of the image in row `row` of the view, row `number` of the pool. Raises NstError or OSError."""
 
 
 class PoolImages:
@@ -40,14 +40,14 @@ class PoolImages:
         self._by_hash: Future[dict[str, int]] | None = None
 
     def check(self) -> None:
-        """Raises NstError where the pool is not there, UsageError where it is not to be opened; of a large one without listing it."""
+        """Raises NstError if the pool is missing, UsageError if it must not be opened. A local pool that exists is not listed yet."""
         entry = self._version.manifest.request.inputs.pool
         if self._pool is None and entry is not None and not entry.pulled and Path(entry.ref).exists():
-            return  # it is opened later: the names of millions of files take seconds
+            return  # opened later, since listing millions of files takes seconds
         self.source()
 
     def source(self) -> Source:
-        """The pool, opened. Raises NstError where that cannot be."""
+        """The open pool. Raises NstError if it cannot be opened."""
         with self._lock:
             if self._source is None:
                 if self._pool is None:
@@ -57,14 +57,14 @@ class PoolImages:
             return self._source
 
     def read(self, row: int, number: int, key: str, hashed: str) -> bytes:
-        """As `Images.read`: by number in the same pool, by key in another copy of it, by its bytes in one with other names."""
+        """Read an image by row number in the same pool, by key in a copy, or by hash if the copy uses other names."""
         source, place = self.source(), self.place_of(number, key, hashed)
         encoded = source.read(place)
         source.check(place, encoded, hashed)
         return encoded
 
     def place_of(self, number: int, key: str, hashed: str = "") -> int:
-        """The row of the pool as it is now where the image of a number, key and hash is. Raises NstError where it lacks that."""
+        """The row of an image in the pool as it is now. Raises NstError if the pool lacks the image."""
         source = self.source()
         if number < len(source) and source.key(number) == key:
             return number
@@ -78,7 +78,7 @@ class PoolImages:
         return self._rows[key]
 
     def _place_of_bytes(self, source: Source, key: str, hashed: str) -> int:
-        """Where the bytes are under another name: all of a pool's images are read once for that."""
+        """Find an image under another name by its hash; the first call starts to read all images of the pool once."""
         if len(source) > _MOST_HASHED:
             raise NstError(f"{source.location}: lacks {key!r}; pass the pool that was labeled, with `pool`")
         with self._lock:
@@ -103,7 +103,7 @@ def _hash_all(source: Source, found: "Future[dict[str, int]]") -> None:
 
 
 class NoImages:
-    """No images, and the reason."""
+    """A stand-in if images cannot be shown, with the reason."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
@@ -114,17 +114,17 @@ class NoImages:
 
 
 class EmbeddedImages:
-    """Images that an edition holds itself."""
+    """Images stored in the edition itself."""
 
     def __init__(self, store: Store, version: Version) -> None:
         edition = self_contained(version)
         starts = np.concatenate([[0], np.cumsum(edition.sizes()[:, 0])])
-        work = store.root / "runs" / "look"  # a complete edition needs nothing there
+        work = store.root / "runs" / "look"  # unused, since the edition is complete
         self._has_hashes = not is_anonymous(version.manifest)
         self._images = EditionImages(edition, ShardFolders(work, lambda folder, shard: None, starts))
 
     def read(self, row: int, number: int, key: str, hashed: str) -> bytes:
-        """As `Images.read`, by the row."""
+        """Read an image by its row in the edition."""
         encoded = self._images.read(row)
         if self._has_hashes and hashed and image_hash(encoded) != hashed:
             raise NstError(f"{key!r} differs from the image that was labeled; `verify()` shows what changed")
@@ -132,13 +132,13 @@ class EmbeddedImages:
 
 
 class SourceImages:
-    """The images of a labeled source, whose rows have no other hash than that of the bytes that are read."""
+    """The images of a labeled source, whose rows have no hash until their bytes are read."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
 
     def read(self, row: int, number: int, key: str, hashed: str) -> bytes:
-        """As `Images.read`."""
+        """Read an image by row, checking that it has not been replaced."""
         encoded = self._source.read(row)
         if hashed and image_hash(encoded) != hashed:
             raise NstError(f"{key!r} was replaced since it was read; start again")
@@ -146,11 +146,11 @@ class SourceImages:
 
 
 def images_of(store: Store, version: Version, pool: str | None, wait_seconds: float | None = _WAIT_SECONDS) -> Images:
-    """Where the images of a version are: in itself, in the pool that the user names, else where they were labeled.
+    """Where to read a version's images: from the version itself, the pool passed by the user, or the pool that was labeled.
 
-    A version that came from the Hub names no pool that is opened: its images are shown with `pool` alone. Of a pool whose names changed
-    all images are read once, for which a reader waits `wait_seconds`, None for as long as that takes. Raises NstError where the pool is
-    not there.
+    A pool named by a version from the Hub is never opened; its images are shown only if `pool` is passed. If the names in a pool have
+    changed, all of its images are read once, for which a reader waits up to `wait_seconds`, or without limit if None. Raises NstError if
+    the pool is missing.
     """
     if isinstance(version.manifest, EditionManifest) and not needs_pool(version):
         return EmbeddedImages(store, version)

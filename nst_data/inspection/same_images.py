@@ -1,4 +1,4 @@
-"""What another version says of the same images: of a few, looked up where they lie, not joined."""
+"""Look up what another version says about a few images, in place instead of with a join."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,12 +11,12 @@ from nst_data.tables.label_tables import collect, scan_labels
 
 
 def said_of(images: Mapping[str, int], shown: Version, other: Version, columns: Sequence[str]) -> dict[str, tuple[Any, ...]]:
-    """Some `columns` of another version by `image_hash`, without those that it lacks.
+    """Some `columns` of another version by `image_hash`, without images that it lacks.
 
-    `images` gives the number of each hash in the pool of `shown`: where both label one pool, only the row groups around these are read.
+    `images` maps each hash to its row in the pool of `shown`. If both versions label the same pool, only row groups around these are read.
     """
     if shown.ref != other.ref and (is_anonymous(shown.manifest) or is_anonymous(other.manifest)):
-        return {}  # numbers of rows stand for hashes
+        return {}  # without real hashes, the column holds row numbers
     pools = [version.manifest.request.inputs.pool for version in (shown, other)]
     wanted = pl.col("image_hash").is_in(list(images))
     if images and pools[0] and pools[1] and pools[0].digest == pools[1].digest:

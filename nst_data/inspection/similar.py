@@ -1,4 +1,4 @@
-"""Images that look like one, by features that `nst embed` has kept: a scan over as many as fit into memory."""
+"""Images similar to a given one, by features that `nst embed` has stored: a brute-force scan over as many as fit into memory."""
 
 import logging
 import threading
@@ -16,21 +16,21 @@ from nst_data.features.kept import kept_features
 from nst_data.inspection.view import View
 from nst_data.store.store import Store
 
-_log = logging.getLogger("nst_data")  # without handlers Python prints warnings on standard error
-_MOST_BYTES = 2**28  # of features in memory; of more an even share of the images is compared
+_log = logging.getLogger("nst_data")  # Python prints warnings of loggers without handlers to standard error
+_MOST_BYTES = 2**28  # of features in memory; if there are more, an even share of the images is compared
 _NUMBER = 12
 
 
 @dataclass
 class SimilarImages:
-    """The images of a view beside one of them, by features."""
+    """Similarity search by features among the images of a view."""
 
     view: View
     features: Features
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def of(self, row: int) -> list[tuple[int, float]]:
-        """(row, cosine similarity) of the most similar other rows, the most similar first; none for a row without features."""
+        """(row, cosine similarity) of the most similar other rows in descending order; empty for a row without features."""
         with self._lock:
             rows, matrix = self._loaded
         at = np.flatnonzero(rows == row)
@@ -43,9 +43,9 @@ class SimilarImages:
 
     @cached_property
     def _loaded(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The rows of the view that have features, and these at length 1; shapes (images,) and (images, dimensions).
+        """The rows of the view that have features, and these scaled to unit length; shapes (images,) and (images, dimensions).
 
-        Without features that were removed or damaged the page shows all the rest.
+        Both are empty if the features were removed or are damaged, so that the rest of the page still works.
         """
         try:
             return self._load()
@@ -65,13 +65,13 @@ class SimilarImages:
                 hashes += batch["image_hash"].take(taken).to_pylist()
                 parts.append(values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12))
                 first += batch.num_rows
-        found = {hashed: iter(rows) for hashed, rows in self.view.rows_of(hashes).items()}  # of equal images each has features
+        found = {hashed: iter(rows) for hashed, rows in self.view.rows_of(hashes).items()}  # identical images each have features
         rows = np.array([next(found.get(hashed, iter(())), -1) for hashed in hashes], np.int64)
         return rows[rows >= 0], np.concatenate(parts).astype(np.float32)[rows >= 0]
 
 
 def similar_images(store: Store, view: View) -> SimilarImages | None:
-    """By the features of the view's own source in the store: those of its teacher, else those computed last; None where there are none."""
+    """Search by features of the view's own source: those of its teacher, else the newest; None if the store has none."""
     inputs = view.version.manifest.request.inputs if view.version else None
     source = inputs.pool.digest if inputs and inputs.pool else getattr(getattr(view.rows, "source", None), "images_fingerprint", None)
     teachers = {entry.digest for role, entry in inputs.by_role.items() if role.startswith("teacher")} if inputs else set()

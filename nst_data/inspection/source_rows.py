@@ -1,4 +1,4 @@
-"""The images of a labeled source as rows: their labels are known at once, their hashes as they are read."""
+"""The images of a labeled source as rows: labels are known immediately, hashes once the images are read."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -29,18 +29,18 @@ class SourceRows:
         return pl.DataFrame({"row": pl.arange(0, len(self), eager=True, dtype=pl.UInt32), "label": labels})
 
     def take(self, rows: Sequence[int], columns: Sequence[str]) -> pl.DataFrame:
-        """`key` and `image_hash` of some rows; the hash is empty where the image cannot be read."""
+        """`key` and `image_hash` of some rows; the hash is empty if the image cannot be read."""
         found = {name: [self.source.key(row) if name == "key" else self._hash(row) for row in rows] for name in columns}
         return pl.DataFrame(found, schema=dict.fromkeys(columns, pl.String))
 
     @cached_property
     def key_places(self) -> pl.Series:
-        """The place of each row in bytewise order of `key`, uint32."""
+        """The rank of each row when sorted bytewise by `key`, uint32."""
         return places_in_order(pl.Series("key", [self.source.key(row) for row in range(len(self))], dtype=pl.String))
 
     @cached_property
     def hashes(self) -> pl.Series:
-        """The `image_hash` of every row, empty where it cannot be read: all images are read."""
+        """The `image_hash` of every row, empty if it cannot be read; this reads all images."""
         return pl.Series([hashed for _, hashed in image_hashes(self.source.rows(range(len(self))))], dtype=pl.String)
 
     def _hash(self, row: int) -> str:

@@ -1,4 +1,4 @@
-"""What images truly show, from a labeled source that holds some of them: joined to labels by key, by their bytes, or row by row."""
+"""True labels from a labeled source that has some of the images, joined to labels by key, by content, or row by row."""
 
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,10 +30,10 @@ _SAMPLE_ROWS = 32
 
 @dataclass(frozen=True)
 class Truth:
-    """`table` has the column `by` (`key`, `image_hash` or `id`, each value once) and `truth`, a place among the labels' class names.
+    """`table` has the column `by` (`key`, `image_hash` or `id`, unique) and `truth`, an index into the class names of the labels.
 
-    `rows` are the source's; left out of them are the `ambiguous`, which have another class under the same key or bytes, and the
-    `unreadable`.
+    `rows` counts the rows of the source. The table excludes `ambiguous` ones, whose key or bytes occur with several classes, and
+    `unreadable` ones.
     """
 
     location: str
@@ -54,11 +54,11 @@ def read_truth(
     label_column: str | None = None,
     progress: Progress | None = None,
 ) -> Truth:
-    """The truth about the images of a generation or an edition.
+    """Read the truth about the images of a generation or an edition.
 
-    A source is joined by `key` where all keys of one are among the other's and the images under them have the same bytes, else by
-    `image_hash`, for which its images are read. A parquet table of labels without images is joined by its column `image_hash` or `key`
-    or else row by row with the pool. Raises NstError where that cannot be.
+    A source is joined by `key` if all keys of one side occur on the other and the images under them have the same bytes; otherwise by
+    `image_hash`, for which its images are read. A parquet table of labels without images is joined by its column `image_hash` or `key`, or
+    else row by row with the pool. Raises NstError if that is not possible.
     """
     if isinstance(location, Source):
         return _from_source(location, version, progress or Progress())
@@ -72,7 +72,7 @@ def read_truth(
 
 
 def truth_of_review(review: Version, places: NDArray[np.int64]) -> Truth:
-    """What people said of images; `places` are those of the review's classes among the labels'."""
+    """People's answers as truth; `places` maps the review's classes to those of the labels."""
     rows = read_review(review).drop_nulls("label")
     table = rows.select("image_hash", truth=pl.Series(places)[rows["label"]])
     return Truth(review.ref, "image_hash", table, table.height)
@@ -108,14 +108,14 @@ def _from_tables(
 
 
 def _one_class_each(rows: pl.DataFrame, by: str) -> tuple[pl.DataFrame, int]:
-    """Each value of `by` once, with its class; and how many rows have a value that has several classes, which are left out."""
+    """Deduplicate by `by`, and count the rows whose value has several classes, which are dropped."""
     grouped = rows.group_by(by).agg(pl.col("truth").first(), classes=pl.col("truth").n_unique(), rows=pl.len())
     several = pl.col("classes") > 1
     return grouped.filter(~several).select(by, "truth"), int(grouped.filter(several)["rows"].sum())
 
 
 def _keys_name_the_same_images(version: Version, source: Source, keyed: pl.DataFrame) -> bool:
-    """Whether all keys of one are among the other's, and those of a sample stand for the same bytes."""
+    """Whether all keys of one side occur on the other and, in a sample, stand for the same bytes."""
     labels = scan_labels(version)
     joined = labels.select("key", "image_hash").join(keyed.lazy().unique("key").select("key", "row"), on="key")
     found, sample, rows = collect(
@@ -128,14 +128,14 @@ def _keys_name_the_same_images(version: Version, source: Source, keyed: pl.DataF
         return False
     expected = dict(sample.sort("row").iter_rows())
     for row in source.rows(np.array(list(expected), dtype=np.int64)):
-        with suppress(OSError, NstError):  # what cannot be read is no other image
+        with suppress(OSError, NstError):  # an unreadable image does not count as different
             if image_hash(row.read()) != expected[row.id]:
                 return False
     return True
 
 
 def _hashes(source: Source, progress: Progress) -> pl.Series:
-    """The `image_hash` of each row, null where it cannot be read."""
+    """The `image_hash` of each row, null if it cannot be read."""
     hashes: list[str | None] = [None] * len(source)
     with progress.task(f"read {source.location}", len(source), "images") as task:
         for row, hashed in image_hashes(source.rows(range(len(source)))):
@@ -145,19 +145,19 @@ def _hashes(source: Source, progress: Progress) -> pl.Series:
 
 
 def _tables_without_images(location: str) -> list[str]:
-    """The parquet files that a path or a pattern names, where they hold no images; none otherwise."""
+    """The parquet files that a path or a pattern names if they contain no images, else an empty list."""
     path = Path(location).absolute()
     files = [str(path)] if path.is_file() else matching(location) if not path.exists() and is_pattern(location) else []
     if not files or any(Path(file).suffix.lower() != ".parquet" for file in files):
         return []
-    with suppress(pa.ArrowException, OSError):  # a damaged file is for `open_source` to describe
+    with suppress(pa.ArrowException, OSError):  # `open_source` reports damaged files
         if not any(holds_images(field.type) for field in pq.read_schema(files[0])):
             return sorted(files)
     return []
 
 
 def _read(location: str, files: list[str], asked: str | None) -> tuple[pa.Table, str]:
-    """The columns that a truth can have, of all files, and which of them holds the labels."""
+    """Read the label column and possible join columns of all files, and return the name of the label column."""
     try:
         schemas = [pq.read_schema(file) for file in files]
         label = label_column(schemas[0], location, asked)
@@ -175,7 +175,7 @@ def _read(location: str, files: list[str], asked: str | None) -> tuple[pa.Table,
 
 
 def _check_rows(rows: int, version: Version, store: Store, location: str) -> None:
-    """Raises UsageError unless labels without images have exactly one row for each of the pool."""
+    """Raises UsageError unless labels without images have exactly one row per row of the pool (or more, if labeling had a limit)."""
     remedy = "give the labeled images, or labels with a column `key` or `image_hash`"
     generation = _labeling_of_its_pool(version, store)
     if generation is None:
@@ -190,7 +190,7 @@ def _check_rows(rows: int, version: Version, store: Store, location: str) -> Non
 
 
 def _labeling_of_its_pool(version: Version, store: Store) -> GenerationManifest | None:
-    """The generation that a version was drawn from, directly or not, and whose pool it has; None where that is not in the store."""
+    """The generation that a version derives from, if it labels the same pool; None if it does not, or is not in the store."""
     pool, labels = version.manifest.request.inputs.pool, version
     while not isinstance(manifest := labels.manifest, GenerationManifest):
         if (parent := parent_of(labels, store)) is None:

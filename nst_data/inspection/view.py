@@ -1,4 +1,4 @@
-"""What a person looks at: the rows of a version or a labeled source, filtered, sorted and counted."""
+"""The rows of a version or a labeled source as a person looks at them: filtered, sorted and counted."""
 
 import threading
 from collections.abc import Iterable, Sequence
@@ -29,10 +29,10 @@ _LARGEST_FIRST = {"-confidence", "entropy", "-suspicion"}
 
 
 class View:
-    """Rows by their number: first those of the table, then the images that could not be labeled, then what an edition left out.
+    """Numbered rows: first those of the table, then images that could not be labeled, then those that an edition left out.
 
-    `compared` has `label2` and `confidence2` of each row, what another version says of the same images, once they are joined. `hashed` is
-    there where the hashes of all rows are being computed.
+    `compared` holds `label2` and `confidence2` of each row, from another version of the same images, once they are joined. `hashed` is set
+    while the hashes of all rows are being computed.
     """
 
     def __init__(self, store: Store, looked_at: "Version | SourceRows", class_names: Sequence[str]) -> None:
@@ -56,14 +56,14 @@ class View:
 
     @cached_property
     def errors(self) -> pl.DataFrame:
-        """`id`, `key` and `reason` of the images that could not be labeled; none of images that are in no version yet."""
+        """`id`, `key` and `reason` of the images that could not be labeled; empty for images that are not in a version yet."""
         if self.version is None:
             return pl.DataFrame(schema={"id": pl.Int64, "key": pl.String, "reason": pl.String})
         return errors_in(self.version.folder, self.version.ref)
 
     @property
     def dropped(self) -> Dropped:
-        """What an edition left out of its generation, found when it is first asked for. Raises UsageError where that is not known."""
+        """The images that an edition left out, computed when first requested. Raises UsageError if they are unknown."""
         if self.version is None or not isinstance(self.version.manifest, EditionManifest):
             raise UsageError("reason: only an edition leaves images out")
         with self._lock:
@@ -73,7 +73,7 @@ class View:
 
     @property
     def name(self) -> str:
-        """What is looked at, as a person calls it."""
+        """The version's reference or the source's location."""
         return self.version.ref if self.version else self.rows.source.location  # type: ignore[union-attr]
 
     def __len__(self) -> int:
@@ -81,7 +81,7 @@ class View:
 
     @property
     def numbers(self) -> int:
-        """How many rows there are of all kinds."""
+        """The number of rows of all kinds."""
         return self.first_dropped + (len(self._dropped) if self._dropped else 0)
 
     @property
@@ -90,13 +90,13 @@ class View:
         return len(self) + self.errors.height
 
     def place(self, row: int) -> "tuple[LabelRows | SourceRows, int]":
-        """Where a row that has a label is: its table, and its position there."""
+        """The table that has a labeled row, and its position there."""
         if row < len(self):
             return self.rows, row
         return self.dropped.rows, self.dropped.places([row - self.first_dropped])[0]
 
     def page(self, query: Query) -> tuple[int, list[int]]:
-        """How many rows a query has, and which stand on the page that it asks for. Raises UsageError for what the view does not have."""
+        """The total number of rows of a query, and the rows on the requested page. Raises UsageError if the view lacks what it asks for."""
         if query.errors:
             start = len(self) + query.offset
             return self.errors.height, list(range(start, min(start + query.limit, len(self) + self.errors.height)))
@@ -106,12 +106,12 @@ class View:
         if by is None:
             total, page = pl.collect_all([rows.select(pl.len()), rows.select("row").slice(query.offset, query.limit)])
             return int(total.item()), (first + page["row"].cast(pl.Int64)).to_list()
-        with self._one_at_a_time:  # memory is that of one query, however fast a person types
+        with self._one_at_a_time:  # bounds memory to that of one query, however fast a person types
             values = rows.select("row", by=by).collect()
             return values.height, (first + first_rows(values, query.sort in _LARGEST_FIRST, query.offset, query.limit)).tolist()
 
     def _order(self, query: Query) -> str | None:
-        """The column to sort by; None for the order that rows have already."""
+        """The column to sort by; None to keep the order of the rows."""
         by = query.sort.removeprefix("-") if query.sort else None
         if by == "confidence" and "confidence" not in self.frame.columns:
             return None
@@ -143,7 +143,7 @@ class View:
         return rows
 
     def _with_columns(self, rows: pl.LazyFrame, query: Query) -> pl.LazyFrame:
-        """With the columns that filters and order read, beside those of the frame."""
+        """Add columns needed by filters and sorting that the frame lacks."""
         wanted: list[pl.Series] = []
         if query.sort == "key":
             wanted.append(self._key_places)
@@ -169,7 +169,7 @@ class View:
     def _key_places(self) -> pl.Series:
         if isinstance(self.rows, SourceRows):
             return self.rows.key_places
-        assert self.columns is not None  # of every version
+        assert self.columns is not None  # set for every version
         return self.columns.key_places()
 
     def _conditions(self, query: Query) -> list[pl.Expr]:
@@ -195,14 +195,14 @@ class View:
         return found
 
     def label(self, name: str) -> int:
-        """The number of a class. Raises UsageError."""
+        """The index of a class. Raises UsageError if there is no such class."""
         try:
             return self.class_names.index(name)
         except ValueError:
             raise UsageError(f"no class {name!r}; expected one of {', '.join(self.class_names[:20])}") from None
 
     def near_duplicates(self, row: int) -> NDArray[np.int64]:
-        """The rows whose perceptual hash is near that of one, the nearest first, without that one itself."""
+        """The rows whose perceptual hash is close to that of `row`, nearest first, without `row` itself."""
         hashes = self._phashes
         if hashes is None or not 0 <= row < len(self):
             return np.empty(0, np.int64)
@@ -214,7 +214,7 @@ class View:
 
     @cached_property
     def _phashes(self) -> NDArray[np.int64] | None:
-        """The perceptual hash of each row: an edition's are in its generation. None where they are not known."""
+        """The perceptual hash of each row, for an edition taken from its generation. None if they are unknown."""
         if not isinstance(self.rows, LabelRows) or self.version is None or self.columns is None or is_anonymous(self.version.manifest):
             return None
         if "phash" in self.rows.schema:
@@ -231,7 +231,7 @@ class View:
         return found
 
     def rows_of(self, hashes: Iterable[str]) -> dict[str, list[int]]:
-        """The rows of each `image_hash` that is here."""
+        """The rows of each `image_hash` that occurs in the view."""
         wanted = sorted(set(hashes))
         if not wanted:
             return {}
@@ -247,16 +247,16 @@ class View:
         return _grouped((hashed, place) for hashed, place in zip(found, places, strict=True) if hashed in asked)
 
     def hashes(self) -> pl.Series:
-        """Of each row its hash or, in a version, a number that stands for it; computed when first asked for: a source is read in full."""
+        """The hash of each row or, for a version, an integer that stands for it. Computed on first use; a source is read in full."""
         return self.rows.hashes if isinstance(self.rows, SourceRows) else self.columns.hashes()  # type: ignore[union-attr]
 
     @property
     def knows_hashes(self) -> bool:
-        """Whether `rows_of` answers at once."""
+        """Whether `rows_of` can answer immediately."""
         return "hashes" in vars(self.rows) if isinstance(self.rows, SourceRows) else self.columns.has("hashes")  # type: ignore[union-attr]
 
     def by_hash(self, hashes: pl.Series, values: pl.Series) -> pl.Series:
-        """Values that are known by `image_hash` for each row, NaN where there is none."""
+        """Align values given by `image_hash` with the rows, NaN where there is none."""
         mine = hash_numbers(self.rows.hashes) if isinstance(self.rows, SourceRows) else self.columns.hashes()  # type: ignore[union-attr]
         numbers = hash_numbers(hashes).to_numpy()
         order = np.argsort(numbers)
@@ -278,12 +278,12 @@ class View:
 
     @cached_property
     def per_class(self) -> dict[int, int]:
-        """Rows by label."""
+        """Number of rows by label."""
         return dict(self.frame.lazy().group_by("label").len().collect(engine="streaming").iter_rows())
 
     @cached_property
     def moves(self) -> tuple[int, list[dict[str, Any]]]:
-        """How many labels differ from the compared version's, and the largest moves from class to class."""
+        """How many labels differ from the compared version, and the most frequent changes between classes."""
         assert self.compared is not None
         both = self.frame.lazy().select("label").with_columns(label2=pl.lit(self.compared.result()["label2"]))
         counted = (
