@@ -1,4 +1,4 @@
-"""What a decoder has to know of an image's bytes before and after it: headers, which side is up, gray values to levels.
+"""What decoders need to know about an image besides its pixels: headers, orientation, and how to scale gray values to 8 bits.
 
-In: encoded bytes, or a picture that Pillow has opened. Out: sizes, an orientation, 8-bit levels. `nst_data.images` decodes with these.
+Input: encoded bytes, or an image opened with Pillow. Output: sizes, an orientation, 8-bit levels. Used by `nst_data.images`.
 """

@@ -1,7 +1,8 @@
-"""Gray pictures of more than 8 bits, or with signed or real values, to levels from 0 to 255.
+"""Convert gray images with more than 8 bits, or with signed or floating-point values, to levels from 0 to 255.
 
-What black and white are must be known: by the type (16-bit counts, 12-bit TIFFs), by a TIFF's SMinSampleValue and SMaxSampleValue,
-or because no other reading is likely: all values from 0 to 1, or whole numbers from 0 to 255. Else the picture has no levels.
+The values of black and white must be known: from the type (16-bit counts, 12-bit TIFFs), from a TIFF's SMinSampleValue and
+SMaxSampleValue, or because there is only one plausible reading: all values from 0 to 1, or integers from 0 to 255. Otherwise the image
+cannot be converted.
 """
 
 import numpy as np
@@ -12,17 +13,17 @@ from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPL
 _SMALLEST_TAG, _LARGEST_TAG, _NO_DATA_TAG = 340, 341, 42113  # TIFF 6.0, section 19; the last is GDAL's
 _SIGNED = (2,)
 _WHITE_IS_ZERO = 0
-_HALF_A_LEVEL = 0.5 / 255  # so much above 1 or below 0 is rounding: it moves no pixel by more than the step to 8 bits does
+_HALF_A_LEVEL = 0.5 / 255  # tolerated rounding outside [0, 1]: clipping it changes a pixel no more than 8-bit quantization does
 
 
 def is_deep_gray(image: Image.Image) -> bool:
-    """Whether `gray_levels` is to be asked, for a loaded image: Pillow's own conversion would clip or wrap."""
+    """Whether a loaded image needs `gray_levels`, since Pillow's own conversion would clip or wrap."""
     return image.mode.startswith("I") or image.mode == "F" or (image.mode == "L" and _tag(image, SAMPLEFORMAT) == _SIGNED)
 
 
-@np.errstate(invalid="ignore")  # signalling NaNs are NaNs
+@np.errstate(invalid="ignore")  # for signaling NaNs
 def gray_levels(image: Image.Image) -> NDArray[np.uint8]:
-    """Levels of shape (height, width). No data (NaN, GDAL's value for it) is black. Raises ValueError where the range is not known."""
+    """Levels, shape (height, width); missing data (NaN, GDAL's no-data value) becomes black. Raises ValueError if the range is unknown."""
     values = _stored(image).astype(np.float64)
     if isinstance(no_data := _tag(image, _NO_DATA_TAG), str):
         values[values == _number(no_data)] = np.nan
@@ -30,7 +31,7 @@ def gray_levels(image: Image.Image) -> NDArray[np.uint8]:
     hidden = values == image.info["transparency"] if image.format == "PNG" and "transparency" in image.info else None
     black, white = _range_of(image, values)
     values[missing] = black
-    values -= black  # in place: large pictures are large in float64
+    values -= black  # in place, since large images take much memory in float64
     values *= 255
     values /= white - black
     levels: NDArray[np.uint8] = values.clip(0, 255, out=values).round(out=values).astype(np.uint8)
@@ -38,12 +39,12 @@ def gray_levels(image: Image.Image) -> NDArray[np.uint8]:
         levels = 255 - levels
     levels[missing] = 0
     if hidden is not None:
-        levels[hidden] = 255  # transparent: white, as in pictures of 8 bits
+        levels[hidden] = 255  # transparent pixels become white, as in 8-bit images
     return levels
 
 
 def _stored(image: Image.Image) -> NDArray[np.generic]:
-    """Pillow's array, in the type that the file says."""
+    """Pillow's array, reinterpreted as the type stored in the file."""
     pixels: NDArray[np.generic] = np.asarray(image)
     if image.mode == "L":
         return pixels.view(np.int8)
@@ -53,11 +54,11 @@ def _stored(image: Image.Image) -> NDArray[np.generic]:
 
 
 def _range_of(image: Image.Image, values: NDArray[np.float64]) -> tuple[float, float]:
-    """The values that are black and white."""
+    """The values of black and white."""
     if image.mode.startswith("I;16"):
         return 0, 4095 if _tag(image, BITSPERSAMPLE) == (12,) else 65535
     if image.mode == "I" and not isinstance(image, TiffImageFile):
-        return 0, 65535  # Pillow's form of 16 bits in other formats
+        return 0, 65535  # how Pillow represents 16 bits in other formats
     values = values[np.isfinite(values)]
     if len(values) == 0:
         raise ValueError("the image has no finite pixel values")
@@ -80,7 +81,7 @@ def _tag(image: Image.Image, number: int) -> object:
 
 
 def _number(value: object) -> float:
-    """A tag's value as a number; NaN, which equals nothing, where it is missing, not finite or not one."""
+    """A tag's value as a float; NaN, which equals nothing, if it is missing, not finite, or not a number."""
     single = value[0] if isinstance(value, tuple) and len(value) == 1 else value
     try:
         found = float(single.strip(" \0") if isinstance(single, str) else single)  # type: ignore[arg-type]

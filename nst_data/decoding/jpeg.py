@@ -1,25 +1,25 @@
-"""A JPEG's segments before its first scan, without decoding it (ITU T.81, annex B)."""
+"""The segments of a JPEG before its first scan, read without decoding it (ITU T.81, annex B)."""
 
 import re
 import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-_MARKER = re.compile(rb"\xff+([^\x00\xff])", re.DOTALL)  # fill bytes and junk before a marker are passed over, as decoders do
+_MARKER = re.compile(rb"\xff+([^\x00\xff])", re.DOTALL)  # fill bytes and junk before a marker are skipped, as in decoders
 _STARTS_WITH, _SCAN = b"\xff\xd8", 0xDA
 _WITHOUT_CONTENT = frozenset({0x01, *range(0xD0, 0xDA)})
 _LENGTH, _FRAME = struct.Struct(">H"), struct.Struct(">BHHB")
 _HUFFMAN_FRAMES = frozenset({0xC0, 0xC1, 0xC2})  # baseline, extended, progressive
 _OTHER_FRAMES = frozenset(range(0xC3, 0xD0)) - {0xC4, 0xCC}  # lossless, arithmetic, hierarchical
-_PASSED_OVER = frozenset({0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)})  # tables, restarts, comments, applications
-_START = 4096  # bytes in which a frame header is mostly found
+_PASSED_OVER = frozenset({0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)})  # tables, restart intervals, comments, application data
+_START = 4096  # bytes that usually include the frame header
 _APP1, _EXIF = 0xE1, b"Exif\0\0"
 _APP2, _SEVERAL = 0xE2, b"MPF\0"
-_FEW_BYTES = 2**16  # of a small image: to look for a word in all of it costs less than a walk through its segments
+_FEW_BYTES = 2**16  # in images up to this size, searching all bytes for a string is cheaper than walking through the segments
 
 
 class JpegHeader(NamedTuple):
-    """What a JPEG says of itself before its pixels; `components` is 1 for gray, 3 for color, 4 for CMYK."""
+    """The contents of a JPEG's frame header; `components` is 1 for gray, 3 for color, 4 for CMYK."""
 
     width: int
     height: int
@@ -27,7 +27,7 @@ class JpegHeader(NamedTuple):
 
 
 def jpeg_header(encoded: bytes | memoryview) -> JpegHeader | None:
-    """The first frame header of a JPEG with 8 bits a sample, baseline or progressive; None for anything else."""
+    """The first frame header of a baseline or progressive JPEG with 8 bits per sample; None for anything else."""
     if (frame := _plain_frame(encoded)) is not None:
         precision, height, width, components = _FRAME.unpack_from(frame)
         return JpegHeader(width, height, components) if precision == 8 else None
@@ -41,7 +41,7 @@ def jpeg_header(encoded: bytes | memoryview) -> JpegHeader | None:
 
 
 def jpeg_exif(encoded: bytes | memoryview) -> bytes:
-    """The EXIF of a JPEG, wherever among its segments; what is split over several is joined. Empty where there is none."""
+    """The EXIF data of a JPEG, from any of its segments and joined if split over several; empty if there is none."""
     if len(encoded) <= _FEW_BYTES and _EXIF not in bytes(encoded):
         return b""
     found = (content for marker, content in _segments(encoded) if marker == _APP1 and content[: len(_EXIF)] == _EXIF)
@@ -49,16 +49,16 @@ def jpeg_exif(encoded: bytes | memoryview) -> bytes:
 
 
 def may_hold_pictures(encoded: bytes | memoryview) -> bool:
-    """Whether a JPEG says that other pictures follow it, such as a preview or a gain map (CIPA DC-007), which Pillow never reduces."""
+    """Whether a JPEG says that more images follow, such as a preview or gain map (CIPA DC-007); Pillow never decodes it at reduced size."""
     if len(encoded) <= _FEW_BYTES and _SEVERAL not in bytes(encoded):
         return False
     return any(marker == _APP2 and content[: len(_SEVERAL)] == _SEVERAL for marker, content in _segments(encoded))
 
 
 def _plain_frame(encoded: bytes | memoryview) -> bytes | None:
-    """The content of the first frame header, by the shortest way: of whole segments one after the other, with nothing between them.
+    """Fast path to the content of the first frame header, for files whose segments are complete and follow one another without gaps.
 
-    None for any other file, of which `_segments` decides.
+    Returns None for any other file, which is left to `_segments`.
     """
     start = bytes(encoded[:_START])
     position, most = len(_STARTS_WITH), len(start) - _LENGTH.size - 2 - _FRAME.size
@@ -75,8 +75,8 @@ def _plain_frame(encoded: bytes | memoryview) -> bytes | None:
 
 
 def _segments(encoded: bytes | memoryview) -> Iterator[tuple[int, memoryview]]:
-    """(marker, content) of each whole segment."""
-    encoded = memoryview(encoded).cast("B")  # Arrow's views hold signed bytes
+    """Yield (marker, content) of each complete segment."""
+    encoded = memoryview(encoded).cast("B")  # Arrow's buffers hold signed bytes
     position = len(_STARTS_WITH)
     if encoded[:position] != _STARTS_WITH:
         return

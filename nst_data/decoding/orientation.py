@@ -1,7 +1,7 @@
-"""Which side of an image is up: one reader for every decoder.
+"""Image orientation, determined in one place for all decoders.
 
-It follows EXIF, as browsers, libvips and OpenCV do. An orientation that stands in XMP alone does not count: programs that turn
-the pixels often leave the old one there.
+It follows EXIF, as browsers, libvips and OpenCV do. An orientation given only in XMP is ignored, since programs that rotate the pixels
+often leave the old value there.
 """
 
 import struct
@@ -12,33 +12,33 @@ from PIL.TiffImagePlugin import TiffImageFile
 from nst_data.decoding.jpeg import jpeg_exif
 
 ORIENTATION_TAG = 0x0112
-LYING = frozenset({5, 6, 7, 8})  # orientations in which width and height change places
+LYING = frozenset({5, 6, 7, 8})  # orientations that swap width and height
 _AS_STORED = 1
 _BYTE_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
-_INTEGERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i"}  # EXIF says SHORT; LONG and BYTE are seen
+_INTEGERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i"}  # EXIF specifies SHORT; LONG and BYTE occur in practice
 _IN_PNG_TEXT = "Raw profile type exif"
 
 
 def jpeg_orientation(encoded: bytes | memoryview) -> int:
-    """EXIF's number from 1 (as stored) to 8; 1 for what is no JPEG."""
+    """The EXIF orientation from 1 (as stored) to 8; 1 if the bytes are not a JPEG."""
     return exif_orientation(jpeg_exif(encoded))
 
 
 def orientation_of(image: Image.Image, encoded: bytes | memoryview) -> int:
-    """The same of an image of any format that Pillow has opened; `encoded` are its bytes."""
+    """The EXIF orientation of an image in any format that Pillow has opened; `encoded` are its bytes."""
     if image.format in ("JPEG", "MPO"):
         return jpeg_orientation(encoded)
     if isinstance(image, TiffImageFile):
         return _valid(image.tag_v2.get(ORIENTATION_TAG))
     if image.format == "PNG" and "exif" not in image.info:
-        image.load()  # its EXIF may follow the pixels
-    if isinstance(exif := image.info.get("exif"), bytes):  # a text chunk of a PNG may have this name too
+        image.load()  # EXIF may follow the pixels
+    if isinstance(exif := image.info.get("exif"), bytes):  # a PNG text chunk may have this name, too
         return exif_orientation(exif)
     return exif_orientation(_from_text(image.info.get(_IN_PNG_TEXT)))
 
 
 def exif_orientation(exif: bytes) -> int:
-    """The number in the first directory; 1 (as stored) where it is missing, damaged, no integer or none from 1 to 8."""
+    """The orientation in the first directory; 1 (as stored) if it is missing, damaged, not an integer, or not from 1 to 8."""
     tiff = exif.removeprefix(b"Exif\0\0")
     order = _BYTE_ORDERS.get(tiff[:4])
     if order is None:
@@ -50,22 +50,22 @@ def exif_orientation(exif: bytes) -> int:
             tag, kind, count = struct.unpack_from(f"{order}HHI", tiff, entry)
             if tag == ORIENTATION_TAG and kind in _INTEGERS and count > 0:
                 form, place = f"{order}{_INTEGERS[kind]}", entry + 8
-                if struct.calcsize(form) * count > 4:  # more values than fit here stand elsewhere
+                if struct.calcsize(form) * count > 4:  # values that do not fit here are stored elsewhere
                     (place,) = struct.unpack_from(f"{order}I", tiff, place)
                 return _valid(struct.unpack_from(form, tiff, place))
-    except struct.error:  # cut off
+    except struct.error:  # truncated
         pass
     return _AS_STORED
 
 
 def _valid(value: object) -> int:
-    if isinstance(value, bytes | tuple) and value:  # Pillow's forms of BYTEs, and of several values
+    if isinstance(value, bytes | tuple) and value:  # how Pillow returns BYTEs and multiple values
         value = value[0]
     return value if isinstance(value, int) and 1 <= value <= 8 else _AS_STORED
 
 
 def _from_text(profile: object) -> bytes:
-    """The EXIF that ImageMagick writes into a PNG's text: three lines, then hex digits."""
+    """The EXIF data that ImageMagick writes as text into a PNG: three lines, then hex digits."""
     try:
         return bytes.fromhex("".join(str(profile).split("\n")[3:]))
     except ValueError:

@@ -1,5 +1,5 @@
-"""Features of images: what a network makes of each before its classifier, computed once and kept in the store.
+"""Image features: a network's output before its classifier, computed once per image and kept in the store.
 
-In: the rows of a source, from `nst_train.features`. Out: parquet shards with `id`, `key`, `image_hash` and `features`, found by the
-digest of model, settings and source; a matrix for what compares, picks or classifies images.
+Input: the rows of a source, from `nst_train.features`. Output: parquet shards with `id`, `key`, `image_hash` and `features`, stored under
+the digest of model, settings and source, and a matrix for code that compares, picks or classifies images.
 """

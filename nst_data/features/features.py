@@ -1,4 +1,4 @@
-"""Features in the store: `features/DIGEST/`, parquet shards and `features.json`, which is written last."""
+"""Features in the store: `features/DIGEST/`, with parquet shards and `features.json`, which is written last."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ _SHOWN_DIGITS = 12
 
 
 def ref_of(folder: Path) -> str:
-    """`features@` and the first digits of the folder's name: what `nst list` shows and `nst remove` takes."""
+    """`features@` and the first digits of the folder's name, as `nst list` shows and `nst remove` accepts."""
     return f"{FOLDER}@{folder.name[:_SHOWN_DIGITS]}"
 
 
@@ -35,7 +35,7 @@ _ROWS_AT_ONCE = 4_000
 
 
 class FeaturesRequest(BaseModel):
-    """What features are asked for: of which source, by which network, at which size."""
+    """Which features to compute: the source, the network, and settings such as the image size."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -45,13 +45,13 @@ class FeaturesRequest(BaseModel):
 
     @property
     def digest(self) -> str:
-        """Equal for equal settings on an equal source, wherever it lies."""
+        """Equal for equal settings, network and source content, wherever the source is located."""
         about = {"settings": self.settings, "model": self.model.digest, "source": self.source.digest, "layout": _LAYOUT}
         return json_digest({"kind": "features", **about})
 
 
 class About(BaseModel):
-    """The whole of `features.json`."""
+    """The content of `features.json`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -66,9 +66,9 @@ class About(BaseModel):
 
 @dataclass(frozen=True)
 class Features:
-    """Finished features of a source, in its order, without the images that could not be read.
+    """Finished features of a source, in its order, without unreadable images.
 
-    Of a store at an address, whose `mirror` is given, `place` may have their record alone.
+    If the store is remote, `mirror` is given, and `place` may contain only `features.json`.
     """
 
     place: Path
@@ -76,28 +76,28 @@ class Features:
 
     @property
     def folder(self) -> Path:
-        """The folder with all their files; those of a store at an address are brought to this machine first."""
+        """The folder with all files; for a remote store they are downloaded first."""
         if self.mirror is not None and self.about:
             self.mirror.bring(self.place)
         return self.place
 
     @property
     def location(self) -> str:
-        """Where they are, for a person: their folder, or its address."""
+        """The folder or URL of the features, for messages."""
         return str(self.place) if self.mirror is None else self.mirror.tree.at(self.mirror.name_of(self.place))
 
     @cached_property
     def about(self) -> About:
-        """What they are of. Raises NstError where that is damaged."""
+        """The record of what the features were computed from. Raises NstError if it is damaged."""
         path = self.place / ABOUT
         try:
             return About.model_validate_json(path.read_text("utf-8"))
-        except (OSError, ValueError):  # pydantic's is one too
+        except (OSError, ValueError):  # includes pydantic's ValidationError
             remedy = f"`remove_features(store, {ref_of(self.place)!r})`"
             raise NstError(f"{path}: the record of what these features were computed from is damaged; {remedy}") from None
 
     def rows(self) -> pa.Table:
-        """`id`, the row number in the source, `key` and `image_hash` of each image."""
+        """`id` (the row number in the source), `key` and `image_hash` of each image."""
         return pa.concat_tables(pq.read_table(path, columns=["id", "key", "image_hash"]) for path in self._files)
 
     def errors(self) -> list[dict[str, Any]]:
@@ -106,11 +106,11 @@ class Features:
         return rows
 
     def matrix(self) -> NDArray[np.float32]:
-        """Shape (images, dimensions), in the order of `rows`."""
+        """The features, shape (images, dimensions), in the order of `rows`."""
         return np.concatenate([np.empty((0, self.about.dimensions), np.float32), *(matrix for _, matrix in self.batches())])
 
     def batches(self) -> Iterator[tuple[pa.RecordBatch, NDArray[np.float32]]]:
-        """What `rows` and `matrix` give, some thousand images at a time."""
+        """The content of `rows` and `matrix`, a few thousand images at a time."""
         for path in self._files:
             with pq.ParquetFile(path) as file:
                 for batch in file.iter_batches(_ROWS_AT_ONCE):
@@ -124,20 +124,20 @@ class Features:
 
 
 def find(store: Store, request: FeaturesRequest) -> Features | None:
-    """The features of a request, where they are finished; of a store at an address by any machine."""
+    """The features of a request if they are finished; in a remote store, by any machine."""
     place, mirror = folder_of(store, request), store.mirror
     for folder in (place.parent, store.root / "runs" / FOLDER):
         clear_abandoned(folder)
     if mirror is not None:
         mirror.publish_alone(place)
         if mirror.refresh_version(mirror.name_of(place)):
-            discard(mirror.root / "runs" / mirror.name_of(place))  # what this machine did of it
+            discard(mirror.root / "runs" / mirror.name_of(place))  # leftovers of this machine's own run
             mirror.bring_reading(place)
     return Features(place, mirror) if (place / ABOUT).is_file() else None
 
 
 def folder_of(store: Store, request: FeaturesRequest) -> Path:
-    """Where the features of a request are or will be."""
+    """The folder of a request's features, whether or not they exist."""
     return store.root / FOLDER / request.digest[:32]
 
 

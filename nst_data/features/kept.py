@@ -1,4 +1,4 @@
-"""Which features a store keeps, finished or half done, and their removal: they are a cache, computed again where they are missing."""
+"""Listing and removing the features in a store, finished or partial: they are a cache, recomputed when missing."""
 
 import contextlib
 import os
@@ -24,7 +24,7 @@ _REF = re.compile(rf"{FOLDER}@[0-9a-fA-F]+")
 
 @dataclass(frozen=True)
 class KeptFeatures:
-    """The features in one folder of a store. Of one at an address, whose `mirror` is given, `files` are those there."""
+    """The features in one folder of a store. If the store is remote, `mirror` is given, and `files` lists the remote files."""
 
     folder: Path
     mirror: Mirror | None = field(default=None, repr=False)
@@ -32,22 +32,22 @@ class KeptFeatures:
 
     @property
     def ref(self) -> str:
-        """`features@` and the first digits of the folder's name: what `remove_features` takes."""
+        """`features@` and the first digits of the folder's name, as `remove_features` accepts."""
         return ref_of(self.folder)
 
     @property
     def is_finished(self) -> bool:
-        """Whether all are computed."""
+        """Whether all features have been computed."""
         return (self.folder / ABOUT).is_file()
 
     @property
     def location(self) -> str:
-        """Where they are, for a person: their folder, or its address."""
+        """The folder or URL of the features, for messages."""
         return Features(self.folder, self.mirror).location
 
     @property
     def features(self) -> Features | None:
-        """Finished ones whose record is readable."""
+        """The features, if they are finished and their record is readable."""
         features = Features(self.folder, self.mirror)
         try:
             return features if features.about else None
@@ -56,18 +56,18 @@ class KeptFeatures:
 
     @property
     def shards(self) -> int:
-        """How many shards are done of those under way."""
+        """The number of completed shards of unfinished features."""
         if self.mirror is not None:
             return sum("/shards/" in one.name for one in self.files)
         return len(list((self.folder / WORK / "shards").glob("[!.]*")))
 
     @property
     def bytes(self) -> int:
-        """What they take on disk, or at the address."""
+        """Their size on disk, or in the remote store."""
         sizes = sum(one.size for one in self.files)
         if self.mirror is not None:
             return sizes
-        for folder, _, names in os.walk(self.folder):  # passes over folders that a process at work deletes meanwhile
+        for folder, _, names in os.walk(self.folder):  # skips folders that another process deletes meanwhile
             for name in names:
                 with contextlib.suppress(FileNotFoundError):
                     sizes += Path(folder, name).stat().st_size
@@ -75,7 +75,7 @@ class KeptFeatures:
 
 
 def kept_features(store: Store) -> list[KeptFeatures]:
-    """All features in a store, by the names of their folders; those of a store at an address by two listings."""
+    """All features in a store, sorted by folder name; for a remote store this takes two listings."""
     if store.mirror is not None:
         found = store.mirror.refresh_features()
         return [KeptFeatures(store.root / FOLDER / name, store.mirror, found[name]) for name in sorted(found) if _NAME.fullmatch(name)]
@@ -83,24 +83,24 @@ def kept_features(store: Store) -> list[KeptFeatures]:
 
 
 def is_features_ref(ref: str) -> bool:
-    """Whether a reference is `features@DIGEST`, of any length, which no version is called."""
+    """Whether a reference is `features@DIGEST`, with any number of digits; no version has such a reference."""
     return _REF.fullmatch(ref) is not None
 
 
 def remove_features(store: Store, ref: str, *, progress: Progress | None = None) -> Path:
-    """Delete features, finished or half done. They are computed again when needed.
+    """Delete features, finished or partial. They are computed again when needed.
 
     Args:
-        store: Where they are kept.
-        ref: `features@DIGEST`; any number of digits from four on that tells them from others.
+        store: The store that has the features.
+        ref: `features@DIGEST`, with at least four digits, enough to identify them.
         progress: How progress is shown; by default lines on standard error.
 
     Returns:
-        The folder that is gone.
+        The folder that was deleted.
 
     Raises:
-        UsageError: There are none, or several, of this name.
-        NstError: A process is computing them, on any machine.
+        UsageError: No features, or several, match the reference.
+        NstError: A process on any machine is computing them.
     """
     kept, digits = kept_features(store), ref.partition("@")[2].lower()
     found = [one for one in kept if one.folder.name.startswith(digits)]
@@ -115,7 +115,7 @@ def remove_features(store: Store, ref: str, *, progress: Progress | None = None)
         wait_for_claims(one.folder / WORK, ref, say)
     else:
         run.check_nobody_at_work(ref, say)
-    discard(one.folder)  # before what is at an address: what is on this machine alone would be brought there again
+    discard(one.folder)  # before the remote files, since files found only on this machine would be uploaded again
     if run is not None:
         if is_finished:
             run.mirror.discard_version(run.mirror.name_of(one.folder))

@@ -1,10 +1,10 @@
-"""Features that are being computed: their shards as they come, and the end.
+"""Features that are being computed: writing their shards, and finishing them.
 
-In a folder they grow at their place, with what only their making needs in `.work`. In a store at an address they are made as versions are:
-`runs/features/DIGEST/request.json` says that they are under way, shards go to their place with a note each, `features.json` comes last.
-Processes that are asked for the same features join, and a shard has the same bytes whoever writes it. Where machines of different kinds
-write one shard at once, and differ in its last bits, it is written again. A process whose work was finished or removed by others, and
-perhaps begun anew, is told so before it writes another shard.
+In a local store, shards are written to their final folder, with temporary files in `.work`. In a remote store, features are made as
+versions are: `runs/features/DIGEST/request.json` says that they are in progress, each shard is uploaded to its place along with a note,
+and `features.json` comes last. Processes that are asked for the same features join in; a shard has the same bytes whoever writes it. If
+machines of different kinds write the same shard at once and differ in the last bits, it is written again. If others finished, removed
+or restarted the features meanwhile, a process is told so before it writes another shard.
 """
 
 import datetime
@@ -36,7 +36,7 @@ _ROWS_PER_GROUP = 1_000
 
 @dataclass(frozen=True)
 class FeaturesUnderWay:
-    """Features that any number of processes compute. `run` is what of them is at the address of the store, if it has one."""
+    """Features that any number of processes compute together. `run` is the work in the remote store, if the store is remote."""
 
     request: FeaturesRequest
     place: Path
@@ -46,20 +46,20 @@ class FeaturesUnderWay:
 
     @property
     def build(self) -> Path:
-        """The folder that they grow in."""
+        """The folder to which shards are written."""
         return self.shards.build
 
     def at_work(self) -> AbstractContextManager[Any]:
-        """While this lasts, processes of other machines know that this one is at work."""
+        """Within this context, other machines can see that this process is working."""
         return nullcontext() if self.run is None else self.run.worker()
 
     def share_reading(self) -> None:
-        """Have what was noted of the source before its first image was read, by whichever machine."""
+        """Use the notes on the source taken before its first image was read, by whichever machine came first."""
         if self.run is not None:
             self.run.remembered_files(self.build / READ)
 
     def write(self, shard: int, rows: Sequence[pa.Table], errors: list[dict[str, Any]]) -> None:
-        """A whole shard: tables with the columns of `schema`."""
+        """Write a whole shard from tables with the columns of `schema`."""
         kind = schema(self.dimensions)
         table = pa.concat_tables([kind.empty_table(), *rows])
         with replacing(self.build / self.shards.plan.file(shard), self.shards.parts) as file, parquet_writer(file, kind) as writer:
@@ -67,9 +67,9 @@ class FeaturesUnderWay:
         self.shards.write_note(shard, file.sealed, np.array([table.num_rows]), errors)
 
     def seal(self, machine: dict[str, Any]) -> None:
-        """Say that nothing is missing any more. At an address another process may have said so before: then its features stand.
+        """Mark the features as complete. If another process has already done so in a remote store, its features are kept.
 
-        Raises NotReadyError where a shard that is there is being written again.
+        Raises NotReadyError if an existing shard is being written again.
         """
         files, counts = self.shards.finish(["images"])
         about = About(
@@ -94,7 +94,7 @@ class FeaturesUnderWay:
 
 
 def begin(store: Store, request: FeaturesRequest, rows: int, rows_per_shard: int, dimensions: int) -> FeaturesUnderWay:
-    """Features to compute, or to go on with. Raises NstError where others have finished them, or removed them, this moment."""
+    """Start or resume computing features. Raises NstError if another process has just finished or removed them."""
     place, plan = folder_of(store, request), ShardPlan(rows, rows_per_shard, TABLE)
     if store.mirror is None:
         (place / WORK).mkdir(parents=True, exist_ok=True)
@@ -105,15 +105,15 @@ def begin(store: Store, request: FeaturesRequest, rows: int, rows_per_shard: int
 
 
 def run_of(mirror: Mirror, place: Path) -> RemoteRun:
-    """Where features are made that will be at a place."""
+    """The remote run in which the features at a place are made."""
     return RemoteRun(mirror, f"runs/{mirror.name_of(place)}")
 
 
 def _joined(mirror: Mirror, request: FeaturesRequest, place: Path) -> RemoteRun:
     run = run_of(mirror, place)
-    mirror.refresh_version(mirror.name_of(place))  # this machine may have some that were removed meanwhile
+    mirror.refresh_version(mirror.name_of(place))  # this machine may have features that were removed meanwhile
     if not mirror.refresh_run(run.name):
-        asked = {"request": request.model_dump(mode="json"), "begun": secrets.token_hex(8)}  # removed and begun anew it is another one
+        asked = {"request": request.model_dump(mode="json"), "begun": secrets.token_hex(8)}  # tells restarted runs apart
         run.claim(json.dumps(asked, indent=2))
         if not mirror.refresh_run(run.name):
             raise NstError(f"{ref_of(place)}: was finished or removed by another process; rerun this command")

@@ -1,4 +1,4 @@
-"""Editions that hold their images: written in shuffled shards, read from this disk or from the Hub.
+"""Editions that include their images: written in shuffled shards, and read from local disk or from the Hub.
 
-In: selected rows and the pool. Out: shards with images, and each image alone or shard by shard, checked against its checksum.
+Input: selected rows and the pool. Output: shards with images; images are read one by one or shard by shard, and verified by checksum.
 """

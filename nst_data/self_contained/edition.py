@@ -1,4 +1,4 @@
-"""A self-contained edition: its shards, and how many images and entries each holds."""
+"""A self-contained edition: its shards, and the number of images and entries in each."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,9 +25,9 @@ _TABLE = "balanced/"
 
 @dataclass(frozen=True)
 class SelfContainedEdition:
-    """An edition that holds its images in shuffled shards, all of them below `root`, on this disk.
+    """An edition that includes its images, in shuffled shards, all of them on local disk below `root`.
 
-    `place` is what errors call it, `remedy` what they advise where an image is damaged.
+    `place` identifies it in error messages, and `remedy` is their advice if an image is damaged.
     """
 
     place: str
@@ -35,17 +35,17 @@ class SelfContainedEdition:
     root: str
     manifest: EditionManifest
     schema: pa.Schema
-    _counted_at_once: ClassVar[int] = 2  # footers are large where images are small: a row group has 100 of them
+    _counted_at_once: ClassVar[int] = 2  # footers are large if images are small, since a row group has at most 100 of them
 
     @cached_property
     def files(self) -> list[str]:
-        """Its shards, in order, as paths below `root`."""
+        """The edition's shards, in order, as paths relative to `root`."""
         return sorted(name for name in self.manifest.files if name.startswith(_TABLE) and name.endswith(".parquet"))
 
     def shards(self, work: Path, prepare: Prepare, starts: NDArray[np.int64], most: int, process: int, processes: int) -> ShardFolders:
-        """Its shards, prepared below `work`: all of them or, where they must be fetched, `most` at once.
+        """Prepare the edition's shards below `work`: all of them or, if they must be downloaded, at most `most` at a time.
 
-        `process` is this one's number of `processes` on the machine. Raises NstError where the disk is too small.
+        `process` is the index of this process among the `processes` on the machine. Raises NstError if the disk is too small.
         """
         shards = ShardFolders(work / "shards", prepare, starts)
         with damage_is_named(self.place):
@@ -54,17 +54,17 @@ class SelfContainedEdition:
         return shards
 
     def file(self, shard: int, folder: Path) -> Path:
-        """The file of a shard that is here; `folder` is the shard's."""
+        """The file of a shard that is available locally; `folder` is the shard's folder."""
         return Path(self.root, self.files[shard])
 
     def bring(self, shard: int, folder: Path) -> Path:
-        """The file of a shard, which is brought to `folder` where it is not on this disk. Raises NstError where that fails."""
+        """Return the file of a shard, downloading it to `folder` if it is not on local disk. Raises NstError if that fails."""
         return self.file(shard, folder)
 
     def sizes(self, progress: Progress | None = None) -> NDArray[np.int64]:
-        """Images and entries (copies counted) of each shard, shape (shards, 2), int64.
+        """Images and entries (images including copies) of each shard, shape (shards, 2), int64.
 
-        The manifest has them, or one column of each shard is read. Raises NstError where they are not what the manifest counts in all.
+        Taken from the manifest, or from one column of each shard. Raises NstError if they do not add up to the manifest's totals.
         """
         counts = self.manifest.counts
         images, entries = (counts.shards.images, counts.shards.entries) if counts.shards else self._sizes_read(progress or Progress())

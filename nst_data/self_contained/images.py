@@ -1,4 +1,4 @@
-"""The images of a self-contained edition: each read alone, out of its shard."""
+"""Random access to the images of a self-contained edition."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -23,12 +23,12 @@ _IMAGE = ("image", "bytes")
 
 
 def needs_pool(edition: Version | StreamedEdition) -> TypeGuard[Version]:
-    """Whether an edition's images lie in a pool, as it holds none. Raises NstError where its table cannot be read."""
+    """Whether an edition lacks images and needs a pool to read them from. Raises NstError if its table cannot be read."""
     return "image" not in self_contained(edition).schema.names
 
 
 def self_contained(edition: Version | StreamedEdition) -> SelfContainedEdition:
-    """An edition that holds its images, in a store or on the Hub. Raises NstError where its table cannot be read."""
+    """An edition in a store or on the Hub as a `SelfContainedEdition`. Raises NstError if its table cannot be read."""
     if isinstance(edition, StreamedEdition):
         return edition
     with damage_is_named(edition.ref):
@@ -38,7 +38,7 @@ def self_contained(edition: Version | StreamedEdition) -> SelfContainedEdition:
 
 
 class EditionImages(Source):
-    """The images of a self-contained edition, in its order; keys are those of the pool. A shard that is not here yet is waited for."""
+    """The images of a self-contained edition, in its order; keys are those of the pool. Waits for shards that are not available yet."""
 
     def __init__(self, edition: SelfContainedEdition, shards: ShardFolders) -> None:
         super().__init__(edition.place)
@@ -49,30 +49,30 @@ class EditionImages(Source):
         return int(self._starts[-1])
 
     def key(self, row: int) -> str:
-        """Where the image was in the pool."""
+        """The key of the image in the pool."""
         shard = self._shards.shard_of(row)
         with pq.ParquetFile(self._edition.file(shard, self._shards.wait_for(shard))) as parquet:
             return str(parquet.read(["key"])["key"][row - int(self._starts[shard])])
 
     def read(self, row: int) -> bytes:
-        """One row out of its page."""
+        """Read a single row from its page."""
         shard = self._shards.shard_of(row)
         if shard not in self._pages:
             self._pages[shard] = self._pages_of(shard)
         return self._pages[shard].read(row - int(self._starts[shard]))
 
     def rows(self, wanted: Wanted) -> Iterator[Row]:
-        """The wanted rows, one by one."""
+        """Yield the requested rows one by one."""
         for row in np.asarray(wanted).tolist():
             yield Row(row, self.key(row), partial(self.read, row))
 
     def check(self, row: int, encoded: Buffer, hashed: str) -> None:
-        """Raises NstError where an image is not the one that its own edition names."""
+        """Raises NstError if an image differs from the hash stored in the edition."""
         if not is_anonymous(self._edition.manifest) and image_hash(encoded) != hashed:
             raise self._damaged(row, "differs from the image that was labeled")
 
     def unreadable(self, row: int, error: Exception) -> NstError:
-        """What to raise for an image that could be read when the edition was made."""
+        """The error to raise for an image that was readable when the edition was made."""
         return self._damaged(row, f"cannot be read ({error})")
 
     def _damaged(self, row: int, what: str) -> NstError:

@@ -1,4 +1,4 @@
-"""A self-contained edition that stays on the Hub or at an address: what it is, and its shards one by one."""
+"""Self-contained editions that stay on the Hub or at a URL: their metadata, and their shards one by one."""
 
 import platform
 import shutil
@@ -35,7 +35,7 @@ _SHARD = "shard.parquet"
 
 @dataclass(frozen=True)
 class StreamedEdition(SelfContainedEdition):
-    """An edition on the Hub at a commit, or at an address; of it only the manifest is here. `place` is `owner/name@tag`, or the address."""
+    """An edition on the Hub at a commit, or at a URL; only its manifest is local. `place` is `owner/name@tag`, or the URL."""
 
     tree: FileTree
     repository: Repository | None = None
@@ -44,9 +44,9 @@ class StreamedEdition(SelfContainedEdition):
 
     @classmethod
     def open(cls, reference: str, progress: Progress | None = None) -> Self:
-        """The edition that `owner/name[@version]` or an address such as `s3://bucket/store/corpora/flowers/gen-1.1` means.
+        """Open the edition named by `owner/name[@version]` or by a URL such as `s3://bucket/store/corpora/flowers/gen-1.1`.
 
-        Raises UsageError for one without images, NstError where the server fails or there is no edition.
+        Raises UsageError if it has no images, NstError if the server fails or there is no edition.
         """
         tree = FileTree.parse(reference)
         if tree is not None:
@@ -72,17 +72,17 @@ class StreamedEdition(SelfContainedEdition):
 
     @property
     def ref(self) -> str:
-        """name@version, as it would be called in a store."""
+        """name@version, as in a store."""
         return f"{self.manifest.name}@{self.manifest.version}"
 
     @property
     def lineage(self) -> Input:
-        """How it stands in the manifest of what is made from it: as the pulled one would."""
+        """The edition as an input in the manifests of what is made from it, just as if it had been pulled."""
         on_hub = {"repo": self.place, "revision": self.commit} if self.repository else {}
         return Input(ref=self.ref, digest=self.manifest.digest, **on_hub)
 
     def shards(self, work: Path, prepare: Prepare, starts: NDArray[np.int64], most: int, process: int, processes: int) -> ShardWindow:
-        """A few at a time, fetched as they are wanted; each machine has its own."""
+        """A window of a few shards at a time, downloaded as they are needed; each machine has its own."""
         window = ShardWindow(work / f"stream-{platform.node()}", prepare, starts, self.place, process, processes)
         window.begin()
         needed = sum(sorted((self.manifest.files[name].bytes for name in self.files), reverse=True)[:most])
@@ -95,11 +95,11 @@ class StreamedEdition(SelfContainedEdition):
         return window
 
     def file(self, shard: int, folder: Path) -> Path:
-        """Beside what was made of it."""
+        """The shard file, next to the columns prepared from it."""
         return folder / _SHARD
 
     def bring(self, shard: int, folder: Path) -> Path:
-        """Download a shard. Raises NstError, and leaves it out, where its bytes are not those of the manifest."""
+        """Download a shard. If its bytes do not match the manifest, it is deleted and NstError is raised."""
         name = self.files[shard]
         if self.repository is None or self.commit is None:
             self.tree.download(name, folder / name)
@@ -114,7 +114,7 @@ class StreamedEdition(SelfContainedEdition):
                 "it was not used; run the same command again"
             )
         path.rename(folder / _SHARD)
-        for other in [one for one in folder.iterdir() if one.is_dir()]:  # where it was downloaded to
+        for other in [one for one in folder.iterdir() if one.is_dir()]:  # created by the download
             shutil.rmtree(other)
         return folder / _SHARD
 
@@ -123,10 +123,10 @@ class StreamedEdition(SelfContainedEdition):
 
     @contextmanager
     def _opened(self, name: str) -> Iterator[pq.ParquetFile]:
-        """What is read of it comes over the network."""
+        """Open a shard over the network, which reads only the requested parts."""
 
         def open_it() -> pq.ParquetFile:
-            # in this thread: Arrow's own may still be at it when the program ends, which then aborts
+            # pre_buffer off: Arrow's own threads may still be reading when the program exits, which aborts it
             return pq.ParquetFile(RangeFile(self.tree, name, self.manifest.files[name].bytes), pre_buffer=False)
 
         try:
@@ -141,7 +141,7 @@ class StreamedEdition(SelfContainedEdition):
 
 
 def _manifest_at(tree: FileTree) -> EditionManifest:
-    """The manifest of an edition at an address, as one that is not of this store: nothing is opened because it names it."""
+    """Read the manifest of an edition at a URL, marked as pulled so that none of the locations it names is opened."""
     try:
         text = tree.read(MANIFEST_NAME, 0, MOST_TEXT_BYTES + 1)
     except MissingError:

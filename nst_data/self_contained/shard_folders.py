@@ -1,4 +1,4 @@
-"""The shards of an edition on this disk: what is known of their images, in memory-mapped files, a folder for each shard."""
+"""Shards of an edition on local disk: one folder per shard, with image metadata in memory-mapped files."""
 
 import shutil
 import tempfile
@@ -20,9 +20,9 @@ Wanted = Callable[[int], Sequence[int]]
 
 @dataclass(frozen=True)
 class ShardFolders:
-    """Shards that are all here. `prepare(folder, shard)` lays out the columns of one in its folder, which appears when all is there.
+    """Shards that are all local. `prepare(folder, shard)` writes a shard's columns to its folder, which appears once it is complete.
 
-    Shard s has the images from `starts[s]` on and below `starts[s + 1]`.
+    Shard s has the images from `starts[s]` up to but excluding `starts[s + 1]`.
     """
 
     folder: Path
@@ -31,24 +31,24 @@ class ShardFolders:
     _open: dict[int, dict[str, NDArray[Any]]] = field(default_factory=dict, init=False, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        """For a worker process that is not forked: it prepares no shards, and opens those that it reads itself."""
+        """State for spawned workers, which prepare no shards and open the ones they read themselves."""
         return self.__dict__ | {"prepare": None, "_open": {}}
 
     def place(self, shard: int) -> Path:
-        """The folder of a shard, where it is here."""
+        """The folder of a shard, once it is available."""
         return self.folder / f"{shard:05d}"
 
     def wait_for(self, shard: int) -> Path:
-        """The folder of a shard, once it is here."""
+        """Wait until a shard is available and return its folder."""
         return self.place(shard)
 
     @contextmanager
     def kept(self, start: int, wanted: Wanted) -> Iterator[Callable[[int], None]]:
-        """While this lasts, the shards wanted at the position that was reached are here; what is given tells that position."""
+        """Keep the shards needed at the current position available in this context; call the yielded function to report the position."""
         yield lambda position: None
 
     def add(self, shard: int) -> None:
-        """Prepare a shard that is not here; another process may be first."""
+        """Prepare a shard unless it is available; another process may finish it first."""
         if self.place(shard).is_dir():
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -61,18 +61,18 @@ class ShardFolders:
             shutil.rmtree(part, ignore_errors=True)
 
     def shard_of(self, image: int) -> int:
-        """The shard that holds an image."""
+        """The shard that contains an image."""
         return int(np.searchsorted(self.starts, image, side="right")) - 1
 
     def column(self, shard: int, name: str) -> NDArray[Any]:
-        """A column of a shard, once that is here."""
+        """A column of a shard, after waiting for the shard."""
         columns = self._open.setdefault(shard, {})
         if name not in columns:
             columns[name] = np.load(self.wait_for(shard) / f"{name}.npy", mmap_mode="r")
         return columns[name]
 
     def take(self, name: str, images: NDArray[np.int64]) -> NDArray[Any]:
-        """The values of some images in a column, in their order."""
+        """The values of a column for the given images, in their order."""
         shards = np.searchsorted(self.starts, images, side="right") - 1
         first = self.column(int(shards[0]), name)
         values = np.empty((len(images), *first.shape[1:]), first.dtype)
@@ -82,7 +82,7 @@ class ShardFolders:
         return values
 
     def close_all_but(self, shards: Sequence[int]) -> None:
-        """Let go of other shards, so that their space is free once they are deleted."""
+        """Close all other shards, so that their disk space is released once they are deleted."""
         closing = self._open.keys() - set(shards)
         for shard in closing:
             del self._open[shard]

@@ -1,7 +1,7 @@
-"""The shards of a streamed edition that are on this disk now: a few, fetched ahead of the training and deleted behind it.
+"""The locally available shards of a streamed edition: a few, downloaded ahead of training and deleted behind it.
 
-One process of a machine fetches, in a thread of its own; its workers and the other processes wait for what they need. Killed at any time,
-the next run uses the shards that are whole and deletes the rest.
+One process per machine downloads, in a separate thread; its workers and the other processes wait for what they need. If a run is killed,
+the next one uses the complete shards and deletes the rest.
 """
 
 import os
@@ -25,26 +25,26 @@ _STOP_SECONDS = 1.0
 
 
 class DamagedShardError(NstError):
-    """A shard that does not match its manifest: to fetch it again would not help."""
+    """A shard that does not match its manifest; downloading it again would not help."""
 
 
 @dataclass(frozen=True)
 class ShardWindow(ShardFolders):
-    """Shards that come and go; `prepare` fetches one. `process` is this one's number of `processes` on the machine."""
+    """Shards that come and go; `prepare` downloads one. `process` is the index of this process among the `processes` on the machine."""
 
-    edition: str  # what errors call it
+    edition: str  # name in error messages
     process: int = 0
     processes: int = 1
 
     def begin(self) -> None:
-        """Forget what an earlier run noted here; all processes of the machine do so before one waits for a shard."""
+        """Discard the notes of an earlier run; every process of the machine must do so before any of them waits for a shard."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._reached(self.process).unlink(missing_ok=True)
         if self.process == 0:
             self._failure.unlink(missing_ok=True)
 
     def wait_for(self, shard: int) -> Path:
-        """The folder of a shard, once it is here. Raises NstError where it will not come."""
+        """Wait until a shard is available and return its folder. Raises NstError if it will not arrive."""
         place, alone_since = self.place(shard), time.monotonic()
         while not place.is_dir():
             with suppress(FileNotFoundError):
@@ -58,10 +58,10 @@ class ShardWindow(ShardFolders):
 
     @contextmanager
     def kept(self, start: int, wanted: Wanted) -> Iterator[Callable[[int], None]]:
-        """While this lasts, the shards wanted at the position that was reached are here or on their way, and no others.
+        """Keep the shards needed at the current position, and only these, available or on their way within this context.
 
-        `wanted` gives them for a position, in order of need; what is given tells the position that this process has reached. Shards stay
-        until the slowest process of the machine is past them. Only the first one fetches.
+        `wanted` lists them for a position, most urgent first; call the yielded function to report the position of this process. Shards are
+        kept until the slowest process of the machine has passed them. Only the first process downloads.
         """
         self._note(start)
         if self.process:
@@ -75,7 +75,7 @@ class ShardWindow(ShardFolders):
                 yield self._note
             finally:
                 stopped.set()
-                thread.join(_STOP_SECONDS)  # a download may take longer: what it leaves, the next run deletes
+                thread.join(_STOP_SECONDS)  # a download may take longer; the next run deletes what it leaves behind
 
     @property
     def _failure(self) -> Path:
@@ -103,7 +103,7 @@ class ShardWindow(ShardFolders):
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Be the one that fetches here."""
+        """Become the only process that downloads to this folder."""
         with ExitStack() as stack:
             try:
                 stack.enter_context(owned(self._keeper, str(self.folder)))
@@ -113,7 +113,7 @@ class ShardWindow(ShardFolders):
 
     def _keep(self, start: int, wanted: Wanted, stopped: threading.Event) -> None:
         try:
-            for leftover in self.folder.glob(".[dp]*"):  # parts of shards, and what was being deleted
+            for leftover in self.folder.glob(".[dp]*"):  # incomplete shards, and shards that were being deleted
                 shutil.rmtree(leftover, ignore_errors=True)
             while not stopped.is_set():
                 shards = wanted(self._slowest(start))
@@ -123,12 +123,15 @@ class ShardWindow(ShardFolders):
                     stopped.wait(_LOOK_EVERY_SECONDS)
                 elif not self._is_fetched(missing, stopped):
                     stopped.wait(_AGAIN_SECONDS)
-        except Exception as error:  # whatever it is: nobody must wait for ever
+        except Exception as error:  # any error at all, so that nobody waits forever
             if not stopped.is_set():
                 write_text(self._failure, str(error) or type(error).__name__)
 
     def _is_fetched(self, shard: int, stopped: threading.Event) -> bool:
-        """Whether a shard came. Where the network failed this is noted: it ends the training once the shard is waited for, not before."""
+        """Try to download a shard; return whether that succeeded.
+
+        A network failure is only recorded: it ends the training once some process waits for the shard, not before.
+        """
         try:
             self.add(shard)
         except DamagedShardError:

@@ -1,9 +1,9 @@
-"""The self-contained form of an edition: the images beside their soft labels, shuffled as a whole.
+"""Writing self-contained editions: images next to their soft labels, shuffled globally.
 
-The place of an image is a hash of its `image_hash` under the seed, and a shard holds one range of places. The shuffle has two stages:
-the pool is read once, in its order, into chunks with a part for each shard; then each shard is gathered from all chunks and sorted.
-Memory is that of a chunk or a shard, whatever the edition; the disk holds the images twice until the version is sealed. Chunks and
-shards that a killed run finished are not made again.
+An image's place in the shuffle is a seeded hash of its `image_hash`, and each shard holds a range of places. There are two stages: the
+pool is read once, in order, into chunks with one part per shard; then each shard is gathered from all chunks and sorted. Memory is
+bounded by a chunk or a shard, whatever the size of the edition; on disk the images exist twice until the version is sealed. Chunks and
+shards completed before a run was killed are reused.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,9 +29,9 @@ from nst_data.tables.schema import soft_label_bytes
 from nst_data.tables.shards import ShardPlan, parquet_writer
 
 CHUNK_BYTES = 2**28
-ROW_GROUP_ROWS, ROW_GROUP_BYTES = 100, 2**27  # the Hub's viewer reads a row group whole to show some of it
+ROW_GROUP_ROWS, ROW_GROUP_BYTES = 100, 2**27  # the Hub's viewer reads whole row groups
 _WORK = "self_contained"
-_ROW_BYTES = 200  # key, hash and numbers
+_ROW_BYTES = 200  # key, hash and numbers of a row
 _SAMPLES, _SAMPLE_ROWS = 16, 16
 
 
@@ -47,11 +47,11 @@ def write_self_contained(
     progress: Progress | None = None,
     threads: int | None = None,
 ) -> dict[str, SealedFile]:
-    """Write `count` rows with their images in shards of about `shard_mb` (10^6 bytes); the digest of each by its path in the version.
+    """Write `count` rows with images in shards of about `shard_mb` (10^6 bytes); return each file's digest by path within the version.
 
-    `rows` come in pool order and have the columns of `schema` but `image`. An `id` is a row of `pool` where that `is_same_pool`, else
-    rows are found by `key`. The order depends on the images and the seed alone. Raises NstError for an image that cannot be read, or is
-    another than was labeled.
+    `rows` must come in pool order and have all columns of `schema` except `image`. If `is_same_pool`, an `id` is a row of `pool`; otherwise
+    rows are found by `key`. The order depends only on the images and the seed. Raises NstError if an image cannot be read or differs from
+    the one that was labeled.
     """
     progress = progress or Progress()
     images = _Images(pool, is_same_pool, soft_label_bytes(schema) + _ROW_BYTES, threads or cpus_of_this_process())
@@ -75,23 +75,23 @@ def write_self_contained(
 
 
 def shard_counts(files: Sequence[Path]) -> ShardCounts:
-    """Images and entries (copies counted) of each shard: who trains on them one by one needs no other look at them before."""
+    """Images and entries (images including copies) of each shard, so that streaming one by one needs no other look at them first."""
     copies = [pq.read_table(file, columns=["copies"])["copies"] for file in files]
     return ShardCounts(images=[len(one) for one in copies], entries=[int(pc.sum(one, min_count=0).as_py()) for one in copies])
 
 
 def is_begun(staging: Staging) -> bool:
-    """Whether there is work to go on from."""
+    """Whether an earlier run left chunks to resume from."""
     return bool(_chunks(staging.work / _WORK))
 
 
 def _chunks(work: Path) -> list[Path]:
-    """Those that are whole, in order."""
+    """The completed chunks, in order."""
     return sorted(work.glob("[!.]*.arrow"))
 
 
 def _shards(staging: Staging, count: int, images: "_Images", shard_mb: int, progress: Progress) -> int:
-    """How many shards there are: measured and said once, when the work begins."""
+    """The number of shards, estimated and reported once, when the work starts."""
     plan = staging.work / "self_contained.json"
     if not plan.exists():
         size = count * images.mean_row_bytes()
@@ -103,7 +103,7 @@ def _shards(staging: Staging, count: int, images: "_Images", shard_mb: int, prog
 
 @dataclass(frozen=True)
 class _Images:
-    """Where the images of an edition are. `row_bytes` is what a row has beside its image, before compression."""
+    """Source of an edition's images. `row_bytes` is the uncompressed size of a row without its image."""
 
     pool: Source
     is_same_pool: bool
@@ -111,18 +111,18 @@ class _Images:
     threads: int
 
     def mean_row_bytes(self) -> float:
-        """The mean size of a row with its image, from a few runs of neighbors all over the pool."""
+        """The mean size of a row with its image, estimated from short runs of neighboring images across the pool."""
         sizes = []
         for start in np.linspace(0, len(self.pool), _SAMPLES, endpoint=False, dtype=np.int64).tolist():
             for row in self.pool.rows(range(start, min(start + _SAMPLE_ROWS, len(self.pool)))):
-                with suppress(OSError, NstError):  # the edition has none of those
+                with suppress(OSError, NstError):  # the edition does not contain those
                     sizes.append(len(row.read()))
         return float(np.mean(sizes or [0])) + self.row_bytes
 
     def chunks(self, rows: Iterable[pa.Table], done: int, task: Task) -> Iterator[tuple[pa.Table, list[bytes]]]:
-        """All but the first `done` rows with their images, by the chunk; the list is emptied for the next one.
+        """Yield the rows after the first `done` with their images, one chunk at a time; the image list is cleared for the next chunk.
 
-        They stay in the order of `rows`, so that any copy of the pool can go on where another one was left.
+        Rows keep their order, so that work can be resumed with any copy of the pool.
         """
         tables: list[pa.Table] = []
         images: list[bytes] = []
@@ -143,8 +143,8 @@ class _Images:
             yield pa.concat_tables(tables), images
 
     def _read(self, table: pa.Table) -> Iterator[bytes]:
-        """The images of some rows; threads read some megabytes ahead."""
-        images, size = 1, 2**20  # read so far, and their bytes; as if there had been a large one
+        """Yield the images of some rows, while threads read a few megabytes ahead."""
+        images, size = 1, 2**20  # images read and their total size, starting as if one image of 1 MiB had been read
 
         def at_once() -> int:
             return int(np.clip(2**20 * images // size, 1, 64))
@@ -156,12 +156,12 @@ class _Images:
 
     def _find(self, table: pa.Table) -> Iterator[Row]:
         numbers = table["id"].to_numpy() if self.is_same_pool else self.pool.rows_of(table["key"].to_pylist())
-        for run in np.split(numbers, np.flatnonzero(np.diff(numbers) <= 0) + 1):  # the order may be another in another copy of the pool
+        for run in np.split(numbers, np.flatnonzero(np.diff(numbers) <= 0) + 1):  # another copy of the pool may have another order
             yield from self.pool.rows(run)
 
     def _checked(self, row: Row, hashed: str) -> bytes:
         try:
-            encoded = bytes(row.read())  # a copy, where the row is a view that keeps its neighbors in memory
+            encoded = bytes(row.read())  # copy views, which would keep neighboring images in memory
         except (OSError, NstError) as error:
             raise self.pool.unreadable(row.id, error) from None
         self.pool.check(row.id, encoded, hashed)
@@ -169,7 +169,7 @@ class _Images:
 
 
 def _after(done: int, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """All but the first `done` rows."""
+    """Skip the first `done` rows."""
     for table in tables:
         if done < table.num_rows:
             yield table.slice(done)
@@ -178,20 +178,20 @@ def _after(done: int, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
 
 @dataclass(frozen=True)
 class _Shuffle:
-    """The chunks, as files below `work`. Each has a record batch for each shard, and the number of rows up to its end as its name."""
+    """The chunks, as files below `work`: one record batch per shard, named after the number of rows up to the end of the chunk."""
 
     work: Path
     shards: int
     seed: int
-    chunks: list[Path]  # those that are done; where one ends does not depend on who writes it, so that several processes may
+    chunks: list[Path]  # completed chunks; their boundaries do not depend on who writes them, so that several processes can
 
     @property
     def done(self) -> int:
-        """How many rows they hold."""
+        """The number of rows in completed chunks."""
         return int(self.chunks[-1].stem) if self.chunks else 0
 
     def write_chunk(self, table: pa.Table, images: Sequence[bytes]) -> None:
-        """Stage 1: write the next rows, those of each shard together."""
+        """Stage 1: write the next rows, grouped by shard."""
         shards = np.array([place * self.shards >> 64 for place in self._places(table)])
         order = np.argsort(shards, kind="stable")
         ends = np.searchsorted(shards[order], np.arange(self.shards), side="right")
@@ -205,7 +205,7 @@ class _Shuffle:
         self.chunks.append(chunk)
 
     def write_shard(self, path: Path, shard: int, schema: pa.Schema) -> SealedFile:
-        """Stage 2: write one shard; the note that it is whole comes last."""
+        """Stage 2: write one shard; the note that marks it as complete is written last."""
         note = self.work / f"{path.name}.json"
         if not note.exists():
             with replacing(path, self.work) as file, parquet_writer(file, schema) as writer:
@@ -215,7 +215,7 @@ class _Shuffle:
         return SealedFile.model_validate_json(note.read_text("utf-8"))
 
     def _row_groups(self, batches: Sequence[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.Table]:
-        """The rows of a shard by place, 100 at a time or, where images are large, fewer. Images are copied by the row group."""
+        """Yield the rows of a shard by place, 100 at a time, fewer if images are large. Images are copied one row group at a time."""
         columns = [batch["image"] for batch in batches]
         images = [(column, row) for column in columns for row in range(len(column))]
         size = pc.sum(pc.binary_length(pa.chunked_array(columns)), min_count=0).as_py()
@@ -231,11 +231,11 @@ class _Shuffle:
             yield group.append_column("image", image).select(schema.names).cast(schema)
 
     def _places(self, table: pa.Table) -> list[int]:
-        """Where each row belongs, of 2^64 places."""
+        """The place of each row in the shuffle, out of 2^64."""
         return [xxhash.xxh3_64_intdigest(hashed.encode(), self.seed) for hashed in table["image_hash"].to_pylist()]
 
 
 def _record_batch(chunk: Path, number: int) -> pa.RecordBatch:
-    """One of a file's; it stays on disk, and what is not used is not read."""
+    """One record batch of a file, memory-mapped so that only what is used is read."""
     with pa.memory_map(str(chunk)) as file:
         return pa.ipc.open_file(file).get_batch(number)
