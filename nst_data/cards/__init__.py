@@ -1,5 +1,5 @@
-"""What a reader of a version sees: its card (README.md with the Hub's metadata) and pictures.
+"""What readers of a version see: its card (README.md with the Hub's metadata) and pictures.
 
-In: a manifest, metrics and where the version stands on the Hub. Out: markdown in which text of strangers stands as text, the command
-that makes the version again, and what its labels cannot be trusted for.
+Input: a manifest, metrics and the version's location on the Hub. Output: markdown in which untrusted text is shown literally, the command
+that reproduces the version, and the known limits of its labels.
 """

@@ -1,4 +1,4 @@
-"""The YAML at the top of a card: what the Hub, `datasets`, timm and transformers read."""
+"""The YAML at the top of a card, as read by the Hub, `datasets`, timm and transformers."""
 
 import json
 import math
@@ -21,9 +21,9 @@ from nst_data.store.counts import EditionCounts, GenerationCounts, ReviewCounts
 from nst_data.store.metrics import Metrics, Result
 
 _BOUNDS = ["1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T"]
-_MOST_NAMES = 1_000  # `datasets` takes half a second to read 10,000 names out of YAML; those of more classes it reads in the parquet files
+_MOST_NAMES = 1_000  # reading 10,000 names from YAML takes `datasets` 0.5 s; with more classes it reads the names from the parquet files
 _OF_LICENSE = ("license", "license_name", "license_link", "license_details")
-_OWN_KEY = "nst"  # what the next rewriting takes over
+_OWN_KEY = "nst"  # carried over when the card is rewritten
 # https://huggingface.co/docs/hub/repositories-licenses
 LICENSES = frozenset(
     """
@@ -38,15 +38,15 @@ LICENSES = frozenset(
 
 
 def front_matter(content: Mapping[str, Any]) -> str:
-    """YAML between its marks, at the top of a card; whatever the values hold, it stays YAML."""
+    """The YAML between `---` lines at the top of a card, valid for any values."""
     dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
     return f"---\n{yaml.dump(dict(content), Dumper=dumper, sort_keys=False, width=2**30)}---\n\n"
 
 
 def license_of(published: Published | None, earlier: Mapping[str, Any]) -> dict[str, Any]:
-    """The license as the Hub wants it: one of its identifiers, or `other` with a name and the user's words.
+    """The license in the Hub's format: one of its identifiers, or `other` with a name and the user's words.
 
-    Where none is given, that of the earlier card.
+    If none is given, the license of the earlier card.
     """
     given = published.license if published else None
     if given is None or not given.strip():
@@ -65,9 +65,9 @@ def _as_license(words: str) -> dict[str, Any]:
 
 
 def earlier_metadata(folder: Path, published: Published | None) -> dict[str, Any]:
-    """The YAML of the card in a version's folder and, over it, of that in the repository.
+    """The YAML of the card in a version's folder, overridden by that of the card in the repository.
 
-    The user may have written a license into the former, which stands here as the Hub takes it: the Hub refuses a card with another one.
+    A license that the user wrote into the former is converted to the Hub's format, since the Hub refuses cards with other licenses.
     """
     here, there = read_front_matter(read_card(folder)), read_front_matter(published.earlier if published else "")
     license = here.get("license")
@@ -79,7 +79,7 @@ def earlier_metadata(folder: Path, published: Published | None) -> dict[str, Any
 
 
 def pool_source_of(published: Published | None, earlier: Mapping[str, Any]) -> str | None:
-    """Where the pool's images come from, in the user's words: those given, else those of the earlier card."""
+    """Where the pool's images come from, in the user's words: those given, or else those in the earlier card."""
     own = earlier.get(_OWN_KEY)
     before = own.get("pool_source") if isinstance(own, dict) else None
     given = published.pool_source if published else None
@@ -87,8 +87,8 @@ def pool_source_of(published: Published | None, earlier: Mapping[str, Any]) -> s
 
 
 def dataset_metadata(described: Described, published: Published | None, earlier: Mapping[str, Any]) -> dict[str, Any]:
-    """The metadata of a corpus' version."""
-    # `datasets` caches by folder name and this text: else every gen-1 were one
+    """The metadata of a version of a corpus."""
+    # `datasets` caches by folder name and this text; without it, all versions named gen-1 would share a cache entry
     about = f"{described.ref} {described.manifest.request.digest[:16]}"
     configs: list[dict[str, Any]] = [
         {"config_name": table, "description": about, "data_files": [{"split": "train", "path": f"{table}/train-*.parquet"}]}
@@ -119,8 +119,8 @@ def dataset_metadata(described: Described, published: Published | None, earlier:
 def model_metadata(described: Described, published: Published | None, earlier: Mapping[str, Any]) -> dict[str, Any]:
     """The metadata of a teacher.
 
-    `base_model` is the network whose weights it started from, which the Hub calls a finetune; the teacher of its labels gave it none.
-    Its license stands where the user names none, unless what it was trained on has one that forbids more.
+    `base_model` is the model whose weights training started from, a finetune in the Hub's terms; the teacher of its labels contributed no
+    weights. Its license applies if the user gives none, unless something that the model was trained on has a more restrictive license.
     """
     places = {role: place_of(role, one, published) for role, one in described.inputs.by_role.items()}
     base, trained_on = _repos(places, "initial_weights"), _repos(places, "edition", "labeled")
@@ -139,23 +139,26 @@ def model_metadata(described: Described, published: Published | None, earlier: M
 
 
 def library_of(teacher: Path) -> str:
-    """timm, or transformers for a folder in its format."""
+    """`transformers` for a folder in its format, else `timm`."""
     config = _config(teacher)
     return "transformers" if "model_type" in config and not {"architecture", "pretrained_cfg"} & config.keys() else "timm"
 
 
 def required_import(teacher: Path) -> str | None:
-    """The module of nst that names a teacher's network to timm; None where timm knows it."""
+    """The nst module that registers a teacher's network with timm; None if timm itself knows the network."""
     name = str(_config(teacher).get("requires_import"))
     return name if re.fullmatch(r"nst_train\.\w+", name) else None
 
 
 def scores(metrics: Metrics) -> dict[str, dict[str, Any]]:
-    """The results that have a top-1 accuracy or a mean error of corruptions or flips, by name: `top1`, `top5`, `ece` as fractions; `mce`,
-    `mfr`; the size of an attack, `epsilon`; `images`, what errors are `relative_to`, and where from."""
+    """Results with a top-1 accuracy, mean corruption error or mean flip rate, by name.
+
+    Each has `top1`, `top5` and `ece` as fractions, `mce`, `mfr`, `epsilon` (the size of an attack), `images`, and the strings
+    `relative_to` (the reference for errors) and `source`, as far as they are known.
+    """
     found = {}
     for name, result in metrics.root.items():
-        if result.partial:  # not comparable with what others report under its name
+        if result.partial:  # not comparable with other results reported under this name
             continue
         epsilon = result.by_epsilon[-1].epsilon if result.by_epsilon else None
         numbers = {"top1": result.top1, "top5": result.top5, "ece": result.ece, "mce": result.mce, "mfr": result.mfr, "epsilon": epsilon}
@@ -211,15 +214,15 @@ def _model_index(described: Described, published: Published | None) -> dict[str,
 
 
 def hub_dataset(result: Result) -> HubReference | None:
-    """The dataset of the Hub that a result is of, with its commit; None for other images, for a part, and for what a suite changed."""
+    """The Hub dataset, with commit, that a result was measured on; None for other images, for parts, and for images altered by a suite."""
     reference = HubReference.of_dataset(result.source) if result.source and result.suite is None else None
     return reference if reference and re.fullmatch(r"[0-9a-f]{40}", reference.revision or "") else None
 
 
 def _dataset_of(name: str, result: Mapping[str, Any], on_hub: HubReference | None) -> dict[str, Any]:
-    """The images of a result: of a dataset of the Hub its id, config, split and commit.
+    """The images of a result: for a dataset on the Hub its id, config, split and commit.
 
-    Others have the result's name as their split: apart from this the Hub's library would take test and validation for one.
+    Others use the result's name as split, since the Hub's library would otherwise confuse test and validation results.
     """
     source = result.get("source", name)
     if on_hub is None:
@@ -229,7 +232,7 @@ def _dataset_of(name: str, result: Mapping[str, Any], on_hub: HubReference | Non
 
 
 def _dataset_info(described: Described, published: Published | None) -> dict[str, Any]:
-    """Features and sizes of each table, as `datasets` writes them; without the features where the classes are too many for YAML."""
+    """Features and sizes of each table, as `datasets` writes them; without features if there are too many classes for YAML."""
     from datasets import DatasetInfo, Features, SplitDict, SplitInfo
     from datasets.info import DatasetInfosDict
     from huggingface_hub import DatasetCardData
@@ -242,7 +245,7 @@ def _dataset_info(described: Described, published: Published | None) -> dict[str
         footers = [pq.read_metadata(file) for file in files]
         schema = footers[0].schema.to_arrow_schema()
         if published and published.anonymous and "key" in schema.names:
-            continue  # the table that is published is another one
+            continue  # a different table will be published
         size, rows = sum(_arrow_bytes(footer, schema) for footer in footers), sum(footer.num_rows for footer in footers)
         features = Features.from_arrow_schema(schema) if len(described.manifest.class_names) <= _MOST_NAMES else None
         splits = SplitDict({"train": SplitInfo("train", num_bytes=size, num_examples=rows)})
@@ -254,7 +257,7 @@ def _dataset_info(described: Described, published: Published | None) -> dict[str
 
 
 def _arrow_bytes(footer: pq.FileMetaData, schema: pa.Schema) -> int:
-    """What a file's rows take in memory: numbers by their width, texts and images as the file counts them before compression."""
+    """Size of a file's rows in memory: numbers by width, strings and images by their uncompressed size in the footer."""
     if not footer.num_rows:
         return 0
     size: int = footer.num_rows * sum(_bytes_of(field.type) for field in schema)
@@ -267,7 +270,7 @@ def _arrow_bytes(footer: pq.FileMetaData, schema: pa.Schema) -> int:
 
 
 def _bytes_of(kind: pa.DataType) -> int:
-    """The bytes of one value; 0 where they differ from row to row."""
+    """The size of a value in bytes; 0 if it varies by row."""
     if isinstance(kind, pa.FixedSizeListType):
         return int(kind.list_size) * _bytes_of(kind.value_type)
     return int(kind.bit_width) // 8 if pa.types.is_primitive(kind) else 0
@@ -278,7 +281,7 @@ def _repos(places: Mapping[str, HubPlace | None], *roles: str) -> list[str]:
 
 
 def _size_category(rows: int) -> str:
-    """The Hub's name for a number of rows."""
+    """The Hub's size category for a number of rows."""
     power = max(0, len(str(rows)) - 3)
     if power == 0:
         return "n<1K"

@@ -1,4 +1,4 @@
-"""Dataset and model cards. Names from the data stand in them as text, never as markup."""
+"""Dataset and model cards. Names from the data are always escaped, never interpreted as markup."""
 
 import functools
 import html
@@ -48,33 +48,33 @@ __all__ = [
     "write_pictures",
 ]
 
-_MOST_CLASSES = 100  # named in a card; of more, the largest and the smallest
+_MOST_CLASSES = 100  # a card lists at most this many; of more, the largest and the smallest
 _ENDS = 20
 
 
 def dataset_card(version: Version, published: Published | None = None, target: Path | None = None) -> str:
-    """The card of a generation, an edition or a review: as it stands in its folder or, `published`, on the Hub.
+    """The card of a generation, an edition or a review, for its local folder or, if `published`, for the Hub.
 
-    Names stand there in place of local paths; those alone of the command that makes it again are whole in its folder, where it can be run.
+    Local paths are replaced by names. Only the command that reproduces the version keeps full paths in a local card, so that it can be run.
 
-    `target` is its folder in the store, where what it was made from is looked up; by default the one that it lies in. The pictures that
-    lie in the folder are shown; `write_pictures` draws them.
+    `target` is the version's folder in the store, where its inputs are looked up; by default the folder that it is in. Pictures in that
+    folder are shown; `write_pictures` draws them.
     """
     return _dataset_card(Described.of(version, target), published)
 
 
 def model_card(version: Version, published: Published | None = None, target: Path | None = None) -> str:
-    """The card of a teacher with what was measured of it: as in its folder or, `published`, on the Hub."""
+    """The card of a teacher with its measured results, for its local folder or, if `published`, for the Hub."""
     return _model_card(Described.of(version, target), published)
 
 
 def write_dataset_card(staging: Staging, manifest: Manifest) -> None:
-    """The card of a version that is about to be sealed, with its pictures. Both lie outside the seal."""
+    """Write the card and pictures of a version that is about to be sealed. Neither is covered by the seal."""
     _write_dataset_card(Described(staging.build, staging.target, manifest), staging.work)
 
 
 def write_card(described: Described) -> None:
-    """The card of a version of any kind, with the pictures of its labels, in its folder."""
+    """Write the card of a version of any kind, with the pictures of its labels, to its folder."""
     if described.manifest.kind == "teacher":
         write_model_card(described)
     else:
@@ -87,16 +87,16 @@ def _write_dataset_card(described: Described, parts: Path | None = None) -> None
 
 
 def show_on_card(version: Version, picture: bytes) -> None:
-    """Show a PNG of some images on the card of a generation or an edition, here and when it is pushed."""
+    """Show a PNG of some images on the card of a generation or an edition, locally and once it is pushed."""
     with replacing(version.folder / LOOK) as file:
         file.write(picture)
     write_text(version.folder / "README.md", dataset_card(version))
 
 
 def write_model_card(described: Described) -> OwnText:
-    """The card of a teacher, in its folder. It is written again when new metrics are measured; what the user wrote into it stays.
+    """Write the card of a teacher to its folder; called again when new metrics are measured, keeping the user's own text.
 
-    Gives that text, with what was wrong with its marks.
+    Returns that text, and any problem with the marks around it.
     """
     write_text(described.folder / "README.md", _model_card(described, None))
     return own_text(read_card(described.folder))
@@ -149,13 +149,13 @@ def _model_card(described: Described, published: Published | None) -> str:
 
 
 def _earlier(folder: Path, published: Published | None) -> tuple[dict[str, Any], OwnText]:
-    """What is taken over: front matter and own text of the card that is in the repository or, where there is none, in the folder."""
+    """Front matter and own text to carry over, from the card in the repository or, failing that, from the one in the folder."""
     own = own_text(published.earlier if published else "")
     return earlier_metadata(folder, published), own if own.text.strip() else own_text(read_card(folder))
 
 
 def _about(described: Described, published: Published | None, earlier: Mapping[str, Any]) -> dict[str, Any]:
-    """What both kinds of card show."""
+    """Template values that both kinds of card need."""
     manifest = described.manifest
     return {
         "ref": described.ref,
@@ -177,14 +177,14 @@ def _about(described: Described, published: Published | None, earlier: Mapping[s
 
 
 def _shown(role: str, made_from: Input, published: Published | None) -> str:
-    """An input as markdown: its name, with a link where it is on the Hub."""
+    """An input as markdown: its name, linked if it is on the Hub."""
     name = public_ref(made_from)
     place, part = place_of(role, made_from, published), f" ({as_text(made_from.part)})" if made_from.part else ""
     return (f"[{as_text(name)}]({place.url})" if place else as_text(name)) + part
 
 
 def _settings(values: Mapping[str, Any], outer: str = "") -> Iterator[tuple[str, str]]:
-    """Each setting by its place, such as `noise.dropout`, with its value as text."""
+    """Each setting by its full name, such as `noise.dropout`, with its value as text."""
     for name, value in values.items():
         if isinstance(value, dict) and value:
             yield from _settings(value, f"{outer}{name}.")
@@ -193,7 +193,7 @@ def _settings(values: Mapping[str, Any], outer: str = "") -> Iterator[tuple[str,
 
 
 def _teachers(described: Described, published: Published | None) -> list[str]:
-    """Each teacher as a line of markdown: link and revision, its share of an ensemble, and how often it is right."""
+    """Each teacher as a line of markdown: link and revision, share in an ensemble, and accuracy."""
     entries = described.teachers()
     lines = []
     for role, one in entries.items():
@@ -209,13 +209,13 @@ def _teachers(described: Described, published: Published | None) -> list[str]:
 
 
 def _prompts(texts: ClassTexts) -> str:
-    """The first of an image-text model's templates, and how many there are beside them."""
+    """The first three prompt templates of an image-text model, and how many more there are."""
     more = f" and {len(texts.prompts) - 3:,} more" if len(texts.prompts) > 3 else ""
     return ", ".join(as_text(f"“{one}”") for one in texts.prompts[:3]) + more
 
 
 def _lineage(described: Described, published: Published | None) -> list[str]:
-    """The way from the first teacher to this one, a line of markdown each, as far as the store has it."""
+    """The steps from the first teacher to this one, one line of markdown each, as far back as the store has them."""
     steps = []
     for role, one, version in described.lineage():
         line = _shown(role, one, published if role in described.inputs.by_role else _without_links(published))
@@ -225,7 +225,7 @@ def _lineage(described: Described, published: Published | None) -> list[str]:
 
 
 def _without_links(published: Published | None) -> Published | None:
-    """Links are of the version's own inputs; another version's have the same roles."""
+    """Drop the links, which are keyed by role and apply to the version's own inputs only; inputs of other versions have the same roles."""
     return Published(published.repo, published.tag) if published else None
 
 
@@ -244,7 +244,7 @@ def _step(described: Described) -> str:
 
 
 def _class_rows(described: Described) -> list[tuple[str, list[int]] | None]:
-    """The classes of the table with their counts; of many the largest and the smallest, None between them."""
+    """Rows of the class table with counts; if there are many, the largest and the smallest, separated by None."""
     rows = [(name, list(row.values())) for name, row in described.per_class().items()]
     if len(rows) <= _MOST_CLASSES:
         return list(rows)
@@ -253,13 +253,13 @@ def _class_rows(described: Described) -> list[tuple[str, list[int]] | None]:
 
 
 def _names(names: Sequence[str]) -> str:
-    """Names as text, of many the first."""
+    """Names as text, abbreviated if there are many."""
     more = f" and {len(names) - _MOST_CLASSES:,} more" if len(names) > _MOST_CLASSES else ""
     return as_text(", ".join(names[:_MOST_CLASSES])) + more
 
 
 def _score(result: Mapping[str, Any]) -> str:
-    """One measurement in words, as markdown."""
+    """One result in words, as markdown."""
     parts = [f"{name} {100 * result[key]:.2f}%" for key, name in (("top1", "top-1"), ("top5", "top-5")) if key in result]
     if "mce" in result:
         parts.append(
@@ -298,6 +298,6 @@ def _templates() -> jinja2.Environment:
 
 
 def as_text(value: object) -> str:
-    """Any value as one line of markdown that shows as it is: no tags, links, tables or headings come out of it."""
+    """Any value as a single line of markdown that is shown literally: no tags, links, tables or headings."""
     line = " ".join(str(value).split())
     return re.sub(r"([\\`*_{}\[\]()#+!|~$:.-])", r"\\\1", html.escape(line, quote=False))

@@ -1,4 +1,4 @@
-"""The curves of a training as a picture: losses apart, learning rate or accuracy on validation images below."""
+"""Training curves as a picture: losses at the top; learning rate and, if available, validation accuracy below."""
 
 import json
 from collections.abc import Sequence
@@ -16,16 +16,16 @@ _MOST_POINTS = 2000
 
 
 def read_metrics_log(path: Path) -> list[dict[str, Any]]:
-    """The rows of a training's `metrics.jsonl`, none where there is no such file."""
+    """The rows of a training run's `metrics.jsonl`; empty if the file does not exist."""
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
 
 
 def write_curves(folder: Path, title: str, best_epoch: float | None = None) -> bool:
-    """Draw `folder`/metrics.jsonl as `folder`/training_curves.png; whether there was anything to draw.
+    """Draw `folder`/metrics.jsonl as `folder`/training_curves.png; False if there was nothing to draw.
 
-    `best_epoch` marks the weights that were kept, where that was decided on validation images.
+    `best_epoch` marks the weights that were kept, if they were chosen by validation accuracy.
     """
-    from matplotlib.figure import Figure  # takes half a second
+    from matplotlib.figure import Figure  # importing takes half a second
 
     rows = read_metrics_log(folder / METRICS_LOG)
     parts = {"loss_labeled": ("loss on labeled images", _BLUE), "loss_pseudo": ("loss on pseudo-labeled images", _ORANGE)}
@@ -49,7 +49,7 @@ def write_curves(folder: Path, title: str, best_epoch: float | None = None) -> b
     _draw(rate, _points(rows, "learning_rate"), "learning rate", _GRAY)
     if scores:
         rate.legend(loc="lower center", frameon=False)
-        rate.grid(visible=False)  # that of the scores is there
+        rate.grid(visible=False)  # the accuracy axis already has a grid
     below.set_xlabel("epochs of labeled images")
     with replacing(folder / CURVES) as file:
         figure.savefig(file, format="png", metadata={"Software": None})  # type: ignore[arg-type]
@@ -64,6 +64,6 @@ def _draw(axes: "Axes", points: Sequence[tuple[float, float]], name: str, color:
 
 
 def _points(rows: Sequence[dict[str, Any]], column: str) -> list[tuple[float, float]]:
-    """(epoch, value), the last one and not too many others."""
+    """(epoch, value) pairs, subsampled but always including the last."""
     points = [(row["epoch"], row[column]) for row in rows if row.get(column) is not None]
     return points[: -1 : max(1, len(points) // _MOST_POINTS)] + points[-1:]

@@ -1,4 +1,4 @@
-"""The version that a card is about, sealed or about to be, and what it was made from, as far as that is in the same store."""
+"""The version that a card describes, sealed or not yet, and its inputs, as far as they are in the same store."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ _ROOMS = ("corpora", "teachers")
 
 @dataclass(frozen=True)
 class Described:
-    """A version that is described: its files are in `folder`, and it is, or will be, at `target` in its store."""
+    """A version to describe: its files are in `folder`, and it is, or will be, at `target` in its store."""
 
     folder: Path
     target: Path
@@ -26,7 +26,7 @@ class Described:
 
     @classmethod
     def of(cls, version: Version, target: Path | None = None) -> Self:
-        """A sealed version; `target` is its place in a store, where that is not its folder."""
+        """Describe a sealed version; `target` is its folder in a store, if that is not the folder of its files."""
         return cls(version.folder, target or version.folder, version.manifest)
 
     @property
@@ -36,19 +36,19 @@ class Described:
 
     @property
     def inputs(self) -> Inputs:
-        """What it was made from."""
+        """The inputs that it was made from."""
         return self.manifest.request.inputs
 
     @property
     def table(self) -> str:
-        """The table with its labels."""
+        """The table that has the labels."""
         if isinstance(self.manifest, ReviewManifest):
             return "review"
         return "balanced" if isinstance(self.manifest, EditionManifest) else "pseudo_labels"
 
     @property
     def tables(self) -> list[str]:
-        """The tables that it has, that with the labels first."""
+        """All tables of the version, the one with the labels first."""
         counts = self.manifest.counts
         if isinstance(counts, ReviewCounts):
             return [self.table]
@@ -62,11 +62,11 @@ class Described:
 
     @property
     def has_images(self) -> bool:
-        """Whether the images stand beside their labels."""
+        """Whether the table contains the images themselves."""
         return any("image" in pq.read_schema(file).names for file in self.files(self.table)[:1])
 
     def per_class(self) -> dict[str, dict[str, int]]:
-        """Images of each class: `labeled` or, in an edition, `labeled`, `unique` and `copies`."""
+        """Images per class: `labeled` and, for an edition, `unique` and `copies`."""
         match self.manifest.counts:
             case EditionCounts(per_class=rows):
                 return {name: {"labeled": row.labeled, "unique": row.unique, "copies": row.copies} for name, row in rows.items()}
@@ -75,7 +75,7 @@ class Described:
         return {}
 
     def found(self, made_from: Input) -> Version | None:
-        """An input that is in the same store, unchanged."""
+        """The version that an input refers to, if it is in the same store and unchanged."""
         name, _, number = made_from.ref.partition("@")
         if not Number.is_one(number) or {"/", "\\"} & set(name) or name in ("", ".", "..") or len(self.target.parents) < 3:
             return None
@@ -87,48 +87,48 @@ class Described:
 
     @property
     def parent(self) -> Version | None:
-        """The version whose rows an edition has, where it is here."""
+        """The version from which an edition takes its rows, if it is in the store."""
         entry = self.inputs.parent if isinstance(self.inputs, EditionInputs) else None
         return self.found(entry) if entry else None
 
     def teachers(self) -> dict[str, Input]:
-        """Who gave the labels, by role: one teacher, or those of an ensemble. Empty where that is not known."""
+        """The teachers that gave the labels, by role: one, or those of an ensemble. Empty if unknown."""
         parent = None if self.inputs.teachers else self.parent
         return Described.of(parent).teachers() if parent else self.inputs.teachers
 
     def labeled_by(self) -> "Described | None":
-        """What knows how the labels were given: itself or, for an edition drawn from a generation, that generation."""
+        """The version that records how the labels were made: itself or, for an edition drawn from a generation, that generation."""
         if not isinstance(self.inputs, EditionInputs) or self.inputs.like:
             return self
         return Described.of(self.parent) if self.parent else None
 
     @property
     def is_adopted(self) -> bool:
-        """Whether its labels are known to have been made elsewhere."""
+        """Whether the labels are known to have been made elsewhere."""
         labeled_by = self.labeled_by()
         return labeled_by is not None and isinstance(labeled_by.inputs, GenerationInputs) and labeled_by.inputs.adopted is not None
 
     @property
     def may_be_by_people(self) -> bool:
-        """Whether its labels were made elsewhere, and nobody says by which model: it may have been people."""
+        """Whether the labels were made elsewhere and no model is named, so that they may come from people."""
         return self.is_adopted and not self.teachers()
 
     @property
     def calibration(self) -> CalibrationCounts | None:
-        """How its labels were calibrated; None where they were not, or where that is not known."""
+        """How the labels were calibrated; None if they were not, or if that is unknown."""
         labeled_by = self.labeled_by()
         return labeled_by.manifest.counts.calibration if labeled_by and isinstance(labeled_by.manifest, GenerationManifest) else None
 
     @property
     def newest_review(self) -> ReviewManifest | None:
-        """The newest answers about the same corpus that are here."""
+        """The newest review of the same corpus in the store."""
         folders = (folder for folder in self.target.parent.glob("review-*") if Number.is_one(folder.name))
         versions = sorted((Version(folder) for folder in folders), key=lambda version: version.number.order)
         reviews = [version.manifest for version in versions if version.is_readable]
         return next((review for review in reversed(reviews) if isinstance(review, ReviewManifest)), None)
 
     def lineage(self) -> Iterator[tuple[str, Input, "Described | None"]]:
-        """What it was made from, step by step back to the first teacher: role, entry and, where it is here, the version."""
+        """Step back through the inputs to the first teacher: role, input and, if it is in the store, the version."""
         at: Described | None = self
         seen = {self.ref}
         while at is not None:
@@ -141,7 +141,7 @@ class Described:
             yield role, entry, at
 
     def metrics(self) -> Metrics:
-        """What was measured of a teacher; nothing where its file is missing or holds something else."""
+        """The measured results of a teacher; empty if the file is missing or invalid."""
         return Metrics.read_if_sound(self.folder)
 
 

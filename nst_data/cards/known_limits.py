@@ -1,4 +1,4 @@
-"""What a reader of a card must know before trusting its labels: what is true of this very version."""
+"""What readers of a card must know before trusting the labels of this particular version."""
 
 from collections.abc import Iterator
 
@@ -12,7 +12,7 @@ from nst_data.tables.review_table import REASONS as OF_REVIEW
 
 
 def known_limits(described: Described, published: Published | None = None) -> list[str]:
-    """A sentence or two each, as markdown."""
+    """The limits, one or two sentences of markdown each."""
     limits = [*_of_labels(described)]
     match described.manifest:
         case EditionManifest():
@@ -52,7 +52,7 @@ def _of_labels(described: Described) -> Iterator[str]:
     top_k = counts.top_k if isinstance(counts, GenerationCounts | EditionCounts) else None
     classes = len(described.manifest.class_names)
     is_whole = labeled_by is not None and described.is_adopted and not labeled_by.manifest.request.settings.get("top_k")
-    is_cut = top_k and not (is_whole and top_k != default_top_k(classes))  # else all that the adopted rows name is there
+    is_cut = top_k and not (is_whole and top_k != default_top_k(classes))  # otherwise the table has everything the adopted rows listed
     cut = f" Of {classes:,} classes the {top_k:,} most probable ones are kept; the rest is lost." if is_cut else ""
     yield f"Soft labels are rounded to float16: they add up to 1 within rounding only, and what is below 6e-8 is 0.{cut}"
     if labeled_by is not None and labeled_by.manifest.request.is_noised:
@@ -60,7 +60,7 @@ def _of_labels(described: Described) -> Iterator[str]:
 
 
 def _seen_by_people(described: Described) -> str:
-    """How many labels people have seen: of an edition when it was drawn, of a generation until its card was written."""
+    """How many labels people have seen: for an edition when it was drawn, for a generation when its card was written."""
     inputs, counts = described.inputs, described.manifest.counts
     if isinstance(inputs, EditionInputs) and isinstance(counts, EditionCounts) and inputs.reviews:
         with_class, *excluded = (counts.dropped.get(reason, 0) for reason in OF_REVIEW.values())

@@ -1,4 +1,4 @@
-"""Pictures of labels for a card: how confident they are, and how many images each class has, before and after selection."""
+"""Pictures of labels for a card: distribution of confidence, and images per class before and after selection."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-CONFIDENCE, CLASSES, LOOK = "confidence.png", "class_counts.png", "look.png"  # LOOK: some images, where a user asks for it
+CONFIDENCE, CLASSES, LOOK = "confidence.png", "class_counts.png", "look.png"  # LOOK shows some images, if the user asks for it
 _BLUE, _ORANGE, _GRAY = "#1f6fb4", "#d9731a", "#b8b8b8"
 _MOST_NAMED = 30
 _MOST_POINTS = 2000
 _NAME_WIDTH = 24
-_FAR_APART = 100  # times: then a linear axis would show the largest alone
+_FAR_APART = 100  # ratio of counts beyond which a linear axis would show only the largest
 
-Series = tuple[str, str, NDArray[np.int64]]  # name, color, a count for each bin or class
+Series = tuple[str, str, NDArray[np.int64]]  # name, color, and a count per bin or class
 
 
 def write_pictures(described: Described, parts: Path | None = None) -> list[str]:
-    """Draw the pictures of a generation or an edition into its folder; their names, none where its table is not there, or of a review.
+    """Draw the pictures of a generation or an edition into its folder; return their names, none if the table is missing or for a review.
 
-    Labels are counted, never held: 300 million take seconds. Temporary files lie in `parts`, where given. Raises NstError for damaged
-    labels.
+    Labels are counted without holding them in memory: 300 million take seconds. Temporary files are written to `parts`, if given. Raises
+    NstError if the labels are damaged.
     """
     files = described.files(described.table)
     if not files or isinstance(described.manifest, ReviewManifest):
@@ -61,8 +61,8 @@ def write_pictures(described: Described, parts: Path | None = None) -> list[str]
 
 @contextmanager
 def _drawn(path: Path, parts: Path | None, height: float) -> Iterator["Figure"]:
-    """A figure that is written when the block ends; what a font lacks shows as a box."""
-    from matplotlib.figure import Figure  # takes half a second
+    """A figure that is saved when the block ends; characters missing from the font show as boxes."""
+    from matplotlib.figure import Figure  # importing takes half a second
 
     figure = Figure(figsize=(9.6, height), dpi=100, layout="constrained")
     with warnings.catch_warnings():
@@ -98,7 +98,7 @@ def _draw_confidence(figure: "Figure", described: Described, series: Sequence[Se
 
 
 def _draw_classes(figure: "Figure", title: str, names: Sequence[str], series: Sequence[Series]) -> None:
-    """A bar with its name for each of a few classes; of many, the counts from the largest class to the smallest."""
+    """Named bars if there are few classes, else curves of the counts from the largest class to the smallest."""
     axes = figure.subplots()
     axes.set_title(title, loc="left")
     if len(names) <= _MOST_NAMED:
@@ -114,7 +114,7 @@ def _draw_classes(figure: "Figure", title: str, names: Sequence[str], series: Se
             ranks = np.unique(np.linspace(0, len(ranked) - 1, min(len(ranked), _MOST_POINTS)).round().astype(int))
             ranks = ranks[ranked[ranks] > 0]
             empty = f" ({(images == 0).sum():,} classes without any)" if (images == 0).any() else ""
-            style = "--" if color == _ORANGE else "-"  # where both are the same, the one below shines through
+            style = "--" if color == _ORANGE else "-"  # dashed, so that an identical curve below remains visible
             axes.plot(ranks + 1, ranked[ranks], style, color=color, label=name + empty, linewidth=2)
         axes.set_xlim(0, len(names) + 1)
         axes.set_ylabel("images")
@@ -128,7 +128,7 @@ def _draw_classes(figure: "Figure", title: str, names: Sequence[str], series: Se
 
 
 def _scale(axes: "Axes", counts: Sequence[NDArray[np.int64]], direction: str) -> None:
-    """A logarithmic axis where counts lie far apart; whole numbers in either case."""
+    """Use a logarithmic axis if counts differ widely; label integers only in either case."""
     from matplotlib.ticker import MaxNLocator
 
     positive = np.concatenate([images[images > 0] for images in counts])
@@ -148,7 +148,7 @@ def _legend(axes: "Axes") -> None:
 
 
 def _short(count: float) -> str:
-    """12,345 as 12.3k."""
+    """Abbreviate a count: 12,345 as 12.3k."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if count >= size:
             return f"{count / min(size, 1e3 if unit == 'k' else size):.3g}{unit}"
@@ -156,6 +156,6 @@ def _short(count: float) -> str:
 
 
 def _shown(name: str) -> str:
-    """A class name on one line of the picture."""
+    """A class name on a single line, shortened to fit the picture."""
     line = "".join(sign if sign.isprintable() else " " for sign in " ".join(name.split()))
     return line if len(line) <= _NAME_WIDTH else line[: _NAME_WIDTH - 3] + "..."

@@ -1,4 +1,4 @@
-"""What a user wrote into a card: it stands between two marks and survives each rewriting, byte for byte."""
+"""The user's own text in a card: it is enclosed by two marks and preserved byte for byte whenever the card is rewritten."""
 
 import re
 from dataclasses import dataclass
@@ -8,29 +8,29 @@ from nst_data.errors import NstError
 from nst_data.hub.licenses import split_front_matter
 
 BEGIN, END = "<!-- nst: your own text begins -->", "<!-- nst: your own text ends -->"
-TAG = "noisy-student"  # in the front matter of every card that nst writes
+TAG = "noisy-student"  # in the front matter of every card written by nst
 _HINT = "<!-- The rest of this file is written anew by nst; what you write between the next two lines stays as it is. -->"
 
 
 @dataclass(frozen=True)
 class OwnText:
-    """The user's own text, and what was wrong with its marks, as half a sentence; none where all was well."""
+    """The user's own text, and what was wrong with its marks as half a sentence, if anything."""
 
     text: str = "\n\n"
     problem: str | None = None
 
     @property
     def section(self) -> str:
-        """The end of a card: the text between its marks, and what was wrong."""
+        """The end of a card: the problem, if any, and the text between its marks."""
         told = f"> **Look here:** {self.problem}.\n\n" if self.problem else ""
         return f"\n{told}{_HINT}\n{BEGIN}{self.text}{END}\n"
 
 
 def own_text(card: str) -> OwnText:
-    """The own text in a card as it is now, `\\r\\n` and all.
+    """Extract the own text from the current card, preserving line ends such as `\\r\\n`.
 
-    Where a mark is missing, nothing that may be the user's is lost: all behind the first mark, before the last one or, in a card that
-    nst did not write, all of it.
+    If a mark is missing, all text that may be the user's is kept: everything after the first mark, everything before the last one or, in a
+    card that nst did not write, all of it.
     """
     _, body = split_front_matter(card)
     begun = re.search(rf"^[ \t]*{re.escape(BEGIN)}", body, re.MULTILINE)
@@ -48,7 +48,7 @@ def own_text(card: str) -> OwnText:
 
 
 def read_card(folder: Path) -> str:
-    """The README.md of a folder with its line ends as they are; empty where there is none. Raises NstError for one that is no text."""
+    """The README.md of a folder with its original line ends; empty if there is none. Raises NstError if it is not UTF-8 text."""
     path = folder / "README.md"
     try:
         return path.read_bytes().decode()

@@ -1,4 +1,4 @@
-"""Where a version stands on the Hub, and how what it was made from is named in public: by links and names, never by a local path."""
+"""The location of a version on the Hub, and how its inputs are named in public: by links and names, never by local paths."""
 
 import re
 from collections.abc import Mapping
@@ -12,20 +12,20 @@ from nst_data.store.inputs import Input, is_of_model
 _HUB = "https://huggingface.co"
 _LOCAL = re.compile(r"local-dir:|[/~.\\]|[A-Za-z]:[\\/]")
 _OF_NAMES = ("exclude_class", "key", "label_column", "probs")
-_PART = re.compile(r" \([^()]*\)$")  # which of its images, behind the source of a result
+_PART = re.compile(r" \([^()]*\)$")  # which part of the images, after the source of a result
 
 
 @dataclass(frozen=True)
 class Published:
-    """Where a version stands, or is about to stand, on the Hub, and what the user says of it there."""
+    """The current or intended location of a version on the Hub, and what the user says about it there."""
 
     repo: str
     tag: str
-    links: Mapping[str, str] = field(default_factory=dict)  # role of an input to owner/name@revision, for those that are on the Hub
-    license: str | None = None  # one of the Hub's identifiers, or the user's words
-    pool_source: str | None = None  # where the pool's images come from, the user's words
-    anonymous: bool = False  # keys left out and hashes replaced by row numbers
-    earlier: str = ""  # the card that is in the repository now, with its line ends
+    links: Mapping[str, str] = field(default_factory=dict)  # input role to owner/name@revision, for inputs that are on the Hub
+    license: str | None = None  # a Hub identifier, or the user's words
+    pool_source: str | None = None  # where the pool's images come from, in the user's words
+    anonymous: bool = False  # keys omitted and hashes replaced by row numbers
+    earlier: str = ""  # the card currently in the repository, with its original line ends
 
     @property
     def ref(self) -> str:
@@ -34,13 +34,13 @@ class Published:
 
     @property
     def path(self) -> str:
-        """owner/name@tag as a part of an address."""
+        """owner/name@tag, quoted as part of a URL."""
         return f"{self.repo}@{quote(self.tag, safe='')}"
 
 
 @dataclass(frozen=True)
 class HubPlace:
-    """A repository of the Hub, with the revision that is meant."""
+    """A repository on the Hub at a revision."""
 
     repo: str
     revision: str | None
@@ -48,13 +48,13 @@ class HubPlace:
 
     @property
     def url(self) -> str:
-        """Its page."""
+        """The URL of its page."""
         tree = f"/tree/{quote(self.revision, safe='')}" if self.revision else ""
         return f"{_HUB}/{'datasets/' if self.kind == 'dataset' else ''}{self.repo}{tree}"
 
 
 def place_of(role: str, made_from: Input, published: Published | None) -> HubPlace | None:
-    """Where an input is on the Hub: as the push found it, or as it was when it was read there. None for one that is not known there."""
+    """Where an input is on the Hub: as found by the push, or as it was read from there. None if it is not known to be there."""
     kind: Literal["dataset", "model"] = "model" if is_of_model(role) else "dataset"
     if published and (link := HubReference.of_repository(published.links.get(role, ""))):
         return HubPlace(link.repo, link.revision, kind)
@@ -65,14 +65,14 @@ def place_of(role: str, made_from: Input, published: Published | None) -> HubPla
 
 
 def public_name(ref: str) -> str:
-    """A name that can be shown to others: of a path its last part, of all else the whole."""
+    """A name fit to be shown to others: the last part of a local path, or else the whole name."""
     if not is_local(ref):
         return ref
     return re.split(r"[/\\]", ref.removeprefix("local-dir:").rstrip("/\\"))[-1] or "folder"
 
 
 def public_setting(name: str, value: Any) -> Any:  # noqa: ANN401 - any JSON value
-    """As `public_name`, of each text in the value of a setting; the names of classes and columns stay, which may look like paths."""
+    """Apply `public_name` to every string in the value of a setting, except names of classes and columns, which may look like paths."""
     if isinstance(value, str):
         return value if name in _OF_NAMES else public_name(value)
     if isinstance(value, Mapping):
@@ -81,10 +81,10 @@ def public_setting(name: str, value: Any) -> Any:  # noqa: ANN401 - any JSON val
 
 
 def public_ref(made_from: Input) -> str:
-    """As `public_name`, of each source where several were joined."""
+    """Apply `public_name` to an input, or to each source if several were joined."""
     return " + ".join(map(public_name, made_from.sources or (made_from.ref,)))
 
 
 def is_local(ref: str) -> bool:
-    """Whether a source, teacher or setting names a place on this machine."""
+    """Whether a source, teacher or setting names a location on this machine."""
     return bool(_LOCAL.match(ref)) or ("/" in ref and HubReference.of_dataset(_PART.sub("", ref)) is None)

@@ -1,4 +1,4 @@
-"""The command that makes a version again, with every setting that shaped it."""
+"""The command that reproduces a version, with every setting that affected it."""
 
 import re
 import shlex
@@ -14,22 +14,22 @@ from nst_data.store.manifest import ANONYMOUS, BESIDE_SETTINGS, EditionManifest
 
 _WIDTH = 120
 _THRESHOLDS = "class_min_confidence"
-_ON_BY_RULE = ("channels_last",)  # where nobody says that they are off
-MOMENTUM = 0.9  # by default; of no use to these optimizers of timm, for which `nst train` says so where somebody gives it
+_ON_BY_RULE = ("channels_last",)  # on by default, so they have to be switched off explicitly
+MOMENTUM = 0.9  # the default; the optimizers below ignore it, and `nst train` says so if it is given
 WITHOUT_MOMENTUM = frozenset(
     {
         *("adabelief", "adadelta", "adafactor", "adagrad", "adam", "adamax", "adamp", "adamw", "adan", "adanw", "adopt", "adoptw"),
         *("lamb", "lambw", "lion", "nadam", "nadamw", "novograd", "radam", "radamw"),
     }
 )
-_OF_PSEUDO_LABELS = re.compile(r"ratio|loss|hard|pseudo_.*")  # `nst train` refuses them without pseudo-labels
+_OF_PSEUDO_LABELS = re.compile(r"ratio|loss|hard|pseudo_.*")  # rejected by `nst train` without pseudo-labels
 _OF_ZERO_SHOT = ("--class-names", "class-names.yaml", "--prompts", "prompts.txt")
 _HELD_OUT = re.compile(r"all but holdout (?P<share>[\d.e+-]+), seed (?P<seed>\d+)")
-_OPTIONS = {"start": "start_from"}  # as the command line names a setting where its own name is taken
+_OPTIONS = {"start": "start_from"}  # command-line names of settings whose own names are taken
 
 
 def command(described: Described, published: Published | None = None) -> str:
-    """The lines to type. In public, what is on this machine alone is a word in capitals, and what is on the Hub is pulled first."""
+    """The command lines. In public, local inputs become placeholders in capitals, and inputs on the Hub are pulled first."""
     request, name = described.manifest.request, described.target.parent.name
     sources, inputs, with_pseudo = _Sources(described, published), request.inputs, True
     match inputs:
@@ -69,13 +69,13 @@ def command(described: Described, published: Published | None = None) -> str:
 
 
 def _columns(of_images: Input | None, of_labels: Input | None) -> list[str]:
-    """The columns that were asked for, of the source that the options speak of."""
+    """The column options that were given, for the sources they apply to."""
     image_column, label_column = of_images and of_images.image_column, of_labels and of_labels.label_column
     return [*(["--image-column", image_column] if image_column else []), *(["--label-column", label_column] if label_column else [])]
 
 
 def thresholds(described: Described) -> str | None:
-    """The file that the command reads the thresholds of single classes from, as YAML; None where there are none."""
+    """The YAML file from which the command reads per-class thresholds; None if there are none."""
     selection = described.manifest.request.selection if isinstance(described.manifest, EditionManifest) else None
     if selection is None or not selection.class_min_confidence:
         return None
@@ -84,14 +84,14 @@ def thresholds(described: Described) -> str | None:
 
 
 class _Sources:
-    """What the command names: as it was found or, in public, where others find it."""
+    """The inputs as named by the command: their original references or, in public, where others find them."""
 
     def __init__(self, described: Described, published: Published | None) -> None:
         self._inputs, self._published = described.inputs, published
         self.pulls: list[str] = []
 
     def __getitem__(self, role: str) -> str:
-        """What stands for an input. A corpus that is on the Hub is pulled first, under the name that it has here."""
+        """The argument for an input. A corpus on the Hub is first pulled under its local name."""
         one = self._inputs.by_role.get(role)
         if one is None:
             return role.upper()
@@ -112,10 +112,10 @@ class _Sources:
 
     @property
     def labeled(self) -> list[str]:
-        """An option for each source that was joined; none where there were no labeled images."""
+        """One option per source that was joined; none if there were no labeled images."""
         entry = self._inputs.by_role.get("labeled")
         if entry is None and "edition" in self._inputs.by_role:
-            return []  # trained on it alone
+            return []  # trained on the edition only
         if entry is None or not entry.sources:
             return ["--labeled", self["labeled"]]
         local = [is_local(one) and self._published is not None for one in entry.sources]
@@ -132,7 +132,7 @@ class _Sources:
 
     @property
     def exclude(self) -> list[str]:
-        """An option for each, but for the held-out images, which `nst train --holdout` excludes by itself where there are reviews."""
+        """One option per excluded source, except the holdout that `nst train --holdout` excludes automatically if there are reviews."""
         labeled, excluded = self._inputs.by_role.get("labeled"), list(self._inputs.excluded)
         if labeled and labeled.part:
             held_out = [role for role in excluded if self._inputs.excluded[role].ref == labeled.ref]
@@ -141,7 +141,7 @@ class _Sources:
 
 
 def _options(settings: Mapping[str, Any], with_pseudo: bool, in_public: bool, prefix: str = "") -> Iterator[str]:
-    """Each setting as an option, but for those that say nothing: off, none or empty."""
+    """Each setting as an option, except settings that are off, none or empty."""
     for key, value in settings.items():
         if key in _ON_BY_RULE and value is False:
             yield f"--no-{key.replace('_', '-')}"
@@ -157,7 +157,7 @@ def _options(settings: Mapping[str, Any], with_pseudo: bool, in_public: bool, pr
         option = "--" + _OPTIONS.get(prefix + key, prefix + key).replace("_", "-")
         if key == _THRESHOLDS:
             yield from (option, "thresholds.yaml")
-        elif isinstance(value, dict):  # those of `noise` by their names, those of `pseudo_noise` as --pseudo-...
+        elif isinstance(value, dict):  # `noise` fields use their own names, `pseudo_noise` fields the prefix --pseudo-
             yield from _options(value, with_pseudo, in_public, key.removesuffix("noise"))
         elif value is True:
             yield option
@@ -171,7 +171,10 @@ def _options(settings: Mapping[str, Any], with_pseudo: bool, in_public: bool, pr
 
 
 def _wrapped(words: list[str]) -> str:
-    """A command on as many lines as it needs; an option stays with its values. What could not stand in a line of code is left open."""
+    """Wrap a command, keeping options and their values on one line.
+
+    A word that cannot be shown in a code block becomes the placeholder NAME.
+    """
     groups: list[str] = []
     for index, word in enumerate(words):
         plain = word if word.isprintable() and "<!--" not in word and len(word) < 1000 else "NAME"

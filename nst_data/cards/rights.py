@@ -1,4 +1,4 @@
-"""Under which licenses the images and networks stand that a version was made from, as far as the Hub says so."""
+"""The licenses of the images and networks that a version was made from, as far as the Hub states them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ _ROLES = {"pool": "pool", "labeled": "labeled images", "initial_weights": INITIA
 
 @dataclass(frozen=True)
 class Right:
-    """The license of an input; `name` is None where it must not be told, `restriction` what the license forbids."""
+    """The license of an input; `name` is None if it must not be disclosed, and `restriction` is what the license forbids."""
 
     role: str
     name: str | None
@@ -22,7 +22,7 @@ class Right:
 
 
 def rights(described: Described, published: Published | None) -> list[Right]:
-    """Those of its inputs and of theirs, back to the first teacher as far as the store here has them; each once."""
+    """The licenses of all inputs and their inputs, back to the first teacher as far as the store has them, without duplicates."""
     found: dict[tuple[str, str, str], Right] = {}
     for role, ref, license in _licenses(described):
         if published and published.anonymous:
