@@ -1,6 +1,7 @@
 """The data engine: sources, pseudo-label corpora, selection and the store. Never imports torch.
 
-In all functions what an action is about comes first: the store, names and versions, sources, settings; the rest is given by keyword.
+All functions take what they act on as positional arguments: the store, names and versions, sources, settings. Everything else is
+keyword-only.
 """
 
 from importlib import import_module
@@ -114,7 +115,7 @@ _MODULES = {
 }
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - what the name stands for, imported when it is first used
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - the exported object, imported on first use
     if name == "__version__":
         from importlib.metadata import version
 

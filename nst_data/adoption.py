@@ -1,4 +1,4 @@
-"""Labels that were made elsewhere, as a generation: checked, joined to images that are read once, sealed."""
+"""Turning labels made elsewhere into a generation: checked, joined with images that are each read once, and sealed."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -37,7 +37,7 @@ from nst_data.tables.shards import ShardPlan, Shards, ShardWriter
 from nst_data.tables.soft_labels import as_columns
 
 _IMAGES_AT_ONCE = 512
-_ROW_BYTES = 100  # key, hashes and numbers
+_ROW_BYTES = 100  # key, hashes and numbers of a row
 
 
 @with_checked_arguments
@@ -62,28 +62,30 @@ def adopt(
 ) -> Version:
     """Seal labels that were made elsewhere as a generation of `corpus`.
 
-    All labels are checked before any work, and kept in a copy while the images are read, once each; what was done by a run that was
-    killed is not done again. Memory: 24 bytes a row with keys, else constant.
+    All labels are checked before any work starts, and copied to a temporary file while the images are read, once each. After an
+    interruption, completed work is not repeated. Memory: 24 bytes per row with keys, otherwise constant.
 
     Args:
         store: Where the generation is kept.
         corpus: The name that gets a new generation.
-        table: The labels, as a source or where they are: a CSV, TSV, JSON or JSON lines file, parquet files, a folder saved by `datasets`,
-            `owner/name` on the Hub, class folders, tar files. Without `pool` it holds the images too. Of several, with `pool`, the mean is
-            taken, classes matched by name.
-        probs: Its column of probabilities: a list for all classes, in order, or numbers beside the classes of `label_column`;
-            `prob` stands for `prob_0`, `prob_1`, ... too. By default that with a name such as `probs`, `prob`, `score` or `confidence`.
-        label_column: Its column of classes, by name or number: one, or a list of the most probable; or a field of labels with their scores.
-            By default that with a name such as `label`, `class` or `index`.
-        logits: The numbers are logits; their softmax is taken.
-        smoothing: Of labels without a confidence: how much of the probability is even over all classes, in [0, 1).
-        key: Its column that names the image of each row: the key, the path or the file name of one image of `pool`, whose other images
-            stay unlabeled; `image_hash` names it by its content. By default that with a name such as `filename`, `path` or `image`.
-        pool: Where the images are that the table names.
-        class_names: The class names in the order of the numbers, or a file with one per line; by default the table's own, or those that
+        table: The labels, as a source or a location: a CSV, TSV, JSON or JSON lines file, parquet files, a folder saved by `datasets`,
+            `owner/name` on the Hub, class folders, or tar files. Without `pool` it must include the images. If several are given together
+            with `pool`, their mean is taken, with classes matched by name.
+        probs: The table's column of probabilities: a list for all classes, in order, or numbers that go with the classes in
+            `label_column`; `prob` also stands for `prob_0`, `prob_1`, ... By default a column named `probs`, `prob`, `score`, `confidence`
+            or similar.
+        label_column: The table's column of classes, by name or number: one class, or a list of the most probable; or a field of labels with
+            their scores. By default a column named `label`, `class`, `index` or similar.
+        logits: The numbers are logits; apply softmax.
+        smoothing: For labels without a confidence: the share of the probability that is spread evenly over all classes, in [0, 1).
+        key: The table's column that identifies the image of each row: by the key, path or file name of one image of `pool`, or by its
+            `image_hash`. Images of `pool` that are not listed stay unlabeled. By default a column named `filename`, `path`, `image` or
+            similar.
+        pool: The source of the images that the table refers to.
+        class_names: The class names in the order of their numbers, or a file with one per line; by default the table's own, or those that
             occur.
-        teacher: What made the labels, such as `hf-hub:OWNER/NAME`.
-        top_k: Keep so many of the largest probabilities; by default all that a row names, and 100 where it has one for each of more than
+        teacher: The model that made the labels, such as `hf-hub:OWNER/NAME`.
+        top_k: Keep this many of the largest probabilities; by default all that a row lists, or 100 if it lists one for each of more than
             1,000 classes.
         rows_per_shard: Rows per parquet shard; progress is saved after each shard.
         generation: Use this generation number, from 1, instead of the next free one.
@@ -94,8 +96,8 @@ def adopt(
         The sealed generation. Each row is in its table `pseudo_labels` or, with the reason, in `errors`.
 
     Raises:
-        UsageError: The arguments do not go together, or class names are missing.
-        NstError: Soft labels, keys or images cannot be taken as they are; rerun, it reads unreadable images again.
+        UsageError: The arguments contradict each other, or class names are missing.
+        NstError: Soft labels, keys or images are invalid; unreadable images are read again when the call is repeated.
     """
     max_unreadable = ReadableSettings(max_unreadable=max_unreadable).max_unreadable
     settings = AdoptSettings(
@@ -145,7 +147,7 @@ def adopt(
 
 @dataclass(frozen=True)
 class _Read:
-    """A table of labels that is read, and which image each of its rows is."""
+    """A table of labels that has been opened, and the image of each of its rows."""
 
     table: LabelTable
     reader: LabelReader
@@ -154,18 +156,18 @@ class _Read:
 
     @property
     def location(self) -> str:
-        """Where it is."""
+        """Where the table is."""
         return self.table.source.location
 
     @property
     def remarks(self) -> list[str]:
-        """What a person should know of it."""
+        """What the user should know about the table."""
         return [
             f"{self.location}: {line}" for line in (*self.table.remarks, *self.reader.remarks, *(self.keys.remarks if self.keys else ()))
         ]
 
     def entry(self, progress: Progress) -> Input:
-        """How it stands in the lineage: by its labels, all of which are checked, and its keys."""
+        """The table as a lineage entry, identified by its validated labels and its keys."""
         digest = json_digest([self.reader.digest(progress), self.keys and self.keys.digest()])
         return self.table.source.lineage.model_copy(update={"digest": digest})
 
@@ -177,7 +179,7 @@ def _read(table: LabelTable, images: Source, names: Sequence[str] | None, file: 
 
 
 def _several(table: Source | str | Path | Sequence[Source | str | Path], pool: Source | None) -> list[Source | str]:
-    """The tables, in order. Raises UsageError where several have no pool that they are about."""
+    """The tables, in order. Raises UsageError if there are several but no pool."""
     given = [table] if isinstance(table, Source | str | Path) else list(table)
     if not given:
         raise UsageError("`table`: expected labels as a source or where they are, or several of these, found none")
@@ -187,7 +189,7 @@ def _several(table: Source | str | Path | Sequence[Source | str | Path], pool: S
 
 
 def _opened(store: Store, table: Source | str, pool: Source | None, asked: Asked) -> LabelTable:
-    """The labels. Raises UsageError where they hold no images and there is no pool."""
+    """Open a table of labels. Raises UsageError if it contains no images and there is no pool."""
     if pool is not None:
         return open_labels(table, asked) if isinstance(table, str) else of_source(table, asked, with_key=True)
     if isinstance(table, str):
@@ -198,7 +200,7 @@ def _opened(store: Store, table: Source | str, pool: Source | None, asked: Asked
 
 
 def _reference(class_names: ClassNames) -> str:
-    """Where class names are; for those that were given as a list, what a command would name a file of them by."""
+    """The location of a class names file, or a placeholder for it if the names were given as a list."""
     return str(Path(class_names).absolute()) if isinstance(class_names, str | Path) else "CLASS_NAMES"
 
 
@@ -210,7 +212,7 @@ def _named_teacher(text: str) -> Input:
 
 @dataclass(frozen=True)
 class _Looked:
-    """What was found out about an image, whose bytes need not be kept; `reason` says why there is nothing."""
+    """What is recorded about an image, without its bytes; if it could not be read, `reason` says why."""
 
     id: int
     key: str
@@ -231,7 +233,7 @@ def _looked_at(row: Row) -> _Looked:
 
 @dataclass(frozen=True)
 class _Adoption:
-    """Labels of a table, or of several, as those of a version under way."""
+    """Fills a version with the labels of one or several tables."""
 
     version: LabeledVersion
     rows: Rows
@@ -240,26 +242,26 @@ class _Adoption:
     top_k: int | None
 
     def prepare(self) -> None:
-        """Say how much this is, and keep the soft labels in a file of their own."""
+        """Report the amount of work, and copy the soft labels to a file."""
         self._say_size()
         if not self._kept.exists():
             self.labels.keep(self._kept, self.top_k, self.version.progress)
 
     def fill(self, task: Task, since: float) -> None:
-        """Write the shards that are missing."""
+        """Write the missing shards."""
         for shard in self.version.shards.take():
             for images in self._written(shard):
                 task.advance(images)
             since = self.version.staging.add_seconds(since)
 
     def read_again(self) -> None:
-        """Have the shards made again that lack too many images."""
+        """Mark shards with too many unreadable images to be written again."""
         for shard, unread in self.version.shards.unread():
             if self.version.has_too_many(shard, len(unread)):
                 self.version.shards.reopen(shard)
 
     def counts(self, counts: LabelCounts) -> GenerationCounts:
-        """With the images of the pool that have no label."""
+        """Add the number of pool images without labels."""
         images = len(self.version.pool)
         whole = counts.model_dump() | {"pool": images, "unlabeled": images - self.version.shards.plan.rows}
         return GenerationCounts(**whole, top_k=self.top_k, teacher_parameters=0)
@@ -269,8 +271,8 @@ class _Adoption:
         return self.version.staging.work / "soft_labels"
 
     def _written(self, shard: int) -> Iterator[int]:
-        """Write a shard; gives after each piece how many images it had."""
-        labels = self.labels.kept(self._kept, self.top_k)  # mapped anew for each shard
+        """Write a shard, yielding the number of images after each piece."""
+        labels = self.labels.kept(self._kept, self.top_k)  # mapped again for each shard
         shards = self.version.shards
         start, stop = shards.plan.bounds(shard)
         writer = ShardWriter(shards, shard, self.schema)
@@ -298,7 +300,7 @@ class _Adoption:
 
 
 def _table(images: Sequence[_Looked], labels: NDArray[np.void]) -> tuple[pa.Table, list[dict[str, Any]]]:
-    """The rows of images that could be read, and the errors of the others."""
+    """The rows of readable images, and the errors of the others."""
     good = [place for place, one in enumerate(images) if one.reason is None]
     readable = [images[place] for place in good]
     thumbnails = [one.thumbnail for one in readable if one.thumbnail is not None]

@@ -1,4 +1,4 @@
-"""What a function of the library was called with, compared with what it takes: one line where they differ."""
+"""Compare the arguments of a library call with the function's annotations, reporting mismatches in one line."""
 
 import functools
 import inspect
@@ -31,9 +31,9 @@ _LISTS = {"Source": "a list of sources, such as [open_source('photos/test')]", "
 
 
 def with_checked_arguments(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """The function, which raises UsageError for an argument of another kind than its annotation names.
+    """Decorate a function to raise UsageError if an argument does not match its annotation.
 
-    While it works, Ctrl-C ends its waits.
+    Also makes Ctrl-C interrupt waits while the function runs.
     """
     signature = inspect.signature(function)
 
@@ -43,7 +43,7 @@ def with_checked_arguments(function: Callable[_P, _R]) -> Callable[_P, _R]:
         try:
             arguments = signature.bind(*args, **kwargs).arguments
         except TypeError:
-            return function(*args, **kwargs)  # says itself what is missing
+            return function(*args, **kwargs)  # raises Python's own error about missing arguments
         hints = _hints_of(function)
         for name, value in arguments.items():
             if name in hints and not _is_one(value, hints[name]):
@@ -59,7 +59,7 @@ def _hints_of(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _fault(name: str, value: object, hint: Any) -> str:  # noqa: ANN401 - any type annotation
-    """What is wrong with an argument; of a list, with its first wrong item."""
+    """What is wrong with an argument; for a list, about its first invalid item."""
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
         for items in (typing.get_args(one)[0] for one in options if typing.get_origin(one) is Sequence):
@@ -69,7 +69,7 @@ def _fault(name: str, value: object, hint: Any) -> str:  # noqa: ANN401 - any ty
 
 
 def _is_one(value: object, hint: Any) -> bool:  # noqa: ANN401 - any type annotation
-    """Whether a value is of the kind that an annotation names, as far as that is looked at: what is inside mappings is not."""
+    """Whether a value matches an annotation, as far as that is checked; the contents of mappings are not."""
     origin, inside = typing.get_origin(hint) or hint, typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return any(_is_one(value, one) for one in inside)
@@ -83,10 +83,10 @@ def _is_one(value: object, hint: Any) -> bool:  # noqa: ANN401 - any type annota
 
 
 def _described(hint: Any) -> str:  # noqa: ANN401 - any type annotation
-    """What an annotation names, in words."""
+    """An annotation in words."""
     origin, inside = typing.get_origin(hint) or hint, typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        is_version = any(getattr(one, "__name__", "") == "Version" for one in inside)  # whose name is the text
+        is_version = any(getattr(one, "__name__", "") == "Version" for one in inside)  # a version's name is given as str
         named = [one for one in inside if one is not types.NoneType and not (one is str and is_version)]
         single = [one for one in named if typing.get_origin(one) is not Sequence]
         words = list(dict.fromkeys(map(_described, single)))

@@ -1,4 +1,4 @@
-"""The labels of a corpus, generation by generation, and the classes that they have."""
+"""The labels of a corpus across generations, and the classes they have."""
 
 from collections.abc import Iterable
 
@@ -7,21 +7,21 @@ from nst_data.store.store import Store, Version
 
 
 def label_versions(store: Store, corpus: str) -> list[Version]:
-    """The generations and editions of a corpus, the newest last."""
+    """The generations and editions of a corpus, newest last."""
     return [version for version in store.versions(corpus) if version.is_readable and version.manifest.kind in ("generation", "edition")]
 
 
 def newest_labels(store: Store, corpus: str) -> Version | None:
-    """The newest generation of a corpus, of one that has none here the newest edition; None where it has no labels."""
+    """The newest generation of a corpus or, if there are none in the store, the newest edition; None if it has no labels."""
     labels = label_versions(store, corpus)
     generations = [version for version in labels if version.manifest.kind == "generation"]
     return next(reversed(generations or labels), None)
 
 
 def labels_with_classes(store: Store, corpus: str, answered: Iterable[str]) -> Version | None:
-    """The newest labels of a corpus that have the classes that people answered, but for those that none has; None where it has no labels.
+    """The newest labels of a corpus whose classes include all that people answered, ignoring classes unknown to all versions.
 
-    Raises NstError where each lacks a class that another has.
+    Returns None if the corpus has no labels. Raises NstError if no version has all of these classes.
     """
     labels = label_versions(store, corpus)
     if not labels:

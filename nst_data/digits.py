@@ -1,4 +1,4 @@
-"""scikit-learn's digits, 1,797 real scans of 8x8 pixels, as class folders and a pool: data for `nst demo` that needs no download."""
+"""scikit-learn's digits, 1,797 real scans of 8x8 pixels, as class folders and a pool: data for `nst demo` without a download."""
 
 import shutil
 from pathlib import Path
@@ -12,15 +12,15 @@ LABELED_PER_CLASS, TEST = 10, 500
 
 
 def write_digits(folder: Path, seed: int) -> None:
-    """Write the digits as images.
+    """Write the digits as image files.
 
     Args:
-        folder: Gets `labeled` (10 a class), `test` (500) and `pool` (the rest, without labels). One that is there stays as it is.
-        seed: Of the split.
+        folder: Receives `labeled` (10 per class), `test` (500) and `pool` (the rest, without labels). An existing folder is left as it is.
+        seed: Seed of the split.
     """
     if folder.is_dir():
         return
-    from sklearn.datasets import load_digits  # takes a second
+    from sklearn.datasets import load_digits  # importing takes a second
 
     digits = load_digits()
     images = (digits.images * (255 / 16)).round().astype(np.uint8)
@@ -35,4 +35,4 @@ def write_digits(folder: Path, seed: int) -> None:
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(images[index]).save(place / f"{index:04d}.png")
     place_once(fresh, folder)
-    shutil.rmtree(fresh, ignore_errors=True)  # another process was first, with the same images
+    shutil.rmtree(fresh, ignore_errors=True)  # if another process was first, it wrote the same images

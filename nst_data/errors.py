@@ -1,4 +1,4 @@
-"""What goes wrong through input: one line that says what was expected, what came and what to do."""
+"""Errors caused by input: one line that says what was expected, what was found and what to do."""
 
 import re
 import reprlib
@@ -19,7 +19,7 @@ ODD_YAML = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
 class _AsYaml(reprlib.Repr):
-    """Values as YAML and JSON write them."""
+    """Format values as YAML and JSON do."""
 
     def repr_bool(self, value: bool, _: int) -> str:
         return str(value).lower()
@@ -40,37 +40,37 @@ _BRIEF.maxlevel = 3
 
 
 def brief(value: object) -> str:
-    """A value as a file of YAML or JSON has it, `nothing` for none.
+    """A value as written in YAML or JSON, or `nothing` for None.
 
-    It is cut where it is long or deep: an alias of YAML can hold another ten times, which holds another ten.
+    Long or deeply nested values are shortened, because YAML aliases can make small files expand exponentially.
     """
     return "nothing" if value is None else _BRIEF.repr(value)
 
 
 def names_shown(names: Iterable[str]) -> str:
-    """Names of columns as a message lists them, in quotes where blanks around one would not be seen."""
+    """Column names listed for a message, quoted if they have leading or trailing whitespace, which would be invisible."""
     return ", ".join(name if name == name.strip() and name else repr(name) for name in names) or "no column"
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what another library's error says; its class where it says nothing."""
+    """The first line of another library's error message, or the name of its class if the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 _USER_INFO = re.compile(
     r"\b((?:s3|gs|gcs|az|hf|https?|ftp):/{1,2})[^/\s@'\"]+@"
-    r"|\b((?:s3|gs|gcs|az|hf|abfss?):/{1,2})[^/\s@'\"]+:[^/\s@'\"]*@?",  # half of one too
+    r"|\b((?:s3|gs|gcs|az|hf|abfss?):/{1,2})[^/\s@'\"]+:[^/\s@'\"]*@?",  # also matches incomplete credentials
     re.IGNORECASE,
 )
 _QUERY = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*:/{1,2}[^\s?'\"]+)\?[^\s'\";,]*=[^\s'\";,]*")
 
 
 def secrets_cut(line: str) -> str:
-    """A line for the screen without what gives access in the addresses in it."""
+    """Remove credentials in URLs from a line before it is shown."""
     return _QUERY.sub(r"\1", _USER_INFO.sub(r"\1\2", line))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this machine or its GPU has no memory left; libraries say so in classes of their own."""
+    """Whether this machine or its GPU is out of memory; libraries raise various classes for that."""
     said = ("out of memory", "can't allocate memory", "Cannot allocate memory", "Unable to allocate")
     return isinstance(error, MemoryError) or any(words in str(error) for words in said)

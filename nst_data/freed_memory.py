@@ -1,4 +1,4 @@
-"""Memory that one step frees is kept for the next: glibc returns large blocks to the system, which then clears every page anew."""
+"""Keep freed memory for reuse: glibc returns large blocks to the system, which then has to clear every page again."""
 
 import ctypes
 import os
@@ -6,20 +6,20 @@ import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-_MMAP_THRESHOLD, _TOP_PAD, _TRIM_THRESHOLD = -3, -2, -1  # of glibc's malloc.h
+_MMAP_THRESHOLD, _TOP_PAD, _TRIM_THRESHOLD = -3, -2, -1  # from glibc's malloc.h
 _KEEPING = {_TOP_PAD: 2**26, _TRIM_THRESHOLD: -1}  # -1: never
-_OLDER_MOST = 2**25  # the most that glibc before 2.35 takes for a threshold
-_RETURNING = {_MMAP_THRESHOLD: _OLDER_MOST, _TOP_PAD: 2**17, _TRIM_THRESHOLD: 2**26}  # as glibc's own, once large blocks were freed
-_DECODED = 15 * 2**20  # bytes: less than Pillow's blocks of 16 MB
-_largest_kept = 0  # bytes, while memory is kept
+_OLDER_MOST = 2**25  # the largest threshold that glibc before 2.35 accepts
+_RETURNING = {_MMAP_THRESHOLD: _OLDER_MOST, _TOP_PAD: 2**17, _TRIM_THRESHOLD: 2**26}  # as glibc itself does once large blocks were freed
+_DECODED = 15 * 2**20  # bytes, just below the 16 MB blocks that Pillow allocates
+_largest_kept = 0  # bytes; 0 unless memory is being kept
 
 
 @contextmanager
 def freed_memory_kept(largest: int = 2**30) -> Iterator[None]:
-    """Let glibc keep what one layer frees for the next. It returns large tensors to the system, which then clears every page anew.
+    """Let glibc keep what one layer frees for the next, instead of returning large tensors to the system, which clears every page again.
 
-    Blocks of more than `largest` bytes are returned nevertheless. Does nothing with another C library, or where the environment tunes
-    malloc (`MALLOC_*` or `GLIBC_TUNABLES`, see man mallopt).
+    Blocks of more than `largest` bytes are returned nevertheless. Does nothing with another C library, or if the environment tunes malloc
+    (`MALLOC_*` or `GLIBC_TUNABLES`, see man mallopt).
     """
     global _largest_kept
     is_tuned = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or any(name.startswith("MALLOC_") for name in os.environ)
@@ -35,7 +35,7 @@ def freed_memory_kept(largest: int = 2**30) -> Iterator[None]:
 
 
 def return_freed_memory() -> None:
-    """End `freed_memory_kept`, also in a process that was forked in it: what is free goes back to the system, and large blocks again do."""
+    """End `freed_memory_kept`, even in a process forked within it: return free memory to the system, now and for future large blocks."""
     global _largest_kept
     if _largest_kept:
         _largest_kept = 0
@@ -45,10 +45,10 @@ def return_freed_memory() -> None:
 
 @contextmanager
 def decoded_memory_returned() -> Iterator[None]:
-    """Keep no blocks of a large image's pixels. One thread at a time may be in here.
+    """Do not keep freed blocks of a large image's pixels. Only one thread at a time may be inside.
 
-    Pillow asks for them cleared, and memory of the system is until it is written to. Out of what was kept they would all be real, also
-    for a file that claims more pixels than it has.
+    Pillow asks for zeroed blocks. New memory from the system is zero already, and takes up no RAM until it is written to; kept memory would
+    have to be cleared, and would be in use in full even for a file that claims more pixels than it has.
     """
     if _largest_kept > _DECODED:
         _tune_malloc({_MMAP_THRESHOLD: _DECODED})

@@ -1,4 +1,4 @@
-"""Encoded bytes to the RGB image that a person sees, and the two hashes of an image."""
+"""Decode images to RGB as a person sees them, and compute the two hashes of an image."""
 
 import ctypes
 import io
@@ -25,13 +25,13 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF", "PPM
 
 TGA, which has no mark at its start, comes last.
 """
-MAX_PIXELS = 178_956_970  # Pillow's own bound for "decompression bomb": 0.5 GB as RGB
+MAX_PIXELS = 178_956_970  # Pillow's own limit for decompression bombs: 0.5 GB as RGB
 PHASH_SIZE_PX = 32
-_PHASH_ROWS = 128  # of the image that a thumbnail is made from: four for each of its own
+_PHASH_ROWS = 128  # height of the image a thumbnail is made from: four rows for each of its own
 _LARGE_PIXELS, _LONGEST = 16_000_000, 250
-_one_large_image = threading.Lock()  # decoded one after the other: memory is that of the largest, not of as many as there are threads
-logging.getLogger("PIL").addHandler(logging.NullHandler())  # else Python writes its errors to the screen
-warnings.filterwarnings("ignore", module=r"PIL\.")  # what Pillow thinks of an image is that image's affair, not the screen's
+_one_large_image = threading.Lock()  # decode these one at a time, so that memory does not grow with the number of threads
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # otherwise Python prints Pillow's errors to the screen
+warnings.filterwarnings("ignore", module=r"PIL\.")  # Pillow's warnings about single images are not shown
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -41,14 +41,14 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_PNG_BIT_DEPTH = 24  # where it stands in the file
-_SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif", "JPEG2000": ".jp2"}  # by Pillow's name of the format, where they differ
+_PNG_BIT_DEPTH = 24  # offset of the bit depth in a PNG file
+_SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif", "JPEG2000": ".jp2"}  # by Pillow's format name, if they differ from it
 _ALPHA_MODES = {"RGBA", "LA", "PA", "La", "RGBa"}
 
 
 def _hush_libtiff() -> None:
-    """Pillow's libtiff tells file descriptor 2, past Python, of each damaged file; Pillow's own error says so again."""
-    with suppress(AttributeError, OSError):  # a build without libtiff
+    """Stop Pillow's libtiff from printing to file descriptor 2 for each damaged file; Pillow's own error reports the same."""
+    with suppress(AttributeError, OSError):  # Pillow built without libtiff
         libtiff = ctypes.CDLL(_imaging.__file__)
         libtiff.TIFFSetWarningHandler(None)
         libtiff.TIFFSetErrorHandler(None)
@@ -58,7 +58,7 @@ _hush_libtiff()
 
 
 class ImageError(NstError):
-    """The bytes are not an image that can be decoded; the message is the reason."""
+    """The bytes cannot be decoded as an image; the message is the reason."""
 
 
 def image_hash(encoded: bytes | memoryview) -> str:
@@ -67,19 +67,19 @@ def image_hash(encoded: bytes | memoryview) -> str:
 
 
 def check_dimensions(width: int, height: int) -> None:
-    """Raises ImageError for an image that is too large to be decoded."""
+    """Raises ImageError if an image has too many pixels to be decoded."""
     if width * height > MAX_PIXELS:
         raise ImageError(f"{width}x{height} pixels, more than the {MAX_PIXELS} that are decoded")
 
 
 def check_shape(width: int, height: int) -> None:
-    """Raises ImageError for an image so long that, resized to a side of some hundred pixels, it would fill the memory."""
+    """Raises ImageError if an image is so elongated that resizing its short side to a few hundred pixels would exhaust memory."""
     if max(width, height) > _LONGEST * min(width, height):
         raise ImageError(f"{width}x{height} pixels: one side is more than {_LONGEST} times the other")
 
 
 def large_images_alone(pixels: int) -> AbstractContextManager[None]:
-    """What to hold while an image of so many pixels is decoded: large ones one after the other, and none of their memory is kept."""
+    """A context for decoding an image with this many pixels: large ones are decoded one at a time, and their memory is not kept."""
     return _alone() if pixels > _LARGE_PIXELS else nullcontext()
 
 
@@ -92,15 +92,15 @@ def _alone() -> Iterator[None]:
 def decode(encoded: bytes | memoryview, least_side_px: int | None = None) -> Image.Image:
     """Decode to 8-bit RGB as a viewer shows it: upright, transparency over white, 16-bit scaled to 8.
 
-    With `least_side_px` a JPEG may come out smaller by 2, 4 or 8, both sides at least as long as that: its decoder leaves out the
-    fine detail, at a fraction of the cost. The first frame stands for an animation. Raises ImageError with the reason.
+    With `least_side_px`, a JPEG may be returned at 1/2, 1/4 or 1/8 of its size, with both sides at least this long: the decoder then skips
+    fine detail, at a fraction of the cost. Of an animation the first frame is used. Raises ImageError with the reason.
     """
     with _opened(encoded) as image:
         check_dimensions(image.width, image.height)
         with large_images_alone(image.width * image.height):
             if least_side_px and image.format == "JPEG":
                 image.draft(None, reduced_size(image.width, image.height, least_side_px))
-            if isinstance(image, TiffImageFile):  # Pillow turns these while it loads them; by our reading, then
+            if isinstance(image, TiffImageFile):  # Pillow rotates TIFFs while loading, so give it our reading of the orientation
                 image.getexif()[ORIENTATION_TAG] = orientation_of(image, encoded)
                 image.load()
                 return _to_rgb(image, encoded)
@@ -109,17 +109,17 @@ def decode(encoded: bytes | memoryview, least_side_px: int | None = None) -> Ima
 
 
 def upright_size(encoded: bytes | memoryview) -> tuple[int, int]:
-    """(width, height) of the image as `decode` gives it, read from its header. Raises ImageError with the reason."""
+    """(width, height) of the image as returned by `decode`, read from the header. Raises ImageError with the reason."""
     with _opened(encoded) as image:
         width, height = image.size
-        if isinstance(image, TiffImageFile):  # Pillow has changed them already
+        if isinstance(image, TiffImageFile):  # Pillow has already swapped image.size
             width, height = image.tag_v2[IMAGEWIDTH], image.tag_v2[IMAGELENGTH]
         check_dimensions(width, height)
         return (height, width) if orientation_of(image, encoded) in LYING else (width, height)
 
 
 def image_suffix(encoded: bytes | memoryview) -> str:
-    """How the name of a file with these bytes ends, such as `.jpg`; empty where they are no image."""
+    """The file name extension for these bytes, such as `.jpg`; empty if they are not an image."""
     try:
         with _opened(encoded) as image:
             kind = str(image.format)
@@ -137,7 +137,7 @@ def _opened(encoded: bytes | memoryview) -> Iterator[Image.Image]:
             yield image
     except ImageError:
         raise
-    except Exception as error:  # decoders raise anything on hostile bytes; each becomes this image's reason
+    except Exception as error:  # decoders raise anything on hostile bytes; it becomes the reason of the ImageError
         reason = _unidentified(encoded) if isinstance(error, UnidentifiedImageError) else str(error)
         raise ImageError(reason.splitlines()[0] if reason else type(error).__name__) from error
 
@@ -149,12 +149,12 @@ def _unidentified(encoded: bytes | memoryview) -> str:
 
 
 def reduced_factor(width: int, height: int, least_side_px: int) -> int:
-    """The largest of 8, 4, 2 and 1 by which both sides can be divided and are still at least `least_side_px`."""
+    """The largest of 8, 4, 2 and 1 by which both sides can be divided while staying at least `least_side_px`."""
     return next((factor for factor in (8, 4, 2) if min(width, height) // factor >= least_side_px), 1)
 
 
 def reduced_size(width: int, height: int, least_side_px: int) -> tuple[int, int]:
-    """(width, height) of the smallest of the sizes 1/1, 1/2, 1/4 and 1/8 whose sides are both at least `least_side_px`."""
+    """(width, height) at the smallest scale among 1/1, 1/2, 1/4 and 1/8 for which both sides are at least `least_side_px`."""
     factor = reduced_factor(width, height, least_side_px)
     return width // factor, height // factor
 
@@ -165,11 +165,11 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
 
 def _to_rgb(image: Image.Image, encoded: bytes | memoryview) -> Image.Image:
     if isinstance(image.info.get("transparency"), str):
-        del image.info["transparency"]  # a text chunk of a PNG with this name
+        del image.info["transparency"]  # a PNG text chunk with this name
     if is_deep_gray(image):
         return Image.fromarray(gray_levels(image)).convert("RGB")
     if image.mode == "La":
-        image = image.convert("LA")  # Pillow goes no further in one step
+        image = image.convert("LA")  # Pillow has no direct conversion
     if image.format == "PNG":
         _fit_transparent_color(image, encoded[_PNG_BIT_DEPTH])
     if image.mode in _ALPHA_MODES or "transparency" in image.info:
@@ -180,9 +180,9 @@ def _to_rgb(image: Image.Image, encoded: bytes | memoryview) -> Image.Image:
 
 
 def _fit_transparent_color(image: Image.Image, bits: int) -> None:
-    """Pillow has brought a PNG's pixels to 8 bits, but not the color that is transparent.
+    """Scale a PNG's transparent color like its pixels, which Pillow has converted to 8 bits without converting the color.
 
-    Of 16 bits no pixel can be told any more from those of nearly its color: none is transparent then, each is shown in its color.
+    At 16 bits, pixels of the transparent color can no longer be told apart from similar ones; these images are treated as opaque.
     """
     color = image.info.get("transparency")
     if image.mode == "L" and isinstance(color, int) and bits < 8:
@@ -192,7 +192,7 @@ def _fit_transparent_color(image: Image.Image, bits: int) -> None:
 
 
 def phash_thumbnail(image: Image.Image) -> NDArray[np.uint8]:
-    """The thumbnail of the whole image that `phash` reads; shape (32, 32, 3)."""
+    """A thumbnail of the whole image as input for `phash`; shape (32, 32, 3)."""
     pixels = np.asarray(image)
     if pixels.shape[:2] == (PHASH_SIZE_PX, PHASH_SIZE_PX):
         return pixels
@@ -201,18 +201,18 @@ def phash_thumbnail(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def phash_row_step(height: int) -> int:
-    """Every how many rows of an image its thumbnail is made from: all would cost more and tell no more."""
+    """The step between the rows of an image that its thumbnail is made from: using all rows would cost more and add nothing."""
     return max(1, height // _PHASH_ROWS)
 
 
 def phash(thumbnails: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """64-bit perceptual hashes of a batch: sign of the 8x8 lowest DCT coefficients of the gray image against their median.
+    """64-bit perceptual hashes of a batch: signs of the 8x8 lowest DCT coefficients of the gray image relative to their median.
 
-    `thumbnails` has shape (batch, 32, 32, 3). Two images are alike when their hashes differ in few bits.
+    `thumbnails` has shape (batch, 32, 32, 3). Similar images have hashes that differ in few bits.
     """
     if len(thumbnails) == 0:
         return np.empty(0, dtype=np.int64)
-    flat = low_frequencies(thumbnails).reshape(len(thumbnails), 64).round(6)  # a plain image leaves rounding there, and no hash
+    flat = low_frequencies(thumbnails).reshape(len(thumbnails), 64).round(6)  # uniform images have only numerical noise here
     ranked = np.sort(flat, axis=1)
     bits = flat > (ranked[:, 31:32] + ranked[:, 32:33]) / 2
     hashes: NDArray[np.int64] = np.packbits(bits, axis=1, bitorder="little").view("<i8").astype(np.int64).ravel()
@@ -220,15 +220,15 @@ def phash(thumbnails: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 
 def low_frequencies(thumbnails: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """The lowest DCT-II coefficients of the gray images, orthonormal; (batch, 32, 32, 3) to (batch, 8, 8)."""
+    """The lowest coefficients of an orthonormal DCT-II of the gray images; (batch, 32, 32, 3) to (batch, 8, 8)."""
     red, green, blue = np.moveaxis(thumbnails, -1, 0)
-    gray = red * np.uint32(19595) + green * np.uint32(38470) + blue * np.uint32(7471) + np.uint32(1 << 15) >> 16  # BT.601, as Pillow's "L"
+    gray = red * np.uint32(19595) + green * np.uint32(38470) + blue * np.uint32(7471) + np.uint32(1 << 15) >> 16  # BT.601, as in Pillow
     coefficients: NDArray[np.float64] = _DCT @ gray.astype(np.float64) @ _DCT.T
     return coefficients
 
 
 def _dct_rows() -> NDArray[np.float64]:
-    """The first 8 rows of the orthonormal DCT-II of 32 points."""
+    """The first 8 rows of the orthonormal 32-point DCT-II matrix."""
     k, n = np.arange(8)[:, None], np.arange(PHASH_SIZE_PX)[None, :]
     rows: NDArray[np.float64] = np.cos(np.pi * (2 * n + 1) * k / (2 * PHASH_SIZE_PX)) * np.sqrt(2 / PHASH_SIZE_PX)
     rows[0] /= np.sqrt(2)

@@ -1,13 +1,13 @@
-"""Ctrl-C while the main thread waits for others, such as for reads from a server that is silent."""
+"""Ctrl-C while the main thread waits, for example for reads from a server that does not respond."""
 
 import signal
 
 
 def heed_interrupts() -> None:
-    """Have Ctrl-C end a wait of the main thread.
+    """Make Ctrl-C interrupt waits of the main thread.
 
-    Polars handles the signal too once it is imported, and has the system begin what it interrupts anew (SA_RESTART): Python, which would
-    raise KeyboardInterrupt then, is not asked before the wait is over. The handlers stay as they are.
+    Once imported, Polars also handles the signal and has the system restart interrupted calls (SA_RESTART), so that Python gets to raise
+    KeyboardInterrupt only after the wait is over. The handlers themselves stay in place.
     """
-    if hasattr(signal, "siginterrupt"):  # not on Windows, where nothing is begun anew
+    if hasattr(signal, "siginterrupt"):  # missing on Windows, where calls are not restarted
         signal.siginterrupt(signal.SIGINT, True)

@@ -1,4 +1,4 @@
-"""A version of labels from staged to sealed, whoever gives the labels: filled shard by shard, by any number of processes."""
+"""A version of labels from staging to sealing, whatever the labels come from: filled shard by shard, by any number of processes."""
 
 import time
 from collections.abc import Mapping
@@ -19,23 +19,23 @@ from nst_data.tables.shards import Shards
 
 
 class Labeler(Protocol):
-    """Who gives the labels of a version under way: a teacher that answers, or a column that was written elsewhere."""
+    """Provides the labels of a version in progress: a teacher that predicts them, or a column that was written elsewhere."""
 
     def fill(self, task: Task, since: float) -> None:
-        """Write the shards that are missing, until none is. `since` is when this work began."""
+        """Write the missing shards until none are left. `since` is when this work started."""
 
     def read_again(self) -> None:
-        """Have shards made again for images that could not be read."""
+        """Mark shards to be written again because some of their images could not be read."""
 
     def counts(self, counts: LabelCounts) -> Counts:
-        """The counts of the manifest, from those of the table. Raises NstError where they show that nothing is worth keeping."""
+        """The counts for the manifest, given those of the table. Raises NstError if they show that the result is worthless."""
 
 
 @dataclass(frozen=True)
 class LabeledVersion:
-    """A version under way, the shards of its table, and the pool that it labels.
+    """A version in progress, the shards of its table, and the pool being labeled.
 
-    `verb` says in the progress bar what is done to images, `machine` what labels can depend on beside settings and packages.
+    `verb` is the action shown in the progress bar; `machine` records what labels can depend on besides settings and packages.
     """
 
     staging: Staging
@@ -48,9 +48,9 @@ class LabeledVersion:
     max_unreadable: float
 
     def make(self, labeler: Labeler, since: float, retry_errors: bool = False) -> Version:
-        """Label what is missing and seal. A shard that was done is missing again while a process makes it anew for images that healed.
+        """Label what is missing, then seal. A completed shard is missing again while a process rewrites it for images now readable.
 
-        Images that an earlier run could not read in large numbers are read again first. Raises NstError where too many cannot be read.
+        If an earlier run failed to read too many images, these are read first. Raises NstError if too many cannot be read.
         """
         if any(self.has_too_many(shard, len(unread)) for shard, unread in self.shards.unread()):
             labeler.read_again()
@@ -60,11 +60,11 @@ class LabeledVersion:
         while True:
             if self.shards.missing():
                 self._fill(labeler, time.monotonic())
-            with suppress(NotReadyError):  # another process, which reads images again, has begun to make a shard again
+            with suppress(NotReadyError):  # another process that retries unreadable images has started to rewrite a shard
                 return self._seal(labeler)
 
     def has_too_many(self, shard: int, unread: int) -> bool:
-        """Whether so many unread images are too many for one shard."""
+        """Whether this many unreadable images are too many for a shard."""
         return are_too_many(self.shards.plan.size(shard), unread, self.max_unreadable)
 
     def _fill(self, labeler: Labeler, since: float) -> None:
@@ -80,7 +80,7 @@ class LabeledVersion:
             if not self.shards.missing():
                 raise
             raise NotReadyError from None
-        if self.staging.elsewhere is not None and self.staging.request.kind == "edition":  # whose copies are counted in its table
+        if self.staging.elsewhere is not None and self.staging.request.kind == "edition":  # its copies are counted from its table
             self.staging.elsewhere.bring_shards(files)
         counts, unread = labeler.counts(rows), rows.errors - rows.no_answer
         what = f"{self.staging.ref}: {self.pool.location}"
@@ -93,9 +93,9 @@ class LabeledVersion:
 def check_unchanged(
     staged: Version | Staging, read: Mapping[str, Source], remedy: str, progress: Progress, is_compared: bool = True
 ) -> None:
-    """Note which images are read for a version that begins; `read` has their sources by role, the pool among them.
+    """Record which images are read for a version that is being started; `read` maps roles to their sources, including the pool.
 
-    Raises NstError with the `remedy` where images that were read for it hold other bytes by now, at the same names and sizes.
+    Raises NstError with the `remedy` if images that were read for the version have different bytes now, under the same names and sizes.
     """
     is_sealed = isinstance(staged, Version)
     folder = staged.folder if isinstance(staged, Version) else staged.build

@@ -1,4 +1,4 @@
-"""What the footer of a parquet file says of columns, without harm from one that contradicts itself."""
+"""Safe access to column metadata in parquet footers, even if a footer contradicts itself."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -14,12 +14,12 @@ DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError)
 def column_chunks(
     footer: pq.FileMetaData, names: Sequence[str], groups: Sequence[int] | None = None
 ) -> Iterator[list[pq.ColumnChunkMetaData]]:
-    """For each row group what its footer says of the columns with these names, and of those below them. Raises one of `DAMAGE`.
+    """Yield, for each row group, the metadata of the columns with these names and of columns nested in them. Raises one of `DAMAGE`.
 
-    Arrow ends the process where it is asked for what contradicts itself, such as a histogram of another length or statistics of another
-    type. Beginning to read a column raises at the former; so that is done first, from a file that has no pages. It is a buffered one,
-    whose first page is wanted only after all columns have begun. Statistics may be asked for of columns of bytes alone: of others
-    Arrow decodes the least and the greatest value too, and ends the process where one is too short.
+    Arrow aborts the process when asked for inconsistent metadata, such as a histogram of the wrong length or statistics of the wrong type.
+    For the former, starting to read a column raises an error instead; so that is done first, on a file without pages. It is read buffered,
+    so that the first page is requested only once all columns have been started. Statistics may be requested for columns of bytes only: for
+    others Arrow also decodes the minimum and maximum, and aborts if one is too short.
     """
     tops = tuple(f"{name}." for name in names)
     leaves = [footer.schema.column(index) for index in range(len(footer.schema))]
@@ -37,32 +37,32 @@ def column_chunks(
 
 
 class _PagesWantedError(Exception):
-    """The footer was sound enough to read on."""
+    """The footer was valid enough for Arrow to start reading pages."""
 
 
 class _NoPages(io.RawIOBase):
-    """A file that is never read: its footer is known."""
+    """A file that is never read, since its footer is already known."""
 
     def __init__(self) -> None:
         self._at = 0
 
     def readable(self) -> bool:
-        """As Arrow asks."""
+        """Required by Arrow."""
         return True
 
     def seekable(self) -> bool:
-        """As Arrow asks."""
+        """Required by Arrow."""
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """To a place, or to the end, which is far away."""
+        """Move to an offset, or to the end, which is far away."""
         self._at = offset if whence == io.SEEK_SET else 2**62
         return self._at
 
     def tell(self) -> int:
-        """The place."""
+        """The current offset."""
         return self._at
 
     def read(self, size: int = -1) -> bytes:
-        """Never."""
+        """Signal that a page was requested."""
         raise _PagesWantedError

@@ -1,4 +1,4 @@
-"""Work in threads, a little ahead of whoever takes its results in order."""
+"""Run work in threads, slightly ahead of the consumer, with results in order."""
 
 import os
 from collections import deque
@@ -10,19 +10,19 @@ from typing import Any, TypeVar
 S = TypeVar("S")
 T = TypeVar("T")
 
-_ITEMS_AT_ONCE = 16  # a future for each image would cost as much as reading a small one
+_ITEMS_AT_ONCE = 16  # one future per image would cost as much as reading a small image
 
 
 def cpus_of_this_process() -> int:
-    """The CPUs that this process may use, shared with the processes that torchrun started beside it."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS and Windows have none
+    """The number of CPUs available to this process, divided among the processes that torchrun started on this machine."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # not on macOS and Windows
     return max(1, cpus // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def in_threads(work: Callable[[S], T], batches: Iterable[S], threads: int) -> Iterator[tuple[S, T]]:
-    """Each batch with its result, in order; a thread of its own reads ahead, and no more than a few batches are under way.
+    """Yield each batch with its result, in order; a separate thread reads ahead, with only a few batches in progress.
 
-    Results come out also while the next batch lets itself be waited for.
+    Results are yielded even while the next batch is still being read.
     """
     pool, reader, source = ThreadPoolExecutor(threads), ThreadPoolExecutor(1), iter(batches)
     waiting: deque[tuple[S, Future[T]]] = deque()
@@ -43,7 +43,7 @@ def in_threads(work: Callable[[S], T], batches: Iterable[S], threads: int) -> It
                 yield first, result.result()
         for batch, result in waiting:
             yield batch, result.result()
-    finally:  # whoever stops early need not wait for what nobody will use
+    finally:  # if the consumer stops early, do not wait for unused results
         pool.shutdown(wait=False, cancel_futures=True)
         reader.shutdown(wait=False, cancel_futures=True)
 
@@ -51,7 +51,7 @@ def in_threads(work: Callable[[S], T], batches: Iterable[S], threads: int) -> It
 def each_in_threads(
     work: Callable[[S], T], items: Iterable[S], threads: int | None = None, at_once: Callable[[], int] = lambda: _ITEMS_AT_ONCE
 ) -> Iterator[T]:
-    """The results in the order of the items, which a thread takes `at_once`; by default with a thread for each CPU."""
+    """Yield results in the order of the items; each thread takes `at_once` items at a time. By default one thread per CPU."""
     rest = iter(items)
     batches = iter(lambda: list(islice(rest, at_once())), [])
     for _, results in in_threads(lambda some: [work(item) for item in some], batches, threads or cpus_of_this_process()):

@@ -1,4 +1,4 @@
-"""What a person sees of long work: a bar with rate and time left on a terminal, plain lines elsewhere, nothing unless asked for."""
+"""Progress of long-running work: a bar with rate and time left on a terminal, plain lines elsewhere, nothing unless requested."""
 
 import os
 import sys
@@ -12,26 +12,26 @@ LINE_EVERY_SECONDS = 10.0
 
 
 def as_text(name: str) -> str:
-    """A name as it is, but for what a terminal would not print but do: that is shown by its code."""
+    """A name with non-printable characters escaped, which a terminal might act on."""
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in name)
 
 
 class Task(Protocol):
-    """Work under way."""
+    """Work in progress."""
 
     def advance(self, amount: int, note: str = "") -> None:
-        """Say that `amount` more is done; `note` is shown beside it."""
+        """Report that `amount` more is done; `note` is shown next to it."""
 
 
 class Progress:
-    """The silent form, for use as a library."""
+    """Silent progress, for use as a library."""
 
     def say(self, line: str) -> None:
-        """One line about what is going on."""
+        """Report one line about what is happening."""
 
     @contextmanager
     def task(self, name: str, total: int, unit: str, done: int = 0) -> Iterator[Task]:
-        """Long work of `total` units, of which `done` were done before."""
+        """Track long work of `total` units, of which `done` are already complete."""
         yield _Silent()
 
 
@@ -41,7 +41,7 @@ class _Silent:
 
 
 class Lines(Progress):
-    """Plain lines on standard error: the start, every ten seconds, and the end. `words` puts what is said in other words."""
+    """Plain lines on standard error: at the start, every ten seconds, and at the end. `words` rephrases the lines given to `say`."""
 
     def __init__(self, words: Callable[[str], str] = str) -> None:
         self._words = words
@@ -52,19 +52,19 @@ class Lines(Progress):
 
     @contextmanager
     def task(self, name: str, total: int, unit: str, done: int = 0) -> Iterator[Task]:
-        """Print how far the work is."""
+        """Print how far the work has progressed."""
         task = _LineTask(name, total, unit, done)
         yield task
         task.finish()
 
 
 def _amount(done: int, total: int, unit: str) -> str:
-    """How much of all is done; of bytes in megabytes."""
+    """The amount done out of the total, in megabytes for bytes."""
     return f"{done / 1e6:,.1f}/{total / 1e6:,.1f} MB" if unit == "bytes" else f"{done:,}/{total:,} {unit}"
 
 
 def _rate(amount: int, seconds: float, unit: str) -> str:
-    """How fast so much was done; nothing where nothing was."""
+    """The rate of work; empty if nothing was done."""
     if not amount:
         return ""
     per_second = amount / max(seconds, 1e-9)
@@ -87,7 +87,7 @@ class _LineTask:
             self.print()
 
     def finish(self) -> None:
-        """Print the end, unless the last line did."""
+        """Print the final state, unless the last line already showed it."""
         if self._said != (self._done, self._note):
             self.print()
 
@@ -116,7 +116,7 @@ class Bars(Lines):
             def render(self, task: Any) -> Text:  # noqa: ANN401 - rich's task
                 return Text(task.fields["note"], no_wrap=True, overflow="ellipsis")
 
-        whole = Column(no_wrap=True)  # on a narrow terminal bar and note give way, and no number
+        whole = Column(no_wrap=True)  # on a narrow terminal, shorten the bar and the note rather than the numbers
         columns = (
             TextColumn("{task.description}", table_column=whole.copy()),
             BarColumn(bar_width=None, table_column=Column(ratio=1, max_width=24)),
@@ -147,12 +147,12 @@ _state = SimpleNamespace(silent=False)
 
 
 def silence(silent: bool) -> None:
-    """Whether from now on nothing is shown of work on this terminal."""
+    """Set whether progress is hidden on this terminal from now on."""
     _state.silent = silent
 
 
 def on_this_terminal(words: Callable[[str], str] = str) -> Progress:
-    """Bars on a terminal, lines elsewhere, nothing after `silence`; of several processes only the first speaks."""
+    """Bars on a terminal, lines elsewhere, nothing after `silence`; of several processes only rank 0 reports."""
     if _state.silent or os.environ.get("RANK", "0") != "0":
         return Progress()
     return Bars(words) if sys.stderr.isatty() else Lines(words)

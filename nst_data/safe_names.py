@@ -1,25 +1,25 @@
-"""Names of files and cells of tables from names that strangers chose."""
+"""Safe file names and table cells, derived from untrusted names."""
 
 import re
 import unicodedata
 from collections.abc import Collection, Sequence
 
 _ODD = re.compile(r"[^\w.\- ]+")
-_REFUSED = frozenset('/\\:*?"<>|$')  # by some file system; what follows $ some tools take for a variable
+_REFUSED = frozenset('/\\:*?"<>|$')  # each rejected by some file system; some tools expand what follows $ as a variable
 _OF_WINDOWS = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 _MOST_BYTES = 100
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
-QUOTED_FORMULA = r"^'([=+\-@\t\r])"  # what `cell` wrote, as a regular expression: the first group is where the text begins
+QUOTED_FORMULA = r"^'([=+\-@\t\r])"  # matches text quoted by `cell`; the first group is where the original text starts
 
 
 def file_name(name: str) -> str:
-    """The last part of a path as the name of a file that stays where it is put, on any file system; never empty, never hidden."""
+    """The last part of a path as a file name that stays in its folder on any file system; never empty or hidden."""
     last = unicodedata.normalize("NFC", name).replace("\\", "/").rstrip("/").rpartition("/")[2]
     return _fitting(_ODD.sub("_", last))
 
 
 def _fitting(name: str) -> str:
-    """A name of allowed characters, cut to length, neither hidden nor reserved by Windows; never empty."""
+    """A name of allowed characters, truncated, neither hidden nor reserved on Windows; never empty."""
     safe = name.strip(" .") or "_"
     stem, dot, suffix = safe.rpartition(".")
     if not dot or len(suffix) > 10:
@@ -31,10 +31,10 @@ def _fitting(name: str) -> str:
 
 
 def folder_names(class_names: Sequence[str], others: Collection[str] = ()) -> list[str]:
-    """A folder for each class, named like it except for characters that some file system rejects or that are not printable.
+    """One folder name per class, the same as the class name except for non-printable characters and those rejected by some file system.
 
-    Distinct also on file systems that ignore case, and where names differ in such characters only. None of them is one of the `others`,
-    files in the same folder.
+    Names are distinct even on file systems that ignore case, and even if class names differ only in replaced characters. None of them
+    equals one of the `others`, files in the same folder.
     """
     names: list[str] = []
     taken = set(map(folded, others))
@@ -49,21 +49,21 @@ def folder_names(class_names: Sequence[str], others: Collection[str] = ()) -> li
 
 
 def folded(name: str) -> str:
-    """One form of all names that some file system takes for one: macOS tells neither case nor how an accent is encoded."""
+    """A common form of names that some file system considers equal: macOS ignores case and how accents are encoded."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def mistaken_for(name: str, names: Collection[str]) -> str | None:
-    """One of the names that some file system takes for this one, which it is not; None where the name is among them."""
+    """One of `names` that some file system considers equal to this different name; None if there is none or `name` is among them."""
     others = {folded(other): other for other in names if other != name}
     return None if name in names else others.get(folded(name))
 
 
 def cell(text: str) -> str:
-    """Text as a cell that no spreadsheet runs as a formula: behind an apostrophe where it begins as one does."""
+    """Text as a table cell that no spreadsheet evaluates: with a leading apostrophe if it would start a formula."""
     return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def without_quote(cell: str) -> str:
-    """The text of a cell that `cell` wrote."""
+    """The original text of a cell written by `cell`."""
     return cell[1:] if cell.startswith("'") and cell[1:].startswith(_FORMULA) else cell

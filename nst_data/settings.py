@@ -1,4 +1,4 @@
-"""Settings of filtering, balancing, adopting and picking: the only home of their defaults."""
+"""Settings for filtering, balancing, adopting and picking: the single place where their defaults are defined."""
 
 import contextlib
 import difflib
@@ -27,9 +27,9 @@ from nst_data.errors import UsageError, brief
 
 @dataclass(frozen=True)
 class Later:
-    """Marks a field that came after data had been made without it: `before` is its value that means what nst did then.
+    """Marks a field added after data had been made without it: `before` is the value that reproduces the earlier behavior.
 
-    It is left out of what is kept while it has that value, whatever its default is: digests stay what they were.
+    The field is omitted from stored requests while it has this value, whatever its default, so that digests do not change.
     """
 
     before: Any
@@ -37,7 +37,7 @@ class Later:
 
 @functools.cache
 def later_fields(model: type[BaseModel]) -> dict[str, Any]:
-    """The fields of a model that are marked as `Later`, with their value of before."""
+    """The fields of a model that are marked as `Later`, with their `before` values."""
     marks = ((name, mark) for name, field in model.model_fields.items() for mark in field.metadata)
     return {name: mark.before for name, mark in marks if isinstance(mark, Later)}
 
@@ -49,7 +49,7 @@ else:
 
     class _InOneLine(type(BaseModel)):
         def __call__(cls, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-            """Settings as a user of Python makes them. Raises UsageError with the first fault; `model_validate` has pydantic's error."""
+            """Construct settings in Python. Raises UsageError with the first fault, whereas `model_validate` raises pydantic's error."""
             try:
                 return super().__call__(*args, **kwargs)
             except ValidationError as error:
@@ -90,11 +90,11 @@ _EXPECTED = {
     "tuple_type": "a list",
     "too_short": "at least {min_length} of them",
     "too_long": "at most {max_length} of them",
-}  # what a value is asked to be, by pydantic's name of the error
+}  # what was expected, by pydantic's error type
 
 
 def in_words(error: "ErrorDetails") -> str:
-    """What one of pydantic's errors says was expected, as all other lines of nst say it."""
+    """What a pydantic error says was expected, in the style of nst's other messages."""
     if expected := _EXPECTED.get(error["type"]):
         bounds = {
             name: int(value) if isinstance(value, float) and value.is_integer() else value for name, value in error.get("ctx", {}).items()
@@ -105,20 +105,20 @@ def in_words(error: "ErrorDetails") -> str:
 
 
 def unknown_key(name: str, model: type[BaseModel]) -> str:
-    """What is said of a key that settings do not have, with what may have been meant."""
+    """The message about an unknown settings key, with a suggestion."""
     near = difflib.get_close_matches(name, model.model_fields, n=1)
     return "unknown key; " + (f"did you mean {near[0]}?" if near else f"expected one of {', '.join(model.model_fields)}")
 
 
 class Settings(BaseModel, metaclass=_InOneLine):
-    """Settings are values: frozen, and a key that they do not know is an error."""
+    """Settings are values: frozen, and unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-    panel: ClassVar[str] = "Options"  # under which a command's help lists them
+    panel: ClassVar[str] = "Options"  # heading in a command's help
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:  # noqa: ANN401
-        """What `help()` and notebooks show of settings says what each of them is."""
+        """Append the description of each field to the docstring, for `help()` and notebooks."""
         lines = [f"    {name}: {_with_default(field)}" for name, field in cls.model_fields.items()]
         cls.__doc__ = "\n".join([inspect.cleandoc(cls.__doc__ or ""), "", "Args:", *lines])
 
@@ -127,11 +127,11 @@ class Settings(BaseModel, metaclass=_InOneLine):
     def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:  # noqa: ANN401 - what a user wrote
         kind = cls.model_fields[str(info.field_name)].annotation
         if isinstance(value, bool) and {kind, *typing.get_args(kind)} & {int, float} and kind != tuple[float, float]:
-            raise ValueError("expected a number")  # else it would be 0 or 1
+            raise ValueError("expected a number")  # otherwise it would become 0 or 1
         return value
 
     def for_request(self) -> dict[str, Any]:
-        """The settings that shape data, as JSON values, without those that are `Later` and have their value of before."""
+        """The settings that affect data, as JSON values, without `Later` fields that have their `before` value."""
         later, values = later_fields(type(self)), self.model_dump(mode="json")
         own = {name: getattr(self, name) for name in values}
         return {
@@ -142,7 +142,7 @@ class Settings(BaseModel, metaclass=_InOneLine):
 
     @classmethod
     def of_request(cls, values: Mapping[str, Any]) -> Self:
-        """The settings that `for_request` gave: what is missing has its value of before, whatever the default is now."""
+        """Restore settings from `for_request`: missing fields get their `before` value, whatever the default is now."""
         return cls.model_validate({**later_fields(cls), **values})
 
 
@@ -154,7 +154,7 @@ def _with_default(field: FieldInfo) -> str:
 
 
 class ReadableSettings(Settings):
-    """How many unreadable images are put up with; shapes no data."""
+    """How many unreadable images are tolerated; does not affect the data."""
 
     panel: ClassVar[str] = "Execution (does not affect results)"
 
@@ -165,7 +165,7 @@ class ReadableSettings(Settings):
 
 def _is_no_flag(value: Any) -> Any:  # noqa: ANN401 - what a user wrote
     if isinstance(value, bool):
-        raise ValueError("expected a number from 0 to 1")  # else it would be 0 or 1
+        raise ValueError("expected a number from 0 to 1")  # otherwise it would become 0 or 1
     return value
 
 
@@ -176,12 +176,12 @@ DENSE_CLASSES, DEFAULT_TOP_K, ROWS_PER_SHARD = 1_000, 100, 50_000
 
 
 def default_top_k(classes: int) -> int | None:
-    """How many classes a soft label names where nobody says; None for all."""
+    """The default number of classes kept per soft label; None for all."""
     return DEFAULT_TOP_K if classes > DENSE_CLASSES else None
 
 
 class AdoptSettings(Settings):
-    """Where a table that was made elsewhere has its labels, and how they are kept."""
+    """How the labels are laid out in a table that was made elsewhere, and how they are stored."""
 
     probs: str | None = Field(
         None,
@@ -252,7 +252,7 @@ class BalanceSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _keep_at_threshold(cls, given: Any) -> Any:  # noqa: ANN401 - what a user wrote
-        """The released code keeps what is as sure as the threshold (filter_unlabel.py)."""
+        """The released code keeps images whose confidence equals the threshold (filter_unlabel.py)."""
         if isinstance(given, dict) and given.get("method") == "official" and not given.get("confidence_range"):
             return {"at_threshold": "keep", **given}
         return given
@@ -296,7 +296,7 @@ class BalanceSettings(Settings):
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        """Settings in backticks become options on the command line."""
+        """Setting names in backticks are shown as options on the command line."""
         if self.confidence_range and (self.class_min_confidence or self._is_set("min_confidence")):
             raise ValueError("`confidence_range` replaces `min_confidence` and `class_min_confidence`; remove those")
         if self.confidence_range and self._is_set("at_threshold"):
@@ -316,7 +316,7 @@ class BalanceSettings(Settings):
 
 
 def _as_name(name: Any) -> str:  # noqa: ANN401 - what a user wrote
-    """A class name that YAML took for a number, such as `7`, is text again."""
+    """Convert a class name that YAML parsed as a number, such as `7`, back to text."""
     if isinstance(name, bool) or not isinstance(name, str | int):
         raise ValueError(f"expected class names, one is {brief(name)}: put names such as 'no' and '1.0' in quotes")
     return str(name)

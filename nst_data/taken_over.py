@@ -1,4 +1,4 @@
-"""What was made before under another name is taken over: the same settings on the same inputs give the same version."""
+"""Reuse versions made earlier under another name: the same settings and inputs give the same version."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,27 +18,27 @@ from nst_data.store.store import PULLS, Number, Store, Version
 from nst_data.store.version import VERSION_REF
 
 ALREADY = "already exists"
-_OWN = (MANIFEST_NAME, PLACES, "README.md")  # of each name
+_OWN = (MANIFEST_NAME, PLACES, "README.md")  # files that each name has its own copy of
 
 
 @dataclass(frozen=True)
 class MadeBefore:
-    """The versions of a store, found by what they were asked to be and not by their names. What came from the Hub is not among them."""
+    """The versions of a store, looked up by what was requested instead of by name. Versions from the Hub are not included."""
 
     store: Store
 
     @cached_property
     def versions(self) -> list[Version]:
-        """Those that may be taken over."""
+        """The versions that may be reused."""
         return [version for version in self.store.versions() if version.is_readable and not may_be_pulled(version.place)]
 
     def of(self, request: Request) -> Version | None:
-        """A version that this request asks for too; None where there is none."""
+        """A version made by an equivalent request; None if there is none."""
         wanted = self._form(request)
         return next((version for version in self.versions if self._form(version.manifest.request) == wanted), None)
 
     def content(self, digest: str) -> str:
-        """What a version of this digest holds; the digest itself where the store has none."""
+        """A digest of the content of the version with this digest; the digest itself if the store has no such version."""
         return self._contents.get(digest, digest)
 
     @cached_property
@@ -46,7 +46,7 @@ class MadeBefore:
         return {version.manifest.digest: _content(version.manifest) for version in self.versions}
 
     def _form(self, request: Request) -> str:
-        """Equal for requests of the same work. What a training starts from is named in its settings; its weights are an input."""
+        """Equal for requests of the same work. The version a training starts from is ignored as a setting: its weights are an input."""
         inputs = {role: self.content(entry.digest) for role, entry in request.inputs.by_role.items()}
         settings = dict(request.settings)
         if "initial_weights" in inputs and VERSION_REF.fullmatch(str(settings.get("start"))):
@@ -62,13 +62,13 @@ def take_over(
     progress: Progress,
     check: Callable[[Version], None],
 ) -> str:
-    """Put a version that was made before under another name in the place of the one that is asked for, where the store is `reusing`.
+    """Reuse a version made under another name for the one requested, if the store is `reusing`.
 
-    Files are shared on disk where that is possible. Nothing happens where the version is there or under way, none like it was made, or
-    one is damaged or, as `check` finds by an NstError, its images have changed since: then it is made anew.
+    Files share disk space if possible. Does nothing if the requested version exists or is in progress, or if no equivalent version exists.
+    If that is damaged or, as `check` reports by raising NstError, its images have changed since, the version is made from scratch.
 
     Returns:
-        How the version came to be there, for a line that says so.
+        How the version came to exist, for use in a message.
     """
     if not store.reuses or number is None or _is_there(store, request, name, number):
         return ALREADY
@@ -107,7 +107,7 @@ def _is_there(store: Store, request: Request, name: str, number: Number) -> bool
 
 
 def _is_built(made: Version, request: Request, name: str, number: Number, store: Store, progress: Progress) -> bool:
-    """Whether all files of the version are as they were sealed; they stand in the folder of the other one then."""
+    """Build the version in a staging folder from the other version's files; False if one of these is not as it was sealed."""
     folder, build = made.folder, store.root / "runs" / PULLS / name / str(number) / "build"
     build.mkdir(parents=True)
     before = made.manifest
@@ -119,7 +119,7 @@ def _is_built(made: Version, request: Request, name: str, number: Number, store:
     for path in [path for path in folder.rglob("*") if path.is_file() and path.name[0] != "."]:
         file = path.relative_to(folder).as_posix()
         if file not in before.files and file not in _OWN:
-            with suppress(FileNotFoundError):  # written anew in this moment
+            with suppress(FileNotFoundError):  # being rewritten at this moment
                 copy_file(path, build / file)
     digest = content_digest(request, before.files, before.class_names)
     manifest = before.model_copy(update={"name": name, "version": str(number), "request": request, "digest": digest})
@@ -130,6 +130,6 @@ def _is_built(made: Version, request: Request, name: str, number: Number, store:
 
 
 def _content(manifest: Manifest) -> str:
-    """Equal for versions that hold the same."""
+    """A digest that is equal for versions with the same content."""
     hashes = {file: sealed.sha256 for file, sealed in manifest.files.items()}
     return json_digest({"kind": manifest.kind, "class_names": manifest.class_names, "files": hashes})

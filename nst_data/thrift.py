@@ -1,16 +1,16 @@
-"""Structures in Thrift's compact protocol, by which a parquet file describes itself; from bytes that strangers may have made."""
+"""Parse structures in Thrift's compact protocol, in which parquet metadata is written, from untrusted bytes."""
 
 import struct
 from typing import Any
 
-Fields = dict[int, Any]  # of a structure, by number
+Fields = dict[int, Any]  # values of a structure by field number
 DAMAGE = (struct.error, IndexError, KeyError, ValueError, TypeError, AttributeError, RecursionError)
 """What is raised where bytes are no structure, or one without what it is asked for."""
-_INTEGER_BITS = 63  # where the last seven bits of an integer may begin
+_INTEGER_BITS = 63  # largest shift at which another byte of an integer may start
 
 
 def structure(data: bytes, at: int) -> tuple[Fields, int]:
-    """A structure, and the place after it. Raises one of `DAMAGE`."""
+    """Parse a structure; return it and the position after it. Raises one of `DAMAGE`."""
     fields: Fields = {}
     number = 0
     while head := data[at]:
@@ -24,7 +24,7 @@ def structure(data: bytes, at: int) -> tuple[Fields, int]:
 
 
 def _value(data: bytes, at: int, kind: int) -> tuple[Any, int]:
-    """A value of one of Thrift's kinds, and the place after it."""
+    """Parse a value of the given Thrift type; return it and the position after it."""
     if kind in (4, 5, 6):
         return _integer(data, at)
     if kind == 8:
@@ -37,7 +37,7 @@ def _value(data: bytes, at: int, kind: int) -> tuple[Any, int]:
     if kind == 3:
         return data[at], at + 1
     if kind == 7:
-        return None, _inside(data, at + 8)  # a number that nothing here asks for
+        return None, _inside(data, at + 8)  # a double, which nothing here needs
     if kind == 9:
         size, inside = data[at] >> 4, data[at] & 15
         size, at = _varint(data, at + 1) if size == 15 else (size, at + 1)
@@ -50,20 +50,20 @@ def _value(data: bytes, at: int, kind: int) -> tuple[Any, int]:
 
 
 def _inside(data: bytes, at: int) -> int:
-    """The place, where it is not behind the end: else a list of more values than there are bytes would be read for ever."""
+    """Check that a position is within the data: otherwise a list that claims more values than there are bytes would be read forever."""
     if at > len(data):
         raise IndexError("a value that goes on behind the end")
     return at
 
 
 def _integer(data: bytes, at: int) -> tuple[int, int]:
-    """Positive and negative ones in turn: 0, -1, 1, -2."""
+    """Decode a zigzag integer: 0, -1, 1, -2, ..."""
     value, at = _varint(data, at)
     return (value >> 1) ^ -(value & 1), at
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """Seven bits a byte, the lowest first."""
+    """Decode a varint: seven bits per byte, lowest first."""
     value = shift = 0
     while shift <= _INTEGER_BITS:
         byte = data[at]

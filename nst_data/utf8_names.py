@@ -1,4 +1,4 @@
-"""Names of files that are not in UTF-8, which no table holds."""
+"""File names that are not valid UTF-8, which tables cannot store."""
 
 import os
 import sys
@@ -7,7 +7,7 @@ from nst_data.errors import NstError
 
 
 def is_utf8(name: str) -> bool:
-    """Whether the bytes of a name are UTF-8: Python reads others as halves of surrogate pairs."""
+    """Whether the bytes of a name are valid UTF-8; Python reads invalid ones as lone surrogates."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -16,7 +16,7 @@ def is_utf8(name: str) -> bool:
 
 
 def check_utf8(path: str) -> None:
-    """Raises NstError for a path that is not in UTF-8."""
+    """Raises NstError if a path is not valid UTF-8."""
     if is_utf8(path):
         return
     encoding = sys.getfilesystemencoding()
@@ -25,5 +25,5 @@ def check_utf8(path: str) -> None:
 
 
 def escaped(path: str) -> str:
-    """A path as text, with escapes for what is not in UTF-8."""
+    """A path as text, with escapes for bytes that are not valid UTF-8."""
     return os.fsencode(path).decode(errors="backslashreplace")

@@ -1,4 +1,4 @@
-"""What is wrong in text that is no YAML, in plain words. Reads no YAML itself."""
+"""Explain YAML syntax errors in plain words, without reading any YAML."""
 
 from yaml import MarkedYAMLError
 from yaml.reader import ReaderError
@@ -15,12 +15,12 @@ _WORDS = {
     "quoted scalar": "a quote is not closed",
     "parsing a flow": "a bracket is not closed, or a comma is missing",
     "another document": "expected one document, a second one begins",
-}  # by a part of what PyYAML says
+}  # keyed by a part of PyYAML's message
 _MOST_SHOWN = 60
 
 
 def yaml_fault(error: Exception) -> tuple[str, str]:
-    """(`, line 3`, what is wrong there) of what reading YAML from text raised; the former is empty where no line is known."""
+    """(`, line 3`, what is wrong there) for an error raised while reading YAML from text; the first part is empty if no line is known."""
     if isinstance(error, RecursionError):
         return "", "lists or mappings are nested too deeply"
     if isinstance(error, UnicodeDecodeError):
@@ -32,7 +32,7 @@ def yaml_fault(error: Exception) -> tuple[str, str]:
     said = f"{error.context} {error.problem}"
     words = next((words for part, words in _WORDS.items() if part in said), "indentation or punctuation is wrong")
     marks = [error.problem_mark, error.context_mark]
-    if "quoted scalar" in said or "simple key" in said:  # which go wrong where they begin, and are given up lines later
+    if "quoted scalar" in said or "simple key" in said:  # reported at the end of the scan, but the mistake is where it starts
         marks.reverse()
     for mark in marks:
         lines = (mark.buffer or "").rstrip("\0").split("\n") if mark else []
