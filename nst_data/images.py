@@ -29,7 +29,7 @@ MAX_PIXELS = 178_956_970  # Pillow's own limit for decompression bombs: 0.5 GB a
 PHASH_SIZE_PX = 32
 _PHASH_ROWS = 128  # height of the image a thumbnail is made from: four rows for each of its own
 _LARGE_PIXELS, _LONGEST = 16_000_000, 250
-_one_large_image = threading.Lock()  # decode these one at a time, so that memory does not grow with the number of threads
+_one_large_image = threading.Lock()  # decoded one at a time: memory is that of the largest, not of one per thread
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # otherwise Python prints Pillow's errors to the screen
 warnings.filterwarnings("ignore", module=r"PIL\.")  # Pillow's warnings about single images are not shown
 _UPRIGHT = {

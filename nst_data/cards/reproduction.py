@@ -15,7 +15,7 @@ from nst_data.store.manifest import ANONYMOUS, BESIDE_SETTINGS, EditionManifest
 _WIDTH = 120
 _THRESHOLDS = "class_min_confidence"
 _ON_BY_RULE = ("channels_last",)  # on by default, so they have to be switched off explicitly
-MOMENTUM = 0.9  # the default; the optimizers below ignore it, and `nst train` says so if it is given
+MOMENTUM = 0.9  # the default; these timm optimizers ignore it, and `nst train` says so if it is given
 WITHOUT_MOMENTUM = frozenset(
     {
         *("adabelief", "adadelta", "adafactor", "adagrad", "adam", "adamax", "adamp", "adamw", "adan", "adanw", "adopt", "adoptw"),

@@ -75,7 +75,7 @@ def review_quality(store: Store, version: Version, review: Version, places: NDAr
     )
     drawn = joined.filter(pl.col("picked_by") == RANDOM)
     stands_for = {seen_in: _images_stood_for(store, seen_in, version, int(images.item())) for seen_in in drawn["seen_in"].unique()}
-    population = max(stands_for.values(), default=0)  # if images were drawn again after the pool had grown, the larger draw is the sample
+    population = max(stands_for.values(), default=0)  # of several draws use what represents most: the pool may have grown
     drawn_from = [seen_in for seen_in, number in stands_for.items() if number == population > 0]
     at_random = drawn.filter(pl.col("seen_in").is_in(drawn_from, nulls_equal=True))
     picked = joined.with_columns(picked_by=pl.col("picked_by").fill_null(BROWSING))
@@ -95,8 +95,8 @@ def review_quality(store: Store, version: Version, review: Version, places: NDAr
 def _images_stood_for(store: Store, seen_in: str | None, version: Version, images: int) -> int:
     """How many of a version's `images` a random draw from the version `seen_in` represents.
 
-    None of them if that is an edition, which is a selection; all, or nearly all, if it is a generation of the same pool; and some of
-    them if the pool has grown since. If the version is unknown or not in the store, all.
+    All if that is the same version, unknown, or not in the store; none if it is another edition, which is a selection. For a generation of
+    the same pool it is all, or nearly all, and for a pool that has grown since, a part.
     """
     if seen_in == version.ref:
         return images

@@ -16,7 +16,7 @@ def said_of(images: Mapping[str, int], shown: Version, other: Version, columns: 
     `images` maps each hash to its row in the pool of `shown`. If both versions label the same pool, only row groups around these are read.
     """
     if shown.ref != other.ref and (is_anonymous(shown.manifest) or is_anonymous(other.manifest)):
-        return {}  # without real hashes, the column holds row numbers
+        return {}  # anonymous versions have row numbers in place of hashes
     pools = [version.manifest.request.inputs.pool for version in (shown, other)]
     wanted = pl.col("image_hash").is_in(list(images))
     if images and pools[0] and pools[1] and pools[0].digest == pools[1].digest:

@@ -32,7 +32,7 @@ class View:
     """Numbered rows: first those of the table, then images that could not be labeled, then those that an edition left out.
 
     `compared` holds `label2` and `confidence2` of each row, from another version of the same images, once they are joined. `hashed` is set
-    while the hashes of all rows are being computed.
+    once the hashes of all rows are being computed in the background.
     """
 
     def __init__(self, store: Store, looked_at: "Version | SourceRows", class_names: Sequence[str]) -> None:
@@ -90,7 +90,7 @@ class View:
         return len(self) + self.errors.height
 
     def place(self, row: int) -> "tuple[LabelRows | SourceRows, int]":
-        """The table that has a labeled row, and its position there."""
+        """The table that contains a labeled row, and the row's position in it."""
         if row < len(self):
             return self.rows, row
         return self.dropped.rows, self.dropped.places([row - self.first_dropped])[0]

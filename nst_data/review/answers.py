@@ -127,7 +127,7 @@ class AnswerLog:
     """The file to which one reviewer's answers about a corpus are appended."""
 
     def __init__(self, store: Store, corpus: str, reviewer: str = "reviewer", *, class_names: Sequence[str] | None = None) -> None:
-        """If `class_names` are given, `append` accepts only these classes. Raises UsageError if the name cannot be a file name."""
+        """`append` accepts only `class_names`, if given. Raises UsageError if the reviewer's name is not a safe and unique file name."""
         self._path = answers_folder(store, corpus) / f"{_check_reviewer(reviewer)}.jsonl"
         if there := mistaken_for(reviewer, [path.stem for path in reviewer_files(self._path.parent)]):
             raise UsageError(

@@ -29,7 +29,7 @@ from nst_data.tables.shards import table_files
 
 
 def check_drawn_with(edition: Version, reviews: Version | None, progress: Progress) -> None:
-    """Raises UsageError if an edition was drawn with a different review, or without one."""
+    """Raises UsageError if an edition was drawn with a different review or without one, or if it is anonymous."""
     inputs = EditionManifest.of(edition.manifest).request.inputs
     entry, drawn_from = inputs.reviews, inputs.generation.ref if inputs.generation else "NAME@gen-N"
     if reviews is None:

@@ -178,7 +178,7 @@ def _after(done: int, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
 
 @dataclass(frozen=True)
 class _Shuffle:
-    """The chunks, as files below `work`: one record batch per shard, named after the number of rows up to the end of the chunk."""
+    """The chunks, as files below `work` with one record batch per shard; each is named by the number of rows up to its end."""
 
     work: Path
     shards: int
