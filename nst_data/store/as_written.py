@@ -1,4 +1,4 @@
-"""Parts of a manifest that another nst may have written."""
+"""The base class for parts of a manifest that another version of nst may have written."""
 
 from typing import Any, Self
 
@@ -9,9 +9,9 @@ from nst_data.settings import later_fields
 
 
 class AsWritten(BaseModel):
-    """Is written as it was read or made: with the fields that it was given, in that order, those of a later nst among them.
+    """A model that is serialized with just the fields it was given, in their order, including unknown ones of a later nst.
 
-    Left out are those that are `Later` and have their value of before.
+    `Later` fields that have their `before` value are left out.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)

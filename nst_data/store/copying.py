@@ -1,4 +1,4 @@
-"""Files of a sealed version to another place, each compared with its checksum."""
+"""Copy files of a sealed version to another place, verifying each against its checksum."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ from nst_data.store.manifest import SealedFile
 
 
 def is_copied(path: Path, target: Path, sealed: SealedFile, linked: bool = False) -> bool:
-    """Copy a sealed file; whether the copy is as its checksum says. `linked` shares the bytes on disk, where the file system can."""
+    """Copy a sealed file and return whether the copy matches its checksum. `linked` makes a hard link if the file system can."""
     if not path.is_file():
         return False
     copy_file(path, target, linked)
@@ -18,7 +18,7 @@ def is_copied(path: Path, target: Path, sealed: SealedFile, linked: bool = False
 
 
 def copy_file(path: Path, target: Path, linked: bool = False) -> None:
-    """Copy a file; the folder is made. `linked` is for files that are never written again."""
+    """Copy a file, creating the target folder. Use `linked`, which tries a hard link, only for files that never change again."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if linked:
         with suppress(OSError):  # another file system, or one without links

@@ -1,4 +1,4 @@
-"""The counts of a manifest. What they may hold is checked where a manifest is read, so that nobody who uses them has to."""
+"""The counts of a manifest. They are validated when a manifest is read, so that code that uses them does not have to."""
 
 from typing import Annotated
 
@@ -8,23 +8,23 @@ from nst_data.settings import Later
 from nst_data.store.as_written import AsWritten
 
 Count = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
-_Some = Annotated[Count, Later(0)]  # is written where there are any
-_IN_WORDS = {"held_out": "excluded", "near_held_out": "near-duplicate of excluded"}  # "held out" are a recipe's test images alone
+_Some = Annotated[Count, Later(0)]  # left out while it is zero
+_IN_WORDS = {"held_out": "excluded", "near_held_out": "near-duplicate of excluded"}  # "held out" refers only to a recipe's test images
 
 
 def in_words(reason: str) -> str:
-    """What people read in place of a reason of `dropped`."""
+    """A reason in `dropped` as it is worded for users."""
     return _IN_WORDS.get(reason, reason.replace("_", " "))
 
 
 class _Together(BaseModel):
-    """Numbers that are always given together."""
+    """Base class for numbers that are always given together."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
 
 class ClassCounts(_Together):
-    """Images of a class in an edition: before selection, after it, and with copies."""
+    """Images of one class in an edition: before selection, after it, and after it with copies counted."""
 
     labeled: Count
     unique: Count
@@ -32,21 +32,21 @@ class ClassCounts(_Together):
 
 
 class NearDuplicates(_Together):
-    """Images of the pool that may be near-duplicates of excluded ones."""
+    """Images of the pool that were candidate near-duplicates of excluded ones."""
 
     compared: Count
     unreadable: Count
 
 
 class ShardCounts(_Together):
-    """Images and entries (copies counted) of each shard that holds its images."""
+    """Images and entries (copies counted) in each shard of a self-contained edition."""
 
     images: list[Count]
     entries: list[Count]
 
 
 class CalibrationCounts(AsWritten):
-    """The temperature that was fitted on labeled images, and the calibration error and likelihood without it and with it."""
+    """The temperature fitted on labeled images, with the calibration error and negative log-likelihood before and after applying it."""
 
     temperature: float
     images: Count
@@ -54,7 +54,7 @@ class CalibrationCounts(AsWritten):
     ece_after: float
     nll_before: float
     nll_after: float
-    at_edge: bool = False  # whether the likelihood has no maximum among the temperatures that are tried
+    at_edge: bool = False  # whether the likelihood has no maximum among the temperatures tried
     unreadable: _Some = 0
     no_answer: _Some = 0
 
@@ -64,7 +64,7 @@ class Counts(AsWritten):
 
 
 class LabelCounts(Counts):
-    """What became of the images of a pool. `no_answer` of the `errors` got no finite answer; the others could not be read."""
+    """What became of the images of a pool. Of the `errors`, `no_answer` images got no finite output; the others could not be read."""
 
     pool: Count
     labeled: Count
@@ -74,7 +74,7 @@ class LabelCounts(Counts):
 
 
 class GenerationCounts(LabelCounts):
-    """Of a generation. `unlabeled` images of its pool have no label in an adopted table; `top_k` is None for dense soft labels."""
+    """The counts of a generation. `unlabeled` images are missing from its adopted table; `top_k` is None for dense soft labels."""
 
     calibration: Annotated[CalibrationCounts | None, Later(None)] = None
     unlabeled: Count = 0
@@ -83,7 +83,7 @@ class GenerationCounts(LabelCounts):
 
 
 class EditionCounts(Counts):
-    """Of an edition: what happened to every image of its generation, by reason and by class."""
+    """The counts of an edition: what happened to every image of its generation, by reason and by class."""
 
     labeled: Count
     dropped: dict[str, Count] = Field({})
@@ -95,36 +95,36 @@ class EditionCounts(Counts):
     per_class: dict[str, ClassCounts] = Field({})
     near_duplicates: NearDuplicates | None = None
     held_out_unreadable: _Some = 0
-    answered: _Some = 0  # of the images that people gave a class, those that stand in its table of them
+    answered: _Some = 0  # images in its table `answered`, to which people gave a class
     teacher_parameters: Count
     top_k: Count | None = None
-    errors: Count | None = None  # of one that was labeled again, which has a table of them
+    errors: Count | None = None  # only if it was labeled again and thus has a table `errors`
     shards: ShardCounts | None = None
 
 
 class ReviewCounts(Counts):
-    """Of a review: images with an answer, of which `excluded` by reason have no class."""
+    """The counts of a review: `answered` images, of which those in `excluded`, by reason, have no class."""
 
     answered: Count
     excluded: dict[str, Count] = Field({})
     per_class: dict[str, Count] = Field({})
     picked_by: dict[str, Count] = Field({})
-    reviewers: dict[str, Count] = Field({})  # the answers of each; empty where they are not named
+    reviewers: dict[str, Count] = Field({})  # answers of each reviewer; empty if they are not named
 
 
 class ProbeCounts(_Together):
-    """Of a linear probe: scikit-learn's `C`, and over how many folds it was chosen; 0 where there were too few images."""
+    """A linear probe: scikit-learn's `C` and the number of folds used to choose it, 0 if there were too few images."""
 
     strength: float
     folds: Count
 
 
 class TeacherCounts(Counts):
-    """Of a training. `pseudo_labeled` images stand in it as `entries`, copies counted. People gave `reviewed` labels."""
+    """The counts of a training. Its `pseudo_labeled` images make up `entries`, copies counted; people gave `reviewed` labels."""
 
     parameters: Count
     steps: Count
-    best_step: Annotated[Count | None, Later(None)] = None  # of the best validation score
+    best_step: Annotated[Count | None, Later(None)] = None  # the one with the best validation score
     labeled: Count = 0
     unreadable: Count = 0
     unreadable_validation: _Some = 0

@@ -2,7 +2,7 @@
 
 Everything goes through fsspec, whose file systems find credentials and endpoints in the usual places (`AWS_PROFILE`, `AWS_ENDPOINT_URL`,
 `GOOGLE_APPLICATION_CREDENTIALS`, `HF_TOKEN`, ...). On an object store nothing is renamed: an object appears whole, and `create` is a
-conditional put, which of two writers lets one win. What a server's errors say is never shown: it may hold signatures and addresses.
+conditional put, which only one of two writers wins. The text of server errors is never shown: it may hold signatures and addresses.
 """
 
 import hashlib
@@ -29,17 +29,17 @@ T = TypeVar("T")
 NO_FILE = "no such file"
 _log = logging.getLogger("nst_data")  # without handlers Python prints warnings on standard error
 for _library in ("azure", "gcsfs", "google"):
-    logging.getLogger(_library).addHandler(logging.NullHandler())  # else Python writes its warnings to the screen
+    logging.getLogger(_library).addHandler(logging.NullHandler())  # otherwise Python prints their warnings on standard error
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 _EXTRAS = {"s3": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure", "hf": "", "file": ""}
-_BUCKETS = ("s3", "gs", "gcs", "az")  # whose names hold no colon
+_BUCKETS = ("s3", "gs", "gcs", "az")  # schemes whose bucket names contain no colon
 _SHOWN_SCHEMES = "s3://, gs://, az://, hf://datasets/ and hf://buckets/"
 WAITS_SECONDS: Sequence[float] = (1, 2, 4, 8, 16)
 _TIMEOUT_SECONDS = 30
-# else s3fs asks for the size first, and the Hub's file system reads on
+# without these, s3fs requests the size first and the Hub's file system reads ahead
 _READ_AT_ONCE: dict[str, dict[str, Any]] = {"s3": {"max_concurrency": 1}, "hf": {"cache_type": "none"}}
-_SILENT_OF_BUCKETS = {"gcs": "bucket", "azure": "container"}  # clients that list a missing one as empty; what they call it
-_PAGE_FILES = 1_000  # the most that S3 gives
+_SILENT_OF_BUCKETS = {"gcs": "bucket", "azure": "container"}  # clients that list a missing bucket as empty, with their word for it
+_PAGE_FILES = 1_000  # the maximum of S3
 _PART_BYTES = 32 * 2**20
 
 
@@ -48,11 +48,11 @@ class MissingError(NstError):
 
 
 class UnansweredError(NstError):
-    """The server was busy or not to be reached, however often it was asked."""
+    """The server was busy or unreachable in every attempt."""
 
 
 class StoredFile(NamedTuple):
-    """A file at an address. `etag` changes with its content, and says nothing else; empty where the server gives none."""
+    """A file at an address. `etag` changes with its content and has no other meaning; empty if the server gives none."""
 
     name: str
     size: int
@@ -63,17 +63,17 @@ class StoredFile(NamedTuple):
 class FileTree:
     """The files below an address, by their names relative to it.
 
-    Raises NstError with one line where the server refuses, lacks a file or stays silent; reads and writes are tried again with longer and
-    longer waits, each of which is logged as a warning.
+    Raises a one-line NstError if the server refuses a request, lacks a file or does not answer. Reads and writes are retried with
+    increasing waits, which are logged as warnings.
     """
 
     address: str
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
-        """What an address with a scheme means; None for anything else, such as a path.
+        """Parse an address with a scheme; anything else, such as a path, gives None.
 
-        Raises UsageError for a scheme that is not read, and for an address with user info or a signature: credentials do not belong there.
+        Raises UsageError for an unsupported scheme, and for an address with user info or a signature: credentials do not belong there.
         """
         match = _SCHEME.fullmatch(text)
         if match is None:
@@ -98,7 +98,7 @@ class FileTree:
 
     @property
     def bucket(self) -> "FileTree":
-        """The bucket or container that it lies in; on the Hub the repository."""
+        """The bucket or container that contains it; on the Hub, the repository."""
         scheme, _, rest = self.address.partition("://")
         parts = rest.split("/")
         return FileTree(f"{scheme}://{'/'.join(parts[: 3 if scheme == 'hf' else 1])}")
@@ -108,7 +108,7 @@ class FileTree:
         return f"{self.address}/{name}" if name else self.address
 
     def files(self, prefix: str = "") -> list[StoredFile]:
-        """All files whose names are below `prefix`, a folder, in bytewise order; none where there is nothing. One listing."""
+        """All files below the folder `prefix`, in bytewise order of their names; empty if there are none. Takes one listing."""
         top = self._path(prefix)
 
         def listed() -> dict[str, dict[str, Any]]:
@@ -120,7 +120,7 @@ class FileTree:
                 found = {}
             if not found and _EXTRAS[self._scheme] in _SILENT_OF_BUCKETS and not self._has_bucket():
                 raise NstError(f"{self.address}: no such {_SILENT_OF_BUCKETS[_EXTRAS[self._scheme]]}")
-            return found if isinstance(found, dict) else {}  # Azure's client gives a list with the path where it is a file's
+            return found if isinstance(found, dict) else {}  # Azure's client returns a list if the path is a file
 
         start = len(self._path("").rstrip("/")) + 1
         found = self._asked(listed, prefix)
@@ -128,7 +128,7 @@ class FileTree:
         return sorted((one for one in files if one.name and not one.name.endswith("/")), key=lambda one: one.name.encode())
 
     def pages(self) -> Iterator[list[StoredFile]]:
-        """All files, a page at a time where the server lists so: memory does not grow with their number. In the server's order."""
+        """All files in the server's order; on S3 page by page, so that memory does not grow with their number."""
         if not self.address.startswith("s3://"):
             yield self.files()
             return
@@ -143,7 +143,7 @@ class FileTree:
             asked["ContinuationToken"] = page["NextContinuationToken"]
 
     def children(self, prefix: str = "") -> tuple[list[str], list[StoredFile]]:
-        """Names of the folders directly below `prefix`, and its own files, in bytewise order."""
+        """Names of the folders directly below `prefix`, and the files directly in it, in bytewise order."""
         top = self._path(prefix)
 
         def listed() -> list[dict[str, Any]]:
@@ -162,7 +162,7 @@ class FileTree:
         return folders, sorted(own, key=lambda one: one.name.encode())
 
     def stat(self, name: str) -> StoredFile | None:
-        """Size and etag of a file; None where there is none."""
+        """Size and etag of a file, or None if it does not exist."""
 
         def look() -> dict[str, Any] | None:
             try:
@@ -174,9 +174,9 @@ class FileTree:
         return StoredFile(name, int(found["size"]), _etag(found)) if found is not None and found["type"] == "file" else None
 
     def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
-        """The bytes of a file, or those from `start` and below `stop`, fewer where it ends.
+        """The bytes of a file, or those in [start, stop), fewer if the file ends before `stop`.
 
-        Raises MissingError where there is no such file.
+        Raises MissingError if there is no such file.
         """
         at_once = _READ_AT_ONCE.get(self._scheme, {})
 
@@ -184,23 +184,23 @@ class FileTree:
             try:
                 return cast("bytes", self._system.cat_file(self._path(name), start=start, end=stop, **at_once))
             except Exception as error:
-                if start is not None and {"416", "InvalidRange"} & set(map(code_of, causes_of(error))):  # after its end
+                if start is not None and {"416", "InvalidRange"} & set(map(code_of, causes_of(error))):  # starts after its end
                     return b""
                 raise
 
         return self._asked(get, name)
 
     def read_if_there(self, name: str) -> bytes | None:
-        """The bytes of a file; None where there is none."""
+        """The bytes of a file, or None if it does not exist."""
         try:
             return self.read(name)
         except MissingError:
             return None
 
     def download(self, name: str, path: Path) -> None:
-        """Bring a file to a place on this disk, whole or not at all. The folder is made."""
+        """Download a file to a local path, whole or not at all, creating its folder."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = temporary(path.with_name(f".{path.name}.{secrets.token_hex(4)}"))  # containers may share name and process id
+        part = temporary(path.with_name(f".{path.name}.{secrets.token_hex(4)}"))  # containers may share host name and process id
         try:
             self._asked(lambda: self._system.get_file(self._path(name), str(part)), name)
             with part.open("rb") as file:
@@ -210,17 +210,17 @@ class FileTree:
             part.unlink(missing_ok=True)
 
     def upload(self, path: Path, name: str) -> None:
-        """Bring a file of this disk there, over what is there; large ones in parts. It appears whole."""
+        """Upload a local file, replacing any existing one; it appears whole, although large files are sent in parts."""
         self._asked(lambda: self._system.put_file(str(path), self._path(name), chunksize=_PART_BYTES), name)
 
     def upload_new(self, path: Path, name: str) -> bool:
-        """Bring a file of this disk there only if there is none of its name yet; whether there was none.
+        """Upload a local file unless one of that name exists; return whether it was uploaded.
 
-        False, too, where the answer to the put was lost and it was made again.
+        Also returns False if the put succeeded but its response was lost, so that it was retried.
         """
 
         def put() -> bool:
-            if self.is_local and os.path.exists(self._path(name)):  # fsspec's local files know no condition
+            if self.is_local and os.path.exists(self._path(name)):  # fsspec has no conditional put for local files
                 return False
             with_condition: dict[str, Any] = {} if self.is_local else {"mode": "create"}
             try:
@@ -234,21 +234,21 @@ class FileTree:
         return self._asked(put, name)
 
     def sha256(self, file: StoredFile) -> str:
-        """Hash of a file, which is read in pieces. Raises MissingError where it is gone."""
+        """The sha256 of a file, which is read in pieces. Raises MissingError if it is gone."""
         sha256 = hashlib.sha256()
         for start in range(0, file.size, _PART_BYTES):
             sha256.update(self.read(file.name, start, start + _PART_BYTES))
         return sha256.hexdigest()
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a small file, over what is there."""
+        """Write a small file, replacing any existing one."""
         self._asked(lambda: self._system.pipe_file(self._path(name), content), name)
 
     def create(self, name: str, content: bytes, is_unique: bool = False) -> bool:
-        """Write a small file only if there is none of its name yet; whether there was none.
+        """Write a small file unless one of that name exists; return whether it was written.
 
-        Where the answer to a put was lost and the put is made again, a file with these very bytes counts as this one. Clients make puts
-        again without a word: where nobody else writes such bytes, `is_unique`, they always count.
+        If the response to a put was lost and the put is retried, an existing file with exactly these bytes counts as written by this
+        call. Clients also retry silently, so with `is_unique`, if nobody else writes these bytes, such a file always counts.
         """
 
         def put() -> bool:
@@ -270,12 +270,12 @@ class FileTree:
         return is_new or ((is_unique or len(tries) > 1) and self.read_if_there(name) == content)
 
     def check_creates_once(self) -> None:
-        """Raises NstError where the server ignores the condition of a put: nothing there would keep two writers apart."""
+        """Raise NstError if the server ignores the condition of a put, as nothing would keep two writers apart there."""
         if not self.is_local:
             _check_creates_once(self, os.getpid(), _settings())
 
     def remove(self, names: Iterable[str]) -> None:
-        """Delete files; those that are not there are no error. Raises NstError for one that may not be deleted."""
+        """Delete files; missing ones are ignored. Raises NstError if one may not be deleted."""
         paths = [self._path(name) for name in names]
         if self.address.startswith("s3://"):
             for start in range(0, len(paths), _PAGE_FILES):
@@ -284,7 +284,7 @@ class FileTree:
             self._asked(partial(self._delete, paths), "")
 
     def _delete(self, paths: list[str]) -> None:
-        if not any(map(has_magic, paths)):  # fsspec takes these for patterns
+        if not any(map(has_magic, paths)):  # fsspec would treat these as patterns
             with suppress(FileNotFoundError):
                 self._system.rm(paths)
                 return
@@ -293,7 +293,7 @@ class FileTree:
                 self._system.rm_file(path)
 
     def _delete_from_s3(self, paths: list[str]) -> None:
-        """One request, whose answer is read: s3fs passes over the files in it that the server refused to delete."""
+        """Delete in one request and check the response: s3fs ignores files in it that the server refused to delete."""
         bucket, keys = paths[0].partition("/")[0], [path.partition("/")[2] for path in paths]
         answer = self._system.call_s3("delete_objects", Bucket=bucket, Delete={"Objects": [{"Key": key} for key in keys], "Quiet": True})
         for refused in answer.get("Errors") or ():
@@ -310,12 +310,12 @@ class FileTree:
 
     @property
     def _anew(self) -> dict[str, bool]:
-        """Options of a listing; else a bucket of the Hub is what it was when the process first looked."""
+        """Options of a listing without which a bucket on the Hub stays as the process first saw it."""
         return {"refresh": True} if self.address.startswith("hf://buckets/") else {}
 
     @property
     def _account(self) -> str:
-        """Of Azure, in abfss://container@account.dfs.core.windows.net/folder; else empty."""
+        """The Azure account in abfss://container@account.dfs.core.windows.net/folder; otherwise empty."""
         container = self.address.partition("://")[2].partition("/")[0] if _EXTRAS[self._scheme] == "azure" else ""
         return container.partition("@")[2].partition(".")[0]
 
@@ -327,17 +327,17 @@ class FileTree:
         return f"{path}/{name}" if name else path
 
     def _has_bucket(self) -> bool:
-        """Whether there is the bucket, or one may not ask."""
+        """Whether the bucket exists; also True if asking is not allowed."""
         try:
             self._system.info(self._path("").partition("/")[0])
         except FileNotFoundError:
             return False
-        except Exception:  # it may be allowed to list the files and not this
+        except Exception:  # listing the files may be allowed even though this is not
             return True
         return True
 
     def _asked(self, call: Callable[[], T], name: str) -> T:
-        """What a call gives; made again where the server is busy or the connection broke."""
+        """The result of `call`, which is retried if the server is busy or the connection broke."""
         for wait in (*WAITS_SECONDS, None):
             try:
                 return call()
@@ -345,7 +345,7 @@ class FileTree:
                 raise
             except Exception as error:
                 if isinstance(error, OSError) and error.filename is not None and not self.is_local and os.path.isabs(str(error.filename)):
-                    raise  # of this machine: a full disk, no permission
+                    raise  # an error of this machine: a full disk, no permission
                 reason, is_passing = reason_of(error, _EXTRAS[self._scheme])
                 if not is_passing or wait is None:
                     if self.address.startswith("hf://") and not is_missing_file(error):
@@ -365,7 +365,7 @@ _said: dict[str, float] = {}
 
 
 def _say(address: str, reason: str, wait: float) -> None:
-    """A warning, once where many reads wait for the same."""
+    """Log a warning, once if many reads wait for the same reason."""
     now = time.monotonic()
     if now >= _said.get(reason, 0):
         _said[reason] = now + wait
@@ -373,12 +373,12 @@ def _say(address: str, reason: str, wait: float) -> None:
 
 
 def without_secrets(address: str) -> str:
-    """An address without what gives access: user info with a password, and the query, where signatures stand."""
+    """An address without what grants access: user info with a password, and the query, which may hold a signature."""
     match = _SCHEME.fullmatch(address)
     if match is None:
         return address
     rest = match[2]
-    if match[1].lower() in _BUCKETS and ":" in rest.partition("/")[0]:  # a secret may hold slashes
+    if match[1].lower() in _BUCKETS and ":" in rest.partition("/")[0]:  # a secret may contain slashes
         rest = rest.rpartition("@")[2] if "@" in rest else rest.partition("/")[2]
     authority, slash, path = rest.partition("/")
     user, at, host = authority.rpartition("@")
@@ -396,7 +396,7 @@ def _etag(found: dict[str, Any]) -> str:
 
 
 def _settings() -> tuple[tuple[str, str], ...]:
-    """What the environment says of servers and users."""
+    """The environment variables that set servers and credentials."""
     return tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith(_SETTINGS)))
 
 
@@ -405,9 +405,9 @@ _SETTINGS = ("AWS_", "AZURE_", "GOOGLE_", "STORAGE_EMULATOR_HOST")
 
 @lru_cache(maxsize=8)
 def _file_system(scheme: str, account: str, process: int, settings: tuple[tuple[str, str], ...]) -> Any:  # noqa: ANN401 - as above
-    """One for each process, whose threads and connections do not survive a fork, and for each server and user that it is told.
+    """The file system for a scheme: one per process, as threads and connections do not survive a fork, and per server and user.
 
-    None of them tries again on its own, as nst does, and says so.
+    Retries of the clients are kept to a minimum, since nst itself retries and logs each wait.
     """
     import fsspec
 
@@ -422,7 +422,7 @@ def _file_system(scheme: str, account: str, process: int, settings: tuple[tuple[
                 system = _google(uncached)
             case "azure":
                 system = _azure(scheme, account, uncached)
-            case _:  # the Hub's is the same one each time, with what it has learnt of a repository
+            case _:  # the Hub's is the same instance each time, with what it has cached of a repository
                 system = fsspec.filesystem(scheme, **({"auto_mkdir": True} if scheme == "file" else {}))
         return system
     except ImportError:
@@ -433,7 +433,7 @@ def _azure(scheme: str, account: str, options: dict[str, Any]) -> Any:  # noqa: 
     import fsspec
 
     system = fsspec.filesystem(scheme, **options, account_name=account or None)
-    with suppress(AttributeError):  # adlfs hands on no settings of its client; where that is built in another way it tries again itself
+    with suppress(AttributeError):  # adlfs does not expose its client's settings; if the client is built differently, it retries itself
         client = system.service_client
         client._config.retry_policy.total_retries = 0
         connection = client._pipeline._transport.connection_config
@@ -442,19 +442,19 @@ def _azure(scheme: str, account: str, options: dict[str, Any]) -> Any:  # noqa: 
 
 
 def _google(options: dict[str, Any]) -> Any:  # noqa: ANN401 - as above
-    """gcsfs that asks over HTTP alone: its other class asks over gRPC, whose threads do not survive a fork, what kind a bucket is."""
+    """gcsfs over HTTP only: its other class looks up the type of a bucket over gRPC, whose threads do not survive a fork."""
     from aiohttp import ClientTimeout
     from gcsfs.core import GCSFileSystem
 
     system = GCSFileSystem(**options, requests_timeout=ClientTimeout(total=None, connect=10, sock_read=_TIMEOUT_SECONDS))
-    for name in ("_request", "_get_file_request"):  # without what tries again
+    for name in ("_request", "_get_file_request"):  # without the retrying wrapper
         method = getattr(GCSFileSystem, name)
         setattr(system, name, partial(getattr(method, "__wrapped__", method), system))
     return system
 
 
 class _RefusedError(Exception):
-    """What a server says of one file of many; `code` as in its other answers."""
+    """A server's refusal for one of many files; `code_of` reads `code` as it does for other errors."""
 
     def __init__(self, code: str) -> None:
         super().__init__(code)
@@ -463,7 +463,7 @@ class _RefusedError(Exception):
 
 @lru_cache(maxsize=64)
 def _check_creates_once(tree: FileTree, process: int, settings: tuple[tuple[str, str], ...]) -> None:
-    name = "runs/.condition"  # one for all: what a killed process left serves too, as it must not be overwritten
+    name = "runs/.condition"  # shared by all: a leftover of a killed process works too, as it must not be overwritten
     is_own = tree.create(name, secrets.token_bytes(8), is_unique=True)
     try:
         if is_own and tree.create(name, b"again"):
@@ -472,11 +472,11 @@ def _check_creates_once(tree: FileTree, process: int, settings: tuple[tuple[str,
                 "expected a storage with conditional puts, such as Amazon S3, MinIO or SeaweedFS"
             )
     finally:
-        if is_own:  # another process may be at the same
+        if is_own:  # another process may be running the same check
             with suppress(NstError):
                 tree.remove([name])
 
 
 def _is_refused_as_there(error: OSError) -> bool:
-    """Whether a conditional put failed because there is such a file: status 412, and none of the many others that have errno EINVAL."""
+    """Whether a conditional put failed because the file exists: status 412, not one of the many other errors with errno EINVAL."""
     return isinstance(error, FileExistsError) or not {"412", "PreconditionFailed"}.isdisjoint(map(code_of, causes_of(error)))

@@ -1,7 +1,7 @@
-"""Files and folders that are whole or not there: hashed as they are written, fsynced, then renamed.
+"""Files and folders that appear whole or not at all: hashed as they are written, fsynced, then renamed.
 
-What a file system cannot do of fsync is left out. The one thing that every store needs is a folder's move to a new name that fails where
-another folder stands (`place_once`): by it processes agree on who was first. No locks or permissions are needed, and no hard links.
+Calls to fsync that a file system does not support are skipped. All that a store requires is that moving a folder to a new name fails if
+another folder is there (`place_once`): this is how processes agree on who was first. No locks, permissions or hard links are needed.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ _CANNOT = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EP
 
 
 class HashedWriter:
-    """A write-only file object that takes the sha256 of what passes through it."""
+    """A write-only file object that computes the sha256 of what is written."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -55,7 +55,7 @@ class HashedWriter:
         self._file.flush()
 
     def close(self) -> None:
-        """Stop taking writes; the file underneath is closed by `replacing`."""
+        """Mark as closed; the file underneath is closed by `replacing`."""
         self.closed = True
 
     @property
@@ -65,17 +65,17 @@ class HashedWriter:
 
 
 def temporary(path: Path) -> Path:
-    """A name for what this process alone works at; `clear_abandoned` knows it."""
+    """A temporary name for use by this process only; `clear_abandoned` recognizes it."""
     return path.with_name(f"{path.name}.{_OWNER}.{os.getpid()}.tmp")
 
 
 @contextmanager
 def replacing(path: Path, parts: Path | None = None) -> Iterator[HashedWriter]:
-    """Open `path` for writing under a temporary name; it appears whole when the block ends well, else not at all.
+    """Open `path` for writing under a temporary name; it appears whole if the block succeeds, otherwise not at all.
 
-    The folder must be there. The temporary file lies beside it, or in the folder `parts` of the same file system.
+    The folder must exist. The temporary file is next to `path`, or in the folder `parts` of the same file system.
     """
-    part = temporary((parts or path.parent) / f".{path.name}.{secrets.token_hex(4)}")  # containers may share name and process id
+    part = temporary((parts or path.parent) / f".{path.name}.{secrets.token_hex(4)}")  # containers may share host name and process id
     try:
         with part.open("wb") as file:
             yield HashedWriter(file)
@@ -89,9 +89,9 @@ def replacing(path: Path, parts: Path | None = None) -> Iterator[HashedWriter]:
 
 
 def write_output(path: Path, content: bytes) -> None:
-    """Write a file where a user asked for it, whole or not at all.
+    """Write a file at a path chosen by the user, whole or not at all.
 
-    Raises UsageError where a file with other content is: somebody may have filled it in.
+    Raises UsageError if a file with other content is there: somebody may have filled it in.
     """
     if path.exists() and not (path.is_file() and path.read_bytes() == content):
         raise not_overwritten(path)
@@ -100,12 +100,12 @@ def write_output(path: Path, content: bytes) -> None:
 
 
 def not_overwritten(path: Path) -> UsageError:
-    """What to say of a file that is there, and more than what would be written."""
+    """The error for an existing file with other content than what would be written."""
     return UsageError(f"{path}: already exists with other content and is not overwritten; name another file, or remove it")
 
 
 def move_over(part: Path, path: Path) -> None:
-    """Give a file the name of another, which it replaces; in one step, or in two where the file system cannot replace."""
+    """Rename a file over another one, in one step, or in two if the file system cannot replace files."""
     try:
         part.replace(path)
     except OSError:
@@ -136,7 +136,7 @@ def hash_file(path: Path) -> SealedFile:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make renames in a folder survive a power cut, where its file system can."""
+    """Make renames in a folder survive a power cut, if its file system can."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError as error:
@@ -150,7 +150,7 @@ def fsync_folder(folder: Path) -> None:
 
 
 def fsync_tree(folder: Path) -> None:
-    """Make every file and folder below `folder` survive a power cut, where its file system can."""
+    """Make every file and folder below `folder` survive a power cut, if its file system can."""
     for parent, _, names in os.walk(folder):
         for name in names:
             with (Path(parent) / name).open("rb") as file:
@@ -159,7 +159,7 @@ def fsync_tree(folder: Path) -> None:
 
 
 def fsync(descriptor: int) -> None:
-    """Make what was written to an open file survive a power cut, where its file system can."""
+    """Make what was written to an open file survive a power cut, if its file system can."""
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -168,14 +168,14 @@ def fsync(descriptor: int) -> None:
 
 
 def place_once(fresh: Path, place: Path) -> bool:
-    """Move a folder that is not empty to `place`, in one step; False, and it stays where it is, where another one is there already.
+    """Move a nonempty folder to `place` in one step. If another folder is there already, leave it where it is and return False.
 
-    Raises NstError where the file system cannot do that.
+    Raises NstError if the file system cannot do that.
     """
     try:
         fresh.rename(place)
     except OSError as error:
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST) or place.is_dir():  # which may be gone again by now
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST) or place.is_dir():  # it may be gone again by now
             return False
         if error.errno == errno.EXDEV and fresh.parent != place.parent:
             raise _on_two_disks(fresh.parent, place.parent) from None
@@ -190,7 +190,7 @@ def place_once(fresh: Path, place: Path) -> bool:
 
 
 def check_one_disk(made_in: Path, kept_in: Path) -> None:
-    """Raises NstError where folders cannot be moved from one to the other as they lie on two disks; neither need be there yet."""
+    """Raises NstError if folders cannot be moved from one to the other because they are on two disks; neither has to exist yet."""
     if _first_there(made_in).stat().st_dev != _first_there(kept_in).stat().st_dev:
         raise _on_two_disks(made_in, kept_in)
 
@@ -203,22 +203,22 @@ def _on_two_disks(made_in: Path, kept_in: Path) -> NstError:
 
 
 def _first_there(folder: Path) -> Path:
-    """A folder, or the nearest one above it that is there."""
+    """A folder, or its nearest ancestor that exists."""
     while not folder.exists():
         folder = folder.parent
     return folder
 
 
 def is_writable(folder: Path) -> bool:
-    """Whether this process may write into a folder, or make it where it is not there yet."""
+    """Whether this process may write into a folder, or create it if it does not exist yet."""
     return os.access(_first_there(folder), os.W_OK | os.X_OK)
 
 
 def discard(folder: Path) -> None:
-    """Delete a folder; killed half-way, what is left has a name that `clear_abandoned` alone looks for."""
+    """Delete a folder; if interrupted, what is left has a name that only `clear_abandoned` looks for."""
     if not folder.is_dir():
         return
-    with contextlib.suppress(FileNotFoundError):  # another process discards it too
+    with contextlib.suppress(FileNotFoundError):  # another process is discarding it too
         doomed = Path(tempfile.mkdtemp(prefix=_DISCARDED, dir=folder.parent))
         try:
             folder.rename(doomed / folder.name)
@@ -227,36 +227,36 @@ def discard(folder: Path) -> None:
 
 
 def disk_use(size: float) -> str:
-    """Bytes in a phrase for a person."""
+    """A number of bytes as a phrase for users."""
     return f"about {size / 2**20:,.0f} MB" if size > 2**20 else "under 1 MB"
 
 
 def space_warning(folder: Path, needed: float) -> str:
-    """What to add to a line about work in a folder whose disk has fewer bytes free than are needed; else nothing."""
+    """A clause for a message about work in a folder whose disk has fewer bytes free than needed; otherwise empty."""
     free = shutil.disk_usage(folder).free
     return f", only {free / 2**20:,.0f} MB are free" if needed > free else ""
 
 
 def clear_abandoned(parts: Path, seconds: float = _ABANDONED_SECONDS) -> None:
-    """Delete temporary files and folders that nobody has written to for so long, of processes of this machine that are gone.
+    """Delete temporary files and folders of ended processes of this machine that nobody has written to for `seconds`.
 
-    What an interrupted `discard` left goes too, whoever began it: nobody looks for that.
+    What an interrupted `discard` left is deleted too, whoever started it: nothing else looks for it.
     """
     for path in parts.glob(f"*.{_OWNER}.*.tmp"):
-        with contextlib.suppress(OSError, ValueError):  # another process clears too, or may alone; no name of ours
+        with contextlib.suppress(OSError, ValueError):  # another process is clearing too, this one may not, or the name is not ours
             is_gone = not psutil.pid_exists(int(path.name.split(".")[-2]))
             if is_gone and _age_seconds(path) >= seconds:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
     for path in parts.glob(f"{_DISCARDED}*"):
         with contextlib.suppress(OSError):
-            if path.is_dir() and _age_seconds(path) >= _ABANDONED_SECONDS:  # a younger one may be waiting for its folder
+            if path.is_dir() and _age_seconds(path) >= _ABANDONED_SECONDS:  # a younger one may still be about to receive its folder
                 shutil.rmtree(path, ignore_errors=True)
 
 
 def clear_old_downloads(folder: Path) -> None:
-    """Delete temporary files anywhere below a folder that nobody has written to for a day, of any machine: a pod's name never returns."""
+    """Delete temporary files of any machine below a folder that nobody has written to for a day: a pod's name never recurs."""
     for path in folder.rglob(".*.tmp"):
-        with contextlib.suppress(OSError):  # another process clears too
+        with contextlib.suppress(OSError):  # another process is clearing too
             if path.is_file() and _age_seconds(path) >= _OLD_SECONDS:
                 path.unlink()
 

@@ -1,4 +1,4 @@
-"""What is slow to find out about images, kept: in a folder of the store and, where that is at an address, there too for other machines."""
+"""Cached facts about images that are slow to determine: in a folder, and shared with other machines if the store is at an address."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,16 +11,16 @@ from nst_data.store.file_tree import FileTree, MissingError
 from nst_data.store.files import clear_abandoned
 
 FOLDER = "runs/indexes"
-_unusable: set[str] = set()  # addresses where this process could not read or write
-_shared: set[tuple[str, str]] = set()  # files that are at their address, as this process knows
+_unusable: set[str] = set()  # addresses that this process could not read or write
+_shared: set[tuple[str, str]] = set()  # (address, name) of files that are known to be there
 
 
 @dataclass(frozen=True)
 class Indexes:
-    """Files by names that say what they are of, such as a digest. Files of one name at an address have the same content for everybody.
+    """Cached files whose names identify their content, such as by a digest: at an address, a name means the same content for everybody.
 
-    They are in `folder`; `tree` is that of a store at an address, with which files are shared below `FOLDER`. Where that cannot be read or
-    written, each machine finds out for itself.
+    The files are in `folder`. `tree` is the tree of a store at an address, where they are shared below `FOLDER`; if it cannot be read or
+    written, each machine computes its own.
     """
 
     folder: Path
@@ -28,16 +28,16 @@ class Indexes:
 
     @classmethod
     def at(cls, place: "Self | Path | None") -> Self | None:
-        """Those in a folder; the same for those given already."""
+        """The indexes in a folder; `Indexes` and None are returned unchanged."""
         return cls(place) if isinstance(place, Path) else place
 
     @property
     def alone(self) -> "Indexes":
-        """Those of this machine only."""
+        """The indexes of this machine only."""
         return Indexes(self.folder)
 
     def find(self, name: str) -> Path | None:
-        """Where the file is on this machine, downloaded if only the address has it; None where neither has."""
+        """The path of a file on this machine, downloaded if only the address has it; None if neither has it."""
         path = self.folder / name
         if self.tree is not None and self.tree.address not in _unusable and not path.exists():
             try:
@@ -50,7 +50,7 @@ class Indexes:
         return path if path.exists() else None
 
     def keep(self, name: str, write: Callable[[Path], None]) -> None:
-        """Have the file written and shared. In a folder that cannot be written to nothing is kept."""
+        """Write a file by calling `write`, and share it. If the folder cannot be written to, nothing is kept."""
         with suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
             clear_abandoned(self.folder)
@@ -58,14 +58,14 @@ class Indexes:
             self.share(name, name)
 
     def share(self, name: str, shared_name: str) -> None:
-        """Upload a file of this machine under a name that its content belongs to, unless the address has it."""
+        """Upload a file of this machine under a name that identifies its content, unless the address has it."""
         if self.tree is None or self.tree.address in _unusable or (self.tree.address, shared_name) in _shared:
             return
         try:
             if self.tree.stat(f"{FOLDER}/{shared_name}") is None:
                 self.tree.upload(self.folder / name, f"{FOLDER}/{shared_name}")
             _shared.add((self.tree.address, shared_name))
-        except OSError:  # not on this machine any more
+        except OSError:  # no longer on this machine
             pass
-        except NstError:  # many commands need read access only
+        except NstError:  # many commands need only read access
             _unusable.add(self.tree.address)

@@ -1,4 +1,4 @@
-"""What a version was made from: an entry for each teacher, pool, labeled set and version, by its role."""
+"""What a version was made from: an entry for each teacher, pool, labeled set and version, keyed by role."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ _OF_MODEL = re.compile(r"teacher(_\d+)?|initial_weights")
 
 
 class ClassTexts(BaseModel):
-    """The words that an image-text model was given for each class; `prompts` are templates with {} in the place of each word."""
+    """The words given to an image-text model for each class; `prompts` are templates in which {} stands for the word."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -23,7 +23,7 @@ class ClassTexts(BaseModel):
 
 
 class Input(BaseModel):
-    """One thing a version was made from. Only `digest` decides whether two inputs are the same."""
+    """One input of a version. Only `digest` decides whether two inputs are the same."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -43,13 +43,13 @@ class Input(BaseModel):
 
     @model_serializer(mode="wrap")
     def _as_short_as_before(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without the fields that came later where they say nothing, so that earlier versions of nst can read it."""
+        """Leave out `Later` fields that have their `before` value, so that earlier versions of nst can read the entry."""
         later, values = later_fields(type(self)), plain(self)
         return {name: value for name, value in values.items() if name not in later or value != later[name]}
 
 
 class Inputs(AsWritten):
-    """The inputs of any version. Roles with numbers, and those that only a later nst knows, are no fields of their own."""
+    """The inputs of any version. Numbered roles, and roles that only a later nst knows, have no field of their own."""
 
     __pydantic_extra__: dict[str, Input] = Field(init=False)
     pool: Input | None = None
@@ -57,33 +57,33 @@ class Inputs(AsWritten):
     @field_validator("*", mode="before")
     @classmethod
     def _is_an_input(cls, entry: Any) -> Any:  # noqa: ANN401 - any JSON value
-        if entry is None:  # a role that is not there is not named
+        if entry is None:  # an absent role is left out instead
             raise ValueError("expected an input")
         return entry
 
     @property
     def by_role(self) -> dict[str, Input]:
-        """All of them, in the order of the manifest."""
+        """All inputs by role, in the order of the manifest."""
         values = dict(self)
         return {role: values[role] for role in self._given}
 
     @property
     def teachers(self) -> dict[str, Input]:
-        """Who gave the labels: `teacher`, or `teacher_1`, `teacher_2`, ... of an ensemble."""
+        """The teachers that gave the labels: `teacher`, or `teacher_1`, `teacher_2`, ... of an ensemble."""
         return self._called("teacher")
 
     @property
     def adopted_tables(self) -> dict[str, Input]:
-        """The tables of labels that were made elsewhere: `adopted`, and of several `adopted_2`, ..."""
+        """The tables of labels that were made elsewhere: `adopted`, followed by `adopted_2`, ... if there are several."""
         return self._called("adopted")
 
     @property
     def excluded(self) -> dict[str, Input]:
-        """The images that were held out: `exclude_1`, `exclude_2`, ..."""
+        """The sources of excluded images: `exclude_1`, `exclude_2`, ..."""
         return self._called("exclude")
 
     def changed(self, change: Callable[[str, Input], Input]) -> Self:
-        """The same roles with other entries."""
+        """The same roles, each entry replaced by `change(role, entry)`."""
         return type(self).model_validate({role: change(role, entry) for role, entry in self.by_role.items()})
 
     def _called(self, role: str) -> dict[str, Input]:
@@ -92,7 +92,7 @@ class Inputs(AsWritten):
 
 
 class GenerationInputs(Inputs):
-    """A generation: the pool, and what labeled it; `adopted` is the table of labels that were made elsewhere."""
+    """The inputs of a generation: the pool, and what labeled it; `adopted` is a table of labels made elsewhere."""
 
     pool: Input
     teacher: Input | None = None
@@ -103,7 +103,7 @@ class GenerationInputs(Inputs):
 
 
 class EditionInputs(Inputs):
-    """An edition: the pool, and the generation that it was drawn from or the edition that was labeled again."""
+    """The inputs of an edition: the pool, and the generation it was drawn from or the edition that was labeled again."""
 
     pool: Input
     teacher: Input | None = None
@@ -113,12 +113,12 @@ class EditionInputs(Inputs):
 
     @property
     def parent(self) -> Input | None:
-        """The version whose rows it has."""
+        """The version whose rows the edition has."""
         return self.generation or self.like
 
 
 class TeacherInputs(Inputs):
-    """A trained teacher: its images, and the weights that it started from."""
+    """The inputs of a trained teacher: its images, and the weights it started from."""
 
     labeled: Input | None = None
     validation: Input | None = None
@@ -128,16 +128,16 @@ class TeacherInputs(Inputs):
 
 
 class ReviewInputs(Inputs):
-    """A review: what was answered until it was frozen."""
+    """The input of a review: the answers given until it was frozen."""
 
     answers: Input
 
 
 def numbered(role: str, entries: Sequence[Input]) -> dict[str, Input]:
-    """One entry by its role, several by the role with a number."""
+    """Entries by role: a single one under `role`, several under `role_1`, `role_2`, ..."""
     return {role: entries[0]} if len(entries) == 1 else {f"{role}_{number}": entry for number, entry in enumerate(entries, start=1)}
 
 
 def is_of_model(role: str) -> bool:
-    """Whether an input is a teacher or other weights, whose repository is a model."""
+    """Whether the role is that of a teacher or other weights, whose Hub repository is a model."""
     return _OF_MODEL.fullmatch(role) is not None

@@ -1,8 +1,8 @@
-"""Who is at work on what in a store at an address: an object that a process rewrites every ten seconds.
+"""Which process is working on what in a store at an address: an object that the process rewrites every ten seconds.
 
-An object `PLACE.NUMBER` is written only if there is none, so that of two processes one gets a number. What `ownership` says of signs in
-folders holds of these: a process of this machine that has ended is dead at once, one of another machine when its object has not changed
-for two minutes; who takes a dead one's place takes the next number.
+An object `PLACE.NUMBER` is written only if there is none, so that only one of two processes gets a number. The rules that `ownership` has
+for folders apply: an ended process of this machine is dead at once, one of another machine once its object has not changed
+for two minutes; whoever replaces a dead process takes the next number.
 """
 
 import json
@@ -33,10 +33,10 @@ class Lease:
         self._thread.start()
 
     def end(self) -> None:
-        """Take it away."""
+        """Remove it."""
         self._ended.set()
         self._thread.join(_LONGEST_END_SECONDS)
-        with suppress(NstError):  # what is done is done; others find it dead
+        with suppress(NstError):  # the work is finished, and others will find the lease dead
             self.tree.remove([self.name])
 
     def _show_life(self) -> None:
@@ -52,13 +52,13 @@ class Lease:
                     self.is_lost = True
                     self.tree.remove([self.name])
                     return
-            except NstError:  # the server does not answer: tried again
+            except NstError:  # the server does not answer: try again
                 continue
 
 
 @contextmanager
 def leased(tree: FileTree, place: str, what: str, say: Callable[[str], None] = lambda _: None) -> Iterator[Lease]:
-    """While this lasts no other process owns `place`. Raises AtWorkError where a living process does; a dead one's place is taken."""
+    """Own `place` while the block runs. Raises AtWorkError if a living process owns it; a dead process is replaced."""
     lease = _lease(tree, place, what, say)
     try:
         yield lease
@@ -68,7 +68,7 @@ def leased(tree: FileTree, place: str, what: str, say: Callable[[str], None] = l
 
 @contextmanager
 def present(tree: FileTree, place: str) -> Iterator[Lease]:
-    """While this lasts, this process is one of any number that are at work at `place`."""
+    """Register this process as one of any number working at `place` while the block runs."""
     name, process = f"{place}.{secrets.token_hex(8)}", Process.this()
     tree.create(name, _content(process, 0), is_unique=True)
     lease = Lease(tree, name, process)
@@ -79,13 +79,13 @@ def present(tree: FileTree, place: str) -> Iterator[Lease]:
 
 
 def clear_dead(tree: FileTree, place: str) -> None:
-    """Take away the signs of processes of this machine that were killed at `place`."""
+    """Remove the signs of processes of this machine that were killed at `place`."""
     contents = {sign: tree.read_if_there(sign) for sign in _signs(tree, place)}
     tree.remove([sign for sign, content in contents.items() if content and Process.parse(content).is_alive is False])
 
 
 def check_nobody_at_work(tree: FileTree, what: str, places: list[str], say: Callable[[str], None] = lambda _: None) -> None:
-    """Raises AtWorkError where a living process is at one of the places. What another machine left is watched until that is known."""
+    """Raise AtWorkError if a living process is at one of the places. Signs of other machines are watched until that is known."""
     watch = _Watch(tree, what, say)
     while any(watch.is_alive(sign) is None for place in places for sign in _signs(tree, place)):
         time.sleep(_LOOK_EVERY_SECONDS)
@@ -105,19 +105,19 @@ def _lease(tree: FileTree, place: str, what: str, say: Callable[[str], None]) ->
         tree.remove(signs)
         if _signs(tree, place) == [name]:
             return Lease(tree, name, process, place)
-        tree.remove([name])  # another one came in the same moment: both look again
+        tree.remove([name])  # another process came at the same moment: both look again
         time.sleep(_LOOK_EVERY_SECONDS * random.random())
 
 
 class _Watch:
-    """What is known of the signs of others."""
+    """What is known about the signs of other processes."""
 
     def __init__(self, tree: FileTree, what: str, say: Callable[[str], None]) -> None:
         self._tree, self._what, self._say = tree, what, say
         self._seen: dict[str, tuple[bytes, float]] = {}
 
     def is_alive(self, sign: str) -> bool | None:
-        """False for the sign of a dead process, None where that is not known yet. Raises AtWorkError for one that lives."""
+        """False for the sign of a dead process, None if that is not known yet. Raises AtWorkError if the process is alive."""
         content = self._tree.read_if_there(sign)
         if content is None:
             return False

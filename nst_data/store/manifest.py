@@ -1,4 +1,4 @@
-"""`nst.json`: what a version is, what it was made from, and the digests that say so."""
+"""`nst.json`: what a version is, what it was made from, and the digests that identify it."""
 
 import contextlib
 import datetime
@@ -21,13 +21,13 @@ from nst_data.store.inputs import EditionInputs, GenerationInputs, Inputs, Revie
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "nst.json"
-ANONYMOUS = "anonymous"  # the setting that says that no source is named
-ORDER = "order"  # the setting of a training that names the order of a self-contained edition's images
-PREPARATION = "preparation"  # the one that says how it prepares images otherwise than an earlier nst did for the same network
-NETWORK_NOISE = "network_noise"  # the one that says that a DropPath used again in a forward pass draws anew, unlike in an earlier nst
-HEADS = "heads"  # the one that says that it trains a network of several last layers as one, unlike in an earlier nst
-PROBE_SAMPLE = "probe_sample"  # the one that says on how many of its images a large probe sought its strength: an earlier nst took all
-BESIDE_SETTINGS = (ORDER, PREPARATION, NETWORK_NOISE, HEADS, PROBE_SAMPLE)  # of a training: its inputs decide them
+ANONYMOUS = "anonymous"  # setting of a version that does not name its sources
+ORDER = "order"  # setting of a training: in which order it reads the images of a self-contained edition
+PREPARATION = "preparation"  # likewise: how it prepares images, if not as an earlier nst did for the same network
+NETWORK_NOISE = "network_noise"  # likewise: a DropPath reused in a forward pass draws again, unlike in an earlier nst
+HEADS = "heads"  # likewise: a network with several last layers is trained with all of them, unlike in an earlier nst
+PROBE_SAMPLE = "probe_sample"  # likewise: on how many images a large probe chose its strength; an earlier nst used all
+BESIDE_SETTINGS = (ORDER, PREPARATION, NETWORK_NOISE, HEADS, PROBE_SAMPLE)  # of a training: they follow from its inputs
 Kind = Literal["generation", "edition", "review", "teacher"]
 
 _PACKAGES = (
@@ -41,21 +41,21 @@ class _Frozen(BaseModel):
 
 
 class Request(_Frozen):
-    """What a version is asked to be: the settings that shape its data, and its inputs."""
+    """A request for a version: the settings that shape its data, and its inputs."""
 
     kind: Kind
-    settings: dict[str, Any]  # as `for_request` gives them, maybe those of a later nst
+    settings: dict[str, Any]  # as returned by `for_request`, possibly of a later nst
     inputs: Inputs
 
     @property
     def digest(self) -> str:
-        """Equal for equal settings on equal inputs, wherever the inputs lie."""
+        """Equal for equal settings and inputs, wherever the inputs are located."""
         inputs = {role: one.digest for role, one in self.inputs.by_role.items()}
         return json_digest({"kind": self.kind, "settings": self.settings, "inputs": inputs})
 
     @property
     def spelled_out(self) -> dict[str, Any]:
-        """The settings, with the value of before of each that it left out and that has another default today."""
+        """The settings, plus the earlier default of each one that is left out and has a different default today."""
         return (BEFORE_OF_NOISED_LABELS if self.is_noised else {}) | self.settings
 
     @property
@@ -65,13 +65,13 @@ class Request(_Frozen):
 
     @property
     def key(self) -> str | None:
-        """The column of an adopted table that names the images of a pool; None where the table holds them."""
+        """The column of an adopted table that names the images of a pool; None if the table contains the images."""
         key = self.settings.get("key")
         return key if isinstance(key, str) else None
 
 
 class GenerationRequest(Request):
-    """A labeling, or the adoption of labels that were made elsewhere."""
+    """A request to label a pool, or to adopt labels that were made elsewhere."""
 
     kind: Literal["generation"] = "generation"
     inputs: GenerationInputs
@@ -84,14 +84,14 @@ class GenerationRequest(Request):
 
 
 class EditionRequest(Request):
-    """A selection from a generation, or the labeling of an edition by another teacher."""
+    """A request to select from a generation, or to label an edition again with another teacher."""
 
     kind: Literal["edition"] = "edition"
     inputs: EditionInputs
 
     @property
     def selection(self) -> BalanceSettings | None:
-        """How it was selected; None where it was labeled again, or selected by settings that this nst does not know."""
+        """The settings of the selection; None if it was labeled again, or selected with settings unknown to this nst."""
         with contextlib.suppress(ValidationError):
             own = {name: value for name, value in self.settings.items() if name != ANONYMOUS}
             return BalanceSettings.of_request(own) if self.inputs.like is None else None
@@ -99,19 +99,19 @@ class EditionRequest(Request):
 
     @property
     def spelled_out(self) -> dict[str, Any]:
-        """As of each request."""
+        """See `Request.spelled_out`."""
         if self.selection is None:
             return super().spelled_out
         today = BalanceSettings.model_validate({name: value for name, value in self.settings.items() if name != ANONYMOUS})
         return self.settings | {name: value for name, value in self.selection.model_dump().items() if value != getattr(today, name)}
 
 
-BEFORE = {"weight_decay_on": "weights", "freeze_by": "layers"}  # of a training's settings, which lie above this package
-BEFORE_OF_NOISED_LABELS = {"noise_transform": "evaluation"}  # of a labeling's, likewise
+BEFORE = {"weight_decay_on": "weights", "freeze_by": "layers"}  # earlier defaults of training settings, which this package cannot import
+BEFORE_OF_NOISED_LABELS = {"noise_transform": "evaluation"}  # likewise of labeling settings
 
 
 class TeacherRequest(Request):
-    """A training."""
+    """A request to train a teacher."""
 
     kind: Literal["teacher"] = "teacher"
     inputs: TeacherInputs
@@ -125,7 +125,7 @@ class TeacherRequest(Request):
 
     @property
     def spelled_out(self) -> dict[str, Any]:
-        """As of each request; a linear probe has no settings of before."""
+        """See `Request.spelled_out`; a linear probe has no earlier defaults."""
         if self.settings.get("probe"):
             return self.settings
         return {name: value for name, value in BEFORE.items() if name != "freeze_by" or self.settings.get("freeze")} | self.settings
@@ -137,7 +137,7 @@ class TeacherRequest(Request):
 
 
 class ReviewRequest(Request):
-    """The answers of people about the images of a corpus."""
+    """A request to freeze people's answers about the images of a corpus."""
 
     kind: Literal["review"] = "review"
     inputs: ReviewInputs
@@ -151,7 +151,7 @@ class SealedFile(_Frozen):
 
 
 class Manifest(_Frozen):
-    """The whole of `nst.json`."""
+    """The contents of `nst.json`."""
 
     schema_version: int = SCHEMA_VERSION
     name: str
@@ -168,7 +168,7 @@ class Manifest(_Frozen):
 
     @classmethod
     def of(cls, manifest: "Manifest") -> Self:
-        """A manifest as one of this kind. Raises UsageError for another's."""
+        """The manifest as one of this class. Raises UsageError if it is of another kind."""
         if isinstance(manifest, cls):
             return manifest
         kind = next(kind for kind, model in _MANIFESTS.items() if model is cls)
@@ -176,11 +176,11 @@ class Manifest(_Frozen):
 
     @property
     def kind(self) -> Kind:
-        """What sort of version this is."""
+        """The kind of version this is."""
         return self.request.kind
 
     def marked_as_pulled(self) -> Self:
-        """The same, whatever it was made from named by the Hub: its digest stays, and nothing is opened because it says so."""
+        """A copy whose inputs are marked as named by the Hub, so that nothing is opened because they name it; the digest stays."""
         inputs = self.request.inputs.changed(lambda _, entry: entry.model_copy(update={"pulled": True}))
         return self.model_copy(update={"request": self.request.model_copy(update={"inputs": inputs})})
 
@@ -225,7 +225,7 @@ _REQUEST: TypeAdapter[GenerationRequest | EditionRequest | ReviewRequest | Teach
 
 
 def with_article(kind: str) -> str:
-    """`a generation`, `an edition`."""
+    """The kind with its article: `a generation`, `an edition`."""
     return f"an {kind}" if kind.startswith("e") else f"a {kind}"
 
 
@@ -235,7 +235,7 @@ def json_digest(value: Any) -> str:  # noqa: ANN401 - any JSON value
 
 
 def content_digest(request: Request, files: dict[str, SealedFile], class_names: list[str]) -> str:
-    """The digest of a version: its request, its classes and the bytes of its sealed files."""
+    """The digest of a version, over its request, its class names and the bytes of its sealed files."""
     hashes = {name: sealed.sha256 for name, sealed in files.items()}
     return json_digest({"request": request.digest, "class_names": class_names, "files": hashes})
 
@@ -250,7 +250,7 @@ def make_manifest(
     seconds: float,
     machine: dict[str, Any],
 ) -> Manifest:
-    """A manifest of now, with the packages of this environment."""
+    """A manifest created now, with the packages of this environment."""
     return _MANIFESTS[request.kind](
         name=name,
         version=version,
@@ -267,7 +267,7 @@ def make_manifest(
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read `nst.json`. Raises NstError where it is missing, broken or of a newer schema."""
+    """Read `nst.json`. Raises NstError if it is missing, broken or of a newer schema."""
     path = folder / MANIFEST_NAME
     try:
         return parse_manifest(path.read_text("utf-8"), str(path))
@@ -278,7 +278,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def parse_manifest(text: str, path: str) -> Manifest:
-    """A manifest from its text; `path` says in errors where it stands. Raises NstError where it is broken or of a newer schema."""
+    """Parse the text of a manifest; `path` names it in errors. Raises NstError if it is broken or of a newer schema."""
     try:
         content = json.loads(text)
         schema = content["schema_version"]
@@ -294,30 +294,30 @@ def parse_manifest(text: str, path: str) -> Manifest:
 
 
 def _manifest_class(content: dict[str, Any]) -> type[Manifest]:
-    """The class of its kind; for a kind that is none the plain one, which says so."""
+    """The manifest class of its kind; an unknown kind gets `Manifest`, whose validation reports it."""
     request = content.get("request")
     kind = request.get("kind") if isinstance(request, dict) else None
     return _MANIFESTS.get(str(kind), Manifest)
 
 
 def read_request(path: Path) -> Request:
-    """The request of a version under way. Raises ValueError for a damaged one, or one of a later nst."""
+    """Read the request of a version in progress. Raises ValueError if it is damaged or was written by a later nst."""
     return _REQUEST.validate_json(path.read_text("utf-8"))
 
 
 def this_machine() -> dict[str, Any]:
-    """What results can depend on beside settings and packages."""
+    """What results can depend on in addition to settings and packages."""
     return {"python": platform.python_version(), "system": platform.system(), "processor": platform.machine(), "cpus": os.cpu_count()}
 
 
 @functools.cache
 def installed_packages() -> Mapping[str, str]:
-    """The versions of what results can depend on; simplejpeg is left out where it is not installed, as Pillow decodes then."""
+    """Versions of the packages that results can depend on; simplejpeg is left out if not installed, as Pillow decodes then."""
     return {package: version for package in _PACKAGES if (version := version_of(package)) is not None}
 
 
 def version_of(package: str) -> str | None:
-    """The version of an installed package; None where it is not installed."""
+    """The version of a package, or None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

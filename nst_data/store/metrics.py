@@ -1,4 +1,4 @@
-"""`metrics.json` of a teacher: what was measured of it, by name. It lies beside the sealed files, and grows."""
+"""`metrics.json` of a teacher: its evaluation results by name. It is kept next to the sealed files, and grows."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ _RIGHT_ALONE = 0.2
 
 
 class AttackResult(BaseModel):
-    """Accuracy under an attack of a size."""
+    """Accuracy under an attack of size `epsilon`."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -27,7 +27,7 @@ class AttackResult(BaseModel):
 
 
 class Result(AsWritten):
-    """What one suite has shown on one set of images, whose `fingerprint` says which. Each suite has more of its own."""
+    """The result of one suite on one set of images, identified by `fingerprint`. Suites add fields of their own."""
 
     suite: str | None = None  # None for accuracy on clean images
     top1: _Fraction | None = None
@@ -50,7 +50,7 @@ class Metrics(RootModel[dict[str, Result]]):
 
     @classmethod
     def parse(cls, text: str, path: str) -> Self:
-        """Metrics from their text; `path` says in errors where it stands. Raises NstError for what is none."""
+        """Parse the text of metrics; `path` names it in errors. Raises NstError if it is invalid."""
         try:
             return cls.model_validate(json.loads(text))
         except ValidationError as error:
@@ -62,7 +62,7 @@ class Metrics(RootModel[dict[str, Result]]):
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """Those of the teacher in a folder; none where nothing was measured. Raises NstError for what is none."""
+        """Read the metrics of the teacher in a folder; empty if nothing was measured. Raises NstError if they are invalid."""
         path = folder / METRICS
         return cls.parse(path.read_text("utf-8", errors="replace"), str(path)) if path.exists() else cls()
 
@@ -75,18 +75,18 @@ class Metrics(RootModel[dict[str, Result]]):
             return cls()
 
     def write(self, folder: Path) -> None:
-        """Put them into a teacher's folder."""
+        """Write them to a teacher's folder."""
         write_text(folder / METRICS, json.dumps(self.model_dump(), indent=2) + "\n")
 
     @property
     def test_top1(self) -> float | None:
-        """The top-1 accuracy on test images."""
+        """The top-1 accuracy on test images, or None if it was not measured."""
         return self.root["test"].top1 if "test" in self.root else None
 
 
 def least_difference(images: int) -> float:
-    """The smallest difference in accuracy that so many test images tell from chance, as a fraction: two standard errors.
+    """The smallest difference in accuracy that can be told from chance on `images` test images, as a fraction: two standard errors.
 
-    For two networks of which exactly one is right on a fifth of the images, which is common where one was trained from the other.
+    Assumes that exactly one of two networks is right on a fifth of the images, which is common if one was trained from the other.
     """
     return min(1.0, 2 * (_RIGHT_ALONE / images) ** 0.5) if images else 1.0

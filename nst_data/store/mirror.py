@@ -1,12 +1,12 @@
-"""A store at an address, as this machine has it: manifests and requests always, the files of a version when they are asked for.
+"""A store at an address, as mirrored on this machine: manifests and requests always, the files of a version on demand.
 
-On an object store nothing is renamed. A version is there when its `nst.json` is, which is written last and only if there is none; a number
-belongs to whom first writes `runs/.../request.json`. Shards go to their place in the version as soon as they are done, each with a note in
-`runs/.../work/shards`. What is brought to this machine is compared with the checksums of the manifest. Features are kept as versions are:
-in `features/DIGEST`, with `features.json` for a manifest, and made below `runs/features/DIGEST`.
+On an object store nothing is renamed. A version exists once its `nst.json` does, which is written last and only if there is none; a number
+belongs to whoever first writes `runs/.../request.json`. Shards go to their place in the version as soon as they are done, each with a note
+in `runs/.../work/shards`. Downloads are verified against the checksums of the manifest. Features are stored like versions:
+in `features/DIGEST`, with `features.json` as the manifest, and made below `runs/features/DIGEST`.
 
-The folder on this machine is `NST_MIRRORS` or `~/.local/share/nst/stores`, with a folder for each address. Besides copies it holds what is
-of this machine alone: answers given on the review page until they are frozen, and what unfinished work needs.
+The folder on this machine is `NST_MIRRORS` or `~/.local/share/nst/stores`, with a folder for each address. Besides copies it holds what
+exists only on this machine: answers given on the review page until they are frozen, and what unfinished work needs.
 """
 
 import hashlib
@@ -35,24 +35,24 @@ AT_ONCE = 8
 _SAID_BYTES = 2**24
 _ROOMS = ("corpora", "teachers")
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*", re.ASCII)
-_SMALL = (MANIFEST_NAME, METRICS, PLACES, FEATURES_NAME)  # of each version these are always here
+_SMALL = (MANIFEST_NAME, METRICS, PLACES, FEATURES_NAME)  # the files of each version that are always mirrored
 _FILES = TypeAdapter(dict[str, SealedFile])
 
 
 def seal_of(version: str) -> str:
-    """The file that is written last of a version, or of features."""
+    """The name of the file that is written last in a version, or in features."""
     return FEATURES_NAME if version.startswith(f"{FEATURES}/") else MANIFEST_NAME
 
 
 def was_not_there(name: str) -> str:
-    """What is wrong with a file among the sealed ones."""
+    """The line that reports a file which appeared among the sealed ones."""
     return f"{name}: was not there when the version was sealed"
 
 
 class Mirror:
-    """A store at `tree` and what of it is below `root`.
+    """The store at `tree` and its mirror below `root`.
 
-    Names of versions are their paths in the store, as in `corpora/flowers/gen-1`. Features count as versions named `features/DIGEST`.
+    Names of versions are their paths in the store, such as `corpora/flowers/gen-1`. Features count as versions named `features/DIGEST`.
     """
 
     def __init__(self, tree: FileTree) -> None:
@@ -72,7 +72,7 @@ class Mirror:
         return folder.relative_to(self.root).as_posix()
 
     def refresh(self, name: str | None = None) -> None:
-        """Have here the manifest of each version that is there, of one name or all, and the request of each that is under way."""
+        """Mirror the manifest of each version and the request of each version in progress, for one name or all."""
         with ThreadPoolExecutor(AT_ONCE) as threads:
             for top in [*_ROOMS, *(f"runs/{room}" for room in _ROOMS)]:
                 here = {one.name for one in (self.root / top).glob("[!.]*")}
@@ -84,10 +84,10 @@ class Mirror:
                 list(threads.map(self.refresh_run if top.startswith("runs/") else self.refresh_version, found))
 
     def refresh_features(self) -> dict[str, list[StoredFile]]:
-        """Have here the record of all features that are finished there.
+        """Mirror the records of all features that are finished at the address.
 
         Returns:
-            The files of all features, finished or under way, by the names of their folders; two listings.
+            The files of all features, finished or in progress, by the names of their folders; this takes two listings.
         """
         found: dict[str, list[StoredFile]] = {}
         for top in (FEATURES, f"runs/{FEATURES}"):
@@ -105,7 +105,7 @@ class Mirror:
         return found
 
     def refresh_version(self, version: str, direct: Iterable[StoredFile] | None = None) -> bool:
-        """Have here what is small of a version and may have changed; whether it is sealed. `direct` are its own files, listed already."""
+        """Mirror the small files of a version that may have changed; return whether it is sealed. `direct` is a listing of its files."""
         files = {one.name.rpartition("/")[2]: one for one in (self.tree.children(version)[1] if direct is None else direct)}
         place, seal = self.root / version, seal_of(version)
         known = self._known(version)
@@ -117,18 +117,18 @@ class Mirror:
         if seal not in files:
             return False
         wanted = [one for name, one in files.items() if (name in _SMALL or known.get("") == "whole") and known.get(name) != one.etag]
-        for one in sorted(wanted, key=lambda one: one.name.endswith(seal)):  # the manifest last: it says that the rest is here
+        for one in sorted(wanted, key=lambda one: one.name.endswith(seal)):  # the manifest last: it marks the rest as present
             self.tree.download(one.name, self.root / one.name)
         self._remember(version, known | {one.name.rpartition("/")[2]: one.etag for one in wanted})
         return True
 
     def _is_other(self, version: str, known: str | None, manifest: StoredFile) -> bool:
-        """Whether the version there is another one than the one here: removed and made again elsewhere."""
+        """Whether the version there differs from the one here, as it was removed and made again elsewhere."""
         place = self.root / version / seal_of(version)
         return place.is_file() and known != manifest.etag and self.tree.read(manifest.name) != place.read_bytes()
 
     def leftovers(self, name: str | None = None) -> dict[str, list[StoredFile]]:
-        """Files that belong to no version, sealed or under way, by `name@version`: a writer that was killed, or came late, left them."""
+        """Files that belong to no version, sealed or in progress, by `name@version`: left by a writer that was killed or came too late."""
         found: dict[str, list[StoredFile]] = {}
         for top in [*_ROOMS, *(f"runs/{room}" for room in _ROOMS)]:
             for one in [name] if name is not None else self._folders(top):
@@ -140,11 +140,11 @@ class Mirror:
         return {ref: files for ref, files in found.items() if files}
 
     def _folders(self, top: str) -> list[str]:
-        """Names of folders below one; those that lead out of it, which nst writes nowhere, are left out."""
+        """Names of the folders directly in `top`, without those that could lead out of it, which nst never writes."""
         return [name for name in self.tree.children(top)[0] if _PLAIN.fullmatch(name)]
 
     def bring(self, place: Path) -> None:
-        """Have all files of a sealed version here, those of its manifest with the right checksum. Raises NstError where one is damaged."""
+        """Download all files of a sealed version and verify those in its manifest. Raises NstError if one is missing or damaged."""
         version = self.name_of(place)
         known = self._known(version)
         if known.get("") == "whole" or not (place / seal_of(version)).is_file():
@@ -152,7 +152,7 @@ class Mirror:
         sealed = self._sealed(version, place)
         files = [one for one in self.tree.files(version) if not one.name.endswith(f"/{seal_of(version)}")]
         below = {one.name.removeprefix(f"{version}/"): one for one in files}
-        below = {name: one for name, one in below.items() if all(map(_PLAIN.fullmatch, name.split("/")))}  # no file leads out of its folder
+        below = {name: one for name, one in below.items() if all(map(_PLAIN.fullmatch, name.split("/")))}  # no path leads out of the folder
         if missing := sorted(sealed.keys() - below.keys()):
             raise NstError(
                 f"{self.tree.at(version)}: lacks {len(missing):,} of its {len(sealed):,} files, such as {missing[0]}; it is damaged"
@@ -160,7 +160,7 @@ class Mirror:
         here = {name for name in below if name.startswith(f"{READ}/") and (place / name).is_file()}
         wanted = {name: one for name, one in below.items() if name not in here and not self._is_here(place / name, sealed.get(name))}
         if wanted:
-            for room in (*_ROOMS, FEATURES):  # where files are brought to, and nothing is made
+            for room in (*_ROOMS, FEATURES):  # files are only downloaded to these, never made there
                 clear_old_downloads(self.root / room)
         size = sum(one.size for one in wanted.values())
         progress = on_this_terminal()
@@ -175,17 +175,17 @@ class Mirror:
         self._remember(version, self._known(version) | direct | {"": "whole"})
 
     def bring_reading(self, place: Path) -> None:
-        """Have here what is noted of the sources of a sealed version, unless it is."""
+        """Download what is recorded about the sources of a sealed version, unless it is here."""
         for one in self.tree.files(f"{self.name_of(place)}/{READ}"):
             name = one.name.rpartition("/")[2]
             if _PLAIN.fullmatch(name) and not (place / READ / name).is_file():
                 self.tree.download(one.name, place / READ / name)
 
     def publish(self, place: Path, build: Path, brought: Container[str] = (), check: Callable[[], None] = lambda: None) -> bool:
-        """Bring a version that was built here to its place and seal it; False where another one was sealed there before.
+        """Upload a version that was built here and seal it; return False if another one was sealed there before.
 
-        `build` has the manifest and all files but those `brought` there already. Raises NstError for one that is nowhere, and what `check`
-        raises at the last moment.
+        `build` has the manifest and all files except those `brought` there already. Raises NstError if a file is in neither place, and
+        whatever `check` raises just before sealing.
         """
         version = self.name_of(place)
         sealed, seal = self._sealed(version, build), seal_of(version)
@@ -207,7 +207,7 @@ class Mirror:
         return False
 
     def publish_alone(self, place: Path) -> None:
-        """Bring whole features to their address that are on this machine alone: an earlier nst kept them so."""
+        """Upload complete features that only this machine has: an earlier nst kept them locally."""
         version = self.name_of(place)
         seal = place / seal_of(version)
         if not seal.is_file() or self._notes(version).is_file() or self.tree.stat(f"{version}/{seal.name}") is not None:
@@ -222,7 +222,7 @@ class Mirror:
             self.publish(place, place)
 
     def publish_beside(self, place: Path, names: Iterable[str]) -> None:
-        """Bring files beside a sealed version there that were written here: its card, pictures, metrics, places on the Hub."""
+        """Upload files next to the sealed ones that were written here: a version's card, pictures, metrics, places on the Hub."""
         version, known = self.name_of(place), self._known(self.name_of(place))
         for name in names:
             self.tree.upload(place / name, f"{version}/{name}")
@@ -230,7 +230,7 @@ class Mirror:
         self._remember(version, {**known, **{name: etags[name] for name in names}})
 
     def damage(self, place: Path) -> list[str]:
-        """What is not at its address as it was sealed, a line each: files are read whole, once, and none is brought here."""
+        """What differs at the address from what was sealed, one line each. Files are read in full, once, and none is kept here."""
         version, problems, files = self.name_of(place), [], read_manifest(place).files
         there = {one.name.removeprefix(f"{version}/"): one for one in self.tree.files(version)}
         for name, sealed in files.items():
@@ -246,22 +246,22 @@ class Mirror:
 
     def discard_version(self, version: str) -> None:
         """Delete a sealed version."""
-        self.tree.remove([f"{version}/{seal_of(version)}"])  # from now on it is none
+        self.tree.remove([f"{version}/{seal_of(version)}"])  # from now on it is not a version
         self.tree.remove([one.name for one in self.tree.files(version)])
         self._notes(version).unlink(missing_ok=True)
 
     def refresh_run(self, run: str) -> bool:
-        """Have here the request of a version under way; whether there is one."""
+        """Mirror the request of a version in progress; return whether there is one."""
         place, version = self.root / run, run.removeprefix("runs/")
         text = self.tree.read_if_there(f"{run}/{REQUEST}")
-        if text is None or (self.root / version / seal_of(version)).is_file():  # sealed, and half cleared away
+        if text is None or (self.root / version / seal_of(version)).is_file():  # sealed, and partly cleaned up
             if (place / REQUEST).is_file():
                 discard(place)
             return False
         if (place / REQUEST).is_file():
             if (place / REQUEST).read_bytes() == text:
                 return True
-            discard(place)  # removed there and begun anew
+            discard(place)  # removed there and started again
         place.parent.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
         try:
@@ -274,11 +274,11 @@ class Mirror:
         return True
 
     def _drop_all_but(self, top: str, numbers: Container[str]) -> None:
-        """Delete here the versions of a name that are not there any more."""
+        """Delete here the versions of a name that no longer exist at the address."""
         mark = REQUEST if top.startswith("runs/") else seal_of(f"{top}/")
-        for folder in (self.root / top).glob("[!.]*"):  # others are being made
+        for folder in (self.root / top).glob("[!.]*"):  # hidden ones are being made
             gone = folder.name not in numbers and (folder / mark).is_file()
-            if gone and self.tree.stat(f"{top}/{folder.name}/{mark}") is None:  # one may have come since they were listed
+            if gone and self.tree.stat(f"{top}/{folder.name}/{mark}") is None:  # one may have appeared since the listing
                 discard(folder)
 
     def _bring_file(self, version: str, place: Path, name: str, sealed: SealedFile | None) -> None:
@@ -291,7 +291,7 @@ class Mirror:
             )
 
     def _sealed(self, version: str, folder: Path) -> Mapping[str, SealedFile]:
-        """The files of a version that its manifest in a folder names, or of features that their record does, which is read before."""
+        """The sealed files of a version, read from its manifest in a folder, or of features, read from their record."""
         if version.startswith(f"{FEATURES}/"):
             return _FILES.validate_python(json.loads((folder / FEATURES_NAME).read_text("utf-8"))["files"])
         return read_manifest(folder).files
@@ -303,7 +303,7 @@ class Mirror:
         return self.root / ".etags" / f"{version.replace('/', '+')}.json"
 
     def _known(self, version: str) -> dict[str, str]:
-        """The etags of the files of a version when they were brought; that of the name "" says whether all were."""
+        """The etags that the files of a version had when they were downloaded; the name "" maps to "whole" once all of them were."""
         if not (self.root / version / seal_of(version)).is_file():
             return {}
         try:
@@ -323,20 +323,20 @@ def _mirrors() -> Path:
 
 
 def _folder_name(address: str) -> str:
-    """Readable, and another one for the same bucket on another server."""
+    """A readable folder name that is unique per address and server."""
     server = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or _profile_endpoint()
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", address.partition("://")[2])[:60]
     return f"{plain}-{hashlib.sha256(f'{server} {address}'.encode()).hexdigest()[:8]}"
 
 
 def _profile_endpoint() -> str:
-    """The server that the profile in `~/.aws/config` names."""
+    """The endpoint that the profile in `~/.aws/config` sets; empty if none."""
     try:
         from botocore.exceptions import BotoCoreError
         from botocore.session import Session
-    except ImportError:  # reading there says which extra is missing
+    except ImportError:  # reading the store reports the missing extra
         return ""
     try:
         return str(Session().get_scoped_config().get("endpoint_url") or "")
-    except BotoCoreError:  # no such profile: reading there says so
+    except BotoCoreError:  # no such profile: reading the store reports it
         return ""

@@ -1,12 +1,12 @@
-"""Who is at work on what: a sign of life that a process leaves beside its work, on any file system and for any number of machines.
+"""Which process is working on what: a sign of life that it leaves next to its work, on any file system and for any number of machines.
 
-A sign is a folder `PLACE.NUMBER` that appears whole, by one move that fails where another folder stands: of two that take a number one
-gets it. Nothing else is asked of the file system: no hard links, no locks, no permissions, no file times. A thread writes into the sign
-every ten seconds. A process that ended without taking its sign away is dead at once for others of its machine (its id is gone), and for
-other machines when they have watched its sign for two minutes without a change; their clocks are not compared. Who takes a dead one's
-place takes the next number, so that nobody ever deletes a sign that somebody else has just made.
+A sign is a folder `PLACE.NUMBER` that appears whole, by one move that fails if another folder is there: only one of two processes that
+take a number gets it. Nothing else is required of the file system: no hard links, locks, permissions or file times. A thread writes into
+the sign every ten seconds. A process that ended without removing its sign is dead at once for others on its machine (its id is gone), and
+for other machines once they have watched its sign for two minutes without a change; their clocks are not compared. Whoever replaces a dead
+process takes the next number, so that nobody ever deletes a sign that somebody else has just made.
 
-filelock's soft locks were tried: they never take a dead process's lock over where names cannot be exchanged (exFAT, NFS, SMB).
+filelock's soft locks were tried: they never take over a dead process's lock if names cannot be exchanged (exFAT, NFS, SMB).
 """
 
 import json
@@ -34,7 +34,7 @@ ALIVE_EVERY_SECONDS = 10.0
 DEAD_AFTER_SECONDS = 120.0
 _LOOK_EVERY_SECONDS = 0.5
 _RECORD, _ALIVE = "process.json", "alive"
-_NUMBER = re.compile(r"[0-9]{6}|[0-9a-f]{16}")  # of an owner, or of one of many
+_NUMBER = re.compile(r"[0-9]{6}|[0-9a-f]{16}")  # of an owner, or of one of many workers
 State = Literal["alive", "dead", "unknown"]
 
 
@@ -50,9 +50,9 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
 
 @dataclass(frozen=True)
 class Process:
-    """A process of any machine. `machine` is one boot of one of them, and one space of process ids in it; times are seconds since 1970.
+    """A process on any machine. `machine` identifies one boot of it and one process id namespace; times are seconds since 1970.
 
-    `sign` is the path of its sign of life: in a copy of the folders around it the sign is elsewhere. Earlier versions left none.
+    `sign` is the path of its sign of life, by which a copied sign is recognized. Earlier versions of nst recorded none.
     """
 
     host: str = "an unknown machine"
@@ -64,14 +64,14 @@ class Process:
 
     @classmethod
     def this(cls) -> "Process":
-        """This one, at work from now on."""
+        """The current process, working from now on."""
         return cls(platform.node() or "localhost", _this_machine(), os.getpid(), psutil.Process().create_time(), time.time())
 
     @classmethod
     def parse(cls, text: str | bytes) -> "Process":
-        """What a process wrote of itself, alone or as the `process` of a sign; what a later nst adds is passed over.
+        """Parse the record of a process, by itself or as the `process` of a lease; fields added by a later nst are ignored.
 
-        A process of nowhere for what is no such record.
+        An invalid record gives a process without an id on an unknown machine.
         """
         try:
             record = json.loads(text)
@@ -84,14 +84,14 @@ class Process:
 
     @property
     def is_alive(self) -> bool | None:
-        """Whether it runs; None where that cannot be known from here."""
+        """Whether it is running; None if that cannot be known from here."""
         if self.machine != _this_machine():
             return None
         try:
             process = psutil.Process(self.pid)
             if process.status() == psutil.STATUS_ZOMBIE:
                 return False
-            return True if abs(process.create_time() - self.started) < 1 else None  # else another with its id, or the clock was set
+            return True if abs(process.create_time() - self.started) < 1 else None  # None: another one with its id, or the clock was set
         except psutil.NoSuchProcess:
             return None if psutil.pid_exists(self.pid) else False
         except psutil.Error:
@@ -105,41 +105,41 @@ class Process:
 
 
 class AtWorkError(NstError):
-    """A living process is at work there."""
+    """A living process is working there."""
 
     def __init__(self, what: str, process: Process) -> None:
         super().__init__(f"{what}: in use by {process}; wait for it or stop it, then rerun. Nothing was changed")
 
 
 class HasLoss(Protocol):
-    """A sign of life elsewhere."""
+    """A sign of life elsewhere, which can be lost."""
 
     is_lost: bool
 
 
 class Sign:
-    """The sign of life of this process, shown by a thread until `end`."""
+    """The sign of life of this process, kept fresh by a thread until `end`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.is_lost = False
-        self.lease: HasLoss | None = None  # of the same work, in a store at an address
+        self.lease: HasLoss | None = None  # for the same work, in a store at an address
         self._ended = threading.Event()
         threading.Thread(target=self._show_life, name=f"alive-{folder.name}", daemon=True).start()
 
     def check(self, what: str) -> None:
-        """Raises NstError where others took this process for dead, or removed what it works at."""
+        """Raise NstError if others took this process for dead or removed its work."""
         if self.is_lost or (self.lease is not None and self.lease.is_lost):
             raise NstError(
                 f"{what}: this process sent no heartbeat for {DEAD_AFTER_SECONDS:.0f} s and was replaced, or its work was removed; stopping"
             )
 
     def end(self) -> None:
-        """Take the sign away."""
+        """Remove the sign."""
         self._ended.set()
         try:
             discard(self.folder)
-        except OSError:  # a full disk: what is done is done
+        except OSError:  # a full disk: delete it in place
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _show_life(self) -> None:
@@ -147,20 +147,20 @@ class Sign:
         while not self._ended.wait(ALIVE_EVERY_SECONDS):
             beats += 1
             try:
-                with (self.folder / _ALIVE).open("r+") as file:  # written in place: never made anew where it was taken away
+                with (self.folder / _ALIVE).open("r+") as file:  # written in place: never created again once removed
                     file.write(f"{beats:012d}")
             except (FileNotFoundError, NotADirectoryError):
                 self.is_lost = True
                 return
-            except OSError:  # a full disk, a server that does not answer: tried again
+            except OSError:  # a full disk, a server that does not answer: try again
                 continue
 
 
 @contextmanager
 def owned(place: Path, what: str, say: Callable[[str], None] = lambda _: None, wait: bool = False) -> Iterator[Sign]:
-    """While this lasts no other process owns `place`, whose folder must be there; `what` names it to a person.
+    """Own `place`, whose folder must exist, while the block runs; `what` names it in messages.
 
-    Where a living process owns it: AtWorkError, or with `wait` its end is waited for. A dead one's place is taken.
+    If a living process owns it, raises AtWorkError or, with `wait`, waits for it to end. A dead process is replaced.
     """
     sign = _own(place, what, say, wait)
     try:
@@ -171,7 +171,7 @@ def owned(place: Path, what: str, say: Callable[[str], None] = lambda _: None, w
 
 @contextmanager
 def present(place: Path) -> Iterator[Sign]:
-    """While this lasts, this process is one of any number that are at work at `place`."""
+    """Register this process as one of any number working at `place` while the block runs."""
     sign = None
     while sign is None:
         sign = _leave(place, secrets.token_hex(8))
@@ -182,7 +182,7 @@ def present(place: Path) -> Iterator[Sign]:
 
 
 def check_nobody_at_work(what: str, *places: Path, say: Callable[[str], None] = lambda _: None) -> None:
-    """Raises AtWorkError where a living process is at one of the places. What another machine left is watched until that is known."""
+    """Raise AtWorkError if a living process is at one of the places. Signs of other machines are watched until that is known."""
     watch = _Watch()
     while unknown := [sign for place in places for sign in _signs(place) if watch.state(sign, what) != "dead"]:
         watch.say_once(say, what, unknown[0])
@@ -190,12 +190,12 @@ def check_nobody_at_work(what: str, *places: Path, say: Callable[[str], None] = 
 
 
 def beside(folder: Path) -> Path:
-    """The place of signs for a folder that may not hold any itself, or comes and goes."""
+    """The place for signs of a folder that must not contain any itself, or that comes and goes."""
     return folder.with_name(f".{folder.name}")
 
 
 def is_owned(place: Path) -> bool:
-    """Whether a process of this machine that runs owns a place."""
+    """Whether a running process of this machine owns a place."""
     return any(_process_of(sign).is_alive for sign in _signs(place))
 
 
@@ -222,19 +222,19 @@ def _own(place: Path, what: str, say: Callable[[str], None], wait: bool) -> Sign
             raise
         if is_alone:
             return sign
-        sign.end()  # another one came in the same moment: both look again
+        sign.end()  # another process came at the same moment: both look again
         time.sleep(_LOOK_EVERY_SECONDS * random.random())
 
 
 class _Watch:
-    """What is known of the signs of others."""
+    """What is known about the signs of other processes."""
 
     def __init__(self) -> None:
         self._seen: dict[Path, tuple[str, float]] = {}
         self._said = False
 
     def state(self, sign: Path, refused: str | None) -> State:
-        """Whether a process lives. Raises AtWorkError for one that does where `refused` names what it works at."""
+        """Whether the process of a sign is alive. Raises AtWorkError if it is and `refused` names its work."""
         process = _process_of(sign)
         is_alive = process.is_alive
         if is_alive is None:
@@ -244,7 +244,7 @@ class _Watch:
         return "unknown" if is_alive is None else "alive" if is_alive else "dead"
 
     def say_once(self, say: Callable[[str], None], what: str, sign: Path) -> None:
-        """Tell whom this process waits for."""
+        """Report, once, which process is being waited for."""
         process = _process_of(sign)
         if not self._said and not process.pid:
             say(f"{what}: another process may be working on it; waiting to see whether it is alive")
@@ -265,7 +265,7 @@ class _Watch:
 
 
 def _leave(place: Path, number: str) -> Sign | None:
-    """A sign of this process; None where the number is taken."""
+    """Create a sign of this process, or return None if the number is taken."""
     folder = place.with_name(f"{place.name}.{number}")
     fresh = temporary(place.with_name(f".{place.name}.{secrets.token_hex(4)}"))
     fresh.mkdir()
@@ -284,7 +284,7 @@ def _signs(place: Path) -> list[Path]:
 
 
 def _named(place: Path) -> list[Path]:
-    """What is named as a sign is; a file may be."""
+    """Paths that are named like a sign, which may be files."""
     with suppress(FileNotFoundError):
         prefix = f"{place.name}."
         names = [name for name in os.listdir(place.parent) if name.startswith(prefix) and _NUMBER.fullmatch(name.removeprefix(prefix))]
@@ -295,17 +295,17 @@ def _named(place: Path) -> list[Path]:
 def _process_of(sign: Path) -> Process:
     try:
         process = Process.parse((sign / _RECORD).read_bytes())
-    except OSError:  # going away
+    except OSError:  # being removed
         return Process()
-    is_copy = process.sign not in ("", str(sign.resolve()))  # that the process lives says nothing of it: a process of nowhere
+    is_copy = process.sign not in ("", str(sign.resolve()))  # a living process says nothing about a copy of its sign
     return replace(process, machine="") if is_copy and process.is_alive else process
 
 
 @cache
 def _this_machine() -> str:
-    """One boot of a machine and one space of process ids: containers may share a host's name, clones of a machine too."""
+    """One boot of a machine and one process id namespace: containers, and clones of a machine, may share a host name."""
     parts = [platform.node()]
-    with suppress(OSError):  # Linux alone
+    with suppress(OSError):  # Linux only
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text("utf-8").strip())
         parts.append(f"{os.stat('/proc/self/ns/pid').st_ino:x}")
     return "/".join(parts)

@@ -1,4 +1,4 @@
-"""Where on the Hub a version stands, as this store knows from its own pushes and pulls."""
+"""Where a version is on the Hub, as this store knows from its own pushes and pulls."""
 
 import json
 from dataclasses import asdict, dataclass, replace
@@ -8,16 +8,16 @@ from nst_data.errors import NstError
 from nst_data.store.files import write_text
 from nst_data.store.ownership import beside, owned
 
-METRICS = "metrics.json"  # of a teacher, beside the sealed files too
-PLACES = "hub.json"  # beside the sealed files, never published
-READ = "read"  # a folder beside the sealed files: what the sources looked like when they were read; never on the Hub
+METRICS = "metrics.json"  # of a teacher, next to the sealed files too
+PLACES = "hub.json"  # next to the sealed files, never published
+READ = "read"  # a folder next to the sealed files: the state of the sources when they were read; never on the Hub
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a version stands on the Hub: `owner/name`, a tag and the commit that it names.
+    """Where a version is on the Hub: the repository `owner/name`, a tag, and the commit that the tag points to.
 
-    `pulled` says whether it came from there; None where an earlier nst noted the place, which did not tell.
+    `pulled` is whether it came from there; None if the place was recorded by an earlier nst, which did not record that.
     """
 
     repo: str
@@ -34,7 +34,7 @@ class Place:
 
 
 def places_of(folder: Path) -> list[Place]:
-    """Where the version in a folder was pushed to or pulled from, in that order."""
+    """Where the version in a folder was pushed to or pulled from, the newest last."""
     path = folder / PLACES
     try:
         return [Place(**one) for one in json.loads(path.read_text("utf-8"))] if path.exists() else []
@@ -43,7 +43,7 @@ def places_of(folder: Path) -> list[Place]:
 
 
 def remember_place(folder: Path, place: Place) -> None:
-    """Note where a version is on the Hub; the newest stands last. Whether it came from a place that was known stays as it was."""
+    """Record where a version is on the Hub, the newest last. For a known place, whether the version came from it stays as it was."""
     with owned(beside(folder), f"{folder.parent.name}@{folder.name}", wait=True):
         known = places_of(folder)
         same = [one for one in known if replace(one, pulled=place.pulled) == place]
@@ -52,7 +52,7 @@ def remember_place(folder: Path, place: Place) -> None:
 
 
 def may_be_pulled(folder: Path) -> bool:
-    """Whether a version came from the Hub, or may have: an earlier nst did not note which, and a damaged note says nothing."""
+    """Whether a version came from the Hub, or may have: an earlier nst did not record it, and a damaged record says nothing."""
     try:
         return any(place.pulled is not False for place in places_of(folder))
     except NstError:

@@ -1,4 +1,4 @@
-"""A version under way in a store at an address: what of its making other machines, or this one after a kill, go on from."""
+"""A version in progress in a store at an address: the work from which other machines, or this one after a kill, resume."""
 
 import os
 import shutil
@@ -20,11 +20,11 @@ _LOGS = {"metrics.jsonl": "build/metrics.jsonl", "summary.csv": "build/summary.c
 
 @dataclass(frozen=True)
 class RemoteRun:
-    """A version, or features, under way in a store at an address; `name` is its folder there, as in `runs/corpora/flowers/gen-1`.
+    """A version, or features, in progress in a store at an address; `name` is its folder there, such as `runs/corpora/flowers/gen-1`.
 
-    What its making leaves is below `work` in a folder that names the request: a process that others took for dead, whose version was
-    removed and begun anew with other settings, writes nowhere else. `asked` is the request that this process works at; by default the one
-    that this machine has, which is another one where a second process of it has begun anew.
+    Its work is below `work` in a folder named after the request's digest: a process that others took for dead, whose version was
+    removed and started again with other settings, writes nowhere else. `asked` is the request that this process works on; by default the
+    one on this machine, which may be a different one if a second process on it has started again.
     """
 
     mirror: Mirror
@@ -49,53 +49,53 @@ class RemoteRun:
         return f"{self._version}/{seal_of(self._version)}"
 
     def claim(self, request: str) -> bool:
-        """Take the number for a request; False where another one has it. What was left there by removed ones is deleted."""
+        """Claim the number for a request; return False if another request has it. What removed versions left there is deleted."""
         tree = self.mirror.tree
         tree.check_creates_once()
         left = [one.name for name in (self.name, self._version) for one in tree.files(name)]
         if self._seal in left or not tree.create(self._request, request.encode()):
             return False
-        if tree.stat(self._seal) is not None:  # by one who was at work when this one looked, and has cleared up since
+        if tree.stat(self._seal) is not None:  # by a process that was at work during the listing, and has cleaned up since
             tree.remove([self._request])
             return False
         tree.remove([name for name in left if name != self._request])
         return True
 
     def is_claimed_by(self, request: str) -> bool:
-        """Whether the number belongs to this very request."""
+        """Whether the number belongs to exactly this request."""
         return self.mirror.tree.read_if_there(self._request) == request.encode()
 
     def discard(self) -> None:
-        """Delete what is left of it, and the files at its place where it is not sealed."""
+        """Delete what is left of the work, and the files at the version's place if it is not sealed."""
         tree = self.mirror.tree
         left, placed = ([one.name for one in tree.files(name)] for name in (self.name, self._version))
-        tree.remove([self._request])  # from now on nobody joins, and what others begin was not listed
+        tree.remove([self._request])  # from now on nobody joins, and what others start was not listed
         tree.remove([name for name in left if name != self._request])
         if tree.stat(self._seal) is None:
             tree.remove(placed)
 
     def owned(self, what: str, say: Callable[[str], None]) -> AbstractContextManager[Lease]:
-        """While this lasts no process of any machine owns it too. Raises AtWorkError."""
+        """Own the work, across all machines, while the block runs. Raises AtWorkError if a living process owns it."""
         return leased(self.mirror.tree, f"{self.name}/owner", what, say)
 
     def worker(self) -> AbstractContextManager[Lease]:
-        """While this lasts `check_nobody_at_work` finds this process."""
+        """Let `check_nobody_at_work` find this process while the block runs."""
         return present(self.mirror.tree, f"{self.name}/worker")
 
     def check_nobody_at_work(self, what: str, say: Callable[[str], None]) -> None:
-        """Raises AtWorkError where a process of any machine is at work on it."""
+        """Raise AtWorkError if a process of any machine is working on it."""
         check_nobody_at_work(self.mirror.tree, what, [f"{self.name}/owner", f"{self.name}/worker"], say)
 
     def bring_notes(self) -> None:
-        """Have here the notes of all shards that are done anywhere. Raises NstError where the version was sealed or removed meanwhile."""
+        """Download the notes of all shards that are done. Raises NstError if the version was sealed or removed meanwhile."""
         tree, folder = self.mirror.tree, self.mirror.root / self.name / "work" / "shards"
         there = {one.name.rpartition("/")[2]: one.name for one in tree.files(f"{self._work}/shards")}
         here = {name for name in os.listdir(folder) if name[0] != "."}
-        for name in here.difference(there):  # made again by another machine, for images that can be read by now
+        for name in here.difference(there):  # another machine makes it again, for images that can be read by now
             (folder / name).unlink(missing_ok=True)
 
         def bring(name: str) -> None:
-            with suppress(MissingError):  # it was just taken back, to be made again
+            with suppress(MissingError):  # it was just removed, to make the shard again
                 tree.download(there[name], folder / name)
 
         with ThreadPoolExecutor(AT_ONCE) as threads:
@@ -103,7 +103,7 @@ class RemoteRun:
         self._check_current()
 
     def bring_note(self, name: str) -> None:
-        """Have here the note of one shard if it is done anywhere, and none if not. Raises NstError as `bring_notes` does."""
+        """Download the note of one shard if it is done, otherwise delete the local one. Raises NstError as `bring_notes` does."""
         here = self.mirror.root / self.name / "work" / "shards" / name
         try:
             self.mirror.tree.download(f"{self._work}/shards/{name}", here)
@@ -112,16 +112,16 @@ class RemoteRun:
             self._check_current()
 
     def _check_current(self) -> None:
-        """Raises NstError where it was sealed or removed, or is another one's by now."""
+        """Raise NstError if the version was sealed or removed, or belongs to another request by now."""
         text = self.mirror.tree.read_if_there(self._request)
         if text is None or text != ((self.mirror.root / self.name / REQUEST).read_bytes() if self.asked is None else self.asked):
             raise NstError(f"{self._version}: was sealed or removed by another process; rerun this command")
 
     def keep_shard(self, file: str, note: str, content: bytes) -> bytes | None:
-        """Bring a shard to its place in the version, then say that it is done; the note that stood there first, from another machine.
+        """Upload a shard to its place in the version, then mark it as done. Returns the note to keep if another machine's came first.
 
-        Machines of other kinds may compute other last bits. Where two have written one shard, and not the same, it is made again. What
-        is at the shard's place is never overwritten: a slow upload may end after others have sealed the version.
+        Different kinds of machines may compute different last bits. If two machines wrote different notes for a shard, it is made again.
+        A file at the shard's place is never overwritten: a slow upload may end after others have sealed the version.
         """
         self._check_current()
         tree, name = self.mirror.tree, f"{self._work}/shards/{note}"
@@ -134,7 +134,7 @@ class RemoteRun:
             self._check_current()
             if (first := tree.read_if_there(name)) is not None:
                 return first
-            tree.remove([place])  # of a killed process, or from before the shard was to be made again
+            tree.remove([place])  # left by a killed process, or from before the shard was reopened
         else:
             raise NstError(f"{tree.at(place)}: another process keeps writing this shard; rerun this command when it has ended")
         if tree.create(name, content):
@@ -150,31 +150,31 @@ class RemoteRun:
         return False
 
     def bring_shards(self, files: Iterable[str]) -> None:
-        """Have shards here that other machines have brought to their place."""
+        """Download shards that other machines have uploaded and that are missing here."""
         build = self.mirror.root / self.name / "build"
         missing = [file for file in files if not (build / file).exists()]
         with ThreadPoolExecutor(AT_ONCE) as threads:
             list(threads.map(lambda file: self.mirror.tree.download(f"{self._version}/{file}", build / file), missing))
 
     def reopen_shard(self, note: str) -> None:
-        """Say that a shard is to be made again."""
+        """Mark a shard to be made again."""
         self.mirror.tree.remove([f"{self._work}/shards/{note}"])
 
     def remembered(self, name: str, value: bytes) -> bytes:
-        """The small file of work that somebody wrote first, or `value`, written now."""
+        """The content of a small work file: what was written first, or else `value`, written now."""
         file = f"{self._work}/{name}"
         return value if self.mirror.tree.create(file, value) else self.mirror.tree.read(file)
 
     def remembered_files(self, folder: Path) -> None:
-        """Have the small files of a folder here as those have them who came first."""
-        for path in sorted(folder.glob("[!.]*")):  # others are being written
+        """Replace the small files of a local folder with those that were written first."""
+        for path in sorted(folder.glob("[!.]*")):  # hidden ones are being written
             content = path.read_bytes()
             if (first := self.remembered(path.name, content)) != content:
                 with replacing(path) as file:
                     file.write(first)
 
     def keep_training(self) -> None:
-        """Have the checkpoints and logs of a training there too, as far as this machine has them; earlier checkpoints are deleted."""
+        """Upload this machine's checkpoints and logs of a training; earlier checkpoints are deleted there."""
         tree, folder = self.mirror.tree, self.mirror.root / self.name
         self._check_current()
         work = folder / "work"
@@ -183,15 +183,15 @@ class RemoteRun:
         for name, file in _LOGS.items():
             if (folder / file).is_file():
                 tree.upload(folder / file, f"{self._work}/{name}")
-        for name in sorted(here, key=lambda name: (name.rpartition("/")[2] == "position.json", name)):  # it says that all are there
+        for name in sorted(here, key=lambda name: (name.rpartition("/")[2] == "position.json", name)):  # it marks a checkpoint as complete
             if name not in there:
                 tree.upload(work / name, f"{self._work}/{name}")
         newest = max((_step(name) for name in here), default="")
-        earlier = {name for name in there if _step(name) <= newest}  # another machine, which took this one for dead, may have come further
+        earlier = {name for name in there if _step(name) <= newest}  # another machine, which took this one for dead, may have got further
         tree.remove([f"{self._work}/{name}" for name in sorted(earlier.difference(here))])
 
     def bring_training(self) -> None:
-        """Have the newest checkpoint and the logs of a training here, where another machine came further than this one."""
+        """Download the newest checkpoint and the logs of a training if another machine got further than this one."""
         tree, folder = self.mirror.tree, self.mirror.root / self.name
         checkpoints = folder / "work" / "checkpoints"
         here = max((path.parent.name for path in checkpoints.glob("step-*/position.json")), default="")
@@ -211,5 +211,5 @@ class RemoteRun:
 
 
 def _step(checkpoint: str) -> str:
-    """The folder of a checkpoint's file, whose name says its step: names are in the order of steps."""
+    """The folder of a checkpoint's file, named after its step; these names sort by step."""
     return checkpoint.split("/")[1]

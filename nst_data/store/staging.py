@@ -1,4 +1,4 @@
-"""Versions under way: staged in `runs/`, sealed by one rename."""
+"""Versions in progress: staged in `runs/`, sealed by one rename."""
 
 import json
 import logging
@@ -24,12 +24,12 @@ _log = logging.getLogger(__name__)
 
 
 class NotReadyError(Exception):
-    """What was about to be sealed is being written again."""
+    """Something that was about to be sealed is being written again."""
 
 
 @dataclass(frozen=True)
 class Staging:
-    """A version under way: `build` becomes the version's folder, `work` holds what only its making needs."""
+    """A version in progress: `build` becomes the version's folder, `work` holds what is needed only to make it."""
 
     folder: Path
     target: Path
@@ -39,7 +39,7 @@ class Staging:
 
     @contextmanager
     def refusable(self, is_begun: Callable[["Staging"], bool] = lambda _: False) -> Iterator[None]:
-        """An NstError leaves nothing behind, unless an earlier run already did work here or `is_begun` says that this one did."""
+        """Leave nothing behind on an NstError, unless an earlier run already did work here or `is_begun` says that this one did."""
         try:
             yield
         except NstError:
@@ -48,33 +48,33 @@ class Staging:
             raise
 
     def discard(self) -> None:
-        """Delete it; in a store at an address there too."""
+        """Delete it, also at the address of a store that has one."""
         if self.elsewhere is not None:
             self.elsewhere.discard()
         discard(self.folder)
 
     @property
     def elsewhere(self) -> RemoteRun | None:
-        """What of it is in a store at an address; None where the store is a folder."""
+        """Its counterpart in a store at an address; None if the store is a folder."""
         return None if self.mirror is None else RemoteRun(self.mirror, self.mirror.name_of(self.folder), self.request.digest)
 
     @property
     def build(self) -> Path:
-        """The folder that will be moved to its place, whole."""
+        """The folder that will be moved to the version's place as a whole."""
         return self.folder / "build"
 
     @property
     def work(self) -> Path:
-        """Checkpoints, logs and shard notes; gone after sealing."""
+        """The folder of checkpoints, logs and shard notes; deleted after sealing."""
         return self.folder / "work"
 
     @property
     def ref(self) -> str:
-        """The name@version that this will be."""
+        """The name@version that this will become."""
         return f"{self.target.parent.name}@{self.target.name}"
 
     def remembered(self, name: str, value: dict[str, Any]) -> dict[str, Any]:
-        """What was written under this name when the work began, or `value`, written now; of several processes all get the first's."""
+        """The value stored under this name earlier in this work, or else `value`, stored now; concurrent processes all get the first."""
         if (known := self.recalled(name)) is not None:
             return known
         path = self.work / f"{name}.json"
@@ -82,7 +82,7 @@ class Staging:
             value = json.loads(self.elsewhere.remembered(path.name, json.dumps(value).encode()))
         first, mine = self.work / f".{name}.first", Path(tempfile.mkdtemp(prefix=f".{name}.", dir=self.work))
         write_text(mine / "value.json", json.dumps(value))
-        place_once(mine, first)  # or another process came first: its value stands
+        place_once(mine, first)  # if another process was first, its value stands
         shutil.rmtree(mine, ignore_errors=True)
         text = (first / "value.json").read_text("utf-8")
         write_text(path, text)
@@ -90,12 +90,12 @@ class Staging:
         return content
 
     def recalled(self, name: str) -> dict[str, Any] | None:
-        """What `remembered` wrote under this name on this machine; None where it wrote nothing."""
+        """The value that `remembered` stored under this name on this machine, or None."""
         path = self.work / f"{name}.json"
         return json.loads(path.read_text("utf-8")) if path.exists() else None
 
     def shared(self, make: Callable[[], Version]) -> Version:
-        """What `make` gives, with any number of processes at it; where it fails since another one has sealed the version, that version."""
+        """The result of `make`, which any number of processes may run; if it fails after another one sealed the version, that version."""
         try:
             with ExitStack() as stack:
                 stack.enter_context(present(self.folder / "worker"))
@@ -104,15 +104,15 @@ class Staging:
                 return make()
         except Exception as error:
             if version := self.sealed_by_another():
-                self.discard()  # notes of this process that came late
+                self.discard()  # including late notes of this process
                 return version
-            if not isinstance(error, NstError) and not self.folder.is_dir():  # `refusable` clears away too, and says why
+            if not isinstance(error, NstError) and not self.folder.is_dir():  # `refusable` deletes it too, with an NstError
                 raise NstError(f"{self.ref} was removed while this process was working on it; rerun this command") from None
             raise
 
     @contextmanager
     def owned(self, say: Callable[[str], None]) -> Iterator[Sign]:
-        """While this lasts no other process owns this. Raises AtWorkError, and NstError where it is sealed or removed meanwhile."""
+        """Own this while the block runs. Raises AtWorkError, or NstError if the version is sealed or removed meanwhile."""
         try:
             with ExitStack() as stack:
                 sign = stack.enter_context(owned(self.folder / "owner", self.ref, say))
@@ -125,7 +125,7 @@ class Staging:
             raise NstError(f"{self.ref} was sealed or removed by another process; rerun this command") from None
 
     def sealed_by_another(self) -> Version | None:
-        """The version, where another process that worked at it has sealed it meanwhile."""
+        """The sealed version if another process has sealed it meanwhile, otherwise None."""
         if self.mirror is not None:
             self.mirror.refresh_version(self.mirror.name_of(self.target))
         if not (self.target / MANIFEST_NAME).is_file():
@@ -136,42 +136,42 @@ class Staging:
 
     @property
     def version(self) -> Version:
-        """The version that this is once it is sealed."""
+        """The version that this becomes once it is sealed."""
         return Version(self.target, self.mirror)
 
     def add_seconds(self, since: float) -> float:
-        """Count the time since `since` (time.monotonic) as work on this version, over all attempts; gives the time of now."""
+        """Add the time since `since` (time.monotonic) to the work on this version over all attempts; return the current time."""
         now = time.monotonic()
         write_text(self.work / "seconds.json", json.dumps(self.seconds + now - since))
         return now
 
     @property
     def seconds(self) -> float:
-        """Seconds of work that were counted, in this attempt and in those before; a kill loses what came after the last count."""
+        """Seconds of work recorded in this attempt and earlier ones; a kill loses the time since the last `add_seconds`."""
         path = self.work / "seconds.json"
         return float(json.loads(path.read_text("utf-8"))) if path.exists() else 0.0
 
     def describe(
         self, files: dict[str, SealedFile], class_names: list[str], counts: Counts, machine: dict[str, Any] | None = None
     ) -> Manifest:
-        """The manifest of what was built, which cards are rendered from and `seal` writes."""
+        """The manifest of what was built, from which cards are rendered and which `seal` writes."""
         name, version = self.target.parent.name, self.target.name
         return make_manifest(name, version, self.request, files, class_names, counts, self.seconds, machine or {})
 
     def _brought(self) -> set[str]:
-        """The shards that are at the address already, as their notes say."""
+        """The shards that are at the address already, according to their notes."""
         notes = {path.stem for path in (self.work / "shards").glob("[!.]*.json")}
         tables = "balanced" if self.request.kind == "edition" else "pseudo_labels"
         return {f"{tables}/train-{note}-of-{len(notes):05d}.parquet" for note in notes}
 
     def seal(self, manifest: Manifest, check: Callable[[], None] = lambda: None) -> Version:
-        """Write the manifest and move the folder to its place. Another process may have done so: then its version stands.
+        """Write the manifest and move the folder to its place. If another process was first, its version stands.
 
-        `check` is called at the last moment, and may raise NotReadyError.
+        `check` is called just before that, and may raise NotReadyError.
         """
         try:
             write_text(self.build / MANIFEST_NAME, manifest.model_dump_json(indent=2) + "\n", self.work)
-            for abandoned in self.build.rglob(".*.tmp"):  # a writer that was killed left it
+            for abandoned in self.build.rglob(".*.tmp"):  # left by a killed writer
                 abandoned.unlink(missing_ok=True)
             fsync_tree(self.build)
             self.target.parent.mkdir(parents=True, exist_ok=True)
@@ -183,6 +183,6 @@ class Staging:
             if self.sealed_by_another() is None:
                 raise
         _log.info("%s is sealed in %s", self.ref, self.target)
-        self.sealed_by_another()  # where another one was first, it must be the same version
+        self.sealed_by_another()  # if another process was first, it must be the same version
         self.discard()
         return self.version

@@ -1,6 +1,6 @@
-"""What a storage's client raises, as a phrase of ours.
+"""Errors of storage clients in nst's own words.
 
-Nothing of what a server says is repeated: it may hold signatures and addresses.
+Nothing that a server says is repeated: it may contain signatures and addresses.
 """
 
 import errno
@@ -17,7 +17,7 @@ _BUSY = (errno.EBUSY, errno.EIO, getattr(errno, "EREMOTEIO", errno.EIO), errno.E
 _NO_CREDENTIALS = frozenset(
     [
         *("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "DefaultCredentialsError", "RefreshError"),
-        *("ClientAuthenticationError", "AzureSigningError"),  # Azure's; the first is also what its client makes of status 403
+        *("ClientAuthenticationError", "AzureSigningError"),  # Azure's; its client also raises the first for status 403
     ]
 )
 _UNREACHED = frozenset(
@@ -29,13 +29,13 @@ _BROKEN = frozenset(
         *("ResponseStreamingError", "ServerDisconnectedError", "ClientOSError", "FSTimeoutError", "ContentLengthError", "BadDigest"),
         *("ServerTimeoutError", "SocketTimeoutError", "ProxyConnectionError", "ClientResponseError", "IncompleteBody", "HfHubHTTPError"),
         *("ServiceRequestError", "ServiceResponseError", "ServiceRequestTimeoutError", "ServiceResponseTimeoutError"),  # Azure's
-        *("ProxyError", "TransportError"),  # Google's: the first is what its client makes of status 502
+        *("ProxyError", "TransportError"),  # Google's; its client raises the first for status 502
     ]
 )
 
 
 def reason_of(error: BaseException, storage: str) -> tuple[str, bool]:
-    """What went wrong at a storage, which goes by the name of its extra, and whether it may pass."""
+    """What went wrong at a storage, which is given by the name of its extra, and whether it may be temporary."""
     causes = causes_of(error)
     names = {type(cause).__name__ for cause in causes}
     codes = {code_of(cause) for cause in causes}
@@ -56,13 +56,13 @@ def reason_of(error: BaseException, storage: str) -> tuple[str, bool]:
     number = error.errno if isinstance(error, OSError) else None
     if isinstance(error, TimeoutError | ConnectionError) or (names | codes) & _BROKEN or number in _BUSY:
         return "the connection broke or was silent for too long", True
-    if "400" in codes or number == errno.EINVAL:  # also what aiohttp calls an answer that is cut short
+    if "400" in codes or number == errno.EINVAL:  # aiohttp also reports a truncated response as 400
         return "the server rejects the request (400); check the address", False
     return f"cannot be read or written ({type(error).__name__})", False
 
 
 def is_missing_file(error: BaseException) -> bool:
-    """Whether there is no such file, in a bucket or repository that is there."""
+    """Whether a file is missing from a bucket or repository that exists."""
     causes = causes_of(error)
     missing = {"RepositoryNotFoundError", "RevisionNotFoundError", "GatedRepoError", "BucketNotFoundError"}
     lacks = missing & {type(cause).__name__ for cause in causes}
@@ -70,7 +70,7 @@ def is_missing_file(error: BaseException) -> bool:
 
 
 def code_of(error: BaseException) -> str:
-    """The code of a server's answer, such as `SlowDown` or `503`."""
+    """The code of a server's response, such as `SlowDown` or `503`."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):  # Amazon's client
         return str(response.get("Error", {}).get("Code", ""))
@@ -80,5 +80,5 @@ def code_of(error: BaseException) -> str:
 
 
 def _lacks_account(error: BaseException) -> bool:
-    """Whether Azure's client was told neither an account nor a connection string, or nonsense."""
+    """Whether Azure's client was given neither an account nor a connection string, or an invalid one."""
     return isinstance(error, ValueError) and str(error).startswith("unable to connect to account")

@@ -1,4 +1,4 @@
-"""The folder with corpora, teachers and runs: which versions there are, and where a new one goes."""
+"""The folder with corpora, teachers and runs: which versions exist, and where a new one goes."""
 
 import copy
 import difflib
@@ -35,13 +35,13 @@ _log = logging.getLogger(__name__)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _ROOM = {"generation": "corpora", "edition": "corpora", "review": "corpora", "teacher": "teachers"}
 _ROOMS = ("corpora", "teachers")
-_ASKED = ("part", "image_column", "label_column")  # of one source, what a user asks for
-_NAMED = 3  # versions made from one that are named
-PULLS = "pulls"  # the folder of runs/ with versions on their way from the Hub
+_ASKED = ("part", "image_column", "label_column")  # what users may request of a source
+_NAMED = 3  # how many of a version's children an error names
+PULLS = "pulls"  # the folder in runs/ for versions being pulled from the Hub
 
 
 class Store:
-    """Corpora, teachers and runs: a folder, or `s3://bucket/prefix`, in which case `root` is this machine's copy."""
+    """Corpora, teachers and runs in a folder, or at `s3://bucket/prefix`, in which case `root` is this machine's copy."""
 
     def __init__(self, root: Path | str) -> None:
         if platform.system() == "Windows":
@@ -57,7 +57,7 @@ class Store:
         self.reuses = False
 
     def reusing(self) -> Self:
-        """The same store, in which a version that is asked for by its number is taken over from an equal one of another name."""
+        """The same store, but a version that is requested by number is taken over from an equal one of another name."""
         store = copy.copy(self)
         store.reuses = True
         return store
@@ -67,16 +67,16 @@ class Store:
 
     @property
     def address(self) -> str | None:
-        """Of a store on `s3://`; None for a folder."""
+        """The address of a store on `s3://`; None for a folder."""
         return self.mirror.tree.address if self.mirror else None
 
     @property
     def location(self) -> str:
-        """Its address, or the path of its folder."""
+        """The store's address, or the path of its folder."""
         return self.address or str(self.root)
 
     def refresh(self, name: str | None = None) -> None:
-        """Look again what is at the address of the store, for one name or all; a folder needs no second look."""
+        """Check again what is at the address of the store, for one name or all; does nothing for a folder."""
         if self.mirror is not None:
             self.mirror.refresh(name)
 
@@ -84,10 +84,10 @@ class Store:
         """Sealed versions.
 
         Args:
-            name: Only those of this name. One that none can have, such as a path in a manifest of the Hub, finds nothing.
+            name: Only versions of this name. An invalid name, such as a path in a manifest from the Hub, finds nothing.
 
         Returns:
-            By name and number, the newest of a name last.
+            The versions sorted by name and number, the newest of a name last.
         """
         if name is not None and not _NAME.fullmatch(name):
             return []
@@ -96,20 +96,20 @@ class Store:
             Version(folder, self.mirror)
             for room in _ROOMS
             for place in (self.root / room).glob("*")
-            if name in (None, place.name)  # as it is spelled: a file system that tells no case would open another
+            if name in (None, place.name)  # exact spelling: a case-insensitive file system would open another
             for folder in place.glob("*")
             if Number.is_one(folder.name) and (folder / MANIFEST_NAME).is_file()
         ]
         return sorted(found, key=lambda version: (version.name, version.number.order))
 
     def unfinished(self) -> list[str]:
-        """References of the versions under way."""
+        """References of the versions in progress."""
         self.refresh()
         rooms = [self.root / "runs" / room for room in (*_ROOMS, PULLS)]
         return sorted(f"{folder.parent.name}@{folder.name}" for room in rooms for folder in room.glob("*/*") if Number.is_one(folder.name))
 
     def how_far(self, ref: str) -> str:
-        """How much is done of a version under way, such as `3 shards` or `step 1,200`; empty where nothing is kept yet."""
+        """The progress of an unfinished version, such as `3 shards` or `step 1,200`; empty if nothing is saved yet."""
         name, _, number = ref.partition("@")
         for work in (self.root / "runs" / room / name / number / "work" for room in _ROOMS):
             if steps := [int(one.name.removeprefix("step-")) for one in work.glob("checkpoints/step-*")]:
@@ -119,17 +119,17 @@ class Store:
         return ""
 
     def open(self, ref: str | Version, *kinds: Kind) -> Version:
-        """A version by its reference.
+        """Open a version by its reference.
 
         Args:
-            ref: `name@gen-N`, `name@gen-N.K` or `name@review-N`; `name` alone means its newest version. A version is itself.
-            kinds: What it may be: generation, edition, review, teacher; by default any.
+            ref: `name@gen-N`, `name@gen-N.K` or `name@review-N`; a bare `name` means its newest version. A `Version` is returned as it is.
+            kinds: Allowed kinds: generation, edition, review, teacher; by default any.
 
         Returns:
             The version; its `manifest` has counts, settings and what it was made from, its `folder` the files.
 
         Raises:
-            UsageError: There is none of these kinds.
+            UsageError: There is no such version of these kinds.
         """
         if isinstance(ref, Version):
             if kinds and ref.manifest.kind not in kinds:
@@ -175,12 +175,12 @@ class Store:
         )
 
     def stagings(self, name: str) -> list[Staging]:
-        """The versions of a name that are under way."""
+        """The versions of a name that are in progress."""
         return [staging for room in _ROOMS for staging in self._all_stagings(f"{room}/{name}")]
 
     @property
     def indexes(self) -> Indexes:
-        """What lies where in tar files, and what was listed at addresses; at the address of the store too, for other machines."""
+        """Cached indexes of tar files and listings of addresses; a store at an address shares them with other machines."""
         return Indexes(self.root / FOLDER, self.mirror.tree if self.mirror else None)
 
     def begin(
@@ -192,12 +192,12 @@ class Store:
         first: int = 1,
         earlier: Sequence[Request] = (),
     ) -> Version | Staging:
-        """The version that this request asks for: sealed already, under way, or new at the next free number.
+        """Find or start the version for a request: sealed already, in progress, or new at the next free number.
 
-        `generation` (with `edition`, for an edition) asks for a number; one that other settings took is an error.
+        `generation` (with `edition`, for an edition) requests a number; it is an error if other settings took it.
         An edition without a generation is the first of a new one; `first` is the first generation of a name.
-        `earlier` are other forms of the same request: what was made by one of them is found too.
-        Raises UsageError for a name or a number that no version can have, NstError where a damaged version is in its place.
+        `earlier` are other forms of the same request: a version made from one of them is found too.
+        Raises UsageError for a name or number that no version can have, NstError if a damaged version is in its place.
         """
         check_name(name)
         _check_number("generation", generation, 0)
@@ -207,8 +207,8 @@ class Store:
         for room in _ROOMS:
             for folder in (self.root / room / name, self.root / "runs" / room / name):
                 clear_abandoned(folder)
-        # one look, so that of two that ask at once both find the other's or take the same number;
-        # stagings first: one that is sealed between the two is in both, never in neither
+        # listed only once, so that two concurrent calls find each other's version or take the same number;
+        # stagings first: one that is sealed between the two listings is in both, never in neither
         all_stagings, all_versions = self.stagings(name), self.versions(name)
         stagings = [one for one in all_stagings if _is_asked(one.request.kind, Number.parse(one.folder.name), request, generation, edition)]
         versions = [one for one in all_versions if _is_asked(one.manifest.kind, one.number, request, generation, edition)]
@@ -223,17 +223,17 @@ class Store:
                 _log.info("%s goes on in %s: request %s", staging.ref, staging.folder, digest[:12])
                 return staging
         taken: list[Version | Staging] = [*versions, *stagings]
-        if generation is None:  # the next free one is above all that there are, of either kind
+        if generation is None:  # the next free number is above all existing ones, of either kind
             taken = [*all_versions, *all_stagings]
             taken = [one for one in taken if _number_of(one).is_review == (request.kind == "review")]
         number = self._number(request, taken, generation, edition, first)
         if (there := self.target(request.kind, name, str(number))).is_dir():
-            read_manifest(there)  # raises for a damaged version, which would only be in the way once all is made
+            read_manifest(there)  # raises for a damaged version, which would block sealing in the end
         _log.info("%s@%s is new: request %s%s", name, number, request.digest[:12], _nearest([*versions, *stagings], request))
         return self._stage(request, name, number)
 
     def why_taken(self, holder: Version | Staging, request: Request) -> str:
-        """The line that refuses a request for a number which other settings or inputs took."""
+        """The error message for a requested number that other settings or inputs took."""
         if isinstance(holder, Staging):
             other, state, children = holder.request, "is unfinished and was started", list[str]()
         else:
@@ -244,7 +244,7 @@ class Store:
         return f"{holder.ref} {state} with other settings ({_difference(other, request)}){were}; choose another name or number{remedy}"
 
     def unfinished_beside(self, staging: Staging) -> list[str]:
-        """For a version that is new: a line for each unfinished one of its name, which other settings or images began."""
+        """For a new version, a line about each unfinished one of its name that was started with other settings or images."""
         beside = self.stagings(staging.target.parent.name) if staging.fresh else []
         return [
             f"{other.ref} is unfinished and was started with other settings ({_difference(other.request, staging.request)}), "
@@ -254,23 +254,23 @@ class Store:
         ]
 
     def remove(self, ref: str, say: Callable[[str], None] = lambda _: None) -> Path:
-        """Delete a version, sealed or under way.
+        """Delete a version, sealed or in progress.
 
         Args:
             ref: `name@gen-N`, `name@gen-N.K` or `name@review-N`.
-            say: Gets a line about what is waited for.
+            say: Called with a line about what is being waited for.
 
         Returns:
-            The folder that is gone.
+            The deleted folder.
 
         Raises:
-            UsageError: It is no version of the store, or not named with its number.
+            UsageError: It is not a version of the store, or its number is not given.
             AtWorkError: It is being made.
             NstError: Something else in the store was made from it.
         """
         name, at, number = ref.partition("@")
         check_name(name)
-        if not at:  # a bare name means the newest version elsewhere, which is not meant to be guessed here
+        if not at:  # elsewhere a bare name means the newest version; a deletion must not guess
             example = f"{ref}@DIGEST" if ref == "features" else f"{ref}@gen-1"
             raise UsageError(f"{ref}: expected a version with its number, as in {example}")
         run = [self.root / "runs" / room / name / str(Number.parse(number)) for room in (*_ROOMS, PULLS)]
@@ -299,11 +299,11 @@ class Store:
         return version.place
 
     def children(self, version: Version) -> list[str]:
-        """References of what was made from a version, sealed or under way: as long as there are any, it cannot be removed."""
+        """References of what was made from a version, sealed or in progress: it cannot be removed while there are any."""
         readable = [other for other in self.versions() if other.is_readable]
         requests = [(other.ref, other.manifest.request) for other in readable]
         requests += [(staging.ref, staging.request) for room in _ROOMS for staging in self._all_stagings(f"{room}/*", are_all_wanted=False)]
-        digest = version.manifest.digest if version.is_readable else None  # other stores' versions may have the same name
+        digest = version.manifest.digest if version.is_readable else None  # versions of other stores may have the same name
         alike = {other.ref for other in readable if other.manifest.digest == digest}
 
         def is_parent(entry: Input) -> bool:
@@ -317,19 +317,19 @@ class Store:
         return [child for child, request in requests if is_child(request)]
 
     def leftovers(self, name: str | None = None) -> dict[str, tuple[int, int]]:
-        """Files at an address that belong to no version: (files, bytes) by `name@version`. A writer that was killed left them."""
+        """Files at the address that belong to no version, left by killed writers: (files, bytes) by `name@version`."""
         found = self.mirror.leftovers(name) if self.mirror is not None else {}
         return {ref: (len(files), sum(one.size for one in files)) for ref, files in found.items()}
 
     def place(self, build: Path, target: Path) -> Version:
-        """Move a version that was brought from elsewhere to its place; where another one stands there by now, that one."""
+        """Move a version that came from elsewhere to its place; if another one is there by now, return that one."""
         version = Version(target, self.mirror)
         if self.mirror is None:
             place_once(build, target)
             return version
         name, request = self.mirror.name_of(target), read_manifest(build).request.model_dump_json(indent=2)
         run = RemoteRun(self.mirror, f"runs/{name}")
-        if run.claim(request) or run.is_claimed_by(request):  # by a copy that was killed
+        if run.claim(request) or run.is_claimed_by(request):  # claimed by a copy that was killed
             if self.mirror.publish(target, build):
                 place_once(build, target)
             run.discard()
@@ -338,14 +338,14 @@ class Store:
         return version
 
     def target(self, kind: Kind, name: str, version: str) -> Path:
-        """The folder of a version, whether it is there or not."""
+        """The folder of a version, whether it exists or not."""
         return self.root / _ROOM[kind] / check_name(name) / str(Number.parse(version))
 
     def _run_folder(self, kind: Kind, name: str, number: Number) -> Path:
         return self.root / "runs" / _ROOM[kind] / name / str(number)
 
     def _clear_away(self, run: Path) -> None:
-        """Delete what a process that was killed after it sealed a version left of its making."""
+        """Delete the work that was left by a process that was killed after it sealed the version."""
         if self.mirror is not None and self.mirror.tree.files(self.mirror.name_of(run)):
             RemoteRun(self.mirror, self.mirror.name_of(run)).discard()
         discard(run)
@@ -357,7 +357,7 @@ class Store:
                 continue
             try:
                 yield self._read_staging(folder)
-            except FileNotFoundError:  # sealed a moment ago, or half cleared away
+            except FileNotFoundError:  # sealed a moment ago, or partly cleaned up
                 discard(folder)
             except NstError:
                 if are_all_wanted:
@@ -400,7 +400,7 @@ class Store:
             write_text(fresh / REQUEST, text)
             if self.mirror is not None and not RemoteRun(self.mirror, self.mirror.name_of(folder)).claim(text):
                 self.mirror.refresh(name)
-                if not folder.is_dir():  # sealed or removed in this moment
+                if not folder.is_dir():  # sealed or removed just now
                     raise NstError(f"{name}@{number} was just created by another command; run this one again")
                 return self._same_or_error(folder, request)
             if place_once(fresh, folder):
@@ -416,7 +416,7 @@ class Store:
         return staging
 
     def check_name_is_free_for(self, name: str, kind: Kind) -> None:
-        """Raises NstError where corpora have the name of a teacher, or teachers that of a corpus, or another one differs in case alone."""
+        """Raise NstError if the name is used by the other kind, corpora or teachers, or if an existing name differs only in case."""
         known = [place.name for room in (self.root, self.root / "runs") for place in (room / _ROOM[kind]).glob("*")]
         if there := mistaken_for(name, known):
             raise NstError(
@@ -430,7 +430,7 @@ class Store:
 
 
 def check_name(name: str) -> str:
-    """A name that is safe as a folder and as a Hub repository. Raises UsageError."""
+    """Return the name if it is safe as a folder and as a Hub repository. Raises UsageError otherwise."""
     if not _NAME.fullmatch(name):
         raise UsageError(f"name {name!r}: expected letters, digits, '.', '_' and '-' (at most 96, beginning with a letter or digit)")
     return name
@@ -450,7 +450,7 @@ def _is_asked(kind: Kind, number: Number, request: Request, generation: int | No
 
 
 def _nearest(others: Sequence[Version | Staging], request: Request) -> str:
-    """In what the newest of other versions differs, for a log."""
+    """How the newest of the other versions differs from the request, for the log."""
     if not others:
         return ""
     newest = others[-1]
@@ -459,7 +459,7 @@ def _nearest(others: Sequence[Version | Staging], request: Request) -> str:
 
 
 def _difference(there: Request, asked: Request) -> str:
-    """The first few settings and inputs in which two requests differ, for a person."""
+    """The first few settings and inputs in which two requests differ, for a message."""
     old, new = there.spelled_out, asked.spelled_out
     changes = [
         f"{key}: {old.get(key)!r} there, {new.get(key)!r} asked" for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)
@@ -473,7 +473,7 @@ def _difference(there: Request, asked: Request) -> str:
 
 
 def _change(left: Input | None, right: Input | None) -> str:
-    """In what an input differs whose digest is another one: it has changed where it is asked for in the same words."""
+    """How two inputs with different digests differ: if they were requested in the same way, the source has changed."""
     if left and right and left.ref == right.ref:
         for name in _ASKED:
             there, asked = getattr(left, name), getattr(right, name)

@@ -1,4 +1,4 @@
-"""Sealed versions in their folders, and their numbers. What is sealed is never written again."""
+"""Sealed versions in their folders, and their numbers. Sealed files are never written again."""
 
 import re
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ VERSION_REF = re.compile(r"[^@/:]+@(?:gen-\d+(?:\.\d+)?|review-\d+)")  # name@ve
 
 
 def is_review(ref: str) -> bool:
-    """Whether a reference, in the store or on the Hub, means a review."""
+    """Whether a reference, in the store or on the Hub, refers to a review."""
     return ref.rpartition("@")[2].startswith("review-") and Number.is_one(ref.rpartition("@")[2])
 
 
@@ -37,7 +37,7 @@ class Number:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """`gen-2`, `gen-2.1` or `review-2`."""
+        """Parse a number such as `gen-2`, `gen-2.1` or `review-2`. Raises UsageError if it is invalid."""
         match = _VERSION.fullmatch(text)
         if not match:
             raise UsageError(f"version {text!r}: expected gen-N or gen-N.K, or review-N of a review, as in gen-2 or gen-2.1")
@@ -52,27 +52,27 @@ class Number:
 
     @property
     def order(self) -> tuple[bool, int, int]:
-        """What versions of a name are listed by: reviews first, so that the newest one is of labels where there are any."""
+        """The sort key of a name's versions: reviews first, so that the newest version has labels if any of them does."""
         return not self.is_review, self.generation, -1 if self.edition is None else self.edition
 
 
 @dataclass(frozen=True)
 class Version:
-    """A sealed version in its folder. Of a store at an address, whose `mirror` is given, `place` may have its manifest alone."""
+    """A sealed version in its folder. In a store at an address, given by `mirror`, `place` may contain only the manifest."""
 
     place: Path
     mirror: Mirror | None = field(default=None, compare=False, repr=False)
 
     @property
     def folder(self) -> Path:
-        """The folder with all its files; those of a store at an address are brought to this machine first."""
+        """The folder with all its files; those of a store at an address are downloaded first."""
         if self.mirror is not None:
             self.mirror.bring(self.place)
         return self.place
 
     @property
     def location(self) -> str:
-        """Where it is, for a person: its folder, or its address."""
+        """Where it is, for messages: its folder, or its address."""
         return str(self.place) if self.mirror is None else self.mirror.tree.at(self.mirror.name_of(self.place))
 
     @property
@@ -81,24 +81,24 @@ class Version:
         return self.place.parent.name
 
     def look_again(self) -> None:
-        """Have the newest files beside the sealed ones, such as the metrics, where the store is at an address."""
+        """Download the newest files next to the sealed ones, such as the metrics, if the store is at an address."""
         if self.mirror is not None:
             self.mirror.refresh_version(self.mirror.name_of(self.place))
 
     def changed_beside(self, *names: str) -> None:
-        """To be called when files beside the sealed ones were written here, such as its metrics: a store at an address gets them too."""
+        """Upload files that were written next to the sealed ones, such as the metrics, if the store is at an address."""
         if self.mirror is not None:
             self.mirror.publish_beside(self.place, [name for name in names if (self.place / name).is_file()])
 
     @cached_property
     def manifest(self) -> Manifest:
-        """The version's `nst.json`. Pulled from the Hub, its inputs are marked as `pulled`: nothing is opened because they name it."""
+        """The version's `nst.json`. If it came from the Hub, its inputs are marked as `pulled`: nothing is opened because they name it."""
         manifest = read_manifest(self.place)
         return manifest.marked_as_pulled() if may_be_pulled(self.place) else manifest
 
     @property
     def is_readable(self) -> bool:
-        """Whether its manifest can be read by this nst."""
+        """Whether this nst can read its manifest."""
         try:
             return bool(self.manifest)
         except NstError:
@@ -111,7 +111,7 @@ class Version:
 
     @property
     def lineage(self) -> Input:
-        """How this version stands in the manifest of what is made from it."""
+        """The entry for this version in the manifest of what is made from it."""
         entry = Input(ref=self.ref, digest=self.manifest.digest)
         places = [place for place in places_of(self.place) if not place.anonymous]
         return entry.model_copy(update={"repo": places[-1].ref, "revision": places[-1].commit}) if places else entry
@@ -122,10 +122,10 @@ class Version:
         return Number.parse(self.place.name)
 
     def verify(self) -> list[str]:
-        """Recompute every checksum; of a store at an address there, and of those files that are on this machine already.
+        """Recompute every checksum; for a store at an address, of the files there and of those already on this machine.
 
         Returns:
-            What does not hold, a line each; empty for a sound version.
+            The problems found, one line each; empty for an intact version.
         """
         problems = self.mirror.damage(self.place) if self.mirror is not None else []
         problems = problems or self._damage_here()
@@ -162,9 +162,9 @@ def _difference(path: Path, sealed: SealedFile) -> str:
 
 
 def check_names_images(version: Version, instead: str) -> None:
-    """Raises UsageError for a version that was published without saying which images it has: numbers of rows stand for their hashes.
+    """Raise UsageError for a version that was published without naming its images: it has row numbers in place of their hashes.
 
-    `instead` says what to do with the version that it was made from.
+    `instead` says what to do with the version it was made from.
     """
     if is_anonymous(version.manifest):
         raise UsageError(f"{version.ref}: is anonymous and does not name its images; {instead} the version it was made from")
