@@ -1,4 +1,4 @@
-"""The mean of several tables of labels: classes matched by name, images in the order of their pool."""
+"""The mean of several tables of labels, with classes matched by name and images in pool order."""
 
 import secrets
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ _ADVICE = "Average tables with the same classes, or give their names with `class
 
 @dataclass(frozen=True)
 class Member:
-    """One table: where it is, its labels, and the rows of its images."""
+    """One table: its location, its labels, and the rows of its images."""
 
     location: str
     labels: LabelReader
@@ -33,7 +33,7 @@ class Member:
 
 
 class AveragedLabels:
-    """The mean probabilities of several tables about the same images, as those of an ensemble of teachers; rows are in pool order.
+    """The mean probabilities of several tables for the same images, as for an ensemble of teachers; rows are in pool order.
 
     Raises NstError for tables of different images or classes.
     """
@@ -51,18 +51,18 @@ class AveragedLabels:
 
     @property
     def most(self) -> int:
-        """How many classes the mean can tell from the others: those that any table names."""
+        """The number of classes that the mean can tell from the others: at most as many as all tables name together."""
         return min(len(self.class_names), sum(member.labels.most for member in self._members))
 
     def default_top_k(self) -> int | None:
-        """How many classes are kept where nobody says."""
+        """The number of classes to keep by default; None for all."""
         return self.most if self.most < len(self.class_names) else default_top_k(len(self.class_names))
 
     def check_top_k(self, top_k: int | None) -> None:
-        """Any number of classes is there."""
+        """Accept any number of classes."""
 
     def keep(self, file: Path, top_k: int | None, progress: Progress) -> None:
-        """Write the mean labels into a file that `kept` reads; meanwhile those of each table lie beside it, for this process alone."""
+        """Write the mean labels to a file that `kept` reads; meanwhile each table's labels are in a temporary file next to it."""
         clear_abandoned(file.parent)
         mark = secrets.token_hex(4)
         own = [temporary(file.with_name(f".{file.name}_{number}.{mark}")) for number in range(len(self._members))]
@@ -104,6 +104,6 @@ def _check_same_images(first: Member, other: Member, pool: Source) -> None:
 
 
 def _first_beyond(rows: Wanted, others: Wanted) -> int | None:
-    """The first row that is not among others; both are sorted."""
+    """The first row that is not among `others`, or None; both are sorted."""
     beyond = np.setdiff1d(np.asarray(rows), np.asarray(others), assume_unique=True)
     return int(beyond[0]) if len(beyond) else None

@@ -1,6 +1,6 @@
-"""What Polars and Spark do each in their own way for one selection: read, write, compute, number hashes.
+"""What Polars and Spark do differently for the same selection: read, write, compute, turn hashes into numbers.
 
-A frame says itself which engine it belongs to; everything else is the same Narwhals expression on both.
+A frame knows which engine it belongs to; everything else is the same Narwhals expression on both.
 """
 
 import re
@@ -21,21 +21,21 @@ from nst_data.tables.spark import spark_session
 
 EngineName = Literal["polars", "spark"]
 BATCH_ROWS, _COUNTED_PLACES = 2**20, 2**24
-_PLACES, _PLACES_OF_ONE = 2**30, 64  # `id`s are row numbers: a column has a place for each, unless few rows would fill it
+_PLACES, _PLACES_OF_ONE = 2**30, 64  # `id`s are row numbers: a lookup column has a slot for each, unless it would be mostly empty
 
 
 def scan(files: Sequence[Path], columns: dict[str, Any], engine: EngineName = "polars", master: str | None = None) -> Any:  # noqa: ANN401
-    """Some columns of parquet files as a lazy frame of the engine. `master` is Spark's; by default its own setting, else this machine."""
+    """Columns of parquet files as a lazy frame of the engine. `master` is Spark's; by default its own setting, else this machine."""
     if engine == "polars":
         return pl.scan_parquet([str(file) for file in files], glob=False).select(list(columns))
     kinds = {pl.Int64: "BIGINT", pl.String: "STRING", pl.Float32: "FLOAT"}
-    # with a schema of these columns alone: Spark refuses a file for its column of float16
+    # with a schema of just these columns: Spark rejects a file because of a float16 column
     schema = ", ".join(f"`{name}` {kinds[kind]}" for name, kind in columns.items())
     return spark_session(master).read.schema(schema).parquet(*(_spark_path(file) for file in files))
 
 
 def _spark_path(path: Path) -> str:
-    """What Spark reads as this very path: not as a pattern, not on a cluster's own file system, not from the folder where Java began."""
+    """The path as Spark takes it literally: not as a glob, not on a cluster's default file system, not relative to Java's folder."""
     return "file://" + re.sub(r"[\\\[\]{}*?]", r"\\\g<0>", str(path.absolute()))
 
 
@@ -45,10 +45,10 @@ def is_polars(rows: nw.LazyFrame[Any]) -> bool:
 
 
 def collected(rows: nw.LazyFrame[Any]) -> pl.DataFrame:
-    """A small result, in memory."""
+    """Collect a small result into memory."""
     native = rows.to_native()
     if isinstance(native, pl.LazyFrame):
-        # text is written anew: as it was read, a few rows would keep all that was read with them in memory
+        # text is copied: as read, a few rows would keep everything that was read with them in memory
         text = [pl.concat_str(name, pl.lit("")).alias(name) for name, kind in native.collect_schema().items() if kind == pl.String]
         return native.with_columns(text).collect(engine="streaming")
     frame: pl.DataFrame = rows.collect("polars").to_native()
@@ -56,9 +56,9 @@ def collected(rows: nw.LazyFrame[Any]) -> pl.DataFrame:
 
 
 def count_numbers(rows: LazyFrameT, number: nw.Expr, keep: Callable[[pl.DataFrame], None] | None = None) -> pl.DataFrame:
-    """How many `rows` there are of each `number`, an integer; columns `number` and `rows`, both int64, no row for null.
+    """Count `rows` by `number`, an integer; the columns `number` and `rows` are int64, and nulls are not counted.
 
-    `keep`, for Polars alone, is given the `number` of all rows, some at a time and in order.
+    `keep`, for Polars only, is called with the `number` of all rows, in batches and in order.
     """
     numbered = rows.select(number=number.cast(nw.Int64))
     if is_polars(rows):
@@ -76,14 +76,14 @@ def count_numbers(rows: LazyFrameT, number: nw.Expr, keep: Callable[[pl.DataFram
 
 
 class _Counts:
-    """Counts of small numbers by position: a third of the time of a `group_by` with hundreds of thousands of groups."""
+    """Counts small numbers by position: a third of the time of a `group_by` with hundreds of thousands of groups."""
 
     def __init__(self) -> None:
         self._small = np.zeros(0, np.int64)
         self._others = pl.DataFrame(schema={"number": pl.Int64, "rows": pl.Int64})
 
     def add(self, batch: pl.DataFrame) -> None:
-        """Count some more."""
+        """Count a batch."""
         numbers = batch["number"].drop_nulls().to_numpy()
         if len(numbers) and not 0 <= numbers.min() <= numbers.max() < _COUNTED_PLACES:
             is_small = (numbers >= 0) & (numbers < _COUNTED_PLACES)
@@ -95,13 +95,13 @@ class _Counts:
         self._small = found
 
     def table(self) -> pl.DataFrame:
-        """The numbers that there are."""
+        """The numbers that occur, with their counts."""
         there = np.flatnonzero(self._small)
         return pl.concat([pl.DataFrame({"number": there, "rows": self._small[there]}, schema=self._others.schema), self._others])
 
 
 def beside(rows: LazyFrameT, small: pl.DataFrame) -> LazyFrameT:
-    """A small table as a lazy frame of the engine of `rows`, to join them with."""
+    """A small table as a lazy frame of the same engine as `rows`, to join with."""
     if is_polars(rows):
         return _wrapped(small.lazy(), rows)
     from pyspark.sql.functions import broadcast
@@ -111,26 +111,26 @@ def beside(rows: LazyFrameT, small: pl.DataFrame) -> LazyFrameT:
 
 
 def rows_at(rows: LazyFrameT, ids: pl.Series) -> LazyFrameT:
-    """The rows with these `id`s, which are few."""
-    if is_polars(rows):  # an expression by which parts of a file are passed over
+    """The rows with these few `id`s."""
+    if is_polars(rows):  # a predicate that lets Polars skip parts of a file
         return _wrapped(rows.to_native().filter(pl.col("id").is_in(ids.implode())), rows)
     return rows.join(beside(rows, ids.to_frame()), on="id", how="semi")
 
 
 def with_no_text(rows: LazyFrameT, column: str, texts: Sequence[str]) -> LazyFrameT:
-    """Add a column of nulls that may become these texts. Polars takes half the time where it keeps them as numbers."""
+    """Add a column of nulls that may later hold these texts. As an Enum, stored as numbers, they take Polars half the time."""
     return rows.with_columns(nw.lit(None, dtype=nw.Enum(texts) if is_polars(rows) else nw.String()).alias(column))
 
 
 def with_place(rows: LazyFrameT, column: str, texts: Sequence[str], name: str) -> LazyFrameT:
-    """Add the place of a column's text among `texts`, null for none."""
+    """Add the index in `texts` of a column's text, null if it has none."""
     if is_polars(rows):
         return _wrapped(rows.to_native().with_columns(pl.col(column).cast(pl.Enum(texts)).to_physical().alias(name)), rows)
     return rows.with_columns(nw.coalesce(*(nw.when(nw.col(column) == text).then(place) for place, text in enumerate(texts))).alias(name))
 
 
 def with_class_values(rows: LazyFrameT, values: pl.DataFrame) -> LazyFrameT:
-    """Add columns that depend on `label` alone, a class number from 0. A label that is not in `values` gets null."""
+    """Add columns that depend only on `label`, a class number from 0. A label that is not in `values` gets null."""
     if not is_polars(rows):
         return rows.join(beside(rows, values), on="label", how="left")
     # looked up by position: half the time of a join
@@ -140,12 +140,12 @@ def with_class_values(rows: LazyFrameT, values: pl.DataFrame) -> LazyFrameT:
 
 
 def with_row_values(rows: LazyFrameT, values: LazyFrameT, name: str) -> LazyFrameT:
-    """Add the column `name` of `values`, true or a number other than 0 for some `id`s; other rows get null."""
+    """Add the column `name` of `values`, which has true or a nonzero number for some `id`s; other rows get null."""
     return row_values(values, name)(rows)
 
 
 def row_values(values: LazyFrameT, name: str) -> Callable[[LazyFrameT], LazyFrameT]:
-    """What does as `with_row_values` to any rows, and reads `values` once."""
+    """A function that does to any rows what `with_row_values` does, reading `values` only once."""
     if is_polars(values):
         table = collected(values.select("id", name))
         ids = table["id"].to_numpy()
@@ -158,7 +158,7 @@ def row_values(values: LazyFrameT, name: str) -> Callable[[LazyFrameT], LazyFram
 
 
 def _placed(places: NDArray[np.int64], numbers: NDArray[np.generic]) -> NDArray[np.generic]:
-    """An array with the numbers at their places, 0 at others, as small as they allow."""
+    """An array with the numbers at their positions and 0 elsewhere, of the smallest dtype that holds them."""
     numbers = numbers.astype(np.int64)
     largest = int(np.abs(numbers).max(initial=0))
     kind = next(kind for kind in (np.int8, np.int16, np.int32, np.int64) if largest <= np.iinfo(kind).max)
@@ -168,13 +168,13 @@ def _placed(places: NDArray[np.int64], numbers: NDArray[np.generic]) -> NDArray[
 
 
 def _at(column: pl.Series, place: str) -> pl.Expr:
-    """The values at the places that another column gives, null outside."""
-    index = pl.when(pl.col(place) >= 0).then(pl.col(place))  # Polars counts negative ones from the end
+    """The values at the positions given by another column, null outside."""
+    index = pl.when(pl.col(place) >= 0).then(pl.col(place))  # Polars counts negative indices from the end
     return pl.lit(column).gather(index, null_on_oob=True)
 
 
 def kept(rows: LazyFrameT, folder: Path) -> LazyFrameT:
-    """The rows computed once, as parquet files in `folder`."""
+    """The rows, computed once and kept as parquet files in `folder`."""
     native = rows.to_native()
     if is_polars(rows):
         folder.mkdir(parents=True)
@@ -185,7 +185,7 @@ def kept(rows: LazyFrameT, folder: Path) -> LazyFrameT:
 
 
 def _write_by_spark(native: Any, folder: Path) -> None:  # noqa: ANN401 - Spark's frame
-    """Raises NstError where the workers' files are not in this machine's folder: Spark itself would read what is there, if only a part."""
+    """Write the rows. Raises NstError if the workers' files are not on this machine: Spark itself would read the part that is there."""
     from pyspark.sql import Observation
     from pyspark.sql import functions as sql
 
@@ -200,13 +200,13 @@ def _write_by_spark(native: Any, folder: Path) -> None:  # noqa: ANN401 - Spark'
 
 
 def kept_in_order(rows: LazyFrameT, folder: Path) -> LazyFrameT:
-    """The rows by increasing `id`, computed once, as parquet files in `folder`."""
+    """The rows by increasing `id`, computed once and kept as parquet files in `folder`."""
     if not is_polars(rows):
         return kept(rows.sort("id"), folder)
     found = kept(rows, folder)
     if _is_in_order(found.to_native()):
         return found
-    table = found.collect().sort("id")  # labels in another order than nst writes them
+    table = found.collect().sort("id")  # labels that are not in the order in which nst writes them
     shutil.rmtree(folder)
     return _wrapped(kept(table.lazy(), folder).to_native(), rows)
 
@@ -219,14 +219,14 @@ def _is_in_order(rows: pl.LazyFrame) -> bool:
         ids = batch["id"].to_numpy()
         is_in_order = is_in_order and bool((np.diff(ids, prepend=last) > 0).all())
         last = ids[-1] if len(ids) else last
-        return not is_in_order  # which ends it
+        return not is_in_order  # true stops the sink
 
     rows.select("id").sink_batches(look, chunk_size=BATCH_ROWS, maintain_order=True, engine="streaming")
     return is_in_order
 
 
 def with_hash_number(rows: LazyFrameT, name: str, digits: int) -> LazyFrameT:
-    """Add the first hexadecimal digits of `image_hash` as an int64."""
+    """Add the number made of the first `digits` hexadecimal digits of `image_hash`, as an int64."""
     if is_polars(rows):
         return _wrapped(rows.to_native().with_columns(pl.col("image_hash").str.slice(0, digits).str.to_integer(base=16).alias(name)), rows)
     from pyspark.sql import functions as sql

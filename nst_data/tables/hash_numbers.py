@@ -1,8 +1,8 @@
-"""The `image_hash` of every row as numbers in files, so that a selection reads and parses the text once.
+"""The `image_hash` of every row as numbers in files, so that a selection reads and parses the text only once.
 
-Which rows have a hash that others have too is found in them, in memory that does not grow with the rows. First a few bits of each hash and
-the number of its row are spread over partitions; rows that share all those bits are few but those of equal images. Then these rows are
-compared by 128 bits, as many as an `image_hash` of nst has: by its first 64, and by 64 that Polars makes of all its digits.
+Rows that share their hash with others are found in these files, in memory that does not grow with the rows. First, a few bits of each hash
+and its row number are spread over partitions; apart from equal images, few rows share all those bits. Then these rows are compared by 128
+bits, as many as an `image_hash` of nst has: by its first 64 bits, and by a 64-bit hash that Polars computes of all its digits.
 """
 
 from pathlib import Path
@@ -17,11 +17,11 @@ from nst_data.tables.engines import BATCH_ROWS
 from nst_data.tables.partitions import Partitions
 from nst_data.tables.row_files import RowIds, RowNumbers
 
-_DIGITS = 16  # that 64 bits hold
+_DIGITS = 16  # hexadecimal digits in 64 bits
 
 
 class HashNumbers:
-    """The hashes of rows, 128 bits of each in files, and the rows' `ids`."""
+    """The hashes of rows, 128 bits of each, and the rows' `ids`, in files."""
 
     def __init__(self, folder: Path, ids: RowIds, first: RowNumbers, whole: RowNumbers) -> None:
         self._folder, self._first, self._whole = folder, first, whole
@@ -29,9 +29,9 @@ class HashNumbers:
 
     @classmethod
     def written(cls, rows: pl.LazyFrame, folder: Path) -> Self | None:
-        """Read `id` and `image_hash` of all rows into files in `folder`, which is made.
+        """Write `id` and `image_hash` of all rows to files in `folder`, which is created.
 
-        None where one is missing, or a hash does not begin with 16 hexadecimal digits.
+        Returns None if a value is missing, or if a hash does not begin with 16 hexadecimal digits.
         """
         folder.mkdir(parents=True)
         hashed, fits = pl.col("image_hash"), True
@@ -45,7 +45,7 @@ class HashNumbers:
                 ids.add(batch["id"].to_numpy())
                 first.add(batch["first"].to_numpy())
                 whole.add(batch["image_hash"].to_numpy())
-            return not fits  # which ends it
+            return not fits  # true stops the sink
 
         with (
             RowIds(folder / "ids") as ids,
@@ -57,14 +57,14 @@ class HashNumbers:
         return cls(folder, ids, first, whole) if fits else None
 
     def first_digits(self, start: int, stop: int, digits: int) -> NDArray[np.int64]:
-        """The first hexadecimal digits of the hashes of some rows, 15 at most, as numbers."""
+        """The first hexadecimal digits, at most 15, of the hashes of the rows in [start, stop), as numbers."""
         found: NDArray[np.uint64] = self._first.read(start, stop) >> np.uint64(4 * (_DIGITS - digits))
         return found.view(np.int64)
 
     def repeated(self) -> pl.DataFrame:
-        """`id`, the `first_id` with the same `image_hash`, and `duplicates` (int32), the rows with it, where that are more than one.
+        """The rows whose `image_hash` repeats: `id`, the `first_id` with that hash, and `duplicates` (int32), the number of rows with it.
 
-        It can be asked for once: the half of each hash that is needed for nothing else is deleted.
+        This can be called only once: it deletes the half of each hash that is needed for nothing else.
         """
         rows = self._alike()
         with Partitions(self._folder, numbers=3, rows=len(rows)) as partitions:
@@ -76,7 +76,7 @@ class HashNumbers:
             return pl.concat([found for _, found in in_threads(_repeated, partitions, _threads())])
 
     def _alike(self) -> NDArray[np.int64]:
-        """The increasing numbers of all rows whose hash is repeated, and of few others."""
+        """The increasing row numbers of all rows whose hash repeats, and of few others."""
         row_bits = np.uint64(self.ids.rows.bit_length())
         with Partitions(self._folder, numbers=1, rows=self.ids.rows) as partitions:
             for _, numbers in in_threads(lambda span: self._numbers(*span, row_bits), self.ids.spans(), _threads()):
@@ -87,33 +87,33 @@ class HashNumbers:
         return rows
 
     def _numbers(self, start: int, stop: int, row_bits: np.uint64) -> NDArray[np.uint64]:
-        """Some bits of each hash, followed by the number of its row, sorted."""
+        """Some bits of each hash followed by its row number, sorted."""
         numbers: NDArray[np.uint64] = self._whole.read(start, stop) << row_bits | np.arange(start, stop, dtype=np.uint64)
         numbers.sort()
         return numbers
 
 
 def _threads() -> int:
-    """Each holds a partition and its sorted copies: beyond a few, reading is the limit."""
+    """The number of threads: each holds a partition and its sorted copies, and beyond a few, reading is the limit."""
     return min(4, cpus_of_this_process())
 
 
 def _repeated_above(numbers: NDArray[np.uint64], bits: np.uint64) -> NDArray[np.uint64]:
-    """The lowest `bits` of those numbers that equal others in all higher ones."""
+    """The lowest `bits` bits of the numbers that equal others in all higher bits."""
     numbers.sort()
     high = numbers >> bits
-    are_equal = np.zeros(len(numbers) + 1, np.bool_)  # each number and the one before it
+    are_equal = np.zeros(len(numbers) + 1, np.bool_)  # whether each number equals the one before it
     are_equal[1:-1] = high[1:] == high[:-1]
     return numbers[are_equal[1:] | are_equal[:-1]] & ~(~np.uint64(0) << bits)
 
 
 def _repeated(records: NDArray[np.uint64]) -> pl.DataFrame:
-    """Of records (half of a hash, its other half, `id`): those with a hash that others have."""
+    """Of records (half of a hash, its other half, `id`), those whose hash repeats."""
     order = np.argsort(records[:, 0])
     half, other, ids = records[order].T
     is_new = np.ones(len(order), np.bool_)
     is_new[1:] = half[1:] != half[:-1]
-    if (~is_new[1:] & (other[1:] != other[:-1])).any():  # hashes that share one half
+    if (~is_new[1:] & (other[1:] != other[:-1])).any():  # different hashes share a half
         order = np.lexsort((records[:, 1], records[:, 0]))
         half, other, ids = records[order].T
         is_new[1:] = (half[1:] != half[:-1]) | (other[1:] != other[:-1])

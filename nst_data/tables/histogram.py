@@ -1,4 +1,4 @@
-"""Labels counted by confidence, and the counts of sealed versions as the store keeps them: they do not change. Imports no Polars itself."""
+"""Label counts by confidence, cached in the store for sealed versions, which do not change. Does not import Polars itself."""
 
 import contextlib
 import json
@@ -15,19 +15,19 @@ BINS = 10
 
 @dataclass(frozen=True)
 class Histogram:
-    """Labels by confidence: `images[m]` of them in (m/BINS, (m+1)/BINS], in the first also those at 0. `outside`: no number in [0, 1]."""
+    """Label counts by confidence: `images[m]` in (m/BINS, (m+1)/BINS], the first also at 0; `outside`, not a number in [0, 1]."""
 
     images: tuple[int, ...]
     outside: int
 
 
 def bounds(number: int, bins: int = BINS) -> tuple[float, float]:
-    """The ends of a bin."""
+    """The lower and upper end of a bin."""
     return number / bins, (number + 1) / bins
 
 
 def histograms_of(store: Store, versions: Sequence[Version], ref: str) -> list[Histogram]:
-    """How confident the labels of each version are: as counted before, or counted now and kept. Errors of reading them name `ref`."""
+    """The confidence histogram of each version, from the cache, or counted now and cached. Errors of reading the labels name `ref`."""
     known = [_kept(store, version) for version in versions]
     if None not in known:
         return [one for one in known if one is not None]
@@ -51,7 +51,7 @@ def _kept(store: Store, version: Version) -> Histogram | None:
 
 
 def _path(store: Store, version: Version) -> Path:
-    """Of the counts of a version; others where somebody has written to its files since. Those at an address are not brought here for it."""
+    """The cache file of a version, a new one if somebody has written to its files; those at an address are not downloaded to check."""
     files = [] if version.mirror else [version.place / name for name in sorted(version.manifest.files)]
     stats = [(one.st_size, one.st_mtime_ns, one.st_ctime_ns) for one in (file.stat() for file in files)]
     return store.root / "runs" / "confidence" / f"{json_digest([version.manifest.digest, stats])}.json"

@@ -1,4 +1,4 @@
-"""A column of a table that someone else wrote, with the key of a pool's image in each row."""
+"""A column of a table that someone else wrote, which gives the key of a pool's image in each row."""
 
 import hashlib
 import os
@@ -24,7 +24,7 @@ IMAGE_HASH = "image_hash"  # a column that names images by their content
 
 @dataclass(frozen=True)
 class Rows:
-    """Where the labeled images are, in pool order: row numbers of the pool, which increase, and those of the table."""
+    """The rows of the labeled images, in pool order: their increasing row numbers in the pool, and their row numbers in the table."""
 
     in_pool: Wanted
     in_table: Wanted
@@ -32,7 +32,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class _Comparison:
-    """What a way of comparing keys finds: how many rows mean no image, and the first of these; else a row that may mean two images."""
+    """The result of a way of comparing keys: how many rows match no image, and the first of these; else a row that may match two images."""
 
     how: str
     missing: int
@@ -45,10 +45,10 @@ class KeyColumn:
 
     def __init__(self, table: Source, name: str) -> None:
         self._table, self._name = table, name
-        self.matched_by = ""  # how keys that are none of the pool were found there
+        self.matched_by = ""  # how images were found whose keys are not keys of the pool
 
     def pieces(self) -> Iterator[pa.Array]:
-        """All keys in order, some at a time. Raises NstError for what is no key."""
+        """Yield all keys in order, in pieces. Raises NstError for anything that is not a key."""
         start = 0
         for batch in self._table.columns([self._name]):
             keys = batch.column(0)
@@ -64,16 +64,16 @@ class KeyColumn:
             start += len(keys)
 
     def digest(self) -> str:
-        """sha256 of all keys."""
+        """The sha256 of all keys."""
         sha256 = hashlib.sha256()
         for piece in self.pieces():
             sha256.update("".join(f"{key}\0" for key in piece.to_pylist()).encode())
         return sha256.hexdigest()
 
     def found_in(self, pool: Source) -> Rows:
-        """The rows in pool order. Raises NstError for images that the pool lacks, and for one that stands twice in the table.
+        """The rows in pool order. Raises NstError for images that the pool lacks, and for one that is in the table twice.
 
-        Keys that are no keys of the pool may be paths from elsewhere: the first way to compare them is taken by which each means one image.
+        Keys that are not keys of the pool may be paths from elsewhere: they are compared in the first way by which each matches one image.
         """
         found = np.empty(len(self._table), np.int64)
         if self._name == IMAGE_HASH:
@@ -93,20 +93,20 @@ class KeyColumn:
 
     @property
     def remarks(self) -> list[str]:
-        """What a person should know of how images were found."""
+        """What users should know about how images were found."""
         return [f"the images of column `{self._name}` are found by {self.matched_by}"] if self.matched_by else []
 
     def _found_otherwise(self, pool: Source, found: NDArray[np.int64]) -> str:
-        """How the images were found by less than their keys, in a phrase for a person; empty where they were not."""
+        """How the images were found by less than their keys, as a phrase for users; empty if they were not."""
         for how, alike in self._ways(pool):
             if pool.find_alike(self.pieces, found, alike):
                 return how
-        below_first = partial(pc.replace_substring_regex, pattern="^[^/]*/", replacement="")  # of class folders of this pool's images
+        below_first = partial(pc.replace_substring_regex, pattern="^[^/]*/", replacement="")  # the pool's images sorted into class folders
         is_found = pool.find_alike(lambda: map(below_first, self.pieces()), found) and len(np.unique(found)) == len(found)
         return "path below the first folder" if is_found else ""
 
     def _not_found(self, pool: Source) -> NstError:
-        """Which keys mean no image of the pool, or more than one, by the way of comparing them that finds most."""
+        """The error about keys that match no image of the pool, or more than one, by the way of comparing that finds most."""
         best = self._found_by("key", pool, None)
         for how, alike in self._ways(pool):
             if (found := self._found_by(how, pool, alike)).missing < best.missing:
@@ -147,11 +147,11 @@ class KeyColumn:
         raise IndexError(row)
 
     def _ways(self, pool: Source) -> Iterator[tuple[str, Callable[[pa.Array], pa.Array]]]:
-        """What of a key may be compared, in a phrase for a person, and how it is made."""
+        """Yield which part of a key may be compared, as a phrase for users, and a function that extracts it."""
         folders = [f"{pool.location}/", self._shared_folder()]
         below = _without(f"^(?:{'|'.join(re.escape(folder) for folder in folders if folder)}|(?:\\./)+)")
         suffix, all_folders = _without(r"\.[^./\\:]*$"), _without(r"^.*[/\\:]")
-        of_image = _without(rf"(?i)(?:{'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))})$")  # a name without it may still hold dots
+        of_image = _without(rf"(?i)(?:{'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))})$")  # a name without it may still contain dots
         yield "path below the folder", below
         yield "path without suffix", lambda keys: of_image(below(keys))
         yield "path without suffix", lambda keys: suffix(below(keys))
@@ -160,11 +160,11 @@ class KeyColumn:
         yield "file name without suffix", lambda keys: suffix(all_folders(keys))
 
     def _shared_folder(self) -> str:
-        """The folder that all keys begin with, with a slash; empty where there is none."""
+        """The folder that all keys begin with, with a trailing slash; empty if there is none."""
         ends = [end.as_py() for piece in self.pieces() if len(piece) for end in (pc.min(piece), pc.max(piece))]
         try:
             shared = os.path.commonpath([os.path.dirname(key) for key in ends])
-        except ValueError:  # relative and absolute ones
+        except ValueError:  # both relative and absolute keys
             return ""
         return shared and f"{shared.rstrip('/')}/"
 
@@ -175,5 +175,5 @@ def _keys_of(pool: Source) -> Iterator[pa.Array]:
 
 
 def _without(pattern: str) -> Callable[[pa.Array], pa.Array]:
-    """Keys without what matches; letters with accents are the same composed or not: macOS and some archives write them in two."""
+    """Remove matches from keys and compose letters with accents, which macOS and some archives write as two characters."""
     return lambda keys: pc.utf8_normalize(pc.replace_substring_regex(keys, pattern, ""), form="NFC")

@@ -1,4 +1,4 @@
-"""Which columns of a table that someone else wrote are labels, and what stands in them: lists of classes and of numbers."""
+"""The label columns of a table that someone else wrote, and their contents: lists of classes and of numbers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ _CLASS_FIELDS, _NUMBER_FIELDS, LOGITS = ("label", "class", "class_name"), ("scor
 
 @dataclass(frozen=True)
 class LabelColumns:
-    """The columns with the classes of each image and with their numbers: probabilities or, with `logits`, logits.
+    """The columns with the classes of each image and those with their numbers: probabilities or, with `logits`, logits.
 
-    Several of a kind have one class or number each. No `classes`: numbers for all classes, in order. No `numbers`: classes alone. A column
-    of both is named twice: a `label` with its `score`, or a list of them.
+    Several columns of a kind hold one class or number each. Without `classes`, the numbers are for all classes, in order; without
+    `numbers`, there are only classes. A column of both, a `label` with its `score` or a list of such pairs, is in both tuples.
     """
 
     classes: tuple[str, ...] = ()
     numbers: tuple[str, ...] = ()
     logits: bool = False
-    is_named: bool = False  # whether it is the user who says which column has the classes
+    is_named: bool = False  # whether the user named the column with the classes
 
     @property
     def all(self) -> list[str]:
@@ -32,7 +32,7 @@ class LabelColumns:
 
     @property
     def name(self) -> str:
-        """What a person calls the labels."""
+        """The name of the labels in messages."""
         return shown(self.numbers or self.classes)
 
     def classes_in(self, batch: pa.RecordBatch) -> pa.Array:
@@ -45,18 +45,18 @@ class LabelColumns:
 
 
 def shown(columns: Sequence[str]) -> str:
-    """A column, or several, in a word."""
+    """One or more column names in short."""
     return columns[0] if len(columns) == 1 else f"{columns[0]}...{columns[-1]}"
 
 
 def holds_both(kind: pa.DataType) -> bool:
-    """Whether each cell of a column names classes and may give them numbers: structs with a `label`, or lists of those."""
+    """Whether each cell of a column names classes and may give them numbers: structs with a `label`, or lists of such structs."""
     inside = kind.value_type if _is_list(kind) else kind
     return bool(pa.types.is_struct(inside) and _field(inside, _CLASS_FIELDS) is not None)
 
 
 def has_field(kind: pa.DataType, logits: bool) -> bool:
-    """Whether a column that `holds_both` gives numbers at all."""
+    """Whether a column that satisfies `holds_both` has numbers at all."""
     inside = kind.value_type if _is_list(kind) else kind
     return _field(inside, (LOGITS,) if logits else _NUMBER_FIELDS) is not None
 
@@ -70,7 +70,7 @@ def _field(kind: pa.StructType, names: Sequence[str]) -> str | None:
 
 
 def _lists(batch: pa.RecordBatch, columns: Sequence[str], fields: Sequence[str]) -> pa.Array:
-    """One list a row: what a list column holds, or the single values of one or more columns side by side."""
+    """One list per row: that of a list column, or the single values of one or more columns side by side."""
     arrays = [_inside(batch.column(name), fields) for name in columns]
     if _is_list(arrays[0].type) and len(arrays) == 1:
         return arrays[0]
@@ -81,7 +81,7 @@ def _lists(batch: pa.RecordBatch, columns: Sequence[str], fields: Sequence[str])
             kinds = {str(array.type) for array in arrays if not (pa.types.is_integer(array.type) or pa.types.is_floating(array.type))}
             if kinds:
                 raise NstError(f"columns {shown(columns)}: expected one type in all of them, found {', '.join(sorted(kinds))} and another")
-            arrays = [array.cast(pa.float64()) for array in arrays]  # such as a column of zeros among others
+            arrays = [array.cast(pa.float64()) for array in arrays]  # such as an integer column of zeros among floats
         values = pa.concat_arrays(arrays).take(pa.array(np.arange(rows * width).reshape(width, rows).T.ravel()))
     return pa.ListArray.from_arrays(pa.array(np.arange(rows + 1) * width, pa.int32()), values)
 

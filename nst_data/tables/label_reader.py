@@ -1,4 +1,4 @@
-"""Labels that someone else wrote, whatever their form: for all classes, or for the most probable ones."""
+"""Labels that someone else wrote, in whatever form: for all classes, or for the most probable ones."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,18 +17,18 @@ from nst_data.tables.top_label_columns import TopLabelColumns
 
 
 class KeptLabels(Protocol):
-    """Labels as a version takes them over."""
+    """Labels in the form in which a version takes them over."""
 
     class_names: list[str]
 
     def default_top_k(self) -> int | None:
-        """How many classes are kept where nobody says; None for all."""
+        """The number of classes to keep by default; None for all."""
 
     def check_top_k(self, top_k: int | None) -> None:
-        """Raises NstError for a number of classes that is not there."""
+        """Raise NstError if the labels do not have this number of classes."""
 
     def keep(self, file: Path, top_k: int | None, progress: Progress) -> None:
-        """Write all rows into a file that `kept` reads."""
+        """Write all rows to a file that `kept` reads."""
 
     def kept(self, file: Path, top_k: int | None) -> NDArray[np.void]:
         """The records in a file, memory-mapped; shape (rows,)."""
@@ -40,32 +40,32 @@ class LabelReader(KeptLabels, Protocol):
     remarks: list[str]
 
     def probabilities(self) -> Iterator[NDArray[np.float32]]:
-        """All rows in order, some at a time, shape (rows, classes)."""
+        """Yield all rows in order, in batches of shape (rows, classes)."""
 
     @property
     def most(self) -> int:
-        """How many classes a row tells from the others."""
+        """The largest number of classes that a row tells from the others."""
 
     @property
     def exact(self) -> np.dtype[np.void]:
-        """The type of the records that `keep_exact` writes."""
+        """The dtype of the records that `keep_exact` writes."""
 
     def keep_exact(self, file: Path, progress: Progress) -> None:
         """Write all rows as they are read, before rounding."""
 
     def dense(self, exact: NDArray[np.void]) -> NDArray[np.float32]:
-        """The probabilities of such records for every class, shape (rows, classes)."""
+        """The probabilities of every class from the records of `keep_exact`, shape (rows, classes)."""
 
     def digest(self, progress: Progress) -> str:
-        """sha256 of the labels, all of which are checked on the way."""
+        """The sha256 of the labels; all of them are checked in the process."""
 
 
 def label_reader(
     table: Source, columns: LabelColumns, names: Sequence[str] | None, file: str | None, smoothing: float, progress: Progress
 ) -> LabelReader:
-    """Who reads the columns. `names` are those of all classes, where the user gives them in a `file`.
+    """The reader for these columns. `names` are those of all classes, if the user gives them in a `file`.
 
-    Raises NstError or UsageError for columns that hold no labels, or class names that do not go with them.
+    Raises NstError or UsageError if the columns hold no labels, or if the class names do not match them.
     """
     where = f"`class_names` {file}" if file is not None else table.location
     if columns.classes and columns.numbers and _are_of_all_classes(table, columns, names):
@@ -83,7 +83,7 @@ def label_reader(
 
 
 def _are_of_all_classes(table: Source, columns: LabelColumns, names: Sequence[str] | None) -> bool:
-    """Whether the first row has more numbers than it names classes: one for each class there is, in order."""
+    """Whether the first row has a number for each class there is, in order, rather than for the classes that it names."""
     first = next(batch for batch in table.columns(columns.all) if batch.num_rows)
     classes, numbers = (pc.list_value_length(lists)[0].as_py() for lists in (columns.classes_in(first), columns.numbers_in(first)))
     return bool(numbers != classes and (classes == 1 or numbers == len(names or ())))

@@ -21,7 +21,7 @@ TABLES = {"generation": "pseudo_labels", "edition": "balanced"}
 
 
 def scan_labels(version: Version) -> pl.LazyFrame:
-    """The table of a generation or an edition, its columns checked. Raises UsageError for a teacher, NstError for a damaged table."""
+    """The table of a generation or an edition, with checked columns. Raises UsageError for other kinds, NstError for a damaged table."""
     table = TABLES.get(version.manifest.kind)
     if table is None:
         raise UsageError(f"{version.ref}: expected a generation or an edition, found a {version.manifest.kind}, which has no labels")
@@ -30,7 +30,7 @@ def scan_labels(version: Version) -> pl.LazyFrame:
 
 
 def errors_in(folder: Path, ref: str) -> pl.DataFrame:
-    """`id`, `key` and `reason` of the images of a version that could not be labeled; `folder` is its. Without that table there are no rows.
+    """`id`, `key` and `reason` of the images that could not be labeled in the version in `folder`; no rows if it has no such table.
 
     Raises NstError for a damaged table.
     """
@@ -41,24 +41,24 @@ def errors_in(folder: Path, ref: str) -> pl.DataFrame:
 
 
 def collect(refs: str, *frames: pl.LazyFrame) -> list[pl.DataFrame]:
-    """The frames, computed together and in pieces. Raises NstError that names `refs` where their tables cannot be read."""
+    """Compute frames together, streaming. Raises NstError that names `refs` if their tables cannot be read."""
     with damage_is_named(refs):
         return pl.collect_all(frames, engine="streaming")
 
 
 def histograms(refs: str, *labels: pl.LazyFrame) -> list[Histogram]:
-    """How confident the labels of each frame are, counted together. Raises NstError as `collect` does."""
+    """The confidence histogram of each frame, counted together. Raises NstError as `collect` does."""
     return [histogram(counted) for counted in collect(refs, *map(count_by_confidence, labels))]
 
 
 @contextmanager
 def damage_is_named(refs: str) -> Iterator[None]:
-    """Errors of reading tables become an NstError that names `refs`."""
+    """Turn errors of reading tables into an NstError that names `refs`."""
     try:
         yield
     except Exception as error:
         if any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EMFILE)):
-            raise  # no damage: what is written on the way filled the disk, or the system allows too few open files
+            raise  # no damage: intermediate files filled the disk, or the system allows too few open files
         if (said := spark_says(error)) is not None:
             if any(words in said for words in ("Mkdirs failed", "Permission denied")):
                 raise NstError(
@@ -73,7 +73,7 @@ def damage_is_named(refs: str) -> Iterator[None]:
 
 
 def check_label_range(labels: pl.Series, class_names: Sequence[str], what: str) -> None:
-    """Raises NstError where labels are not places among the class names."""
+    """Raise NstError if labels are not indices into the class names."""
     odd = labels.filter(~labels.is_between(0, len(class_names) - 1))
     if labels.null_count() or len(odd):
         found = "a missing label" if labels.null_count() else f"label {odd[0]}"

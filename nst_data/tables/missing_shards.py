@@ -1,4 +1,4 @@
-"""Which shards of a version under way are missing, as this process knows it, and in which order it takes them."""
+"""Which shards of a version in progress are missing, as far as this process knows, and in which order it takes them."""
 
 import os
 import random
@@ -10,16 +10,16 @@ from pathlib import Path
 from nst_data.store.remote_run import RemoteRun
 
 _LOOK_AGAIN_SECONDS = 5.0
-_LOOKS_AT_MOST = 0.05  # of the time: a listing of many notes at an address takes seconds
+_LOOKS_AT_MOST = 0.05  # share of the time: listing many notes at an address takes seconds
 
 
 def note_name(shard: int) -> str:
-    """The file that says that a shard is done."""
+    """The name of the file that marks a shard as done."""
     return f"{shard:05d}.json"
 
 
 class MissingShards:
-    """The shards without a note. What the last look found is kept: of a shard that matters, `is_missing` asks anew."""
+    """The shards without a note. The result of the last look is cached; `is_missing` checks again for a shard that matters."""
 
     def __init__(self, shards: int, notes: Path, elsewhere: RemoteRun | None) -> None:
         self._shards, self._notes, self._elsewhere = shards, notes, elsewhere
@@ -27,7 +27,7 @@ class MissingShards:
         self._look_again = 0.0
 
     def look(self) -> set[int]:
-        """Those that are missing now."""
+        """The shards that are missing now."""
         began = time.monotonic()
         if self._elsewhere is not None:
             self._elsewhere.bring_notes()
@@ -38,7 +38,7 @@ class MissingShards:
         return self._kept.copy()
 
     def recent(self) -> set[int]:
-        """Those that were missing a few seconds ago, without what is known to be done since."""
+        """The shards that were missing a few seconds ago, without those known to be done since."""
         if self._kept is None or time.monotonic() >= self._look_again:
             return self.look()
         return self._kept.copy()
@@ -53,22 +53,22 @@ class MissingShards:
         return not is_done
 
     def add(self, shard: int) -> None:
-        """A shard is to be made again."""
+        """Record that a shard is to be made again."""
         if self._kept is not None:
             self._kept.add(shard)
 
     def remove(self, shard: int) -> None:
-        """A shard is done."""
+        """Record that a shard is done."""
         if self._kept is not None:
             self._kept.discard(shard)
 
 
 class Route:
-    """In which order one process goes through the shards, of which some are done by others. It begins at `start`.
+    """The order in which one process goes through the shards, some of which others make. It begins at `start`.
 
-    Alone, or with others whose claims it sees, it always takes the next one from there. Machines that do not see each other's claims
-    would compute the same shards for ever once one has come to where another is. So with `chance` it reads straight on until it meets
-    another, whose work lies there already or who did the same shard; then it goes on anywhere.
+    By itself, or with others whose claims it sees, it always takes the next shard from there. Machines that do not see each other's
+    claims would compute the same shards forever once one has caught up with another. So with `chance` it reads straight on until it meets
+    another, which has already done the next shard or did the same one; then it continues at a random shard.
     """
 
     def __init__(self, shards: int, start: int, chance: random.Random | None = None) -> None:
@@ -77,7 +77,7 @@ class Route:
         self._has_met = False
 
     def order(self, left: Iterable[int]) -> Iterator[int]:
-        """The shards that are left, the one to take first first."""
+        """Yield the shards that are left, in the order in which to take them."""
         elsewhere = sorted(left)
         if self._chance is None or self._last is None:
             first = bisect_left(elsewhere, self._start)
@@ -91,9 +91,9 @@ class Route:
         yield from elsewhere
 
     def took(self, shard: int) -> None:
-        """It is at this shard now."""
+        """Record that this process is at `shard` now."""
         self._last, self._has_met = shard, False
 
     def meet(self) -> None:
-        """Another machine computed the same shard."""
+        """Record that another machine computed the same shard."""
         self._has_met = True

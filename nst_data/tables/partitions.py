@@ -1,4 +1,4 @@
-"""Records in a file, spread by their leading bits, so that equal ones meet while memory holds a small part of them."""
+"""Records in a file, partitioned by their leading bits, so that equal ones meet while only a small part of them is in memory."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,19 +10,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 _MOST_BITS = 10
-_PARTITION_ROWS = 2**19  # of them 64-bit numbers are sorted in the processor's cache
+_PARTITION_ROWS = 2**19  # this many 64-bit numbers are sorted in the processor's cache
 
 
 class Partitions:
-    """Records of some uint64 numbers; those of one partition share the leading bits of their first number.
+    """Records of `numbers` uint64 values; those of one partition share the leading bits of their first value.
 
-    The file lies in `folder`, without a name where the system has such files, and is gone when the block or the process ends.
+    The file is in `folder`, unnamed if the system supports that, and is deleted when the block or the process ends.
     """
 
     def __init__(self, folder: Path, numbers: int, rows: int) -> None:
-        """`rows` is how many there may be: it says how many partitions are worth it."""
+        """`rows` is the expected number of records, which determines the number of partitions."""
         self._folder, self._numbers, self._bits = folder, numbers, min((rows // _PARTITION_ROWS).bit_length(), _MOST_BITS)
-        self._starts: list[NDArray[np.int64]] = []  # of each piece that was added: where its partitions begin in the file
+        self._starts: list[NDArray[np.int64]] = []  # for each added piece, where its partitions begin in the file
         self.rows = 0
 
     def __enter__(self) -> Self:
@@ -33,10 +33,10 @@ class Partitions:
         self._file.close()
 
     def add(self, *numbers: NDArray[np.uint64]) -> None:
-        """Add a record for each place of these arrays. Numbers without others must come sorted."""
+        """Add a record for each position of these arrays. A single array must be sorted."""
         shift = np.uint64(64 - self._bits)
         if self._numbers == 1:
-            records = numbers[0]  # whoever adds them sorts them, in threads: faster than to order them by some bits here
+            records = numbers[0]  # sorted by the caller, in threads: faster than partitioning by some bits here
             starts = np.searchsorted(records, np.arange(1, 1 << self._bits, dtype=np.uint64) << shift)
         else:
             partition = (numbers[0] >> shift).astype(np.uint16)
@@ -48,7 +48,7 @@ class Partitions:
         self.rows += len(records)
 
     def __iter__(self) -> Iterator[NDArray[np.uint64]]:
-        """Partition by partition its records, shape (records, numbers), of several numbers in the order in which they were added."""
+        """Yield the records of each partition, shape (records, numbers); those of several numbers in the order in which they were added."""
         for partition in range(1 << self._bits):
             bounds = [(int(starts[partition]), int(starts[partition + 1])) for starts in self._starts]
             records = np.empty((sum(stop - start for start, stop in bounds), self._numbers), np.uint64)

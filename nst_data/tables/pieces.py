@@ -1,4 +1,4 @@
-"""What is done of a shard that is not: its batches so far, kept every few seconds for whoever goes on with it."""
+"""The finished part of an unfinished shard: its batches so far, saved every few seconds for whoever resumes it."""
 
 import json
 import time
@@ -17,7 +17,7 @@ _BATCHES = b"batches"  # in the metadata of a piece
 
 
 class Pieces:
-    """The batches of one shard, each piece a file with some of them. Equal batches may stand in pieces of several processes."""
+    """The batches of one shard, saved in pieces: files with some of them each. Pieces of several processes may hold equal batches."""
 
     def __init__(self, work: Path, shard: int) -> None:
         self._folder = work / "pieces" / f"{shard:05d}"
@@ -25,9 +25,9 @@ class Pieces:
         self._since = time.monotonic()
 
     def kept(self) -> list[Batch]:
-        """All batches from the first on that pieces have without a gap; those that follow are added after them."""
+        """All batches from the first on that the pieces hold without a gap; `add` continues after them."""
         found: list[Batch] = []
-        while piece := max(self._folder.glob(f"{len(found):08d}-*.arrow"), default=None):  # the longest that goes on from here
+        while piece := max(self._folder.glob(f"{len(found):08d}-*.arrow"), default=None):  # the longest that continues from here
             batches = _read(piece)
             if not batches:
                 piece.unlink(missing_ok=True)
@@ -37,13 +37,13 @@ class Pieces:
         return found
 
     def add(self, rows: pa.Table, errors: list[dict[str, Any]]) -> None:
-        """Take the next batch. It is written with others, once enough time has passed."""
+        """Add the next batch. It is written together with others once enough time has passed."""
         self._waiting.append((rows, errors))
         if time.monotonic() - self._since >= EVERY_SECONDS:
             self.write()
 
     def write(self) -> None:
-        """Write the batches that wait to be."""
+        """Write the waiting batches."""
         if self._waiting:
             stop = self._first + len(self._waiting)
             table = pa.concat_tables(rows for rows, _ in self._waiting)
@@ -58,12 +58,12 @@ class Pieces:
         self._since = time.monotonic()
 
     def discard(self) -> None:
-        """Delete them: the shard is done."""
+        """Delete the pieces: the shard is done."""
         discard(self._folder)
 
 
 def _read(piece: Path) -> list[Batch]:
-    """The batches of a piece; none where it is damaged, or another process has just deleted it."""
+    """The batches of a piece; empty if it is damaged, or another process has just deleted it."""
     try:
         table = pa.ipc.open_file(pa.py_buffer(piece.read_bytes())).read_all()
         table.validate(full=True)

@@ -1,4 +1,4 @@
-"""The answers in a frozen review, by the hash of their image."""
+"""The answers in a frozen review, by image hash."""
 
 from typing import Literal, get_args
 
@@ -10,11 +10,11 @@ from nst_data.tables.label_tables import check_label_range, damage_is_named
 from nst_data.tables.shards import table_files
 
 REVIEW = "review"  # the table
-ANSWERED = "answered"  # that of an edition that was drawn with a review: those of its images that people gave a class
+ANSWERED = "answered"  # the table, in an edition drawn with a review, of images to which people gave a class
 Excluded = Literal["none of these", "unusable"]
 EXCLUDED: tuple[Excluded, ...] = get_args(Excluded)
-RANDOM = "random"  # `picked_by` of images that were drawn evenly
-# why an edition leaves out images that people have answered about, by `excluded`: those with a class are trained on as labeled ones
+RANDOM = "random"  # `picked_by` of images that were drawn uniformly
+# why an edition leaves out images that people have answered, by `excluded`: those with a class are trained on as labeled ones
 REASONS: dict[Excluded | None, str] = {None: ANSWERED, "none of these": "none_of_these", "unusable": "unusable"}
 _COLUMNS: dict[str, type[pl.DataType]] = {
     "image_hash": pl.String,
@@ -27,12 +27,12 @@ _COLUMNS: dict[str, type[pl.DataType]] = {
 
 
 def is_of_edition(seen_in: str | None) -> bool:
-    """Whether images that were picked there are of a selection, which they stand for alone, and not of a whole pool."""
+    """Whether images that were picked there represent only a selection, not a whole pool."""
     return draw_rank(seen_in) < 0
 
 
 def draw_rank(seen_in: str | None) -> int:
-    """Which of several random draws an image counts for, that of the highest rank: a whole pool's rather than an edition's, and of those
+    """The rank of a random draw. An image counts for its draw of the highest rank: a whole pool's rather than an edition's, and of those
     the newest generation's, whose pool may have grown.
     """
     number = (seen_in or "").partition("@")[2]
@@ -43,9 +43,9 @@ def draw_rank(seen_in: str | None) -> int:
 
 
 def read_review(version: Version) -> pl.DataFrame:
-    """Its rows: `image_hash`, `key`, `label` (int64, a place among the review's class names, or null), `excluded`, `picked_by`, `seen_in`.
+    """The rows: `image_hash`, `key`, `label` (int64, an index into the review's class names, or null), `excluded`, `picked_by`, `seen_in`.
 
-    Raises NstError where the table is damaged.
+    Raises NstError if the table is damaged.
     """
     with damage_is_named(version.ref):
         tables = [pl.read_parquet(file, columns=list(_COLUMNS), glob=False) for file in table_files(version.folder, REVIEW)]
@@ -57,7 +57,7 @@ def read_review(version: Version) -> pl.DataFrame:
 
 
 def hashes_by_reason(version: Version) -> dict[str, frozenset[str]]:
-    """The images that an edition leaves out, by why it does so."""
+    """The hashes of the images that an edition leaves out because of a review, by reason."""
     rows = read_review(version)
     excluded = pl.col("excluded")
     return {

@@ -1,4 +1,4 @@
-"""A number for each row in a file, in the order of the rows, so that a later step need not compute it again."""
+"""One number per row in a file, in row order, so that a later step need not compute it again."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +12,7 @@ from nst_data.tables.engines import BATCH_ROWS
 
 
 class RowNumbers:
-    """One number for each row. Written in a `with` block and read after it."""
+    """One number per row. Written in a `with` block and read after it."""
 
     def __init__(self, path: Path, kind: DTypeLike) -> None:
         self._path, self._kind = path, np.dtype(kind)
@@ -25,11 +25,11 @@ class RowNumbers:
         self._file.close()
 
     def add(self, numbers: NDArray[np.generic]) -> None:
-        """Write the numbers of the rows that follow."""
+        """Write the numbers of the next rows."""
         self._file.write(np.ascontiguousarray(numbers, self._kind).data)
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        """The numbers of these rows."""
+        """The numbers of the rows in [start, stop)."""
         return np.fromfile(self._path, self._kind, stop - start, offset=self._kind.itemsize * start)
 
     def remove(self) -> None:
@@ -38,13 +38,13 @@ class RowNumbers:
 
 
 class RowIds:
-    """The `id` of each row. As long as that is the number of the row, counted from 0, nothing is written."""
+    """The `id` of each row. Nothing is written as long as it equals the row number, counted from 0."""
 
     def __init__(self, path: Path) -> None:
         self._ids = RowNumbers(path, np.int64)
         self._are_written, self._last = False, -1
         self.rows = 0
-        self.are_increasing = True  # from 0 or more
+        self.are_increasing = True  # and not negative
 
     def __enter__(self) -> Self:
         self._ids.__enter__()
@@ -54,7 +54,7 @@ class RowIds:
         self._ids.__exit__(kind, error, trace)
 
     def add(self, ids: NDArray[np.int64]) -> None:
-        """Write the `id`s of the rows that follow."""
+        """Write the `id`s of the next rows."""
         if not len(ids):
             return
         numbers = np.arange(self.rows, self.rows + len(ids))
@@ -68,9 +68,9 @@ class RowIds:
         self.rows, self._last = self.rows + len(ids), int(ids[-1])
 
     def read(self, start: int, stop: int) -> NDArray[np.int64]:
-        """The `id`s of these rows."""
+        """The `id`s of the rows in [start, stop)."""
         return self._ids.read(start, stop) if self._are_written else np.arange(start, stop)
 
     def spans(self) -> Iterator[tuple[int, int]]:
-        """Where pieces of all rows begin and end."""
+        """The bounds of consecutive pieces that cover all rows."""
         return ((start, min(start + BATCH_ROWS, self.rows)) for start in range(0, self.rows, BATCH_ROWS))

@@ -1,4 +1,4 @@
-"""Columns and types of each table, as Arrow schemas that `datasets` reads back with class names; one check on entry."""
+"""Columns and types of each table, as Arrow schemas that `datasets` reads back with class names; and checks of tables as they are read."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def pseudo_labels_schema(class_names: Sequence[str], top_k: int | None = None) -> pa.Schema:
-    """`pseudo_labels`: one row per readable image of the pool, in pool order; soft labels whole, or the `top_k` largest of each."""
+    """`pseudo_labels`: one row per readable image of the pool, in pool order; soft labels are dense, or the `top_k` largest values."""
     from datasets import ClassLabel, Features, Value
 
     return Features(
@@ -32,15 +32,15 @@ def pseudo_labels_schema(class_names: Sequence[str], top_k: int | None = None) -
 
 
 def balanced_schema(class_names: Sequence[str], top_k: int | None = None, with_images: bool = False) -> pa.Schema:
-    """`balanced`: one row per selected image; soft labels as in the generation it is drawn from.
+    """`balanced`: one row per selected image, with soft labels as in the generation it is drawn from.
 
-    In pool order or, with the images themselves beside their labels, shuffled.
+    Rows are in pool order or, with the images next to their labels, shuffled.
     """
     from datasets import ClassLabel, Features, Image, Value
 
     return Features(
         {
-            **({"image": Image()} if with_images else {}),  # the encoded bytes as they are in the pool; its path is the key
+            **({"image": Image()} if with_images else {}),  # the encoded bytes as they are in the pool; `path` is the key
             "id": Value("int64"),
             "key": Value("string"),
             "image_hash": Value("string"),
@@ -54,7 +54,7 @@ def balanced_schema(class_names: Sequence[str], top_k: int | None = None, with_i
 
 
 def _soft_label(classes: int, top_k: int | None) -> "dict[str, List]":
-    """The columns of the soft label; `nst_train.training.loss` renormalizes them and spreads the rest of a top-k label's mass."""
+    """The columns of the soft label; `nst_train.training.loss` renormalizes them and spreads the remaining mass of a top-k label."""
     from datasets import List, Value
 
     if top_k is None:
@@ -62,13 +62,13 @@ def _soft_label(classes: int, top_k: int | None) -> "dict[str, List]":
     if not 1 <= top_k <= classes:
         raise NstError(f"top-k {top_k}: expected 1 to {classes}, the number of classes; choose another `top_k`")
     return {
-        "top_labels": List(Value("int32"), length=top_k),  # the most probable classes, the first of them first
-        "top_probs": List(Value("float16"), length=top_k),  # theirs, in that order; the rest is even over the other classes
+        "top_labels": List(Value("int32"), length=top_k),  # the most probable classes, in descending order
+        "top_probs": List(Value("float16"), length=top_k),  # their probabilities; the rest is spread evenly over the other classes
     }
 
 
 def top_k_of(schema: pa.Schema) -> int | None:
-    """How many classes each soft label of a table names; None where it has a value for each class."""
+    """The number of classes in each soft label of a table; None if it has a value for every class."""
     kind = schema.field("top_labels").type if "top_labels" in schema.names else None
     return int(kind.list_size) if isinstance(kind, pa.FixedSizeListType) else None
 
@@ -85,7 +85,7 @@ def soft_label_bytes(schema: pa.Schema) -> int:
 
 
 def review_schema(class_names: Sequence[str], with_reviewers: bool = True) -> pa.Schema:
-    """`review`: one row per image that people have settled, in the order of `image_hash`; either `label` or `excluded` is null."""
+    """`review`: one row per image that people have settled, ordered by `image_hash`; either `label` or `excluded` is null."""
     from datasets import ClassLabel, Features, List, Value
 
     return Features(
@@ -94,8 +94,8 @@ def review_schema(class_names: Sequence[str], with_reviewers: bool = True) -> pa
             "key": Value("string"),  # where it was seen
             "label": ClassLabel(names=list(class_names)),  # the class that people gave it
             "excluded": Value("string"),  # none of these, unusable
-            "picked_by": Value("string"),  # how it was chosen to be asked about, null where it was not
-            "seen_in": Value("string"),  # the version that they looked at
+            "picked_by": Value("string"),  # how it was picked for review, null if it was not
+            "seen_in": Value("string"),  # the version in which they saw it
             **({"reviewers": List(Value("string"))} if with_reviewers else {}),
             "time": Value("string"),  # of the last answer
         }
@@ -103,7 +103,7 @@ def review_schema(class_names: Sequence[str], with_reviewers: bool = True) -> pa
 
 
 def answered_schema(class_names: Sequence[str], with_images: bool = False) -> pa.Schema:
-    """`answered`: the images of an edition's generation that people gave a class, which are trained on as labeled ones."""
+    """`answered`: the images of an edition's generation to which people gave a class, which are trained on as labeled ones."""
     from datasets import ClassLabel, Features, Image, Value
 
     return Features(
@@ -112,7 +112,7 @@ def answered_schema(class_names: Sequence[str], with_images: bool = False) -> pa
             "id": Value("int64"),
             "key": Value("string"),
             "image_hash": Value("string"),
-            "label": ClassLabel(names=list(class_names)),  # that people gave
+            "label": ClassLabel(names=list(class_names)),  # the class that people gave it
         }
     ).arrow_schema
 
@@ -131,7 +131,7 @@ OVERLAP_COLUMNS = pa.schema([("id", pa.int64()), ("key", pa.string()), ("image_h
 
 
 def check_columns(file: Path, expected: pa.Schema, what: str) -> None:
-    """Check the columns of a parquet file. Raises NstError that names column, type found and type expected.
+    """Check the columns of a parquet file. Raises NstError that names the column, the type found and the type expected.
 
     Raises one of `nst_data.parquet_footer.DAMAGE` for a damaged footer.
     """
@@ -143,7 +143,7 @@ def check_columns(file: Path, expected: pa.Schema, what: str) -> None:
 
 
 def check_labels(labels: pl.LazyFrame, table: str = "pseudo_labels") -> pl.LazyFrame:
-    """Check the columns that selection reads. Raises NstError that names column, type found and type expected."""
+    """Check the columns that selection reads. Raises NstError that names the column, the type found and the type expected."""
     found = labels.collect_schema()
     for column, expected in SELECTION_COLUMNS.items():
         if column not in found:

@@ -1,4 +1,4 @@
-"""The table `pseudo_labels`: its shard plan, who takes which shard, writing a shard whole or not at all, reading it back."""
+"""The table `pseudo_labels`: its shard plan, which process takes which shard, writing a shard whole or not at all, reading it back."""
 
 import contextlib
 import json
@@ -28,7 +28,7 @@ from nst_data.store.staging import NotReadyError
 from nst_data.tables.missing_shards import MissingShards, Route, note_name
 from nst_data.tables.schema import errors_schema, soft_label_bytes
 
-NO_ANSWER = "the teacher gives no finite answer"  # the reason of such an image in the table `errors`
+NO_ANSWER = "the teacher gives no finite answer"  # the `reason` of such an image in the table `errors`
 ROW_GROUP_ROWS = 10_000
 STALLED_SECONDS = 30.0
 _ROW_GROUP_BYTES = 2**25
@@ -38,7 +38,7 @@ _ALIVE_EVERY_SECONDS = 3.0
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """How rows fall into the shards of a table. A shard's rows depend on nothing else."""
+    """How the rows of a table are divided into shards. A shard's rows depend on nothing else."""
 
     rows: int
     rows_per_shard: int
@@ -48,12 +48,12 @@ class ShardPlan:
         return -(-self.rows // self.rows_per_shard)
 
     def bounds(self, shard: int) -> tuple[int, int]:
-        """First row of a shard, and the row after its last."""
+        """The first row of a shard, and the row after its last."""
         start = shard * self.rows_per_shard
         return start, min(start + self.rows_per_shard, self.rows)
 
     def size(self, shard: int) -> int:
-        """How many rows a shard has."""
+        """The number of rows in a shard."""
         start, stop = self.bounds(shard)
         return stop - start
 
@@ -67,10 +67,11 @@ _Life = tuple[int, str]
 
 
 class Shards:
-    """The shards of a version under way: which are done, and which this process takes next.
+    """The shards of a version in progress: which are done, and which this process takes next.
 
-    Processes share them without a lock: a shard's bytes do not depend on who writes it, so a claim is a hint and no right. Shards that
-    nobody works at are taken first. When others work at all that is left, theirs is taken over once they show no sign of life.
+    Processes share them without a lock: a shard's bytes do not depend on who writes it, so a claim is a hint, not a right. Shards that
+    nobody is working on are taken first. If others are working on all that are left, a shard is taken over once its process shows no sign
+    of life.
     """
 
     def __init__(self, build: Path, work: Path, plan: ShardPlan, elsewhere: RemoteRun | None = None) -> None:
@@ -78,8 +79,8 @@ class Shards:
         self.stopped = threading.Event()  # ends a wait for others
         self._shown = 0.0
         self._missing = MissingShards(len(plan), self._notes, elsewhere)
-        self._own: set[int] = set()  # whose notes this process wrote
-        self._held: set[int] = set()  # whose claims by this process are there
+        self._own: set[int] = set()  # shards whose notes this process wrote
+        self._held: set[int] = set()  # shards that this process still claims
         for folder in (self._notes, self._claims, self.parts, build / plan.table):
             folder.mkdir(exist_ok=True)
 
@@ -93,7 +94,7 @@ class Shards:
 
     @property
     def parts(self) -> Path:
-        """Where shards lie while they are written."""
+        """The folder in which shards are written before they are moved to their place."""
         return self.work / "parts"
 
     def is_done(self, shard: int) -> bool:
@@ -101,20 +102,20 @@ class Shards:
         return self._note(shard).exists()
 
     def missing(self) -> list[int]:
-        """The shards that are not done yet. This looks at all of them; see `recently_missing`."""
+        """The shards that are not done yet. Checks all of them; see `recently_missing`."""
         return sorted(self._missing.look())
 
     def recently_missing(self) -> set[int]:
-        """The shards that were not done yet a few seconds ago, for what need not be exact."""
+        """The shards that were not done yet a few seconds ago, for uses that need not be exact."""
         return self._missing.recent()
 
     def take(self, worker: int = 0, workers: int = 1, on_wait: Callable[[int], None] = lambda _: None) -> Iterator[int]:
-        """Shards to work at until none is missing. Worker i of n begins at the i-th n-th of them, so that each reads on in one place.
+        """Yield shards to work on until none is missing. Worker i of n starts i/n of the way through, so that each reads a contiguous part.
 
-        `on_wait` is told when others work at all that is left, and at how many.
+        `on_wait` is called with the number of shards left when others are working on all of them.
         """
         route, tried, unsettled = self._route(worker, workers), set[int](), set[int]()
-        signs: dict[int, tuple[_Life, float]] = {}  # of each claimed shard: the sign of life last seen, and when
+        signs: dict[int, tuple[_Life, float]] = {}  # for each claimed shard, the sign of life last seen, and when
         while left := self._missing.recent() - tried or self._missing.look() - tried:
             if self._met(unsettled):
                 route.meet()
@@ -131,7 +132,7 @@ class Shards:
                     return
 
     def _route(self, worker: int, workers: int) -> Route:
-        """Claims are of one machine: of several each begins at a place of its own."""
+        """The order of the shards. Claims are visible on one machine only, so each of several machines starts in a place of its own."""
         shards = len(self.plan)
         if self._elsewhere is None:
             return Route(shards, shards * worker // workers)
@@ -139,13 +140,13 @@ class Shards:
         return Route(shards, chance.randrange(max(1, shards)) if workers == 1 else shards * worker // workers, chance)
 
     def _met(self, unsettled: set[int]) -> bool:
-        """Whether another process finished a shard that this one took; what is finished is settled."""
+        """Whether another process finished a shard that this one took; finished shards are removed from `unsettled`."""
         settled = {shard for shard in unsettled if self.is_done(shard)}
         unsettled -= settled
         return not settled <= self._own
 
     def _next(self, order: Iterable[int], signs: dict[int, tuple[_Life, float]]) -> int | None:
-        """The first shard that nobody works at, or else of those whose process shows no sign of life."""
+        """The first shard that nobody is working on, or else the first whose process shows no sign of life."""
         claimed, stalled = self._claimed(), list[int]()
         for shard in order:
             if shard in claimed:
@@ -156,7 +157,7 @@ class Shards:
         return next(filter(self._missing.is_missing, stalled), None)
 
     def claim(self, shard: int) -> None:
-        """Tell the others that this process works at a shard from now on. Its claims of shards that are done go."""
+        """Tell the others that this process is working on a shard from now on. Its claims to finished shards are removed."""
         self._claim(shard).write_text("0")
         for done in list(filter(self.is_done, self._held)):
             self._claim(done).unlink(missing_ok=True)
@@ -164,19 +165,19 @@ class Shards:
         self._held.add(shard)
 
     def show_life(self, shard: int) -> None:
-        """Tell the others that this process still works at a shard."""
+        """Tell the others that this process is still working on a shard."""
         now = time.monotonic()
         if now - self._shown < _ALIVE_EVERY_SECONDS:
             return
         self._shown = now
-        with contextlib.suppress(OSError), self._claim(shard).open("r+") as file:  # a hint; sealed meanwhile, it is not made anew
+        with contextlib.suppress(OSError), self._claim(shard).open("r+") as file:  # a hint; not created again if sealed meanwhile
             file.write(str(time.time_ns()))
 
     def _claimed(self) -> dict[int, _Life]:
         return _claimed(self._claims)
 
     def _has_stalled(self, shard: int, life: _Life, signs: dict[int, tuple[_Life, float]]) -> bool:
-        sign, seen = signs.get(shard, (None, 0.0))  # by this machine's clock alone
+        sign, seen = signs.get(shard, (None, 0.0))  # by this machine's clock only
         if sign != life:
             signs[shard] = life, time.monotonic()
             return False
@@ -186,29 +187,29 @@ class Shards:
         return self._claims / f"{shard:05d}.{platform.node()}.{os.getpid()}"
 
     def reopen(self, shard: int) -> None:
-        """Have a shard made again, with the same bytes but for images that can be read by now."""
+        """Have a shard made again, with the same bytes except for images that can be read by now."""
         if self._elsewhere is not None:
             self._elsewhere.reopen_shard(note_name(shard))
         self._note(shard).unlink(missing_ok=True)
         self._missing.add(shard)
 
     def note(self, shard: int) -> dict[str, Any]:
-        """What is known of a shard that is done."""
+        """What is recorded about a finished shard."""
         content: dict[str, Any] = json.loads(self._note(shard).read_text("utf-8"))
         return content
 
     def unread(self) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-        """Each shard that is done, with the errors of its images that could not be read."""
+        """Yield each finished shard with the errors of its images that could not be read."""
         for shard in range(len(self.plan)):
-            with contextlib.suppress(FileNotFoundError):  # another process makes it anew
+            with contextlib.suppress(FileNotFoundError):  # another process is making it again
                 yield shard, [error for error in self.note(shard)["errors"] if error["reason"] != NO_ANSWER]
 
     def first_unread(self) -> str:
-        """The first image that could not be read and why, for a person; empty where all could."""
+        """The first image that could not be read and why, for a message; empty if all could."""
         return next((f"{errors[0]['key']!r}: {errors[0]['reason']}" for _, errors in self.unread() if errors), "")
 
     def write_note(self, shard: int, sealed: SealedFile, per_class: NDArray[np.int64], errors: list[dict[str, Any]]) -> None:
-        """Say that a shard is done. Killed before this, the shard is made again."""
+        """Mark a shard as done. If the process is killed before this, the shard is made again."""
         note = json.dumps({"sealed": sealed.model_dump(), "per_class": per_class.tolist(), "errors": errors})
         first = None
         if self._elsewhere is not None:
@@ -240,7 +241,7 @@ class Shards:
         return files, counts
 
     def check_are_as_in(self, files: Mapping[str, SealedFile]) -> None:
-        """Raises NotReadyError unless every shard is still the one that `finish` found, in this folder and at the address."""
+        """Raise NotReadyError unless every shard is still the one that `finish` found, in this folder and at the address."""
         if self._elsewhere is not None:
             self._elsewhere.bring_notes()
         with contextlib.suppress(FileNotFoundError):
@@ -253,7 +254,7 @@ class Shards:
 
 
 class ShardWriter:
-    """One shard while it is being made. Rows leave memory row group by row group; the file appears when all are there."""
+    """Writes one shard. Rows leave memory one row group at a time; the file appears once all are written."""
 
     def __init__(self, shards: Shards, shard: int, schema: pa.Schema) -> None:
         self._shards, self._shard, self._schema = shards, shard, schema
@@ -267,7 +268,7 @@ class ShardWriter:
         self._parquet: pq.ParquetWriter | None = None
 
     def add(self, rows: pa.Table, errors: Sequence[dict[str, Any]] = ()) -> None:
-        """Take the next rows, and the images among them that could not be read."""
+        """Add the next rows, and the images among them that could not be read."""
         self._errors += errors
         self._waiting.append(rows.select(self._schema.names).cast(self._schema))
         self._rows += rows.num_rows
@@ -275,14 +276,14 @@ class ShardWriter:
             self._write(self._rows_per_group)
 
     def finish(self) -> None:
-        """Write what is left, put the shard in its place and note that it is done."""
+        """Write the remaining rows, move the shard to its place and mark it as done."""
         self._write(self._rows)
         self._open.close()
         assert self._file is not None, "written just now"
         self._shards.write_note(self._shard, self._file.sealed, self._per_class, self._errors)
 
     def abandon(self) -> None:
-        """Leave nothing behind: someone else finished this shard first."""
+        """Leave nothing behind: another process finished this shard first."""
         self._open.__exit__(_AbandonedError, _AbandonedError(), None)
 
     def _write(self, rows: int) -> None:
@@ -302,9 +303,10 @@ class _AbandonedError(Exception):
 
 
 def wait_for_claims(work: Path, what: str, say: Callable[[str], None]) -> None:
-    """Raises NstError where a process works at shards in `work`.
+    """Raise NstError if a process is working on shards in `work`.
 
-    One of this machine does while it is alive. Claims of others that do not change for a while are of a dead one.
+    A process of this machine that left a claim is, as long as it is alive. Claims of other machines that do not change for a while belong
+    to dead processes.
     """
     claims = work / "claims"
     if (process := _living_owner(claims)) is not None:
@@ -319,7 +321,7 @@ def wait_for_claims(work: Path, what: str, say: Callable[[str], None]) -> None:
 
 
 def _living_owner(claims: Path) -> int | None:
-    """The id of another process of this machine that wrote a claim and is alive; a later process with the same id did not."""
+    """The id of another living process of this machine that wrote a claim, but not of a later process with the same id."""
     for path in claims.glob("[!.]*"):
         node, _, process = path.name.split(".", 1)[1].rpartition(".")
         if node != platform.node() or int(process) == os.getpid():
@@ -332,7 +334,7 @@ def _living_owner(claims: Path) -> int | None:
 
 
 def _claimed(claims: Path) -> dict[int, _Life]:
-    """For each shard that a process works at, unless it is known to be dead: its newest sign of life, to be told from the next one."""
+    """The newest sign of life of each claimed shard, to compare with the next one; claims of known dead processes are left out."""
     newest: dict[int, _Life] = {}
     for path in claims.glob("[!.]*"):
         shard, owner = path.name.split(".", 1)
@@ -351,10 +353,10 @@ def _class_names(schema: pa.Schema) -> list[str]:
 
 
 def parquet_writer(file: HashedWriter | Path, schema: pa.Schema) -> pq.ParquetWriter:
-    """How every table is written: page index, content-defined chunks (so that a Hub stores equal parts once).
+    """The writer of every table: page index, content-defined chunks (so that the Hub stores equal parts once).
 
-    Encoded images stay as they are: they do not get smaller, and each can be read alone. Only what repeats is put into a dictionary:
-    a column of different values would be read through one at half the speed. Row numbers are stored as differences.
+    Encoded images are not compressed: they would not get smaller, and each can be read by itself. Only columns with repeated values are
+    dictionary-encoded: a column of distinct values would be read at half the speed. Row numbers are delta-encoded.
     """
     columns = _parquet_columns(schema)
     return pq.ParquetWriter(
@@ -369,12 +371,12 @@ def parquet_writer(file: HashedWriter | Path, schema: pa.Schema) -> pq.ParquetWr
     )
 
 
-_OPEN_FILES = 32  # of a table, of which some systems allow a process 256 in all
+_OPEN_FILES = 32  # of a table; some systems allow a process only 256 in total
 _REPEATING = ("label", "top_labels", "duplicates", "copies", "reason")
 
 
 def _parquet_columns(schema: pa.Schema) -> list[str]:
-    """What parquet calls the columns of a table, those inside lists and structs too."""
+    """The names that parquet gives the columns of a table, including those inside lists and structs."""
     empty = pa.BufferOutputStream()
     pq.write_table(schema.empty_table(), empty)
     names = pq.ParquetFile(empty.getvalue()).schema
@@ -391,9 +393,9 @@ def write_parquet(path: Path, tables: Iterable[pa.Table], schema: pa.Schema, par
 
 
 def table_files(folder: Path, table: str) -> list[Path]:
-    """The parquet files of a table, in order, without hidden ones. Raises NstError where there is none.
+    """The parquet files of a table, in order, without hidden ones. Raises NstError if there are none.
 
-    macOS puts `._NAME` beside a file on the disks of others, and its archives bring these files elsewhere.
+    macOS puts `._NAME` next to each file on foreign disks, and archives made on it carry these files elsewhere.
     """
     files = sorted((folder / table).glob("[!.]*.parquet"), key=lambda file: (len(file.name), file.name))  # shard 100,000 after 99,999
     if not files:
@@ -402,7 +404,7 @@ def table_files(folder: Path, table: str) -> list[Path]:
 
 
 class TableReader:
-    """Rows of a sealed table by position, read row group by row group. Few of its files are open at a time, however many there are."""
+    """Reads rows of a sealed table by position, row group by row group. Only a few of its files are open at a time."""
 
     def __init__(self, folder: Path, table: str) -> None:
         self._files = table_files(folder, table)
@@ -410,14 +412,14 @@ class TableReader:
         self._groups = [(file, group) for file, footer in zip(self._files, footers, strict=True) for group in range(footer.num_row_groups)]
         rows = [footer.row_group(group).num_rows for footer in footers for group in range(footer.num_row_groups)]
         self._starts = np.cumsum([0, *rows])
-        self._opened: dict[Path, pq.ParquetFile] = {}  # the one that was read last at the end
+        self._opened: dict[Path, pq.ParquetFile] = {}  # the most recently read file is last
         self.schema: pa.Schema = footers[0].schema.to_arrow_schema()
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """All rows in order, piece by piece."""
+        """Yield all rows in order, in batches."""
         for path in self._files:
             with _opened(path) as file:
                 yield from file.iter_batches(columns=list(columns))
@@ -440,5 +442,5 @@ class TableReader:
 
 
 def _opened(path: Path) -> pq.ParquetFile:
-    """Unbuffered: else a file keeps in memory what was read of it, until in the end the whole table is there."""
+    """Open a file unbuffered; otherwise it keeps in memory whatever was read of it, in the end the whole table."""
     return pq.ParquetFile(path, pre_buffer=False)

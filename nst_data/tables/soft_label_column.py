@@ -1,4 +1,4 @@
-"""Soft labels in a column that someone else wrote: checked, normalized, and kept as records of one size."""
+"""Soft labels in a column that someone else wrote: checked, normalized, and kept as fixed-size records."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -19,14 +19,14 @@ from nst_data.store.files import replacing
 from nst_data.tables.label_columns import LabelColumns
 from nst_data.tables.soft_labels import record, soft_labels
 
-SUM_TOLERANCE = 0.01  # float16 leaves some thousandths; what is further off is no distribution
+SUM_TOLERANCE = 0.01  # float16 rounding explains a few thousandths; anything further off is no distribution
 _ADVICE = "if these are logits, add `logits`"
 
 
 class SoftLabelColumn:
-    """Numbers in each row of a table: probabilities or logits of `classes` classes, the same number in every row.
+    """The numbers in each row of a table: probabilities or logits of `classes` classes, the same number in every row.
 
-    Raises NstError or UsageError for columns that hold anything else. What is made of a row does not depend on those around it.
+    Raises NstError or UsageError if the columns hold anything else. The result for a row does not depend on the rows around it.
     """
 
     def __init__(self, table: Source, columns: LabelColumns) -> None:
@@ -45,13 +45,13 @@ class SoftLabelColumn:
         return len(self._table)
 
     def named(self, names: Sequence[str] | None, where: str) -> Self:
-        """With the names of its classes: those given or the table's own. Raises UsageError or NstError where they do not fit."""
+        """Set the class names: those given or the table's own. Raises UsageError or NstError if they do not fit."""
         self.class_names = list(names) if names is not None else self._own_names()
         check_class_names(self.class_names, where, self.classes, f"one for each number of column `{self.name}`")
         return self
 
     def _own_names(self) -> list[str]:
-        """Those of a column of the table that has as many. Raises UsageError where there is none, or several."""
+        """The class names of a column of the table that has the right number. Raises UsageError if there is none, or several."""
         named = list({tuple(names): names for names in self._table.class_columns().values() if len(names) == self.classes}.values())
         if len(named) == 1:
             return named[0]
@@ -63,12 +63,12 @@ class SoftLabelColumn:
 
     @property
     def most(self) -> int:
-        """How many classes a row tells from the others: all."""
+        """The number of classes that a row tells from the others: all."""
         return self.classes
 
     @property
     def exact(self) -> np.dtype[np.void]:
-        """The type of the records that `keep_exact` writes."""
+        """The dtype of the records that `keep_exact` writes."""
         return np.dtype([("probs", "<f4", (self.classes,))])
 
     def keep_exact(self, file: Path, progress: Progress) -> None:
@@ -79,19 +79,19 @@ class SoftLabelColumn:
                 task.advance(len(probs))
 
     def dense(self, exact: NDArray[np.void]) -> NDArray[np.float32]:
-        """The probabilities of such records, shape (rows, classes)."""
+        """The probabilities in the records of `keep_exact`, shape (rows, classes)."""
         probs: NDArray[np.float32] = exact["probs"]
         return probs
 
     def check_top_k(self, top_k: int | None) -> None:
-        """Any number of classes is there."""
+        """Accept any number of classes."""
 
     def default_top_k(self) -> int | None:
-        """How many classes are kept where nobody says."""
+        """The number of classes to keep by default; None for all."""
         return default_top_k(self.classes)
 
     def probabilities(self) -> Iterator[NDArray[np.float32]]:
-        """All rows in order, some at a time, each divided by its sum in float64; shape (rows, classes)."""
+        """Yield all rows in order, each divided by its sum in float64, in batches of shape (rows, classes)."""
         start = 0
         for batch in self._table.columns(self._columns.numbers):
             values = self._numbers(self._columns.numbers_in(batch), start)
@@ -109,7 +109,7 @@ class SoftLabelColumn:
             start += len(values)
 
     def digest(self, progress: Progress) -> str:
-        """sha256 of the probabilities, all rows of which are checked on the way."""
+        """The sha256 of the probabilities; all rows are checked in the process."""
         sha256 = hashlib.sha256(f"{self.classes}\n".encode())
         with progress.task(f"check `{self.name}`", len(self), "soft labels") as task:
             for probs in self.probabilities():
@@ -118,14 +118,14 @@ class SoftLabelColumn:
         return sha256.hexdigest()
 
     def keep(self, file: Path, top_k: int | None, progress: Progress) -> None:
-        """Write all rows, as `soft_labels` makes them, into a file that `kept` reads."""
+        """Write all rows, as `soft_labels` returns them, to a file that `kept` reads."""
         with progress.task(f"read `{self.name}`", len(self), "soft labels") as task, replacing(file) as out:
             for probs in self.probabilities():
                 out.write(soft_labels(probs, top_k).tobytes())
                 task.advance(len(probs))
 
     def kept(self, file: Path, top_k: int | None) -> NDArray[np.void]:
-        """The records in a file, memory-mapped: what was read of it stays in memory as long as the array; shape (rows,)."""
+        """The records in a file, memory-mapped, shape (rows,); what was read of it stays in memory as long as the array."""
         return np.memmap(file, record(self.classes, top_k), "r")
 
     def _numbers(self, column: pa.Array, start: int) -> NDArray[np.float64]:
@@ -164,12 +164,12 @@ class SoftLabelColumn:
 
 
 def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Probabilities, shape (rows, classes)."""
+    """Probabilities from logits, both of shape (rows, classes)."""
     exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
     probs: NDArray[np.float64] = exponentials / exponentials.sum(axis=1, keepdims=True)
     return probs
 
 
 def _first(flags: pa.Array) -> int:
-    """The place of the first true one."""
+    """The position of the first true value."""
     return int(flags.to_numpy(zero_copy_only=False).argmax())

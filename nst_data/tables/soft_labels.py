@@ -1,4 +1,4 @@
-"""From probabilities to what a table of labels holds of them, whoever made them."""
+"""From probabilities to the soft labels that a table stores, and back."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ _LAST = np.uint64(2**32 - 1)
 def soft_labels(probs: NDArray[np.float32], top_k: int | None) -> NDArray[np.void]:
     """Records of `label`, `confidence` and the soft label: `probs`, or the `top_k` largest as `top_labels` and `top_probs`.
 
-    `probs` has shape (rows, classes). Label and confidence are those before rounding to float16; of equal classes the first counts more.
+    `probs` has shape (rows, classes). Label and confidence are taken before rounding to float16; ties go to the first class.
     """
     made = np.empty(len(probs), record(probs.shape[1], top_k))
     made["label"], made["confidence"] = probs.argmax(axis=1), probs.max(axis=1)
@@ -27,7 +27,7 @@ def soft_labels(probs: NDArray[np.float32], top_k: int | None) -> NDArray[np.voi
 
 
 def top_soft_labels(classes: NDArray[np.int32], probs: NDArray[np.float32], all_classes: int, top_k: int) -> NDArray[np.void]:
-    """The same of the most probable of `all_classes`, the first of them first, both of shape (rows, `top_k` or more)."""
+    """The same from just the most probable of `all_classes` classes, in descending order, both of shape (rows, `top_k` or more)."""
     made = np.empty(len(probs), record(all_classes, top_k))
     made["label"], made["confidence"] = classes[:, 0], probs[:, 0]
     made["top_labels"], made["top_probs"] = classes[:, :top_k], _half(np.ascontiguousarray(probs[:, :top_k]))
@@ -35,7 +35,7 @@ def top_soft_labels(classes: NDArray[np.int32], probs: NDArray[np.float32], all_
 
 
 def dense(batch: pa.RecordBatch, classes: int) -> NDArray[np.float32]:
-    """The soft labels in rows of a table, shape (rows, classes); what a top-k label leaves is even over the other classes."""
+    """The soft labels in rows of a table, shape (rows, classes); the rest of a top-k label is spread evenly over the other classes."""
     if "probs" in batch.schema.names:
         return _matrix(batch["probs"]).astype(np.float32)
     top = _matrix(batch["top_probs"]).astype(np.float32)
@@ -46,13 +46,13 @@ def dense(batch: pa.RecordBatch, classes: int) -> NDArray[np.float32]:
 
 
 def _matrix(column: pa.Array) -> NDArray[Any]:
-    """A column of lists of one size, shape (rows, size)."""
+    """A column of lists of one size as an array of shape (rows, size)."""
     values: NDArray[Any] = column.flatten().to_numpy(zero_copy_only=False)
     return values.reshape(len(column), -1)
 
 
 def _half(values: NDArray[np.float32]) -> NDArray[np.float16]:
-    """Rounded as NumPy rounds, at four times its speed."""
+    """Round to float16 as NumPy does, at four times its speed."""
     rounded: NDArray[np.float16] = pa.array(values.ravel()).cast(pa.float16()).to_numpy()
     return rounded.reshape(values.shape)
 
@@ -68,6 +68,6 @@ def _lists(values: NDArray[Any]) -> pa.FixedSizeListArray:
 
 
 def record(classes: int, top_k: int | None) -> np.dtype[np.void]:
-    """The type of one of `soft_labels`."""
+    """The dtype of the records that `soft_labels` returns."""
     soft: list[Any] = [("probs", "<f2", (classes,))] if top_k is None else [("top_labels", "<i4", (top_k,)), ("top_probs", "<f2", (top_k,))]
     return np.dtype([("label", "<i4"), ("confidence", "<f4"), *soft])

@@ -1,4 +1,4 @@
-"""Spark itself: its session, its work beside the main thread, and what went wrong there in one line."""
+"""Spark itself: its session, running its work outside the main thread, and its errors in one line."""
 
 import re
 import socket
@@ -23,9 +23,9 @@ _CANCEL_EVERY_SECONDS, _CANCEL_SECONDS = 0.2, 10.0
 
 
 def spark_session(master: str | None) -> Any:  # noqa: ANN401 - a SparkSession
-    """The session that runs in this process, else a new one. `master` is Spark's; by default its own setting, else this machine.
+    """The session running in this process, else a new one. `master` is Spark's; by default its own setting, else this machine.
 
-    Raises UsageError without PySpark and for another master than that of the session that runs, NstError where Spark does not start.
+    Raises UsageError without PySpark or if the running session has another master, NstError if Spark does not start.
     """
     try:
         from pyspark.sql import SparkSession
@@ -51,35 +51,35 @@ def spark_session(master: str | None) -> Any:  # noqa: ANN401 - a SparkSession
     return session
 
 
-def _running() -> Any:  # noqa: ANN401 - a SparkContext, None where there is none
+def _running() -> Any:  # noqa: ANN401 - a SparkContext or None
     from pyspark import SparkContext
 
-    context = SparkContext._active_spark_context  # from the beginning of its start on
+    context = SparkContext._active_spark_context  # set from the moment it begins to start
     return context if getattr(context, "_jsc", None) is not None else None
 
 
 def _is_sign_of_death(error: BaseException | None) -> bool:
-    """Whether an error may come of it that Spark's Java process has died."""
+    """Whether an error may be due to the death of Spark's Java process."""
     return isinstance(error, OSError) or (isinstance(error, Exception) and spark_says(error) is not None)
 
 
 def _has_died() -> bool:
     from pyspark import SparkContext
 
-    process = getattr(SparkContext._gateway, "proc", None)  # none where another program began it
+    process = getattr(SparkContext._gateway, "proc", None)  # absent if another program started it
     if process is None:
         return False
     with suppress(subprocess.TimeoutExpired):
-        process.wait(_DEATH_SECONDS)  # its connections end first
+        process.wait(_DEATH_SECONDS)  # its connections close before it exits
     return process.returncode is not None
 
 
 def _check_that_it_answers(master: str) -> None:
-    """Spark itself gives up after a minute and pages of Java's stack traces. Raises NstError."""
+    """Raise NstError if the master does not answer; Spark itself gives up after a minute and pages of Java stack traces."""
     if not re.fullmatch(r"spark://[^,]+:\d+(,[^,]+:\d+)*", master):
         return
     said = ""
-    for place in master.removeprefix("spark://").split(","):  # several, of which one is at work
+    for place in master.removeprefix("spark://").split(","):  # several, of which one is active
         host, _, port = place.rpartition(":")
         try:
             socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()
@@ -91,7 +91,7 @@ def _check_that_it_answers(master: str) -> None:
 
 
 def spark_says(error: Exception) -> str | None:
-    """The first line of what went wrong in Spark; None for an error that is not its own."""
+    """The first line of what went wrong in Spark; None for an error that is not Spark's."""
     if type(error).__module__.partition(".")[0] not in ("pyspark", "py4j"):
         return None
     messages: list[str] = []
@@ -101,12 +101,12 @@ def spark_says(error: Exception) -> str | None:
         java = java.getCause()
     messages = messages or [str(error).strip() or type(error).__name__]
     named = [text for text in messages if text.startswith("[")]  # such as [FAILED_READ_FILE…]
-    # the innermost: where two tasks failed at once, that is around it as [STAGE_MATERIALIZATION_MULTIPLE_FAILURES]
+    # the innermost: if two tasks failed at once, it is wrapped in [STAGE_MATERIALIZATION_MULTIPLE_FAILURES]
     return (named or messages[:1])[-1].splitlines()[0]
 
 
 class Work:
-    """Where a selection is computed: at once, as Polars does."""
+    """Runs the computations of a selection: directly, as suits Polars."""
 
     def __enter__(self) -> Self:
         return self
@@ -115,35 +115,35 @@ class Work:
         self.close()
 
     def close(self) -> None:
-        """Give back what it took, when nothing more is to be computed."""
+        """Release its resources once nothing more is to be computed."""
 
     def result(self, compute: Callable[[], T]) -> T:
-        """What `compute` gives."""
+        """The result of `compute`."""
         return compute()
 
 
 class SparkWork(Work):
-    """In threads, while the main one waits: there Ctrl-C would end a call to Spark, and not Spark's job.
+    """Runs computations in threads while the main thread waits: there, Ctrl-C would end a call to Spark, but not Spark's job.
 
-    A session that begins within ends with it, so that a cluster gets its cores and memory back.
+    A session that starts within is stopped with it, so that a cluster gets its cores and memory back.
     """
 
     def __init__(self, progress: Progress) -> None:
         self._progress, self._is_ours = progress, False
 
     def __enter__(self) -> Self:
-        with suppress(ImportError):  # which `spark_session` says
+        with suppress(ImportError):  # which `spark_session` reports
             self._is_ours = _running() is None
         return self
 
     def close(self) -> None:
-        """End a session that began within."""
+        """Stop a session that started within."""
         if self._is_ours and (running := _running()) is not None:
             with _death_is_no_matter():
                 running.stop()
 
     def result(self, compute: Callable[[], T]) -> T:
-        """What `compute` gives. Says so where no worker takes its tasks, for which Spark waits for ever."""
+        """The result of `compute`. Warns if no worker takes its tasks, for which Spark waits forever."""
         future: Future[T] = Future()
 
         def run() -> None:
@@ -178,7 +178,7 @@ class SparkWork(Work):
 
 
 def _is_unserved() -> bool:
-    """Whether there are tasks, and no worker is at any of them."""
+    """Whether there are tasks, but no worker is running any of them."""
     running = _running()
     if running is None:
         return False
@@ -191,7 +191,7 @@ def _is_unserved() -> bool:
 
 @contextmanager
 def _death_is_no_matter() -> Iterator[None]:
-    """For calls beside the work: where Spark's Java process has died, the work itself says so."""
+    """Ignore the death of Spark's Java process in auxiliary calls: the work itself reports it."""
     try:
         yield
     except Exception as error:
@@ -210,7 +210,7 @@ def _unserved() -> str:
 
 
 def _cancel(thread: Thread) -> None:
-    """End the jobs that a thread waits for, and those that it begins after these."""
+    """Cancel the jobs that a thread is waiting for, and those that it starts after these."""
     until = time.monotonic() + _CANCEL_SECONDS
     while thread.is_alive() and time.monotonic() < until:
         if (running := _running()) is not None:

@@ -1,4 +1,4 @@
-"""The most probable classes of each image, in columns that someone else wrote: checked, put in order, and kept as records of one size."""
+"""The most probable classes of each image, in columns that someone else wrote: checked, sorted, and kept as fixed-size records."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -24,17 +24,18 @@ _ADVICE = "Give all class names with `class_names` FILE, or name the column with
 
 
 class TopLabelColumns:
-    """In each row of a table some classes, by name or number, and their probabilities, logits or nothing.
+    """Some classes in each row of a table, by name or number, with their probabilities, logits or nothing.
 
     Attributes:
-        class_names: Of all classes: those given, those that the table knows or, of classes by name, those that occur.
-        most: How many classes a row names, at most.
-        remarks: What a person should know about how the labels are read.
+        class_names: Names of all classes: those given, those that the table knows or, for classes by name, those that occur.
+        most: The largest number of classes that a row names.
+        remarks: What users should know about how the labels are read.
 
-    Of a row with fewer than `most`, others stand for the rest: what is left to 1 is even over the classes that a row does not name. With
-    `smoothing` S a class alone has the probability 1 - S + S / classes, else 1. Of logits the softmax is over those of a row.
+    A row with fewer than `most` classes is filled up with others: what is left to 1 is spread evenly over the classes that the row does
+    not name. With `smoothing` S, a class without a number has the probability 1 - S + S / classes, else 1. A softmax is over the logits of
+    one row.
 
-    Raises NstError or UsageError for columns that hold anything else. What is made of a row does not depend on those around it.
+    Raises NstError or UsageError if the columns hold anything else. The result for a row does not depend on the rows around it.
     """
 
     def __init__(
@@ -60,15 +61,15 @@ class TopLabelColumns:
 
     @property
     def classes(self) -> int:
-        """How many there are."""
+        """The number of classes."""
         return len(self.class_names)
 
     def default_top_k(self) -> int | None:
-        """How many classes are kept where nobody says: all that are named."""
+        """The number of classes to keep by default: as many as a row names at most; None for all."""
         return self.most if self.most < self.classes else default_top_k(self.classes)
 
     def check_top_k(self, top_k: int | None) -> None:
-        """Raises NstError for more classes than are named."""
+        """Raise NstError if `top_k` is more classes than a row names at most."""
         if top_k is not None and top_k > self.most:
             raise NstError(
                 f"{self._table.location}: column `{self.name}` names {self.most} classes of an image, and {top_k} are asked for; "
@@ -76,19 +77,19 @@ class TopLabelColumns:
             )
 
     def largest(self) -> Iterator[tuple[NDArray[np.int32], NDArray[np.float32]]]:
-        """All rows in order, some at a time: classes, the most probable first, and their probabilities; both of shape (rows, most)."""
+        """Yield all rows in order, in batches: classes, the most probable first, and their probabilities, both of shape (rows, most)."""
         start = 0
         for batch in self._table.columns(self._columns.all):
             yield self._checked(batch, start)
             start += len(batch)
 
     def probabilities(self) -> Iterator[NDArray[np.float32]]:
-        """The same for every class, shape (rows, classes)."""
+        """Yield all rows in order, in batches of probabilities of every class, shape (rows, classes)."""
         return (self._spread(classes, probs) for classes, probs in self.largest())
 
     @property
     def exact(self) -> np.dtype[np.void]:
-        """The type of the records that `keep_exact` writes."""
+        """The dtype of the records that `keep_exact` writes."""
         return np.dtype([("classes", "<i4", (self.most,)), ("probs", "<f4", (self.most,))])
 
     def keep_exact(self, file: Path, progress: Progress) -> None:
@@ -101,18 +102,18 @@ class TopLabelColumns:
                 task.advance(len(probs))
 
     def dense(self, exact: NDArray[np.void]) -> NDArray[np.float32]:
-        """The probabilities of such records for every class, shape (rows, classes)."""
+        """The probabilities of every class from the records of `keep_exact`, shape (rows, classes)."""
         return self._spread(exact["classes"], exact["probs"])
 
     def _spread(self, classes: NDArray[np.int32], probs: NDArray[np.float32]) -> NDArray[np.float32]:
-        """With what is left to 1 even over the other classes."""
+        """The probabilities of every class: what is left to 1 is spread evenly over the other classes."""
         rest = (1 - probs.sum(axis=1, dtype=np.float64, keepdims=True)).clip(0) / max(1, self.classes - self.most)
         dense = np.broadcast_to(rest, (len(probs), self.classes)).astype(np.float32)
         np.put_along_axis(dense, classes.astype(np.int64), probs, axis=1)
         return dense
 
     def digest(self, progress: Progress) -> str:
-        """sha256 of classes and probabilities, all rows of which are checked on the way."""
+        """The sha256 of classes and probabilities; all rows are checked in the process."""
         sha256 = hashlib.sha256(f"{self.classes}\ntop {self.most}\n".encode())
         with progress.task(f"check `{self.name}`", len(self), "soft labels") as task:
             for classes, probs in self.largest():
@@ -122,7 +123,7 @@ class TopLabelColumns:
         return sha256.hexdigest()
 
     def keep(self, file: Path, top_k: int | None, progress: Progress) -> None:
-        """Write all rows into a file that `kept` reads."""
+        """Write all rows to a file that `kept` reads."""
         with progress.task(f"read `{self.name}`", len(self), "soft labels") as task, replacing(file) as out:
             if self.most == self.classes or top_k is None:
                 for dense in self.probabilities():
@@ -138,7 +139,7 @@ class TopLabelColumns:
         return np.memmap(file, record(self.classes, top_k), "r")
 
     def _classes_in(self, batch: pa.RecordBatch) -> pa.Array:
-        """The classes of each row, as lists; integers where all of them are floats without a fraction."""
+        """The classes of each row, as lists; floats without a fraction become integers."""
         lists = self._columns.classes_in(batch)
         if not pa.types.is_floating(lists.type.value_type):
             return lists
@@ -160,7 +161,7 @@ class TopLabelColumns:
         return words
 
     def _named(self, words: set[str], given: list[str] | None, where: str) -> tuple[list[str], dict[str, int]]:
-        """(class names, where each word of the table stands among them)."""
+        """(class names, index among them of each word in the table)."""
         location, column = self._table.location, shown(self._columns.classes)
         names = given or self._table.class_columns().get(column)
         found = sorted(words)
@@ -203,7 +204,7 @@ class TopLabelColumns:
             self.remarks.append(f"softmax over the {self.most:,} logits of each image; the other classes get nothing")
 
     def _checked(self, batch: pa.RecordBatch, start: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """Classes and probabilities of a batch, the most probable first; of equal ones the class with the lower number."""
+        """Classes and probabilities of a batch, the most probable first; ties go to the class with the lower number."""
         lists = self._classes_in(batch)
         lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
         named_in = shown(self._columns.classes)
@@ -233,7 +234,7 @@ class TopLabelColumns:
         )
 
     def _numbers_of(self, flat: pa.Array, rows: NDArray[np.int64], start: int) -> NDArray[np.int64]:
-        """The classes as numbers."""
+        """The classes of all rows as numbers, shape (classes of all rows,)."""
         if not self._by_number:
             coded = flat.dictionary_encode()
             known = np.array([self._places[word] for word in coded.dictionary.to_pylist()], np.int64)
@@ -250,7 +251,7 @@ class TopLabelColumns:
         return numbers
 
     def _values(self, batch: pa.RecordBatch, lengths: NDArray[np.int64], rows: NDArray[np.int64], start: int) -> NDArray[np.float64]:
-        """The numbers beside the classes, shape (classes of all rows,)."""
+        """The numbers that belong to the classes, shape (classes of all rows,)."""
         if not self._columns.numbers:
             self._refuse(lengths > 1, start, "names several classes without a number each; expected one class")
             return np.ones(len(rows))
@@ -279,7 +280,7 @@ class TopLabelColumns:
         self._refuse(odd, start, f"adds up to {sums[first]:.4g}: {left}; expected the most probable classes")
 
     def _fill_up(self, classes: NDArray[np.int64], values: NDArray[np.float64]) -> None:
-        """Of rows that name fewer classes than others: the first classes that are not named, with their even share of the rest."""
+        """Fill up rows that name fewer classes than others with the first classes they do not name, each with an even share of the rest."""
         for row in np.flatnonzero((classes < 0).any(axis=1)).tolist():
             lacking = classes[row] < 0
             others = np.setdiff1d(np.arange(min(self.classes, 2 * self.most)), classes[row])[: lacking.sum()]
