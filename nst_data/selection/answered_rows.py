@@ -1,4 +1,4 @@
-"""The images of a generation that people gave a class: an edition has them in a table of their own, to be trained on as labeled ones."""
+"""The images of a generation to which people gave a class: an edition has them in a separate table, to be trained on as labeled ones."""
 
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
@@ -22,14 +22,14 @@ _AT_ONCE = 100  # images in memory
 
 @dataclass(frozen=True)
 class AnsweredRows:
-    """`rows` has `id`, `key`, `image_hash` and `label`, the class that people gave; in pool order, of equal images the first."""
+    """`rows` has `id`, `key`, `image_hash` and `label`, the class that people gave, in pool order; of equal images, only the first."""
 
     rows: pl.DataFrame
     class_names: list[str]
 
     @classmethod
     def of(cls, generation: Version, reviews: Version, held_out: Mapping[str, AbstractSet[str]]) -> Self:
-        """Those that are not held out. Raises NstError for a class that the generation does not have."""
+        """The answered images that are not held out. Raises NstError for a class that the generation does not have."""
         names = generation.manifest.class_names
         order = match_classes(reviews.manifest.class_names, names, reviews.ref, subset=True)
         left_out = pl.Series(sorted(set().union(*held_out.values())), dtype=pl.String)
@@ -42,7 +42,7 @@ class AnsweredRows:
         return self.rows.height
 
     def write(self, staging: Staging, pool: Source | None, is_as_labeled: bool) -> dict[str, SealedFile]:
-        """The table, with the images of a `pool`, if given. Raises NstError for an image that is another by now."""
+        """Write the table, with the images of a `pool`, if given. Raises NstError for an image that has changed."""
         file, schema = f"{ANSWERED}/train-00000-of-00001.parquet", answered_schema(self.class_names, with_images=pool is not None)
         tables = [self.rows.to_arrow()] if pool is None else self._with_images(pool, is_as_labeled)
         made = (table.select(schema.names).cast(schema) for table in tables)

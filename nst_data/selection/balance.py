@@ -1,8 +1,8 @@
 """Balance: the most confident images of each class up to a quota, and copies for the classes that lack images.
 
-Section 3.1 of the paper: at most 130,000 per class with the highest confidence, classes with fewer duplicated up to it. Where the paper
-duplicates "at random", copies here are spread evenly, so that those of a class differ by at most one. `balance_as_released` is the
-released code's own way. From lazy frame to lazy frame, Polars or Spark alike; each counts rows first, in passes of its own.
+Section 3.1 of the paper: at most 130,000 images per class, those of highest confidence; smaller classes are duplicated up to it. While
+the paper duplicates "at random", copies are spread evenly here, so that those of a class differ by at most one. `balance_as_released` does
+as the released code. From lazy frame to lazy frame, on Polars and Spark alike; each function first counts rows, in separate passes.
 """
 
 import math
@@ -19,7 +19,7 @@ from nst_data.selection.filters import reject
 from nst_data.selection.seeded_order import ORDER_SIZE, with_seeded_order
 from nst_data.tables.engines import collected, with_class_values
 
-COPIES = "copies"  # what the seeded order is for, by which rows get one copy more
+COPIES = "copies"  # the purpose of the seeded order in which rows get one more copy
 RELEASED_BINS = 100  # of confidence, 0.01 wide
 
 
@@ -30,17 +30,17 @@ def most_confident(
     counted: pl.DataFrame | None = None,
     hashes: IntoLazyFrameT | None = None,
 ) -> IntoLazyFrameT:
-    """Drop all rows of a class but those with the highest confidence.
+    """Drop all rows of a class except those with the highest confidence.
 
     Args:
         labels: Rows with `id`, `image_hash`, `label` (an integer) and `confidence` (in [0, 1], no NaN).
-        per_class: How many of each class stay, 0 or more.
-        ties: What orders equally confident rows: the smaller `image_hash`, then `id`, comes first, so that no folder does.
-        counted: The number of rows that are still in, by `label` and `bin` (`cutoffs.bin_of`), where it is known.
-        hashes: Where the `image_hash` of few `id`s is read, such as a scan of files; by default `labels`.
+        per_class: How many rows of each class stay, 0 or more.
+        ties: Columns that order equally confident rows: the smaller `image_hash`, then `id`, comes first, so that no folder is preferred.
+        counted: The number of rows that are still in, by `label` and `bin` (`cutoffs.bin_of`), if known.
+        hashes: Where the `image_hash` of a few `id`s is read, such as a scan of files; by default `labels`.
 
     Returns:
-        All rows, `label` as int64; the dropped are `over_quota`.
+        All rows, `label` as int64; the dropped ones are `over_quota`.
 
     Raises:
         UsageError: `per_class` is negative.
@@ -53,16 +53,16 @@ def most_confident(
 
 
 def add_copies(selected: IntoLazyFrameT, per_class: int, seed: int, max_copies: int | None = None) -> IntoLazyFrameT:
-    """Repeat the rows of classes that lack images, as evenly as can be.
+    """Repeat the rows of classes that lack images, as evenly as possible.
 
     Args:
         selected: The rows that are left, with `label` (an integer) and `image_hash`.
         per_class: What the copies of each class sum to.
-        seed: Of the order in which rows get one copy more.
+        seed: Random seed of the order in which rows get one more copy.
         max_copies: Repeat no row more often than this; a class may then sum to less.
 
     Returns:
-        The rows, `label` as int64, with `copies` (int32), how often each stands in the training set: in a class they differ by at most 1.
+        The rows, `label` as int64, with `copies` (int32), how often each occurs in the training set: in a class they differ by at most 1.
 
     Raises:
         UsageError: `max_copies` is below 1.
@@ -75,7 +75,7 @@ def add_copies(selected: IntoLazyFrameT, per_class: int, seed: int, max_copies: 
 
 
 def deal_copies(rows: LazyFrameT, per_class: int, max_copies: int | None, labels: LazyFrameT | None = None) -> LazyFrameT:
-    """What `add_copies` adds, in the seeded order `nst_order`. `labels` has the `image_hash` of each `id`, where `rows` has not."""
+    """Add `copies` as `add_copies` does, by the seeded order `nst_order`. `labels` has the `image_hash` of each `id`, if `rows` has not."""
     counts = dict(collected(rows.group_by("label").agg(nw.len())).iter_rows())
     if counts and max(counts.values()) > per_class:
         raise NstError(
@@ -97,11 +97,11 @@ def balance_as_released(labels: IntoLazyFrameT, per_class: int, seed: int, max_c
     """Select and add `copies` (int32) as the released code does (google-research/noisystudent, filter_unlabel.py), but seeded.
 
     A class takes whole bins of confidence, 0.01 wide, the highest first, until it has `per_class` rows or more. Each of its n rows gets
-    per_class / n copies, rounded up or down at random so that the mean is kept. What gets none is `over_quota`.
+    per_class / n copies, rounded up or down at random so that the mean is kept. Rows that get none are `over_quota`.
     """
     rows = with_seeded_order(nw.from_native(labels), seed, "released", "nst_order")
     confidence = nw.col("confidence").cast(nw.Float64)
-    if "reason" in rows.collect_schema().names():  # what is out has no bin, and may have no number for a confidence
+    if "reason" in rows.collect_schema().names():  # dropped rows have no bin, and their confidence may not be a number
         confidence = nw.when(nw.col("reason").is_null()).then(confidence)
     bins = (confidence * RELEASED_BINS).cast(nw.Int32)
     counted = collected(_still_in(rows).group_by("label", bins.alias("bin")).agg(rows=nw.len()))
@@ -114,9 +114,9 @@ def balance_as_released(labels: IntoLazyFrameT, per_class: int, seed: int, max_c
 
 
 def _as_released(counted: pl.DataFrame, per_class: int, max_copies: int | None) -> pl.DataFrame:
-    """Of each class: its lowest bin, the rows from there on, copies of each, and the rest that is shared out at random."""
+    """For each class: its lowest bin, the number of rows from there up, the copies of each, and the rest that is distributed at random."""
     ranked = counted.sort("bin", descending=True).with_columns(total=pl.col("rows").cast(pl.Int64).cum_sum().over("label"))
-    whole = pl.col("total") - pl.col("rows") < per_class  # a bin is taken where those above it were not enough
+    whole = pl.col("total") - pl.col("rows") < per_class  # a bin is taken if those above it were not enough
     taken = ranked.filter(whole).group_by("label").agg(nst_bin=pl.col("bin").min(), nst_rows=pl.col("total").max())
     most = pl.col("nst_rows") * (max_copies or per_class)
     target = pl.min_horizontal(pl.lit(per_class), most)
@@ -126,7 +126,7 @@ def _as_released(counted: pl.DataFrame, per_class: int, max_copies: int | None) 
 def quota_of_quantile(counts: Mapping[int, int], quantile: float) -> int:
     """The smallest class count that at least this share of the classes with images does not exceed."""
     ordered = sorted(count for count in counts.values() if count)
-    # 0.55 of 100 classes are 55, and not a little more than that, as its float is
+    # exact: 0.55 of 100 classes is 55, while the float 0.55 is a little more
     return ordered[max(0, math.ceil(Fraction(str(quantile)) * len(ordered)) - 1)] if ordered else 1
 
 

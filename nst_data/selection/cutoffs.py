@@ -1,6 +1,6 @@
 """Where the first N rows of each class end, exactly, without sorting all rows.
 
-Counting rows by class and bin of their value says in which bin a class's N-th row lies. That bin is counted again in finer bins until
+Counting rows by class and bin of their value shows which bin contains a class's N-th row. That bin is counted again in finer bins until
 few enough rows are left to sort. Each count is one streaming pass; nothing that grows with the rows stays in memory.
 """
 
@@ -26,8 +26,8 @@ from nst_data.tables.engines import (
 
 BINS = 512  # counts by class and bin stay in the processor's cache
 TIES = ("image_hash", "id")
-_RANKED_ROWS = 2**23  # as many are sorted in memory
-_POINT = BINS**-6.0  # 2**-54: two float32 above 2**-31 are further apart
+_RANKED_ROWS = 2**23  # at most this many are sorted in memory
+_POINT = BINS**-6.0  # 2**-54: different float32 values above 2**-31 are further apart
 _HASH_DIGITS = 7
 _NONE = 2.0  # a cutoff that no value reaches
 _HASH, _OVER = "nst_hash", "nst_over_cut"
@@ -39,16 +39,16 @@ def bin_of(value: nw.Expr) -> nw.Expr:
 
 
 def places_of(reasons: Sequence[str]) -> int:
-    """How many different numbers rows of one label have, where they are counted: one number is counted faster than two."""
+    """How many different numbers stand for the rows of one label in `count_bins`: one number is counted faster than two."""
     return BINS + 1 + len(reasons)
 
 
 def count_bins(
     rows: LazyFrameT, number: nw.Expr, reasons: Sequence[str] = (), keep: Callable[[pl.DataFrame], None] | None = None
 ) -> pl.DataFrame:
-    """How many `rows` there are by `label` and `bin`, a number from 0 to BINS; those with a `reason`, one of `reasons`, by that instead.
+    """Count `rows` by `label` and `bin`, a number from 0 to BINS; those with a `reason`, one of `reasons`, by that instead.
 
-    `keep`, for Polars alone, is given the `number` of all rows in order: `label` * `places_of(reasons)` + `bin` for those that have one.
+    `keep`, for Polars only, is called with the `number` of all rows in order: `label` * `places_of(reasons)` + `bin` for rows with a bin.
     """
     places = places_of(reasons)
     if reasons:
@@ -63,10 +63,10 @@ def count_bins(
 
 @dataclass(frozen=True)
 class Cutoffs:
-    """The last of the first rows of each class, as far as a class has more.
+    """The last of the first rows of each class, for classes that have more rows.
 
-    Rows are in order of `keys`, the largest first. `last` has each class's `label` and the keys of its last row; `over` are the `id`s of
-    rows with these very keys that come after it. `in_last_bins` are all rows in the bins in which classes end; None where they are many.
+    Rows are ordered by `keys`, the largest first. `last` has each class's `label` and the keys of its last row; `over` are the `id`s of
+    rows with exactly these keys that come after it. `in_last_bins` are all rows in the bins in which classes end; None if they are many.
     """
 
     keys: tuple[str, ...]
@@ -76,13 +76,13 @@ class Cutoffs:
 
     @property
     def ends(self) -> NDArray[np.int64] | None:
-        """The increasing `id`s of the first rows in the bins in which classes end; None where these bins hold many."""
+        """The increasing `id`s of the first rows in the bins in which classes end; None if these bins hold many rows."""
         if self.in_last_bins is None:
             return None
         return np.sort(collected(self.first(nw.from_native(self.in_last_bins.lazy())))["id"].to_numpy())
 
     def beside(self, rows: LazyFrameT) -> LazyFrameT:
-        """The rows with what `is_past` looks at, in columns `nst_..._cut`: null for a class that has no more."""
+        """The rows with the columns `nst_..._cut` that `is_past` reads: null for a class that has no more rows."""
         if _HASH in self.keys:
             rows = _with_hash_key(rows)
         rows = with_class_values(rows, self.last.rename({key: _cut(key) for key in self.keys}))
@@ -92,7 +92,7 @@ class Cutoffs:
 
     @property
     def is_past(self) -> nw.Expr:
-        """Whether a row that `beside` gave comes after its class's last."""
+        """Whether a row returned by `beside` comes after the last one of its class."""
         past = nw.col(_OVER).fill_null(value=False) if len(self.over) else nw.lit(value=False)
         for key in reversed(self.keys):
             value = nw.col(key)  # of the cutoff's type
@@ -100,7 +100,7 @@ class Cutoffs:
         return past.fill_null(value=False)
 
     def first(self, rows: LazyFrameT) -> LazyFrameT:
-        """The rows that do not come after their class's last."""
+        """The rows that do not come after the last one of their class."""
         return self.without(self.beside(rows).filter(~self.is_past))
 
     def without(self, rows: LazyFrameT) -> LazyFrameT:
@@ -123,10 +123,10 @@ def cutoffs(
 ) -> Cutoffs:
     """Where the first `quotas` rows of each class end.
 
-    Rows are in order of `by` (in [0, 1], the largest first), then of `ties`, the smallest first, no two rows equal in all.
-    `counted` is the number of `rows` by `label` and `bin` (`bin_of`), where it is known; `labels` has the columns `id` and `ties`, where
-    `rows` has not. What decides ties is read for the rows that tie, and not for all. `still_in` gives those of some `rows` that count,
-    where not all do: it is asked of the few that lie where a class may end.
+    Rows are ordered by `by` (in [0, 1], the largest first), then by `ties`, the smallest first; no two rows are equal in all of these.
+    `counted` is the number of `rows` by `label` and `bin` (`bin_of`), if known; `labels` has the columns `id` and `ties`, if
+    `rows` has not. The columns that break ties are read only for the rows that tie. `still_in` filters `rows` to those that count,
+    if not all do: it is applied only to the few rows around which a class may end.
     """
     labels = rows if labels is None else labels
     if counted is None:
@@ -144,7 +144,7 @@ def cutoffs(
     bins = box
     box = _small_enough(box, rows, still_in)
     has_hashes = ties[0] == "image_hash" and "image_hash" in rows.collect_schema().names()
-    if box.rows > _RANKED_ROWS and has_hashes:  # such as labels that are all equally sure
+    if box.rows > _RANKED_ROWS and has_hashes:  # such as labels that all have the same confidence
         box = _small_enough(box.with_hash(), rows, still_in)
     found = collected(still_in(box.inside(rows)).select("label", *box.keys, "id"))
     last, over = _last_needed(box, found, labels, ties)
@@ -159,12 +159,12 @@ def _small_enough(box: "_Box", rows: LazyFrameT, still_in: Callable[[LazyFrameT]
 
 
 def _last_needed(box: "_Box", found: pl.DataFrame, labels: LazyFrameT, ties: Sequence[str]) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """For each class of the box the keys of the last row that it needs; the `id`s of all that have these keys and come after it.
+    """For each class of the box, the keys of the last row that it needs, and the `id`s of all rows with these keys that come after it.
 
     `found` are the rows in the box: `label`, its keys and `id`.
     """
     keys = list(box.keys)
-    if not box.is_a_point:  # once more in memory: a bin of a bin is sorted in no time
+    if not box.is_a_point:  # narrowed once more in memory: a bin of a bin is sorted in no time
         box = box.narrowed(box.count(box.inside(nw.from_native(found.lazy()))))
         found = collected(box.inside(nw.from_native(found.lazy())).select("label", *keys, "id"))
     rank = pl.int_range(1, pl.len() + 1).over("label")
@@ -183,10 +183,10 @@ def _last_needed(box: "_Box", found: pl.DataFrame, labels: LazyFrameT, ties: Seq
 
 @dataclass(frozen=True)
 class _Box:
-    """For each class the interval of values that its last row lies in, and how many rows it still needs from there.
+    """For each class, the interval of values that contains its last row, and how many rows it still needs from there.
 
-    `classes` has `label`, `needed` and for each of `keys` the interval's lower end, in [0, 1]. The interval of the last key is
-    `width` wide, those of the keys before are single values. `rows` are all in the intervals.
+    `classes` has `label`, `needed` and, for each of `keys`, the interval's lower end, in [0, 1]. The interval of the last key is
+    `width` wide; those of the keys before are single values. `rows` is the number of rows in all intervals.
     """
 
     keys: tuple[str, ...]
@@ -196,7 +196,7 @@ class _Box:
 
     @classmethod
     def around(cls, by: str, needed: pl.DataFrame) -> "_Box":
-        """All values."""
+        """The box of all values."""
         return cls((by,), needed.with_columns(pl.lit(0.0).alias(f"{by}_low")), 1.0, 0)
 
     @property
@@ -213,18 +213,18 @@ class _Box:
             rows = _with_hash_key(rows)
         inside = with_class_values(rows, self.classes)
         for key in self.keys:
-            above = nw.col(key).cast(nw.Float64) - nw.col(f"{key}_low")  # exact, where `low` + 2**-54 would be rounded to `low`
+            above = nw.col(key).cast(nw.Float64) - nw.col(f"{key}_low")  # exact, whereas `low` + 2**-54 would be rounded to `low`
             inside = inside.filter((above >= 0) & (above < (self.width if key == self.keys[-1] else _POINT)))
         return inside
 
     def count(self, inside: LazyFrameT) -> pl.DataFrame:
-        """What `inside` gave by `label` and `bin`, of which an interval has BINS."""
+        """Count the rows returned by `inside` by `label` and `bin`, of which an interval has BINS."""
         key = self.keys[-1]
         place = (nw.col(key).cast(nw.Float64) - nw.col(f"{key}_low")) / self.width
         return count_bins(inside, bin_of(place))
 
     def narrowed(self, counted: pl.DataFrame) -> "_Box":
-        """The bins that hold the last rows."""
+        """The box of the bins that contain the last rows."""
         low = f"{self.keys[-1]}_low"
         before = pl.col("rows").cum_sum().over("label") - pl.col("rows")
         found = (
@@ -238,5 +238,5 @@ class _Box:
 
 
 def _with_hash_key(rows: LazyFrameT) -> LazyFrameT:
-    """Add a number in [0, 1) that is the larger the smaller `image_hash` is, by its first digits."""
+    """Add a number in [0, 1), computed from the first digits of `image_hash`, that is larger for a smaller hash."""
     return with_hash_number(rows, _HASH, _HASH_DIGITS).with_columns((1 - (nw.col(_HASH) + 1) / 16**_HASH_DIGITS).alias(_HASH))

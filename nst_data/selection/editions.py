@@ -72,13 +72,13 @@ _ADVICE = {
 
 @dataclass(frozen=True)
 class Engine:
-    """Where the selection is computed; shapes no data. `master` is Spark's."""
+    """Where the selection is computed; this does not affect the data. `master` is Spark's."""
 
     name: engines.EngineName = "polars"
     master: str | None = None
 
     def __post_init__(self) -> None:
-        """Raises UsageError for an engine that there is not."""
+        """Raise UsageError for an unknown engine."""
         if self.name not in (known := get_args(engines.EngineName)):
             raise UsageError(f"`engine`: expected {' or '.join(map(repr, known))}, found {self.name!r}")
 
@@ -99,30 +99,30 @@ def balance(
 ) -> Version:
     """Select and balance the pseudo-labels of a generation into an edition: a training set (section 3.1 of the paper).
 
-    The same call finds a finished edition.
+    The same call later returns the finished edition.
 
     Args:
-        store: Where both are kept.
-        version: What `label` or `adopt` made, a generation or its `name@gen-N`.
-        settings: Which images are selected, and how often each stands in the training set.
+        store: The store of both versions.
+        version: A generation made by `label` or `adopt`, or its `name@gen-N`.
+        settings: Which images are selected, and how often each occurs in the training set.
         exclude: Sources whose images are dropped, with their near-duplicates: images that a student is evaluated on.
-        reviews: What people answered, `name@review-N`: images that they excluded are dropped, and so are those that they gave a
-            class, which `train` takes as labeled ones.
-        pool: Where the labeled images are, if not where they were labeled. They are read to compare what may be near-duplicates, and to
-            write them too (`embed_images`).
+        reviews: People's answers, `name@review-N`: images that they excluded are dropped, and so are those to which they gave a
+            class, which `train` uses as labeled ones.
+        pool: The labeled images, if they are no longer where they were labeled. They are read to compare candidate near-duplicates, and to
+            embed them (`embed_images`).
         edition: Use this edition number, from 1, instead of the next free one.
-        engine: What computes the selection: Polars or Spark; both give the same. A Spark session that runs in this process is used, else
-            one begins, and ends with the selection.
+        engine: What computes the selection: Polars or Spark, with the same result. A Spark session that runs in this process is used;
+            otherwise one is started, and stopped after the selection.
         max_unreadable: Largest tolerated share of unreadable images, in [0, 1].
         progress: How progress is shown; by default lines on standard error.
 
     Returns:
-        The sealed edition. Its table `balanced` has a row for each image, `copies` says how often it is trained on; `manifest.counts` has
-        the dropped ones by their reason.
+        The sealed edition. Its table `balanced` has a row for each image, and `copies` says how often it is trained on;
+        `manifest.counts` has the dropped images by reason.
 
     Raises:
-        UsageError: The settings name a class that the teacher does not know, the pool is not to be opened, or images are to be left out of
-            labels that are anonymous.
+        UsageError: The settings name a class that the teacher does not know, the pool cannot be opened, or images are to be excluded from
+            anonymous labels.
         NstError: No image is left, too many of those that must be compared cannot be read, or Spark fails.
     """
     engine, max_unreadable = engine or Engine(), ReadableSettings(max_unreadable=max_unreadable).max_unreadable
@@ -164,7 +164,7 @@ def balance_request(
     pool: Source | None = None,
     reviews: Version | None = None,
 ) -> EditionRequest:
-    """What `balance` asks the store for."""
+    """The request that `balance` makes to the store."""
     entry = GenerationManifest.of(generation.manifest).request.inputs.pool
     excluded = excluded_inputs(exclude)
     answered = {"reviews": reviews.lineage} if reviews else {}
@@ -173,18 +173,18 @@ def balance_request(
 
 
 def excluded_inputs(exclude: Sequence[Source]) -> dict[str, Input]:
-    """How held-out sources stand in a request, by role."""
+    """The entries for held-out sources in a request, by role."""
     return {role: Input(ref=source.location, digest=source.images_fingerprint) for role, source in _roles(exclude).items()}
 
 
 def _roles(exclude: Sequence[Source]) -> dict[str, Source]:
-    """What each held-out source is called among the inputs, whatever the order in which they are named."""
+    """The held-out sources by their role among the inputs, whatever the order in which they are given."""
     ordered = sorted(exclude, key=lambda source: source.images_fingerprint)
     return {f"exclude_{index}": source for index, source in enumerate(ordered, start=1)}
 
 
 def check_classes_are_known(settings: BalanceSettings, class_names: Sequence[str]) -> None:
-    """Raises UsageError for settings that name a class which the teacher does not know."""
+    """Raise UsageError for settings that name a class which the teacher does not know."""
     known_names = set(class_names)
     for option, names in (("`exclude_class`", settings.exclude_class), ("`class_min_confidence`", settings.class_min_confidence)):
         for name in names:
@@ -235,7 +235,7 @@ def _make(
         left_out |= hashes_by_reason(reviews) if reviews else {}
         with damage_is_named(generation.ref):
             selection = at_work.result(lambda: select(labels, settings, class_names, left_out, work, generation.ref))
-        at_work.close()  # what follows may take hours, in which a cluster has other work
+        at_work.close()  # what follows may take hours, in which a cluster can do other work
         counts = _counts(selection, generation, settings, near, held_out.unreadable, top_k, answered)
         files = _write(staging, generation, selection, settings, counts, images, progress)
         shards = {"shards": shard_counts([staging.build / name for name in files])} if settings.embed_images else {}
@@ -254,7 +254,7 @@ def _work(engine: Engine, progress: Progress) -> Work:
 
 @contextmanager
 def _workspace(staging: Staging) -> Iterator[Path]:
-    """A folder for what the selection computes on its way; of several processes each has its own."""
+    """A folder for intermediate results of the selection, a separate one for each process."""
     clear_abandoned(staging.work)
     folder = temporary(staging.work / "selection")
     shutil.rmtree(folder, ignore_errors=True)
@@ -266,7 +266,7 @@ def _workspace(staging: Staging) -> Iterator[Path]:
 
 
 def _check_table(generation: Version) -> int | None:
-    """Check that all of a generation's labels are there; how many classes each soft label names, None for all. Raises NstError."""
+    """Check that all labels of a generation are there; return how many classes each soft label names, None for all. Raises NstError."""
     files = {f"pseudo_labels/{file.name}": file for file in table_files(generation.folder, "pseudo_labels")}
     sealed = {name for name in generation.manifest.files if name.startswith("pseudo_labels/")}
     if odd := sorted(files.keys() ^ sealed):
@@ -290,11 +290,11 @@ class _Images:
 
     @property
     def are_as_labeled(self) -> bool:
-        """Whether a row's `id` is its place in the pool."""
+        """Whether a row's `id` is its row number in the pool."""
         return self.open("").fingerprint == GenerationManifest.of(self._generation.manifest).request.inputs.pool.digest
 
     def open(self, why: str) -> Source:
-        """Raises NstError with `why` where the pool is not there."""
+        """Open the pool. Raises NstError with `why` if it is not there."""
         if self._pool is None:
             self._pool = open_labeled_pool(
                 self._generation, self._store.indexes, f"was made from it, and {why}; pass its current location with `pool`"
@@ -303,7 +303,7 @@ class _Images:
 
 
 def _near_duplicates(generation: Version, held_out: HeldOut, images: _Images, progress: Progress) -> Overlap:
-    """Raises NstError where there are candidates and no pool to compare them in."""
+    """Find near-duplicates. Raises NstError if there are candidates but no pool with their images."""
 
     def locate(candidates: pa.Table) -> tuple[Source, NDArray[np.int64]]:
         what = f"{candidates.num_rows:,} images that may be near-duplicates of excluded ones must be compared"
@@ -322,7 +322,7 @@ def _counts(
     top_k: int | None,
     answered: AnsweredRows | None,
 ) -> EditionCounts:
-    """What happened to all rows. Raises NstError where none is left."""
+    """Count what happened to all rows. Raises NstError if none is left."""
     labeled, manifest = selection.labeled, GenerationManifest.of(generation.manifest)
     class_names = manifest.class_names
     chosen = {label: (images, copies) for label, images, copies in selection.chosen.select("label", "images", "copies").iter_rows()}
@@ -369,13 +369,13 @@ def _write(
     images: _Images,
     progress: Progress,
 ) -> dict[str, SealedFile]:
-    """Carry the selected rows over, shard by shard: soft labels never stand in memory whole."""
+    """Write the selected rows shard by shard, so that the soft labels are never all in memory."""
     class_names = generation.manifest.class_names
     schema = balanced_schema(class_names, counts.top_k)
     tables = rows_in_order(generation, selection.files, schema)
     if settings.embed_images:
         for _ in label_batches(generation, [name for name in schema.names if name not in ADDED]):
-            pass  # a table that is refused is refused before hours of reading images
+            pass  # reject an invalid table now, not after hours of reading images
         with_images = balanced_schema(class_names, counts.top_k, with_images=True)
         pool, is_same = images.open(""), images.are_as_labeled
         return write_self_contained(staging, tables, counts.unique, pool, is_same, with_images, settings.shard_mb, settings.seed, progress)
@@ -389,12 +389,12 @@ def _write(
 
 
 def _parts(plan: ShardPlan, tables: Iterator[pa.Table]) -> Iterator[tuple[str, list[pa.Table]]]:
-    """Each shard's path and rows."""
+    """Yield each shard's path and rows."""
     for shard in range(len(plan)):
         part, tables = _take(tables, plan.size(shard))
         yield plan.file(shard), part
     for _ in tables:
-        pass  # what comes after the last selected row is checked as the rest is
+        pass  # rows after the last selected one are checked like the rest
 
 
 def _take(tables: Iterator[pa.Table], rows: int) -> tuple[list[pa.Table], Iterator[pa.Table]]:

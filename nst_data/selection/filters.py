@@ -1,6 +1,6 @@
-"""Filters: each gives the rows that it drops their reason. From lazy frame to lazy frame, Polars or Spark alike.
+"""Filters: each gives the rows that it drops a reason. From lazy frame to lazy frame, on Polars and Spark alike.
 
-`reason` is null for a row that is still in. A row keeps its first reason, so the order of filters decides what is counted where:
+`reason` is null for a row that is still in. A row keeps its first reason, so the order of filters decides which reason it is counted under:
 
     rows = reject_duplicates(labels)
     rows = reject_unsure(rows, min_confidence=0.3)
@@ -24,21 +24,21 @@ from nst_data.tables.hash_numbers import HashNumbers
 
 
 def reject(rows: IntoLazyFrameT, reason: str, where: nw.Expr) -> IntoLazyFrameT:
-    """Drop the rows for which an expression is true; where it is null they stay.
+    """Drop the rows for which an expression is true; rows for which it is null stay.
 
     Args:
         rows: Labels, with or without a column `reason`.
         reason: What the dropped rows are counted under, such as `too_dark`.
-        where: Over columns of `rows`, on either engine.
+        where: Expression over columns of `rows`, on either engine.
 
     Returns:
-        All rows; `reason` is null for one that is still in.
+        All rows; `reason` is null for those still in.
     """
     return _reject(nw.from_native(rows), reason, where).to_native()
 
 
 def held_out_rows(labels: IntoLazyFrameT, image_hashes: Collection[str]) -> IntoLazyFrameT:
-    """The rows, as `id`, of images with these hashes of their bytes."""
+    """The `id`s of the rows of images whose bytes have these hashes."""
     rows = nw.from_native(labels).select("id", "image_hash")
     hashes = pl.DataFrame({"image_hash": sorted(image_hashes)}, schema={"image_hash": pl.String})
     return rows.join(beside(rows, hashes), on="image_hash", how="inner").select("id").to_native()
@@ -54,7 +54,7 @@ def reject_rows(labels: IntoLazyFrameT, ids: IntoLazyFrameT, reason: str) -> Int
 def repeated_images(labels: IntoLazyFrameT, work: Path | None = None) -> IntoLazyFrameT:
     """The rows of images that occur more than once, equal byte for byte: `id`, the image's `first_id`, and its `duplicates` (int32).
 
-    `work` is a folder for what is on its way, by default the system's for temporary files.
+    `work` is a folder for intermediate files, by default the system's folder for temporary files.
     """
     native: Any = labels
     if is_polars(nw.from_native(labels)):
@@ -68,7 +68,7 @@ def repeated_images(labels: IntoLazyFrameT, work: Path | None = None) -> IntoLaz
 
 
 def repeated_texts(labels: IntoLazyFrameT) -> IntoLazyFrameT:
-    """What `repeated_images` gives, whatever stands in `image_hash`; all of it is in memory at once."""
+    """The result of `repeated_images` for any text in `image_hash`; all of it is in memory at once."""
     rows = nw.from_native(labels).select("id", "image_hash")
     groups = rows.group_by("image_hash").agg(first_id=nw.col("id").min(), duplicates=nw.len())
     groups = groups.filter(nw.col("duplicates") > 1).with_columns(nw.col("duplicates").cast(nw.Int32))
@@ -76,20 +76,20 @@ def repeated_texts(labels: IntoLazyFrameT) -> IntoLazyFrameT:
 
 
 def reject_duplicates(labels: IntoLazyFrameT, repeated: IntoLazyFrameT | None = None) -> IntoLazyFrameT:
-    """Drop all rows of one image, byte for byte, but the first.
+    """Drop all rows of an image, byte for byte, except the first.
 
     Args:
         labels: Rows with `id` and `image_hash`.
-        repeated: What `repeated_images` gave, where that has been computed once and kept.
+        repeated: The result of `repeated_images`, if it has already been computed.
 
     Returns:
-        All rows, with `duplicates` (int32): how many are the same image.
+        All rows, with `duplicates` (int32): how many rows have the same image.
     """
     return duplicate_filter(repeated_images(labels) if repeated is None else repeated)(labels)
 
 
 def duplicate_filter(repeated: IntoLazyFrameT) -> Callable[[IntoLazyFrameT], IntoLazyFrameT]:
-    """`reject_duplicates` of some rows after others: `repeated`, which `repeated_images` gave for all, is read once."""
+    """`reject_duplicates` for use on several subsets: `repeated`, the result of `repeated_images` for all rows, is read only once."""
     is_first = nw.col("id") == nw.col("first_id")
     repeats = nw.when(is_first).then(nw.col("duplicates")).otherwise(-nw.col("duplicates"))
     with_repeats = row_values(nw.from_native(repeated).select("id", nst_repeats=repeats), "nst_repeats")
@@ -107,15 +107,15 @@ def reject_classes(labels: IntoLazyFrameT, classes: Collection[int]) -> IntoLazy
 
 
 def reject_unsampled(labels: IntoLazyFrameT, fraction: float, seed: int) -> IntoLazyFrameT:
-    """Keep a uniform share of the images (study 2, table 10). A smaller share is part of a larger.
+    """Keep a uniform share of the images (study 2, table 10). A smaller share is a subset of a larger one.
 
     Args:
-        labels: Rows with `image_hash`, which decides with the seed who stays.
+        labels: Rows with `image_hash`, which together with the seed decides which rows stay.
         fraction: The share, in (0, 1].
-        seed: Of the draw.
+        seed: Random seed of the draw.
 
     Returns:
-        All rows; the dropped are `not_sampled`.
+        All rows; the dropped ones are `not_sampled`.
     """
     rows = with_seeded_order(nw.from_native(labels), seed, "fraction", "nst_order")
     return _reject(rows, "not_sampled", nw.col("nst_order") >= fraction * ORDER_SIZE).drop("nst_order").to_native()
@@ -128,12 +128,12 @@ def reject_unsure(
 
     Args:
         labels: Rows with `label` and `confidence`.
-        min_confidence: Rows at or below it go; in [0, 1].
+        min_confidence: Threshold in [0, 1]; rows at or below it are dropped.
         per_class: Thresholds of single classes, by label.
-        keep_equal: Keep rows at it, as the released code does.
+        keep_equal: Keep rows at the threshold, as the released code does.
 
     Returns:
-        All rows; the dropped are `low_confidence`, also those whose confidence is no number.
+        All rows; the dropped ones, including those whose confidence is not a number, are `low_confidence`.
     """
     rows = nw.from_native(labels)
     if not per_class:
@@ -147,22 +147,22 @@ def reject_unsure(
 
 
 def reject_outside(labels: IntoLazyFrameT, low: float, high: float) -> IntoLazyFrameT:
-    """Keep rows of an interval of confidence (figure 5: intervals 0.1 wide).
+    """Keep rows in an interval of confidence (figure 5: intervals 0.1 wide).
 
     Args:
         labels: Rows with `confidence`.
-        low: Rows at or below it go; an interval from 0 has 0 in it.
-        high: Rows above it go.
+        low: Rows at or below it are dropped; an interval from 0 includes 0.
+        high: Rows above it are dropped.
 
     Returns:
-        All rows; the dropped are `outside_range`.
+        All rows; the dropped ones are `outside_range`.
     """
     below = _not_above(nw.lit(low)) if low > 0 else nw.lit(value=False)
     return reject(labels, "outside_range", below | (_confidence() > high))
 
 
 def _confidence() -> nw.Expr:
-    return nw.col("confidence").cast(nw.Float64)  # float64: 0.3 as float32 lies above 0.3, and engines differ in how they compare the two
+    return nw.col("confidence").cast(nw.Float64)  # float64: 0.3 as float32 is above 0.3, and engines differ in how they compare the two
 
 
 def _not_above(least: nw.Expr, keep_equal: bool = False) -> nw.Expr:

@@ -1,20 +1,20 @@
-"""Perceptual hashes that can be asked which of them differ from others in few bits, without comparing all pairs."""
+"""An index that finds the perceptual hashes that differ from others in only a few bits, without comparing all pairs."""
 
 from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
-# Four bands of 16 bits: of two hashes that differ in 7 bits or fewer, one band differs in one bit or none, so that 4 x 17 places hold
-# every near hash. Copies (as in benchmarks/results/overlap.md) differ in 6 bits or fewer; an even number, as half of the bits are set.
+# Four bands of 16 bits: if two hashes differ in at most 7 bits, some band differs in at most one bit, so that 4 x 17 lookups find every
+# near hash. Copies (as in benchmarks/results/overlap.md) differ in at most 6 bits; an even number, as half of the bits are set.
 MAX_DISTANCE = 7
 _BANDS, _BITS = 4, 16
 _PROBES = np.array([0, *(1 << np.arange(_BITS))], dtype=np.int64)
-_AT_ONCE = 2**20  # pairs that are compared together: the bound of memory, whatever hashes are popular
+_AT_ONCE = 2**20  # pairs that are compared at once: this bounds memory, however often a hash occurs
 
 
 class HashIndex:
-    """An index of 64-bit hashes, given as int64; they may repeat. What it answers does not depend on their order."""
+    """An index of 64-bit hashes, given as int64; they may repeat. Which ones are near does not depend on their order."""
 
     def __init__(self, hashes: NDArray[np.int64]) -> None:
         unique, group = np.unique(hashes.view(np.uint64), return_inverse=True)
@@ -26,7 +26,7 @@ class HashIndex:
         return len(self._members)
 
     def any_near(self, hashes: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Whether each of these hashes is within MAX_DISTANCE of one in the index."""
+        """Whether each of these hashes is within MAX_DISTANCE bits of one in the index."""
         unique, group = np.unique(hashes.view(np.uint64), return_inverse=True)
         near = np.zeros(len(unique), dtype=np.bool_)
         for band in self._bands:
@@ -36,14 +36,14 @@ class HashIndex:
         return near[group]
 
     def near(self, one: int) -> NDArray[np.int64]:
-        """The increasing positions in the index of all hashes within MAX_DISTANCE of this one."""
+        """The increasing positions in the index of all hashes within MAX_DISTANCE bits of this one."""
         query = np.array([one], dtype=np.int64).view(np.uint64)
         groups = np.unique(np.concatenate([found for band in self._bands for _, found in band.near(query)] or [np.empty(0, np.int64)]))
         return np.sort(_ranges(self._members, self._starts[groups], self._starts[groups + 1]))
 
 
 class _Band:
-    """The hashes in the order of 16 of their bits, and where each value of those begins."""
+    """The hashes sorted by 16 of their bits, and where each value of these bits begins."""
 
     def __init__(self, hashes: NDArray[np.uint64], band: int) -> None:
         self._shift = np.uint64(band * _BITS)
@@ -53,7 +53,7 @@ class _Band:
         self._starts = np.concatenate([[0], np.cumsum(np.bincount(values, minlength=1 << _BITS))])
 
     def near(self, hashes: NDArray[np.uint64]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-        """(position in `hashes`, number of a hash of the index) of the pairs that this band shows, piece by piece."""
+        """Yield (position in `hashes`, number of a hash in the index) of the pairs that this band finds, piece by piece."""
         places = (self._values(hashes)[:, None] ^ _PROBES).ravel()
         first, stop = self._starts[places], self._starts[places + 1]
         held = np.flatnonzero(stop > first)
@@ -74,7 +74,7 @@ class _Band:
 
 
 def _ranges(values: NDArray[np.int64] | None, first: NDArray[np.int64], stop: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The numbers from each `first` up to its `stop`, one range after the other; what stands in `values` there."""
+    """The numbers from each `first` up to its `stop`, one range after the other; with `values`, the values at these positions."""
     lengths = stop - first
     numbers = np.repeat(first - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
     return numbers if values is None else values[numbers]

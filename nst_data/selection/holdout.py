@@ -1,4 +1,4 @@
-"""A share of the labeled images, held out to test on: by what the images hold, whatever their files are called and in whatever order."""
+"""Hold out a share of the labeled images to test on, chosen by image content, whatever the names and the order of the files."""
 
 import hashlib
 import math
@@ -37,23 +37,23 @@ def hold_out(
 ) -> tuple[Source, Source]:
     """Split labeled images in two: those to train on, and a share of each class to test on.
 
-    Copies and near-duplicates stay together. Which images are held out follows from their bytes, `share` and `seed` alone. A class with
+    Copies and near-duplicates stay together. Which images are held out depends only on their bytes, `share` and `seed`. A class with
     fewer than two distinct images is not divided: it stays labeled, and so does an image whose copies are of several classes.
 
     Args:
         labeled: Images with their labels.
-        share: Of the images of each class, in (0, 1); one at least is held out where a class has two.
+        share: Share of the images of each class, in (0, 1); at least one is held out if a class has two.
         seed: Random seed of the split.
-        kept: A folder that keeps the answer, so that the images are not read again for it the next time.
-        writes: Whether a new answer is kept there; else one that is there is only read.
+        kept: A folder in which the split is kept, so that the images are not read again for it the next time.
+        writes: Whether a new split is kept there; otherwise an existing one is only read.
         progress: How progress is shown; by default lines on standard error.
-        threads: That read and decode; by default as many as suit this machine.
+        threads: Number of threads that read and decode; by default as many as suit this machine.
 
     Returns:
         (the images that stay labeled, the held-out ones).
 
     Raises:
-        UsageError: `share` is no share.
+        UsageError: `share` is not in (0, 1), or `seed` is negative.
         NstError: No image can be held out.
     """
     if not 0 < share < 1:
@@ -68,7 +68,7 @@ def hold_out(
     else:
         hashes, groups = _groups(labeled, progress, threads)
         rows = rows_to_hold_out(hashes, groups, labels, share, seed)
-        with suppress(OSError):  # a store that is only read
+        with suppress(OSError):  # a read-only store
             if file and writes:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 with replacing(file) as out:
@@ -90,7 +90,7 @@ def hold_out(
 
 
 def kept_holdouts(store: Store) -> Path:
-    """Where a store keeps which images are held out."""
+    """The folder in which a store keeps which images are held out."""
     return store.root / "runs" / "holdout"
 
 
@@ -99,7 +99,7 @@ def rows_to_hold_out(
 ) -> NDArray[np.int64]:
     """The increasing numbers of the held-out rows.
 
-    `hashes` has the `image_hash` of each row, empty for one that cannot be decoded, which is left where it is; rows of one number in
+    `hashes` has the `image_hash` of each row, empty for one that cannot be decoded, which is not held out; rows with the same number in
     `groups` show the same and stay together.
     """
     members: dict[int, list[int]] = {}
@@ -115,7 +115,7 @@ def rows_to_hold_out(
 
 
 def _of_class(alike: list[list[int]], hashes: Sequence[str], share: float, seed: int) -> Iterator[int]:
-    """The rows of whole groups, drawn in a seeded order, up to the share."""
+    """Yield the rows of whole groups, drawn in a seeded order, up to the share."""
 
     def order(rows: list[int]) -> bytes:
         return hashlib.sha256(f"holdout {seed} {min(hashes[row] for row in rows)}".encode()).digest()
@@ -132,7 +132,7 @@ def _of_class(alike: list[list[int]], hashes: Sequence[str], share: float, seed:
 
 
 def _groups(labeled: Source, progress: Progress, threads: int | None) -> tuple[list[str], NDArray[np.int64]]:
-    """The `image_hash` of each row, and a number that rows share whose images are equal or near-duplicates."""
+    """The `image_hash` of each row, and a number shared by rows whose images are equal or near-duplicates."""
     hashes: list[str] = []
     where: dict[str, int] = {}  # image_hash to its first row
     thumbnails: list[NDArray[np.uint8]] = []
@@ -167,7 +167,7 @@ def _groups(labeled: Source, progress: Progress, threads: int | None) -> tuple[l
 
 
 def _near_pairs(looks: Looks, phashes: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    """Pairs of images that show the same; plain ones have nothing to compare."""
+    """Yield pairs of images that show the same; plain images have nothing to compare and are left out."""
     clear = np.flatnonzero(looks.contrasts >= LEAST_CONTRAST)
     index = HashIndex(phashes[clear])
     for at in clear.tolist():
@@ -180,7 +180,7 @@ def _near_pairs(looks: Looks, phashes: NDArray[np.int64]) -> Iterator[tuple[int,
 
 
 def _joined(images: int, pairs: Iterable[tuple[int, int]]) -> list[int]:
-    """For each image the first of those that it is connected with."""
+    """For each image, the first of those connected with it."""
     root = list(range(images))
 
     def find(image: int) -> int:

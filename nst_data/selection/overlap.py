@@ -1,4 +1,4 @@
-"""Images of a pool that are held-out images: those with equal bytes, and near-duplicates (section 3.1 of the paper takes both out).
+"""Images of a pool that are held-out images: those with equal bytes, and near-duplicates (section 3.1 of the paper removes both).
 
 Near-duplicates are found in two stages: the perceptual hashes of the labels give candidates, looked up in bands; these are decoded
 and compared with the held-out images themselves.
@@ -26,23 +26,23 @@ from nst_data.tables.schema import OVERLAP_COLUMNS
 # As measured in benchmarks/results/overlap.md: copies (resized to 50-150%, JPEGs of quality 50-95, brightness changed by 5%) nearly
 # all lie above it, pairs of distinct 8-pixel digits, which are as alike as distinct images get, at 0.961 and below.
 LEAST_CORRELATION = 0.965
-MAX_TINT = 16.0  # of 255 levels; a red and a green light of one shape are further apart
-LEAST_CONTRAST = 2.0  # levels of gray: what is plainer has no outline but what rounding and JPEG make
-DECODED_SIDE_PX = 4 * PHASH_SIZE_PX  # as many rows as a thumbnail is made from
+MAX_TINT = 16.0  # of 255 levels; a red and a green light of the same shape are further apart
+LEAST_CONTRAST = 2.0  # gray levels: plainer images have no outline except for artifacts of rounding and JPEG
+DECODED_SIDE_PX = 4 * PHASH_SIZE_PX  # the number of rows from which a thumbnail is made
 _LOOKS_AT_ONCE = 4096
-_CURVATURE = np.add.outer(np.arange(8) ** 2, np.arange(8) ** 2).reshape(64)[1:]  # what a Laplacian makes of each frequency
+_CURVATURE = np.add.outer(np.arange(8) ** 2, np.arange(8) ** 2).reshape(64)[1:]  # the factor by which a Laplacian scales each frequency
 
 
 class Looks(NamedTuple):
-    """How images look, apart from brightness and contrast. Fine detail, which resizing and JPEG change, is left out."""
+    """How images look, regardless of brightness and contrast. Fine detail, which resizing and JPEG change, is left out."""
 
-    outlines: NDArray[np.float32]  # shape (images, 63), of length 1: curvature of the gray image in the frequencies that `phash` reads
+    outlines: NDArray[np.float32]  # shape (images, 63), of unit length: curvature of the gray image in the frequencies that `phash` reads
     tints: NDArray[np.float32]  # shape (images, 2): mean blue and red, less mean gray, in levels
     contrasts: NDArray[np.float32]  # shape (images,): standard deviation of gray in those frequencies, in levels
 
     @classmethod
     def of(cls, thumbnails: NDArray[np.uint8]) -> "Looks":
-        """Of thumbnails as `phash_thumbnail` makes them, shape (images, 32, 32, 3)."""
+        """The looks of thumbnails made by `phash_thumbnail`, shape (images, 32, 32, 3)."""
         coefficients = low_frequencies(thumbnails).reshape(-1, 64)
         mean_gray, waves = coefficients[:, :1] / PHASH_SIZE_PX, coefficients[:, 1:]
         curved = waves * _CURVATURE
@@ -54,11 +54,11 @@ class Looks(NamedTuple):
         )
 
     def taken(self, rows: NDArray[np.int64] | NDArray[np.bool_] | slice) -> "Looks":
-        """Those of some images."""
+        """The looks of some of the images."""
         return Looks(self.outlines[rows], self.tints[rows], self.contrasts[rows])
 
     def resemble(self, one: "Looks") -> NDArray[np.bool_]:
-        """Which of these show what the one image in `one` shows. The answer for an image is the same in any company."""
+        """Which of these show what the one image in `one` shows. The answer for an image does not depend on the others."""
         correlations = (self.outlines.astype(np.float64) * one.outlines).sum(axis=1)
         tinted = np.abs(self.tints - one.tints).max(axis=1)
         plain = np.minimum(self.contrasts, one.contrasts) < LEAST_CONTRAST
@@ -68,12 +68,12 @@ class Looks(NamedTuple):
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Images that must not be trained on: the hashes of their bytes and, where near-duplicates are wanted, how they look."""
+    """Images that must not be trained on: the hashes of their bytes and, if near-duplicates are wanted, how they look."""
 
     image_hashes: frozenset[str]
     looks: Looks
     index: HashIndex  # of the perceptual hashes, in the order of `looks`
-    unreadable: int = 0  # images that cannot be decoded: for these at most equal bytes are held out
+    unreadable: int = 0  # images that cannot be decoded: of these, at most equal bytes are held out
 
     @classmethod
     def read(
@@ -85,11 +85,11 @@ class HeldOut:
         max_unreadable: float = 1.0,
         keep_hashes: Callable[[Source, NDArray[np.void]], None] = lambda source, hashes: None,
     ) -> "HeldOut":
-        """Read each image once; with `near` what cannot be decoded has only its bytes.
+        """Read each image once; with `near`, an image that cannot be decoded is held out only by its bytes.
 
-        `keep_hashes` is given the bytes of each `image_hash` of a source, shape (rows,), zeros for what cannot be read.
+        `keep_hashes` is called with the bytes of each `image_hash` of a source, shape (rows,), zeros for images that cannot be read.
 
-        Raises NstError where none of a source's images can be read, or more than the share `max_unreadable` cannot.
+        Raises NstError if none of a source's images can be read, or if more than the share `max_unreadable` cannot.
         """
         image_hashes: set[str] = set()
         thumbnails: list[NDArray[np.uint8]] = []
@@ -98,7 +98,7 @@ class HeldOut:
         def keep() -> None:
             stacked = _stack(thumbnails)
             seen = Looks.of(stacked)
-            clear = seen.contrasts >= LEAST_CONTRAST  # plain images would be candidates of one another, and never more
+            clear = seen.contrasts >= LEAST_CONTRAST  # plain images would be candidates of one another but never match
             phashes.append(phash(stacked)[clear])
             looks.append(seen.taken(clear))
             thumbnails.clear()
@@ -127,7 +127,7 @@ class HeldOut:
         return cls(frozenset(image_hashes), Looks(*columns), HashIndex(np.concatenate(phashes)), unreadable)
 
     def show(self, look: Looks, perceptual_hash: int) -> bool:
-        """Whether one of these shows what the one image in `look`, which has this perceptual hash, shows."""
+        """Whether a held-out image shows what the one image in `look`, which has this perceptual hash, shows."""
         near = self.index.near(perceptual_hash)
         pieces = (near[start : start + _LOOKS_AT_ONCE] for start in range(0, len(near), _LOOKS_AT_ONCE))
         return any(bool(self.looks.taken(piece).resemble(look).any()) for piece in pieces)
@@ -135,12 +135,12 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Overlap:
-    """The near-duplicates, as hashes of their bytes; how many candidates were compared, and how many of those could not be read."""
+    """The near-duplicates as hashes of their bytes, the number of candidates, and how many of those could not be compared."""
 
     image_hashes: frozenset[str] = frozenset()
     compared: int = 0
     unreadable: int = 0
-    first: str = ""  # key of the first of those
+    first: str = ""  # key of the first unreadable one
 
 
 def near_duplicates(
@@ -150,16 +150,16 @@ def near_duplicates(
     progress: Progress | None = None,
     threads: int | None = None,
 ) -> Overlap:
-    """Images of the pool that show what a held-out one shows, in other bytes.
+    """Find images of the pool that show what a held-out image shows, in other bytes.
 
-    `labels` has `id`, `key`, `image_hash` and `phash`. `locate` gives the pool and the row numbers in it of the candidates, a part of
-    that table in which no image repeats; it is not asked where there are none.
+    `labels` has `id`, `key`, `image_hash` and `phash`. `locate` returns the pool and the row numbers in it of the candidates, a part of
+    that table in which no image repeats; it is not called if there are none.
     """
     candidates = _candidates(labels, held_out)
     if not candidates.num_rows:
         return Overlap()
     pool, rows = locate(candidates)
-    rows, order = np.unique(rows, return_index=True)  # increasing; another pool may have one place for two keys
+    rows, order = np.unique(rows, return_index=True)  # increasing; another pool may have one row for two keys
     known = candidates.take(pa.array(order))
     asked = zip(pool.rows(rows), known["image_hash"].to_pylist(), known["phash"].to_pylist(), strict=True)
     found, lost = set(), list[int]()
@@ -173,7 +173,7 @@ def near_duplicates(
 
 
 def _candidates(labels: Iterable[pa.RecordBatch], held_out: HeldOut) -> pa.Table:
-    """The labels whose perceptual hash is near a held-out one's: one for each image, none for those held out by their bytes."""
+    """The labels whose perceptual hash is near that of a held-out image: one per image, none for those held out by their bytes."""
     seen = set(held_out.image_hashes)
     tables = [OVERLAP_COLUMNS.empty_table()]
     for batch in labels:
@@ -187,7 +187,7 @@ def _candidates(labels: Iterable[pa.RecordBatch], held_out: HeldOut) -> pa.Table
 
 
 def _is_near(row: Row, hashed: str, perceptual_hash: int, held_out: HeldOut) -> bool | None:
-    """None for an image that cannot be decoded, or whose bytes are not those that were labeled."""
+    """Whether it is a near-duplicate; None if it cannot be decoded, or if its bytes are not those that were labeled."""
     found, thumbnail = looked_at(row, True)
     if thumbnail is None or found != hashed:
         return None
@@ -195,7 +195,7 @@ def _is_near(row: Row, hashed: str, perceptual_hash: int, held_out: HeldOut) -> 
 
 
 def looked_at(row: Row, decoded: bool) -> tuple[str | None, NDArray[np.uint8] | None]:
-    """The hash of an image's bytes and its thumbnail, None for what cannot be had."""
+    """The hash of an image's bytes, or None if it cannot be read, and its thumbnail, or None if it cannot or need not be decoded."""
     hashed = None
     with suppress(OSError, NstError):
         encoded = row.read()

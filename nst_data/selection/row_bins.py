@@ -1,4 +1,4 @@
-"""The class and bin of confidence of every row, kept while they are counted, so that the rows that are chosen need not be read again."""
+"""The class and confidence bin of every row, kept while they are counted, so that the chosen rows need not be read again."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,13 +16,13 @@ from nst_data.selection.seeded_order import HASH_DIGITS, ORDER_SIZE, order_numbe
 from nst_data.tables.hash_numbers import HashNumbers
 from nst_data.tables.row_files import RowNumbers
 
-_MOST_NUMBERS = 2**28  # there is a byte for each
+_MOST_NUMBERS = 2**28  # a lookup table has one byte for each
 
 
 class RowBins:
-    """For each row the number by which `count_bins` counts it, in a file. Written in a `with` block and read after it.
+    """For each row, the number by which `count_bins` counts it, in a file. Written in a `with` block and read after it.
 
-    They are not kept (`are_kept`) where there are very many classes.
+    The numbers are not kept (`are_kept`) if there are very many classes.
     """
 
     def __init__(self, file: Path, classes: int, reasons: Sequence[str]) -> None:
@@ -38,16 +38,16 @@ class RowBins:
         self._numbers.__exit__(kind, error, trace)
 
     def add(self, batch: pl.DataFrame) -> None:
-        """Keep the numbers of some more rows."""
+        """Keep the numbers of the next rows."""
         if self.are_kept:
             self._numbers.add(batch["number"].to_numpy())
 
     def first(
         self, cuts: Cutoffs, ends: NDArray[np.int64], repeats: pl.DataFrame, hashes: HashNumbers, seed: int, folder: Path
     ) -> pl.LazyFrame:
-        """The first rows of each class, as parquet files in `folder`; the `id`s of all rows increase.
+        """The first rows of each class, as parquet files in `folder`; the `id`s of all rows must increase.
 
-        They have `id`, `label`, `duplicates` and their place `nst_order` in the seeded order of copies. `ends` are the cutoffs' own,
+        They have `id`, `label`, `duplicates` and their place `nst_order` in the seeded order of copies. `ends` are those of `cuts`;
         `repeats` has the `id` of the first row of each repeated image, and `duplicates`.
         """
         is_above = self._above(cuts)
@@ -73,13 +73,13 @@ class RowBins:
             }
             pl.DataFrame(columns).write_parquet(folder / f"part-{start:015d}.parquet", compression="lz4", statistics=False)
 
-        spans = list(hashes.ids.spans()) or [(0, 0)]  # of no rows there is a file too
+        spans = list(hashes.ids.spans()) or [(0, 0)]  # a file is written even for no rows
         for _ in in_threads(write, spans, cpus_of_this_process()):
             pass
         return pl.scan_parquet(sorted(folder.glob("[!.]*")), glob=False)
 
     def _above(self, cuts: Cutoffs) -> NDArray[np.bool_]:
-        """By number, whether a row is in a bin above that in which its class ends."""
+        """For each number, whether its rows are in a bin above the one in which their class ends."""
         ends = np.full(self._classes, -1)
         key = cuts.keys[0]
         ends[cuts.last["label"].to_numpy()] = np.minimum(cuts.last[key].to_numpy() * BINS, BINS).astype(np.int64)
@@ -89,5 +89,5 @@ class RowBins:
 
 
 def _between(some: NDArray[np.int64], ids: NDArray[np.int64]) -> slice:
-    """Where those of some increasing `id`s are that lie between the first and the last of these."""
+    """The slice of `some` increasing `id`s that is between the first and the last of `ids`."""
     return slice(*np.searchsorted(some, [ids[0], ids[-1] + 1])) if len(ids) else slice(0)

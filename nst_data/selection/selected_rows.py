@@ -14,13 +14,13 @@ from nst_data.store.version import Version
 from nst_data.tables.label_tables import damage_is_named
 from nst_data.tables.shards import TableReader
 
-ADDED = ("duplicates", "copies")  # columns of an edition that its generation has not
+ADDED = ("duplicates", "copies")  # columns of an edition that its generation does not have
 
 
 def label_batches(generation: Version, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """Some columns of all labels of a generation, in order, `id` among them.
+    """Yield some columns of all labels of a generation, in order; `id` must be among them.
 
-    Raises NstError for a table that cannot be read, a value that is missing, and rows in another order than the pool's.
+    Raises NstError for a table that cannot be read, a missing value, or rows that are not in pool order.
     """
     last, seen, count = -1, 0, GenerationManifest.of(generation.manifest).counts.pool
     with damage_is_named(generation.ref):
@@ -38,7 +38,7 @@ def label_batches(generation: Version, columns: Sequence[str]) -> Iterator[pa.Re
 
 
 def rows_in_order(generation: Version, selected: Sequence[Path], schema: pa.Schema) -> Iterator[pa.Table]:
-    """The selected rows with their soft labels, `duplicates` and `copies`. Both tables are in pool order, and read side by side.
+    """Yield the selected rows with their soft labels, `duplicates` and `copies`. Both tables are in pool order and read in step.
 
     Raises NstError as `label_batches` does.
     """
@@ -53,7 +53,7 @@ def rows_in_order(generation: Version, selected: Sequence[Path], schema: pa.Sche
 
 
 def _missing(column: pa.Array) -> int:
-    """How many values are missing, in lists too."""
+    """The number of missing values, including those in lists."""
     return int(column.null_count or (column.flatten().null_count if pa.types.is_fixed_size_list(column.type) else 0))
 
 
@@ -63,14 +63,14 @@ class _Selected:
     def __init__(self, files: Sequence[Path]) -> None:
         columns = ["id", "duplicates", "copies"]
         self._batches = (
-            pa.Table.from_batches([batch]).filter(pc.field("id").is_valid())  # a row without is refused when its turn comes
+            pa.Table.from_batches([batch]).filter(pc.field("id").is_valid())  # `label_batches` rejects a row without one
             for file in files
             for batch in pq.ParquetFile(file, pre_buffer=False).iter_batches(columns=columns)
         )
         self._left = pa.schema([("id", pa.int64()), ("duplicates", pa.int32()), ("copies", pa.int32())]).empty_table()
 
     def up_to(self, row: int) -> pa.Table:
-        """All that are left with an `id` up to this."""
+        """All rows that are left with an `id` of at most `row`."""
         parts = [self._left]
         while not parts[-1].num_rows or parts[-1]["id"][-1].as_py() <= row:
             following = next(self._batches, None)

@@ -1,6 +1,6 @@
-"""The selection that settings ask for, over all labels of a generation: filters, quota and copies in order, and what happened to each row.
+"""The selection that settings define, over all labels of a generation: filters, quota and copies in order, and what happened to each row.
 
-What one step computes for the next is kept as parquet files in a work folder, so that memory does not grow with the labels.
+Intermediate results are kept as parquet files in a work folder, so that memory does not grow with the labels.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -27,14 +27,14 @@ REASONS = (
     *("low_confidence", "outside_range", "over_quota"),
 )
 INVALID = "invalid"
-UNANSWERED = "no_answer"  # only in generations of earlier versions, which kept rows without a number; counted where there are any
+UNANSWERED = "no_answer"  # only in generations of earlier versions, which kept rows with a NaN confidence; counted if there are any
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The selected rows in pool order, as parquet files of `id`, `duplicates` and `copies`; and counts of all rows.
+    """The selected rows in pool order, as parquet files of `id`, `duplicates` and `copies`, and the counts of all rows.
 
-    `dropped` has a row for each `label` and `reason`, `chosen` one for each label: unique `images` and their `copies`.
+    `dropped` has a row for each `label` and `reason`, `chosen` one for each label: its unique `images` and their `copies`.
     """
 
     files: list[Path]
@@ -54,8 +54,8 @@ def select(
 ) -> Selection:
     """Select from `labels`: `id`, `image_hash`, `label`, `confidence`.
 
-    `held_out` gives hashes of images to leave out, by reason. `where` names the labels in errors, which are NstError: a confidence that is
-    no number from 0 to 1, a label that is no class.
+    `held_out` has the hashes of images to leave out, by reason. `where` names the labels in errors. Raises NstError for a confidence that
+    is not a number in [0, 1], and for a label that is not a class.
     """
     everyone, reasons = nw.from_native(labels), _reasons(held_out)
     hashes = HashNumbers.written(labels, work / "image_hashes") if is_polars(everyone) else None
@@ -73,7 +73,7 @@ def select(
     elif settings.method == "official":
         native = balance_as_released(rows.to_native(), quota, settings.seed, settings.max_copies)
         chosen = _still_in(nw.from_native(native))
-    else:  # as `most_confident`, in less time: most rows are out by their confidence, and need no other reason
+    else:  # `most_confident` in less time: most rows are dropped by their confidence, and need no other reason
         in_bins = still_in.select("label", "bin", "rows")
         cuts = cutoffs(everyone, "confidence", quota, counted=in_bins, still_in=lambda some: _still_in(judge(some)))
         if hashes and hashes.ids.are_increasing and bins.are_kept and (ends := cuts.ends) is not None:
@@ -114,7 +114,7 @@ def _judge_of(
     held_out: Mapping[str, Collection[str]],
     work: Path,
 ) -> Callable[[nw.LazyFrame[Any]], nw.LazyFrame[Any]]:
-    """What adds `duplicates` and `reason` to some of the `labels`, after one look at all of them for what is held out."""
+    """A function that adds `duplicates` and `reason` to any of the `labels`; held-out images are looked up in all labels only once."""
     out = {reason: filters.held_out_rows(labels.to_native(), images) for reason, images in held_out.items() if images}
     out = {reason: kept(nw.from_native(found), work / reason).to_native() for reason, found in out.items()}
     reject_duplicates = filters.duplicate_filter(repeated.to_native())
@@ -145,7 +145,7 @@ def _still_in(rows: nw.LazyFrame[Any]) -> nw.LazyFrame[Any]:
 
 
 def _reasons(held_out: Mapping[str, Collection[str]]) -> list[str]:
-    """All that a row may have."""
+    """All reasons that a row may have."""
     return list(dict.fromkeys([*REASONS, *held_out, UNANSWERED, INVALID]))
 
 
@@ -160,7 +160,7 @@ def _is_invalid(classes: int) -> nw.Expr:
 
 
 def _counted(rows: LazyFrameT, classes: int, reasons: Sequence[str], keep: Callable[[pl.DataFrame], None] | None = None) -> pl.DataFrame:
-    """How many `rows` there are by `label` and `reason`, or, of those that are still in, `bin` of confidence. A label that is none is 0.
+    """Count `rows` by `label` and `reason` or, if they are still in, by `label` and `bin` of confidence. An invalid label counts as 0.
 
     `keep` is as for `count_bins`.
     """
@@ -192,7 +192,7 @@ def _quota(settings: BalanceSettings, still_in: pl.DataFrame) -> int | None:
 
 
 def _dropped(counted: pl.DataFrame, chosen: pl.DataFrame) -> pl.DataFrame:
-    """Rows by `label` and `reason`; what is neither chosen nor out for another reason is over the quota."""
+    """Dropped rows by `label` and `reason`; those that are neither chosen nor dropped for another reason are over the quota."""
     still_in = counted.filter(pl.col("reason").is_null()).group_by("label").agg(pl.col("rows").sum())
     over = still_in.join(chosen, on="label", how="left").with_columns(rows=pl.col("rows") - pl.col("images").fill_null(0))
     others = counted.filter(pl.col("reason").is_not_null()).group_by("label", "reason").agg(pl.col("rows").sum())
