@@ -124,7 +124,7 @@ def reject_unsampled(labels: IntoLazyFrameT, fraction: float, seed: int) -> Into
 def reject_unsure(
     labels: IntoLazyFrameT, min_confidence: float, per_class: Mapping[int, float] | None = None, keep_equal: bool = False
 ) -> IntoLazyFrameT:
-    """Drop rows that the teacher is not sure of (section 3.1: 0.3).
+    """Drop rows with labels of which the teacher is unsure (section 3.1: 0.3).
 
     Args:
         labels: Rows with `label` and `confidence`.

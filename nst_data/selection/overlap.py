@@ -37,7 +37,7 @@ class Looks(NamedTuple):
     """How images look, regardless of brightness and contrast. Fine detail, which resizing and JPEG change, is left out."""
 
     outlines: NDArray[np.float32]  # shape (images, 63), of unit length: curvature of the gray image in the frequencies that `phash` reads
-    tints: NDArray[np.float32]  # shape (images, 2): mean blue and red, less mean gray, in levels
+    tints: NDArray[np.float32]  # shape (images, 2): mean blue and red, minus mean gray, in levels
     contrasts: NDArray[np.float32]  # shape (images,): standard deviation of gray in those frequencies, in levels
 
     @classmethod

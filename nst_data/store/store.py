@@ -81,7 +81,7 @@ class Store:
             self.mirror.refresh(name)
 
     def versions(self, name: str | None = None) -> list[Version]:
-        """Sealed versions.
+        """List the sealed versions.
 
         Args:
             name: Only versions of this name. An invalid name, such as a path in a manifest from the Hub, finds nothing.

@@ -118,7 +118,7 @@ class Version:
 
     @property
     def number(self) -> Number:
-        """The version number, from the folder's name."""
+        """The version number, parsed from the folder's name."""
         return Number.parse(self.place.name)
 
     def verify(self) -> list[str]:

@@ -64,7 +64,7 @@ def damage_is_named(refs: str) -> Iterator[None]:
                 raise NstError(
                     f"{refs}: Spark failed ({said}); its workers must be allowed to write to the store, best as its owner"
                 ) from None
-            # the files were listed on this machine
+            # this machine has already listed the files
             share = "its workers must see the store under the same path as this machine; if they do, " if "FILE_NOT_EXIST" in said else ""
             raise NstError(f"{refs}: Spark failed ({said}); {share}`verify()` checks whether the labels have changed") from None
         if not isinstance(error, (pl.exceptions.PolarsError, *DAMAGE)):

@@ -9,7 +9,7 @@ from nst_data.store.version import Number, Version
 from nst_data.tables.label_tables import check_label_range, damage_is_named
 from nst_data.tables.shards import table_files
 
-REVIEW = "review"  # the table
+REVIEW = "review"  # the table of a review
 ANSWERED = "answered"  # the table, in an edition drawn with a review, of images to which people gave a class
 Excluded = Literal["none of these", "unusable"]
 EXCLUDED: tuple[Excluded, ...] = get_args(Excluded)

@@ -58,7 +58,7 @@ def _half(values: NDArray[np.float32]) -> NDArray[np.float16]:
 
 
 def as_columns(made: NDArray[np.void]) -> dict[str, Any]:
-    """Records of `soft_labels` as columns of a table."""
+    """Records of `soft_labels` as table columns."""
     columns = {name: np.ascontiguousarray(made[name]) for name in made.dtype.names or ()}
     return {name: _lists(values) if values.ndim == 2 else values for name, values in columns.items()}
 
