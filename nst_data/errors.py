@@ -15,7 +15,7 @@ class UsageError(NstError):
 
 
 ODD_YAML = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
-"""What PyYAML raises beside its own YAMLError: of an impossible date, a tag on a value that is none of its kind, deep nesting."""
+"""What PyYAML raises in addition to its YAMLError: for an impossible date, a tag that does not fit its value, deep nesting."""
 
 
 class _AsYaml(reprlib.Repr):

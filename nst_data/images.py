@@ -21,9 +21,9 @@ from nst_data.errors import NstError
 from nst_data.freed_memory import decoded_memory_returned
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF", "PPM", "TGA")
-"""What is opened, by Pillow's names, whatever a file is called; others' decoders start programs (EPS: Ghostscript) or are little tried.
+"""The formats that are opened, by Pillow's names, whatever the file name; other decoders start programs (EPS: Ghostscript) or are rarely used.
 
-TGA, which has no mark at its start, comes last.
+TGA, which has no signature, comes last.
 """
 MAX_PIXELS = 178_956_970  # Pillow's own limit for decompression bombs: 0.5 GB as RGB
 PHASH_SIZE_PX = 32

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError)
-"""What reading a damaged parquet file raises; the last where a name in its footer is no text."""
+"""What reading a damaged parquet file raises; UnicodeDecodeError if a name in its footer is not text."""
 
 
 def column_chunks(

@@ -5,7 +5,7 @@ from typing import Any
 
 Fields = dict[int, Any]  # values of a structure by field number
 DAMAGE = (struct.error, IndexError, KeyError, ValueError, TypeError, AttributeError, RecursionError)
-"""What is raised where bytes are no structure, or one without what it is asked for."""
+"""What is raised if bytes are not a Thrift structure, or it lacks a requested field."""
 _INTEGER_BITS = 63  # largest shift at which another byte of an integer may start
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 from nst_data.store.files import discard, replacing
 
 Batch = tuple[pa.Table, list[dict[str, Any]]]
-"""Rows, and the images among them that have none, with the reasons."""
+"""The rows of a batch, and its images without a row, with the reasons."""
 
 EVERY_SECONDS = 10.0
 _BATCHES = b"batches"  # in the metadata of a piece

@@ -63,7 +63,7 @@ class ShardPlan:
 
 
 _Life = tuple[int, str]
-"""When a claim was written, and what: file systems without fine times, or without any, still show a change."""
+"""The time of a claim and its content: a change shows even on file systems with coarse times, or none."""
 
 
 class Shards:

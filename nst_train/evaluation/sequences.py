@@ -16,7 +16,7 @@ from nst_data.sources.source import Row, Source, Wanted
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm")
 _DEMUXERS = {"format_whitelist": "mov,avi,matroska,webm", "protocol_whitelist": "file"}
-"""FFmpeg's readers for these suffixes, whatever a file holds: others are play lists, which open the files and addresses they name."""
+"""FFmpeg's demuxers for these suffixes, whatever a file holds. Others read playlists, which open the files and addresses that they name."""
 _LOOKED_AT = 3
 Frame = bytes | NstError | Callable[[], bytes]
 

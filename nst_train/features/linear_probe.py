@@ -17,7 +17,7 @@ STRENGTHS = tuple(float(10.0**power) for power in np.arange(-5, 1.5, 0.5))
 """Inverse strengths of the penalty that cross-validation tries: scikit-learn's `C`, on features of mean variance 1."""
 MOST_FITTED, MOST_SEARCHED = 20_000, 1_000  # images of a cross-validation
 MOST_FOLDED = 20_000
-"""Images of a training among which the strength is sought by folds; of more, a sample of so many."""
+"""Number of labeled images up to which cross-validation uses all of them; of more, it uses a sample of this size."""
 STATED_STRENGTH = 0.1  # used if there are too few images for folds
 _LEAST_OF_A_CLASS = 5  # images of each class in the sample that is fitted
 _NEVER = -30.0  # added to the lowest bias for a class without images

@@ -34,7 +34,7 @@ class Part(Protocol):
 
 
 PartMaker = Callable[[int, int, Callable[[], None]], Part]
-"""From positions in the table, start and stop; calls its third argument while it works at length, as a sign of life."""
+"""Makes the part from `start` to `stop`, positions in the table; calls its third argument during long work, as a sign of life."""
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ class ImageText:
     tokens: Callable[[Sequence[str]], dict[str, Tensor]]
     text_features: Callable[[Mapping[str, Tensor]], Float[Tensor, "texts dimensions"]]
     logits: Callable[[Tensor, Mapping[str, Tensor]], Float[Tensor, "images texts"]]
-    """Of pixels and tokens, as the model's own code computes them."""
+    """The logits for pixels and tokens, as the model's own code computes them."""
     scale: float
 
     @property

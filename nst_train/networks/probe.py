@@ -8,7 +8,7 @@ from nst_train.networks.weights import why_not_loaded
 from nst_train.transforms.preprocessing import Preprocessing
 
 FAILURES = (RuntimeError, ValueError, TypeError, AssertionError, AttributeError, LookupError, ZeroDivisionError)
-"""What networks and image processors raise for images that they do not take."""
+"""What networks and image processors raise for images that they reject."""
 
 
 @torch.no_grad()

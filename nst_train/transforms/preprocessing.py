@@ -32,7 +32,7 @@ LARGEST_SIDE_PX = 8192  # of a network's input; EfficientNet-L2 takes 800
 _OVERSIZE = 8  # a JPEG is decoded at 8 or more times the size that it is then resized to: with 4, 2% of labels changed
 _DCT_SIDE_PX = 8  # from this side on, scales of n/8 all give different sizes, by which simplejpeg chooses the scale
 _FLIPS: dict[int, tuple[int, ...]] = {2: (-1,), 3: (-2, -1), 4: (-2,), 6: (-1,), 7: (-2, -1), 8: (-2,)}
-"""Axes that an image of this orientation is mirrored along, after rows and columns have changed places where it lies."""
+"""The axes along which an image of each EXIF orientation is flipped, after transposing it if it lies on its side."""
 _THUMBNAIL = (PHASH_SIZE_PX, PHASH_SIZE_PX)
 _CROP_MODES = (None, "", "center", "squash", "border")
 _BY_PILLOW_ALONE = ("lanczos", "hamming", "box")  # torchvision cannot resize tensors with these
