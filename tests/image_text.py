@@ -11,6 +11,7 @@ from transformers import (
     Siglip2ImageProcessor,
     Siglip2Model,
     SiglipConfig,
+    SiglipForImageClassification,
     SiglipImageProcessor,
     SiglipModel,
 )
@@ -63,6 +64,16 @@ def write_siglip(folder, seed=0):
         network.logit_bias.fill_(-10.0)
     network.save_pretrained(folder)
     tokenizer(64).save_pretrained(folder)
+    SiglipImageProcessor(size={"height": 24, "width": 24}).save_pretrained(folder)
+    return f"local-dir:{folder}"
+
+
+def write_siglip_classifier(folder, names, **words):
+    """A classifier made of SigLIP's image side; its config.json describes a text side too, by default the published one. Its name."""
+    torch.manual_seed(0)
+    about = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+    config = SiglipConfig(text_config=words, vision_config=VISION, **about)
+    spread(SiglipForImageClassification(config)).save_pretrained(folder)
     SiglipImageProcessor(size={"height": 24, "width": 24}).save_pretrained(folder)
     return f"local-dir:{folder}"
 

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from conftest import TINY
+from image_text import write_siglip_classifier
 from safetensors.torch import load_file
 from test_teachers import write_transformer
 from transformers import (
@@ -34,6 +35,7 @@ from nst_data.store.store import Store
 from nst_train.classifiers.teachers import load_classifier
 from nst_train.features.backbone import load_backbone
 from nst_train.labeling.label import label
+from nst_train.networks.model_config import check_config
 from nst_train.networks.models import create_network
 from nst_train.networks.network_noise import add_noise
 from nst_train.networks.outline import outline
@@ -233,3 +235,27 @@ def test_a_training_names_that_all_of_several_last_layers_are_trained_as_one(tin
 def test_a_probe_of_two_last_layers_is_refused_in_a_line(tmp_path):
     with pytest.raises(NstError, match=r"net: expected one linear layer .*found Linear, Linear; choose another model"):
         load_backbone(distilled(tmp_path / "net"), Store(tmp_path), None, None)
+
+
+def test_a_classifier_made_of_an_image_text_model_is_a_teacher_and_trained_to_be_one(tiny_store, tmp_path, capfd):
+    """Its config.json has the words of the text side, of which its weights have none."""
+    _, labeled, pool = tiny_store
+    store, name = Store(tmp_path / "store"), write_siglip_classifier(tmp_path / "net", ["x", "y"])
+    corpus = label(store, "bugs", name, open_source(str(pool)), LabelSettings(batch_size=4), run=LabelRunSettings(decode_threads=1))
+    assert corpus.manifest.class_names == ["x", "y"]
+    settings = TrainSettings(**TINY | QUIET | {"model": name, "image_size": None, "pretrained": True, "epochs": 0.5})
+    trained = train(store, "bees", open_source(str(labeled), labeled=True), settings, run=RUN)
+    assert load_classifier(trained.ref, store)[0].class_names == ["ant", "bee", "cat"]
+    assert "eos_token_id" not in capfd.readouterr().err  # transformers finds fault with the published text side
+
+
+def test_its_image_side_and_a_whole_model_still_have_no_numbers_that_their_weights_cannot_have(tmp_path):
+    name = write_siglip_classifier(tmp_path / "net", ["x", "y"])
+    path = tmp_path / "net" / "config.json"
+    config = json.loads(path.read_text())
+    for changed, place in (
+        (config | {"vision_config": config["vision_config"] | {"num_hidden_layers": 10**7}}, "vision_config.num_hidden_layers"),
+        (config | {"architectures": ["SiglipModel"]}, "text_config.hidden_size"),
+    ):
+        with pytest.raises(NstError, match=rf"net: config\.json: {place}: expected numbers"):
+            check_config(name, path.parent, changed)

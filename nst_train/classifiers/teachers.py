@@ -28,8 +28,7 @@ from nst_train.classifiers.classifier import Classifier, shaping, weights_sha256
 from nst_train.classifiers.lineage import teacher_input
 from nst_train.classifiers.noised_teacher import TeacherNoise
 from nst_train.classifiers.zero_shot import is_zero_shot, load_zero_shot
-from nst_train.networks.image_text import is_image_text
-from nst_train.networks.model_config import check_config, check_is_classifier, is_of_timm, read_config
+from nst_train.networks.model_config import check_config, check_is_classifier, is_image_text, is_of_timm, read_config
 from nst_train.networks.models import check_network_name
 from nst_train.networks.network_noise import Ways
 from nst_train.networks.probe import FAILURES, probe

@@ -15,8 +15,8 @@ from nst_data.store.inputs import ClassTexts, Input
 from nst_data.store.manifest import json_digest
 from nst_train.classifiers.classifier import Classifier, shaping, weights_sha256
 from nst_train.device import set_threads, this_device
-from nst_train.networks.image_text import TOKENIZER_FILES, ImageFeatures, ImageText, in_full_precision, is_image_text, load_image_text
-from nst_train.networks.model_config import check_config, read_config
+from nst_train.networks.image_text import TOKENIZER_FILES, ImageFeatures, ImageText, in_full_precision, load_image_text
+from nst_train.networks.model_config import check_config, is_image_text, read_config
 from nst_train.networks.models import check_network_name
 from nst_train.networks.open_clip_models import OPEN_CLIP_CONFIG, OPEN_CLIP_FILES, is_open_clip, load_open_clip
 from nst_train.networks.probe import FAILURES, probe

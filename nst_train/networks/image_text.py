@@ -71,16 +71,6 @@ class ImageText:
             raise NstError("its logits are not scaled similarities of image and text, so it cannot be used as a classifier")
 
 
-def is_image_text(config: dict[str, Any]) -> bool:
-    """Whether a config.json describes a transformers zero-shot image classification model, not a classifier made from one."""
-    kind, named = config.get("model_type"), config.get("architectures") or []
-    if not isinstance(kind, str):  # such as timm's; returns before the import of transformers, which takes seconds
-        return False
-    from transformers.models.auto.modeling_auto import MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES as KNOWN
-
-    return kind in KNOWN and (not named or KNOWN[kind] in named)
-
-
 def load_image_text(folder: Path, exact: bool) -> ImageText:
     """Load a transformers model from a folder, on the CPU in float32. Errors that transformers raises are passed on."""
     from transformers import AutoImageProcessor, AutoModelForZeroShotImageClassification, AutoTokenizer

@@ -44,6 +44,23 @@ def is_of_timm(config: dict[str, Any]) -> bool:
     return "pretrained_cfg" in config or "architecture" in config
 
 
+def is_image_text(config: dict[str, Any]) -> bool:
+    """Whether a config.json is that of a transformers model for zero-shot image classification, rather than of a classifier made of one."""
+    named = config.get("architectures") or []
+    return (whole := _image_text_class(config)) is not None and (not named or whole in named)
+
+
+def _image_text_class(config: dict[str, Any]) -> str | None:
+    """The class of the whole model where a config.json is of a kind of image-text model, whether or not it is a classifier made of one."""
+    kind = config.get("model_type")
+    if not isinstance(kind, str):  # such as timm's: transformers takes seconds to import
+        return None
+    from transformers.models.auto.modeling_auto import MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES as KNOWN
+
+    whole: str | None = KNOWN.get(kind)
+    return whole
+
+
 def check_config(name: str, folder: Path, config: dict[str, Any]) -> None:
     """Check a config before a network is created from it, whose numbers might ask for more memory than there is.
 
@@ -73,7 +90,9 @@ def _check_numbers(name: str, config: dict[str, Any], tensors: int, largest: int
         asked = {f"model_args.{key}": value for key, value in config.get("model_args", {}).items() if key not in _SIDES}
     else:
         asked = {key: config[key] for key in (*_WIDTHS, *_DEPTHS) if key in config}
-        sides = {side: config[side] for side in ("text_config", "vision_config") if isinstance(config.get(side), dict)}
+        is_image_side = _image_text_class(config) is not None and not is_image_text(config)  # a classifier, for which no text side is made
+        named = ["vision_config"] if is_image_side else ["text_config", "vision_config"]
+        sides = {side: config[side] for side in named if isinstance(config.get(side), dict)}
         asked |= {f"{side}.{key}": of_side[key] for side, of_side in sides.items() for key in (*_OF_SIDES, *_DEPTHS) if key in of_side}
     for place, value in asked.items():
         numbers = _numbers(value)
@@ -91,7 +110,9 @@ def _check_types(name: str, folder: Path, config: dict[str, Any]) -> None:
     """Raises NstError for a value whose type transformers refuses. Its other errors are reported when the network is created."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
+    from transformers.utils import logging
 
+    logging.set_verbosity_error()  # it warns of numbers for texts, which a classifier of images never uses
     kind = config.get("model_type", "")
     if not isinstance(kind, str):
         raise NstError(f"{name}: {CONFIG}: model_type: expected the name of a kind of network, found {_shown(kind)}")
