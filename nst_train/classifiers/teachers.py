@@ -28,7 +28,15 @@ from nst_train.classifiers.classifier import Classifier, shaping, weights_sha256
 from nst_train.classifiers.lineage import teacher_input
 from nst_train.classifiers.noised_teacher import TeacherNoise
 from nst_train.classifiers.zero_shot import is_zero_shot, load_zero_shot
-from nst_train.networks.model_config import check_config, check_is_classifier, is_image_text, is_of_timm, read_config
+from nst_train.networks.model_config import (
+    PROCESSOR,
+    PROCESSORS,
+    check_config,
+    check_is_classifier,
+    is_image_text,
+    is_of_timm,
+    read_config,
+)
 from nst_train.networks.models import check_network_name
 from nst_train.networks.network_noise import Ways
 from nst_train.networks.probe import FAILURES, probe
@@ -225,6 +233,11 @@ def _of_timm(network: nn.Module, exact: bool, class_names: list[str] | None = No
 def _of_transformers(name: str, folder: Path, exact: bool, class_names: list[str] | None = None) -> Classifier:
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
+    if not any((folder / file).is_file() for file in (PROCESSOR, PROCESSORS)):
+        raise NstError(
+            f"{PROCESSOR} is missing, which says how its images are prepared; save the image processor that it was trained with there, "
+            "by `save_pretrained`"
+        )
     network = load_trained(AutoModelForImageClassification, folder, "classifier")
     check_is_classifier(name, network.config)
     processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)

@@ -170,9 +170,8 @@ def check_takes(network: nn.Module, settings: TrainSettings, data_config: dict[s
         try:
             answer = network(torch.zeros(1, size[0], side, side))
         except FAILURES as error:
-            raise NstError(
-                f"image size {side}: not supported by {settings.model} ({why_not_loaded(error)}); choose another `{name}`, or omit it"
-            ) from None
+            remedy = f"choose another `{name}`, or omit it" if getattr(settings, name) else f"set `{name}` to one that it takes"
+            raise NstError(f"image size {side}: not supported by {settings.model} ({why_not_loaded(error)}); {remedy}") from None
         try:
             check_logits(answer, classes)
         except NstError as error:
