@@ -424,6 +424,14 @@ def test_a_number_that_no_version_can_have_is_refused_before_anything_is_written
     assert not list(store.root.rglob("*"))
 
 
+def test_remove_takes_a_version_itself_and_refuses_what_is_none(store):
+    version = make(store)
+    assert store.remove(version) == version.folder
+    assert store.versions() == []
+    with pytest.raises(UsageError, match="expected a version or its name, found 5"):
+        store.remove(5)
+
+
 def test_remove_takes_an_unfinished_version(store):
     staging = store.begin(request(), "flowers")
     assert store.remove("flowers@gen-1") == staging.folder

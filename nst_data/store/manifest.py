@@ -272,7 +272,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         return parse_manifest(path.read_text("utf-8"), str(path))
     except FileNotFoundError:
-        raise NstError(f"{folder}: expected a version with {MANIFEST_NAME}, found none; it was not written by nst or is damaged") from None
+        raise NstError(f"{folder}: expected a version with {MANIFEST_NAME}, found none; restore it, or remove this folder") from None
     except UnicodeDecodeError as error:
         raise NstError(f"{path}: expected a manifest, found unreadable JSON ({error}); remove it and create it again") from None
 

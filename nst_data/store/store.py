@@ -253,11 +253,11 @@ class Store:
             if other.request.kind == staging.request.kind and other.request.digest != staging.request.digest
         ]
 
-    def remove(self, ref: str, say: Callable[[str], None] = lambda _: None) -> Path:
+    def remove(self, ref: str | Version, say: Callable[[str], None] = lambda _: None) -> Path:
         """Delete a version, sealed or in progress.
 
         Args:
-            ref: `name@gen-N`, `name@gen-N.K` or `name@review-N`.
+            ref: The version, or its `name@gen-N`, `name@gen-N.K` or `name@review-N`.
             say: Called with a line about what is being waited for.
 
         Returns:
@@ -268,6 +268,9 @@ class Store:
             AtWorkError: It is being made.
             NstError: Something else in the store was made from it.
         """
+        if not isinstance(ref, str | Version):
+            raise UsageError(f"expected a version or its name, found {ref!r}")
+        ref = ref if isinstance(ref, str) else ref.ref
         name, at, number = ref.partition("@")
         check_name(name)
         if not at:  # elsewhere a bare name means the newest version; a deletion must not guess
