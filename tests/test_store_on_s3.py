@@ -373,6 +373,7 @@ def test_a_version_at_an_address_is_verified_there_each_file_read_once_and_none_
     assert sorted(read) == sorted(sealed)
     assert set(version.place.rglob("*")) == before
     tree.write("corpora/c/gen-1/pseudo_labels/stray.parquet", b"x")
+    tree.write("corpora/c/gen-1/pseudo_labels/._stray.parquet", b"x")  # of macOS, and of no table
     assert version.verify() == ["pseudo_labels/stray.parquet: was not there when the version was sealed"]
     shard = next(iter(version.manifest.files))
     tree.remove([f"corpora/c/gen-1/{shard}"])
@@ -390,6 +391,18 @@ def test_a_copy_on_this_machine_that_was_changed_is_seen_too(tmp_path, address):
     assert problem.endswith(f"in the copy on this machine, {version.place}, which may be deleted")
     shutil.rmtree(version.place)
     assert Store(address).open("c@gen-1").verify() == []
+
+
+def test_a_file_that_is_gone_from_the_copy_on_this_machine_is_brought_again(tmp_path, address):
+    """Clusters delete files from scratch disks one by one, those first that nobody has read for long."""
+    teacher, pool = write_teacher(tmp_path / "teacher", ["ant", "bee"]), open_source(write_pool(tmp_path / "pool", 2, 4))
+    label(Store(address), "c", teacher, pool, progress=QUIET)
+    version = Store(address).open("c@gen-1")
+    shard = next(iter(version.manifest.files))
+    (version.folder / shard).unlink()
+    edition = balance(Store(address), "c@gen-1", BalanceSettings(min_confidence=0, per_class=3), progress=QUIET)
+    assert edition.verify() == []
+    assert (version.place / shard).is_file()
 
 
 def test_what_killed_downloads_of_any_machine_left_goes_after_a_day(tmp_path, address, machine):

@@ -60,6 +60,7 @@ class Mirror:
             raise UsageError(f"{tree.address}: expected a store in a folder or on s3://; other addresses are for pools and labeled sets")
         self.tree = tree
         self.root = _mirrors() / _folder_name(tree.address)
+        self._seen_whole: set[str] = set()  # versions all of whose files were here when this process looked
 
     def __repr__(self) -> str:
         return f"Mirror({self.tree.address!r})"
@@ -146,10 +147,13 @@ class Mirror:
     def bring(self, place: Path) -> None:
         """Download all files of a sealed version and verify those in its manifest. Raises NstError if one is missing or damaged."""
         version = self.name_of(place)
-        known = self._known(version)
-        if known.get("") == "whole" or not (place / seal_of(version)).is_file():
+        was_brought = self._known(version).get("") == "whole"
+        if not (place / seal_of(version)).is_file() or (was_brought and version in self._seen_whole):
             return
         sealed = self._sealed(version, place)
+        if was_brought and all((place / name).is_file() for name in sealed):  # scratch disks lose files that nobody reads
+            self._seen_whole.add(version)
+            return
         files = [one for one in self.tree.files(version) if not one.name.endswith(f"/{seal_of(version)}")]
         below = {one.name.removeprefix(f"{version}/"): one for one in files}
         below = {name: one for name, one in below.items() if all(map(_PLAIN.fullmatch, name.split("/")))}  # no path leads out of the folder
