@@ -2,7 +2,6 @@
 
 import json
 import os
-import platform
 import re
 import subprocess
 import sys
@@ -29,7 +28,7 @@ from nst_data.inspection.similar import similar_images
 from nst_data.inspection.view import View
 from nst_data.progress import Progress
 from nst_data.sources import open_source
-from nst_data.store.files import hash_file
+from nst_data.store.files import PROCESS_SPACE, hash_file
 from nst_data.store.store import Store
 from nst_data.tables import shards
 from nst_train.classifiers.teachers import load_classifier
@@ -252,7 +251,7 @@ def test_similar_images_name_each_row_once_also_of_equal_images(teacher, tmp_pat
 def test_the_sign_by_which_workers_know_a_store_goes_also_when_its_process_was_killed(tmp_path):
     with subprocess.Popen([sys.executable, "-c", ""]) as dead:
         dead.wait()
-    left = tmp_path / f".seen-by-workers.abcd.{platform.node()}.{dead.pid}.tmp"
+    left = tmp_path / f".seen-by-workers.abcd.{PROCESS_SPACE}.{dead.pid}.tmp"
     left.mkdir()
     os.utime(left, (0, 0))
     with on_ray._sign_in(Store(tmp_path)) as sign, on_ray._sign_in(Store(tmp_path)) as other:

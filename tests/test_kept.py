@@ -1,7 +1,6 @@
 """Features under way: whose claims forbid their removal, and how large they are."""
 
 import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 
 from nst_data.errors import NstError
 from nst_data.features.kept import KeptFeatures
+from nst_data.store.files import PROCESS_SPACE
 from nst_data.tables import shards
 
 
@@ -17,7 +17,7 @@ def test_a_living_process_of_this_machine_keeps_its_features(tmp_path: Path, mon
     monkeypatch.setattr(shards, "STALLED_SECONDS", 0.0)
     (tmp_path / "claims").mkdir()
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
-        claim = tmp_path / "claims" / f"00000.{platform.node()}.{child.pid}"
+        claim = tmp_path / "claims" / f"00000.{PROCESS_SPACE}.{child.pid}"
         claim.write_text("0")
         with pytest.raises(NstError, match=f"process {child.pid} .*stop it first"):
             shards.wait_for_claims(tmp_path, "features@0123", lambda _: None)

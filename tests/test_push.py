@@ -2,7 +2,6 @@
 
 import json
 import os
-import platform
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
@@ -21,6 +20,7 @@ from nst_data.progress import Progress
 from nst_data.review.answers import AnswerLog
 from nst_data.review.freeze import freeze
 from nst_data.sharing.croissant import CROISSANT
+from nst_data.store.files import PROCESS_SPACE
 from nst_data.store.manifest import parse_manifest
 from nst_data.store.store import Store
 from nst_data.tables.label_tables import scan_labels
@@ -367,7 +367,7 @@ def test_several_that_pull_one_version_at_once_all_have_it(hub, tmp_path):
 def test_a_push_under_way_is_no_unfinished_version_and_a_dead_one_is_cleared(hub, tmp_path):
     _, url, _, home, _ = hub
     mine = shutil.copytree(home, tmp_path / "home")
-    dead = mine / "store" / "runs" / "pushes" / f"tiny@gen-1.1.abcd.{platform.node() or 'localhost'}.4194999.tmp"
+    dead = mine / "store" / "runs" / "pushes" / f"tiny@gen-1.1.abcd.{PROCESS_SPACE}.4194999.tmp"
     (dead / "tiny" / "gen-1.1").mkdir(parents=True)
     os.utime(dead, (0, 0))
     assert Store(mine / "store").unfinished() == []

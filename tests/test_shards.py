@@ -3,7 +3,6 @@
 import heapq
 import itertools
 import os
-import platform
 import subprocess
 import sys
 import threading
@@ -21,7 +20,7 @@ from nst_data.errors import NstError
 from nst_data.selection.editions import balance
 from nst_data.settings import BalanceSettings
 from nst_data.store.file_tree import FileTree
-from nst_data.store.files import hash_file
+from nst_data.store.files import PROCESS_SPACE, hash_file, temporary
 from nst_data.store.manifest import SealedFile
 from nst_data.store.mirror import Mirror
 from nst_data.store.remote_run import RemoteRun
@@ -124,15 +123,39 @@ def test_a_shard_that_is_done_is_not_taken(shards):
 
 def test_what_a_dead_process_of_this_machine_claimed_is_taken_in_its_turn(shards, dead_process):
     for shard in (0, 3):
-        claim(shards, shard, platform.node(), dead_process)
+        claim(shards, shard, PROCESS_SPACE, dead_process)
     assert list(shards.take()) == [0, 1, 2, 3, 4]
+
+
+def test_containers_that_share_a_name_take_different_shards(shards, tmp_path):
+    """With process ids of their own, as `docker run --network host` starts them on one machine, one for each GPU."""
+    own_ids = ["unshare", "--pid", "--fork", "--mount-proc"]
+    try:
+        may = subprocess.run([*own_ids, "true"], check=False, capture_output=True).returncode == 0
+    except FileNotFoundError:
+        may = False
+    if not may:
+        pytest.skip("this user may not begin a space of process ids")
+    shards.claim(0)
+    code = f"""
+from pathlib import Path
+from nst_data.store.files import clear_abandoned
+from nst_data.tables.shards import ShardPlan, Shards
+clear_abandoned(Path({str(tmp_path)!r}), seconds=0)
+print(next(Shards(Path({str(shards.build)!r}), Path({str(shards.work)!r}), ShardPlan(10, 2)).take()))
+"""
+    part = temporary(tmp_path / "part")
+    part.write_text("being written")
+    found = subprocess.run([*own_ids, sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert found.stdout == "1\n"
+    assert part.exists()
 
 
 @pytest.mark.parametrize(("stalled_seconds", "waits_for"), [(0.0, set()), (0.2, {1})])
 def test_what_a_living_process_works_at_is_taken_last_and_when_it_stalls(shards, monkeypatch, stalled_seconds, waits_for):
     monkeypatch.setattr(pseudo_labels, "STALLED_SECONDS", stalled_seconds)
     monkeypatch.setattr(pseudo_labels, "_LOOK_EVERY_SECONDS", 0.01)
-    claim(shards, 0, platform.node(), os.getppid())
+    claim(shards, 0, PROCESS_SPACE, os.getppid())
     waits = []
     assert list(shards.take(on_wait=waits.append)) == [1, 2, 3, 4, 0]
     assert set(waits) == waits_for
@@ -313,7 +336,7 @@ def test_an_address_is_not_listed_for_each_shard(machine, tmp_path):
 def test_life_is_shown_by_touching_ones_own_claim(shards):
     taken = shards.take()
     shard = next(taken)
-    mine = shards.work / "claims" / f"{shard:05d}.{platform.node()}.{os.getpid()}"
+    mine = shards.work / "claims" / f"{shard:05d}.{PROCESS_SPACE}.{os.getpid()}"
     os.utime(mine, (0, 0))
     shards.show_life(shard)
     assert time.time() - mine.stat().st_mtime < 60

@@ -1,6 +1,5 @@
 """Self-contained editions that stay on the Hub or at a URL: their metadata, and their shards one by one."""
 
-import platform
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from nst_data.self_contained.shard_window import DamagedShardError, ShardWindow
 from nst_data.sharing.pull import find
 from nst_data.sources.range_file import RangeFile
 from nst_data.store.file_tree import FileTree, MissingError
-from nst_data.store.files import hash_file
+from nst_data.store.files import PROCESS_SPACE, hash_file
 from nst_data.store.inputs import Input
 from nst_data.store.manifest import MANIFEST_NAME, EditionManifest, content_digest, parse_manifest
 
@@ -83,7 +82,7 @@ class StreamedEdition(SelfContainedEdition):
 
     def shards(self, work: Path, prepare: Prepare, starts: NDArray[np.int64], most: int, process: int, processes: int) -> ShardWindow:
         """A window of a few shards at a time, downloaded as they are needed; each machine has its own."""
-        window = ShardWindow(work / f"stream-{platform.node()}", prepare, starts, self.place, process, processes)
+        window = ShardWindow(work / f"stream-{PROCESS_SPACE}", prepare, starts, self.place, process, processes)
         window.begin()
         needed = sum(sorted((self.manifest.files[name].bytes for name in self.files), reverse=True)[:most])
         there, free = (path.stat().st_size for path in window.folder.rglob("*") if path.is_file()), shutil.disk_usage(window.folder).free

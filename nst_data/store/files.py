@@ -23,11 +23,23 @@ import psutil
 from nst_data.errors import NstError, UsageError
 from nst_data.store.manifest import SealedFile
 
-_OWNER = platform.node() or "localhost"
+_FIRST_PIDS = 0xEFFFFFFC  # the number of the space of process ids that Linux begins with
 _ABANDONED_SECONDS = 600
 _OLD_SECONDS = 24 * 3600
 _DISCARDED = ".discarded."
 _CANNOT = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EACCES, errno.EBADF)
+
+
+def _process_space() -> str:
+    try:
+        space = os.stat("/proc/self/ns/pid").st_ino
+    except OSError:  # only Linux has namespaces of process ids
+        space = _FIRST_PIDS
+    return (platform.node() or "localhost") + (f"-{space:x}" if space != _FIRST_PIDS else "")
+
+
+PROCESS_SPACE = _process_space()
+"""The scope in which a process id is unique: this machine, or this container if several share the machine's name."""
 
 
 class HashedWriter:
@@ -66,7 +78,7 @@ class HashedWriter:
 
 def temporary(path: Path) -> Path:
     """A temporary name for use by this process only; `clear_abandoned` recognizes it."""
-    return path.with_name(f"{path.name}.{_OWNER}.{os.getpid()}.tmp")
+    return path.with_name(f"{path.name}.{PROCESS_SPACE}.{os.getpid()}.tmp")
 
 
 @contextmanager
@@ -238,11 +250,11 @@ def space_warning(folder: Path, needed: float) -> str:
 
 
 def clear_abandoned(parts: Path, seconds: float = _ABANDONED_SECONDS) -> None:
-    """Delete temporary files and folders of ended processes of this machine that nobody has written to for `seconds`.
+    """Delete temporary files and folders that nobody has written to for `seconds`, of ended processes in this space of process ids.
 
     What an interrupted `discard` left is deleted too, whoever started it: nothing else looks for it.
     """
-    for path in parts.glob(f"*.{_OWNER}.*.tmp"):
+    for path in parts.glob(f"*.{PROCESS_SPACE}.*.tmp"):
         with contextlib.suppress(OSError, ValueError):  # another process is clearing too, this one may not, or the name is not ours
             is_gone = not psutil.pid_exists(int(path.name.split(".")[-2]))
             if is_gone and _age_seconds(path) >= seconds:

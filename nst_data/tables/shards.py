@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import platform
 import random
 import threading
 import time
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 
 from nst_data.errors import NstError
 from nst_data.store.counts import LabelCounts
-from nst_data.store.files import HashedWriter, replacing, write_text
+from nst_data.store.files import PROCESS_SPACE, HashedWriter, replacing, write_text
 from nst_data.store.manifest import SealedFile
 from nst_data.store.remote_run import RemoteRun
 from nst_data.store.staging import NotReadyError
@@ -136,7 +135,7 @@ class Shards:
         shards = len(self.plan)
         if self._elsewhere is None:
             return Route(shards, shards * worker // workers)
-        chance = random.Random(f"{self.work}.{platform.node()}.{os.getpid()}")
+        chance = random.Random(f"{self.work}.{PROCESS_SPACE}.{os.getpid()}")
         return Route(shards, chance.randrange(max(1, shards)) if workers == 1 else shards * worker // workers, chance)
 
     def _met(self, unsettled: set[int]) -> bool:
@@ -184,7 +183,7 @@ class Shards:
         return time.monotonic() - seen > STALLED_SECONDS
 
     def _claim(self, shard: int) -> Path:
-        return self._claims / f"{shard:05d}.{platform.node()}.{os.getpid()}"
+        return self._claims / f"{shard:05d}.{PROCESS_SPACE}.{os.getpid()}"
 
     def reopen(self, shard: int) -> None:
         """Have a shard made again, with the same bytes except for images that can be read by now."""
@@ -324,7 +323,7 @@ def _living_owner(claims: Path) -> int | None:
     """The id of another living process of this machine that wrote a claim, but not of a later process with the same id."""
     for path in claims.glob("[!.]*"):
         node, _, process = path.name.split(".", 1)[1].rpartition(".")
-        if node != platform.node() or int(process) == os.getpid():
+        if node != PROCESS_SPACE or int(process) == os.getpid():
             continue
         with contextlib.suppress(FileNotFoundError, psutil.NoSuchProcess):
             owner = psutil.Process(int(process))
@@ -339,7 +338,7 @@ def _claimed(claims: Path) -> dict[int, _Life]:
     for path in claims.glob("[!.]*"):
         shard, owner = path.name.split(".", 1)
         node, _, process = owner.rpartition(".")
-        if node == platform.node() and (int(process) == os.getpid() or not psutil.pid_exists(int(process))):
+        if node == PROCESS_SPACE and (int(process) == os.getpid() or not psutil.pid_exists(int(process))):
             continue
         with contextlib.suppress(FileNotFoundError):
             newest[int(shard)] = max(newest.get(int(shard), (0, "")), (path.stat().st_mtime_ns, path.read_text("utf-8")))
