@@ -9,6 +9,8 @@ from types import SimpleNamespace
 from typing import Any, Protocol
 
 LINE_EVERY_SECONDS = 10.0
+_LEAST_BESIDE, _LEAST_OF_A_NAME = 32, 16
+"""Columns of a terminal: for rate, time left, a short bar and the blanks between them; for a name."""
 
 
 def as_text(name: str) -> str:
@@ -116,7 +118,9 @@ class Bars(Lines):
             def render(self, task: Any) -> Text:  # noqa: ANN401 - rich's task
                 return Text(task.fields["note"], no_wrap=True, overflow="ellipsis")
 
-        whole = Column(no_wrap=True)  # on a narrow terminal, shorten the bar and the note rather than the numbers
+        # on a narrow terminal, shorten the name, the bar and the note rather than the numbers
+        console, whole = Console(stderr=True), Column(no_wrap=True)
+        name = _shortened(as_text(name), console.width - len(_amount(total, total, unit)) - _LEAST_BESIDE)
         columns = (
             TextColumn("{task.description}", table_column=whole.copy()),
             BarColumn(bar_width=None, table_column=Column(ratio=1, max_width=24)),
@@ -126,9 +130,15 @@ class Bars(Lines):
             TextColumn("left", table_column=whole.copy()),
             Note(table_column=Column()),
         )
-        with Rich(*columns, console=Console(stderr=True), expand=True) as rich:
-            bar = rich.add_task(as_text(name), total=total, completed=done, amount=_amount(done, total, unit), rate="", note="")
+        with Rich(*columns, console=console, expand=True) as rich:
+            bar = rich.add_task(name, total=total, completed=done, amount=_amount(done, total, unit), rate="", note="")
             yield _BarTask(rich, bar, total, unit, done)
+
+
+def _shortened(name: str, most: int) -> str:
+    """A long name, such as that of a folder, with its beginning and its end."""
+    end = max(most, _LEAST_OF_A_NAME) // 2
+    return name if len(name) <= max(most, _LEAST_OF_A_NAME) else f"{name[: end - 1]}…{name[-end:]}"
 
 
 class _BarTask:

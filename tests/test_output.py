@@ -192,6 +192,15 @@ def test_an_error_about_a_name_of_a_stranger_is_one_line_without_control_charact
     assert capsys.readouterr().err.startswith(f"nst: {tmp_path}/{ESCAPED}: expected parquet or tar files")
 
 
+def test_a_long_name_gives_way_to_the_numbers_of_a_bar(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys, "stderr", terminal := io.StringIO())
+    terminal.isatty = lambda: True
+    with Bars().task("find reviewed images in /home/me/photographs/2021/labeled", 150, "images") as task:
+        task.advance(150, "loss 1.103, lr 2.47e-05")
+    assert all(one in terminal.getvalue() for one in ("find reviewed", "2021/labeled", " 150/150 images ", "/s ", " left "))
+
+
 def test_a_terminal_of_80_columns_shows_every_number_of_a_bar(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(sys, "stderr", terminal := io.StringIO())
