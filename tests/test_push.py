@@ -142,7 +142,7 @@ def test_a_repository_is_private_unless_asked_for_and_a_public_one_wants_to_be_n
     stranger.mkdir()
     (hidden,) = nst(url, stranger, ["pull", REPO], token=BOB)
     assert (hidden.status, hidden.out) == (1, "")
-    assert "no such dataset on the Hub" in hidden.err
+    assert "no such dataset or model on the Hub" in hidden.err
     public, again, pulled = nst(
         url,
         home,

@@ -39,6 +39,11 @@ def plain_errors(
         raise NstError(f"{reference}: {_reason(error, what, writing, or_path)}") from None
 
 
+def not_there(what: str) -> str:
+    """The Hub has no such repository, or none that this user may see."""
+    return f"no such {what} on the Hub; correct it or, for a private one, {_LOG_IN}"
+
+
 def _reason(error: Exception, what: str, writing: bool, or_path: bool) -> str:
     from datasets.data_files import EmptyDatasetError
     from datasets.exceptions import DataFilesNotFoundError, DatasetGenerationError, DatasetNotFoundError
@@ -68,7 +73,7 @@ def _reason(error: Exception, what: str, writing: bool, or_path: bool) -> str:
     if caused_by(errors.GatedRepoError) or (caused_by(DatasetNotFoundError) and "gated" in str(error)):
         return f"it is gated: request access on the {what}'s page, then {_LOG_IN}"
     if caused_by(*missing, errors.HFValidationError):
-        return f"{here}no such {what} on the Hub; correct it or, for a private one, {_LOG_IN}"
+        return here + not_there(what)
     if caused_by(errors.RevisionNotFoundError):
         return f"the {what} on the Hub has no such revision; give a branch, tag or commit that it has"
     if caused_by(DataFilesNotFoundError, EmptyDatasetError):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
 from nst_data.errors import NstError, UsageError
-from nst_data.hub.errors import plain_errors
+from nst_data.hub.errors import not_there, plain_errors
 from nst_data.hub.reference import HubReference
 from nst_data.hub.retries import WAITS_SECONDS, retried
 
@@ -53,11 +53,13 @@ class Repository:
         return found[0]
 
     def of_either_kind(self) -> "Repository":
-        """This, or the model of that name where there is no such dataset."""
-        if self.kind == "dataset" and self.is_private() is None:
-            model = replace(self, kind="model")
-            return model if model.is_private() is not None else self
-        return self
+        """This, or the model of that name where there is no such dataset. Raises NstError where there is neither."""
+        if self.kind == "model" or self.is_private() is not None:
+            return self
+        model = replace(self, kind="model")
+        if model.is_private() is None:
+            raise NstError(f"{self.id}: {not_there('dataset or model')}")
+        return model
 
     def tags(self) -> dict[str, str]:
         """The commit of each tag."""
