@@ -67,9 +67,10 @@ def _print_accuracy(suite: str, by_model: ByModel) -> None:
     if len(by_model) > 1:
         return
     result = next(iter(by_model.values()))
-    worst = sorted(result["classes"].items(), key=lambda item: (item[1]["top1"], -item[1]["images"]))[:_WORST]
-    print("classes with the lowest accuracy")
-    print_table(["class", "top-1", "images"], ([name, one["top1"], one["images"]] for name, one in worst))
+    mistaken = [(name, one) for name, one in result["classes"].items() if one["top1"] < 1]
+    if worst := sorted(mistaken, key=lambda item: (item[1]["top1"], -item[1]["images"]))[:_WORST]:
+        print("classes with the lowest accuracy")
+        print_table(["class", "top-1", "images"], ([name, one["top1"], one["images"]] for name, one in worst))
     if result["confusions"]:
         print("most frequent mistakes")
         rows = ([one["truth"], one["predicted"], one["images"]] for one in result["confusions"][:_WORST])

@@ -88,6 +88,15 @@ def test_one_model_alone_shows_its_worst_classes_and_mistakes(copied):
     assert "most frequent mistakes" in shown
 
 
+def test_classes_without_a_mistake_are_not_listed_as_the_worst(capsys):
+    classes = {"ant": {"top1": 1.0, "images": 2}, "bee": {"top1": 0.5, "images": 2}}
+    of_all = {"top1": 0.75, "nll": 0.5, "ece": 0.1, "images": 4, "errors": 0, "confusions": []}
+    print_results({"clean": {"net@gen-0": of_all | {"classes": classes}}})
+    assert capsys.readouterr().out.split("lowest accuracy")[1].split() == ["class", "top-1", "images", "bee", "50.00%", "2"]
+    print_results({"clean": {"net@gen-0": of_all | {"classes": {"ant": classes["ant"]}}}})
+    assert "lowest accuracy" not in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_every_suite_of_own_images_is_printed_recorded_and_drawn(copied, tmp_path):
     store, test = copied
