@@ -17,6 +17,7 @@ from nst_data.cards.own_text import BEGIN
 from nst_data.cards.reproduction import MOMENTUM, WITHOUT_MOMENTUM, command
 from nst_data.selection.editions import balance
 from nst_data.settings import BalanceSettings
+from nst_data.sharing.public_form import published_manifest
 from nst_data.sources import open_source
 from nst_data.store.counts import GenerationCounts, TeacherCounts
 from nst_data.store.inputs import Input
@@ -130,6 +131,13 @@ def test_in_public_no_path_of_this_machine_is_shown(store):
     assert " --start-from tiny-teacher@gen-0" in published(store, "student@gen-0")
     assert published(store, "both@gen-1").startswith("nst label POOL --teacher tiny-teacher@gen-0 --teacher student@gen-0 --corpus both ")
     assert "--exclude EXCLUDE_1 --min-confidence" in published(store, "tiny@gen-1.2").replace(" \\\n    ", " ")
+
+
+def test_the_card_that_is_pushed_has_the_words_in_capitals_though_its_manifest_has_no_paths_any_more(store):
+    for ref in REFS:
+        version = store.open(ref)
+        described = Described(version.folder, version.folder, published_manifest(version, store))
+        assert command(described, Published("alice/x", "gen-1")) == published(store, ref)
 
 
 def test_what_is_on_the_hub_is_pulled_or_named_there(store):

@@ -9,7 +9,7 @@ import yaml
 
 from nst_data.cards.described import Described
 from nst_data.cards.published import Published, is_local, place_of, public_setting
-from nst_data.store.inputs import EditionInputs, GenerationInputs, Input, ReviewInputs, TeacherInputs
+from nst_data.store.inputs import EditionInputs, GenerationInputs, Input, ReviewInputs, TeacherInputs, is_of_model
 from nst_data.store.manifest import ANONYMOUS, BESIDE_SETTINGS, EditionManifest
 
 _WIDTH = 120
@@ -25,6 +25,7 @@ WITHOUT_MOMENTUM = frozenset(
 _OF_PSEUDO_LABELS = re.compile(r"ratio|loss|hard|pseudo_.*")  # rejected by `nst train` without pseudo-labels
 _OF_ZERO_SHOT = ("--class-names", "class-names.yaml", "--prompts", "prompts.txt")
 _HELD_OUT = re.compile(r"all but holdout (?P<share>[\d.e+-]+), seed (?P<seed>\d+)")
+_VERSIONS = ("edition", "generation", "like", "extended", "reviews")  # roles of inputs that are versions
 _OPTIONS = {"start": "start_from"}  # command-line names of settings whose own names are taken
 
 
@@ -102,13 +103,13 @@ class _Sources:
             return f"hf-hub:{place.repo}" + (f"@{place.revision}" if place.revision else "")
         if place and role in self._published.links:
             name, _, number = one.ref.partition("@")
-            if role in ("edition", "generation", "like", "extended", "reviews") and number:
+            if role in _VERSIONS and number:
                 self.pulls.append(_wrapped(["nst", "pull", f"{place.repo}@{place.revision}", "--as", name]))
                 return one.ref
             return f"{place.repo}@{place.revision}" if place.revision else place.repo
         if one.ref.startswith("local-dir:"):
             return f"local-dir:{role.upper()}"
-        return role.upper() if is_local(one.ref) else one.ref
+        return role.upper() if _is_here_alone(one.ref, role) else one.ref
 
     @property
     def labeled(self) -> list[str]:
@@ -118,7 +119,7 @@ class _Sources:
             return []  # trained on the edition only
         if entry is None or not entry.sources:
             return ["--labeled", self["labeled"]]
-        local = [is_local(one) and self._published is not None for one in entry.sources]
+        local = [_is_here_alone(one, "labeled") and self._published is not None for one in entry.sources]
         named = [f"LABELED_{place}" if hidden else one for place, (one, hidden) in enumerate(zip(entry.sources, local, strict=True), 1)]
         return [word for one in named for word in ("--labeled", one)]
 
@@ -138,6 +139,11 @@ class _Sources:
             held_out = [role for role in excluded if self._inputs.excluded[role].ref == labeled.ref]
             excluded = [role for role in excluded if role not in held_out[:1]]
         return [word for role in excluded for word in ("--exclude", self[role])]
+
+
+def _is_here_alone(ref: str, role: str) -> bool:
+    """Whether others cannot open it: a path or, once it is published, its last part. Versions and models are named as they are."""
+    return is_local(ref) or ("/" not in ref and role not in _VERSIONS and not is_of_model(role))
 
 
 def _options(settings: Mapping[str, Any], with_pseudo: bool, in_public: bool, prefix: str = "") -> Iterator[str]:
