@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 
 _NAMED = 10  # names to list if the one asked for does not exist
 _Removable = Annotated[
-    str,
-    typer.Argument(metavar="REF", help="name@gen-N, name@gen-N.K, name@review-N or features@DIGEST, as `nst list` shows them."),
+    list[str],
+    typer.Argument(
+        metavar="REF...",
+        help="name@gen-N, name@gen-N.K, name@review-N or features@DIGEST, as `nst list` shows them, in any order.",
+    ),
 ]
 _Verified = Annotated[
     list[str], typer.Argument(metavar="REF...", help="name@gen-N, name@gen-N.K or name@review-N; a name alone means its newest version.")
@@ -147,11 +150,24 @@ def _checked(version: Version) -> tuple[list[str], str]:
     return problems, f"{version.ref} is damaged: {'; '.join(problems)}. Remove it and make or pull it again"
 
 
-def remove(ref: _Removable, store: StoreOption = None) -> None:
-    """Delete a version that nothing else was made from, an unfinished one, or features, which are computed again when needed."""
+def remove(refs: _Removable, store: StoreOption = None) -> None:
+    """Delete versions that nothing else was made from, unfinished ones, or features, which are computed again when needed."""
+    there, left = open_store(store), list(dict.fromkeys(refs))
+    while left:
+        refused: dict[str, NstError] = {}
+        for ref in left:
+            try:
+                _remove(there, ref)
+            except NstError as error:  # one that is named too may have been made from it
+                refused[ref] = error
+        if len(refused) == len(left):
+            raise next(iter(refused.values()))
+        left = list(refused)
+
+
+def _remove(there: Store, ref: str) -> None:
     from nst_data.features.kept import is_features_ref, remove_features
 
-    there = open_store(store)
     gone = remove_features(there, ref, progress=terminal()) if is_features_ref(ref) else there.remove(ref, terminal().say)
     print(f"removed {gone if there.address is None else f'{ref} from {there.location}'}")
 

@@ -21,7 +21,8 @@ from nst_data.errors import NstError
 from nst_data.freed_memory import decoded_memory_returned
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF", "PPM", "TGA")
-"""The formats that are opened, by Pillow's names, whatever the file name; other decoders start programs (EPS: Ghostscript) or are rarely used.
+"""The formats that are opened, by Pillow's names, whatever the file name. Other decoders start programs (EPS: Ghostscript) or are rarely
+used.
 
 TGA, which has no signature, comes last.
 """

@@ -21,7 +21,7 @@ PROMPTS = (
     "art of the {}.",
     "a photo of the small {}.",
 )
-"""The seven prompts that CLIP's authors chose by forward selection from their eighty (openai/CLIP, Prompt_Engineering_for_ImageNet.ipynb)."""
+"""The prompts that CLIP's authors chose by forward selection from their eighty (openai/CLIP, Prompt_Engineering_for_ImageNet.ipynb)."""
 
 
 class ZeroShot(Settings):

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 from conftest import write_class_folders, write_pool
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 from wording import is_line, tells
 
 from nst_data.store.files import hash_file
+from nst_data.store.store import Store
 from nst_train.waiting import wait_passively
 
 NETWORK = ["--model", "test_resnet", "--image-size", "16", "--epochs", "1", "--batch-size", "4", "--workers", "0"]
@@ -346,6 +348,14 @@ def test_what_macos_puts_beside_files_on_other_disks_and_into_archives_changes_n
             spoil()
         run = CliRunner().invoke(app, [*map(str, words), "--store", str(root)])
         assert run.exit_code == 0, run.output
+
+
+def test_several_versions_are_removed_in_one_command_whatever_their_order(tiny_store, tmp_path):
+    root = shutil.copytree(tiny_store[0].root, tmp_path / "store")
+    done = CliRunner().invoke(app, ["remove", "tiny@gen-1", "tiny@gen-7", "tiny@gen-1.1", "--store", str(root)])
+    assert [Path(line.removeprefix("removed ")).name for line in done.stdout.splitlines()] == ["gen-1.1", "gen-1"]
+    assert (done.exit_code, tells(done.stderr, "nst: tiny@gen-7: …")) == (2, True)
+    assert Store(root).versions("tiny") == []
 
 
 def test_a_pool_that_moved_is_asked_for(tiny_store, tmp_path):
