@@ -1,6 +1,6 @@
-"""Where images come from: a folder, a list, tar or parquet files, a saved dataset, one of the Hub.
+"""Image sources: a folder, a list, tar or parquet files, a dataset saved to disk or on the Hub.
 
-In: what a person writes to name a source. Out: rows of (id, key, encoded bytes, label?) in one fixed order, a fingerprint by names and
+Input: a location as the user writes it. Output: rows of (id, key, encoded bytes, label?) in one fixed order, a fingerprint by names and
 sizes, and what was skipped or has changed.
 """
 

@@ -1,4 +1,4 @@
-"""Sources at an address: image files, tar and parquet files on an object store or the Hub, read by ranges and never downloaded whole."""
+"""Sources at an address: image files and tar files on an object store or the Hub, read on demand without downloading the source."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -29,27 +29,27 @@ from nst_data.store.indexes import Indexes
 
 
 class AddressedFiles(Files):
-    """Images that are files below an address."""
+    """Images stored as individual files below an address."""
 
     _tree: FileTree
-    _tags: NDArray[np.uint64]  # their stamps
-    _bytes_of_none = 0  # asked for of a file of size 0, which need not be there where that is not 0
+    _tags: NDArray[np.uint64]  # the stamp of each file
+    _bytes_of_none = 0  # bytes to request from a file listed with size 0; if not 0, such a file may be missing
 
     def _object(self, key: str) -> str:
-        """The name of an image below the address."""
+        """The name of an image relative to the address."""
         return key
 
     def _file(self, name: str) -> str:
         return self._tree.at(self._object(name))
 
     def read(self, row: int) -> bytes:
-        """The file's bytes. Raises NstError where there are not as many as were listed, or the server cannot be asked."""
+        """The file's bytes. Raises NstError if their number differs from the listing, or the server cannot be reached."""
         content = self._tree.read(self._object(self.key(row)))
         check_file_size(len(content), self._listing.table["bytes"][row].as_py())
         return content
 
     def rows(self, wanted: Wanted) -> Iterator[Row]:
-        """The wanted files, read ahead. Raises NstError where the network fails."""
+        """The wanted files, read ahead. Raises NstError if the network fails."""
         for (row, name, size), content in read_ahead(self._tree, self._extents(wanted)):
             yield Row(row, name, _checked(content, size))
 
@@ -57,7 +57,7 @@ class AddressedFiles(Files):
         for piece in in_pieces(wanted, 1024):
             entries = rows_of_table(self._listing.table, piece)
             for row, name, size in zip(piece.tolist(), entries["name"].to_pylist(), entries["bytes"].to_pylist(), strict=True):
-                stop = size + 1 if size else self._bytes_of_none  # one more byte shows that it has grown
+                stop = size + 1 if size else self._bytes_of_none  # one extra byte reveals that the file has grown
                 yield Extent(self._object(name), 0, stop), (row, name, size)
 
     def _stamps(self) -> NDArray[np.uint64]:
@@ -68,16 +68,17 @@ class AddressedFiles(Files):
 
 
 class AddressedImages(AddressedFiles, ImageFolder):
-    """Image files below an address: rows, keys and classes as of the same files in a folder.
+    """Image files below an address, with the same rows, keys and classes as the same files in a local folder.
 
-    There may be none; `others` are the tar and parquet files beside them. They are listed, unless they were before (`kept`).
+    There may be no images; `others` are the tar and parquet files found next to them. Nothing is listed if an earlier listing is given as
+    `kept`.
     """
 
     def __init__(self, tree: FileTree, labeled: bool = False, kept: AddressListing | None = None) -> None:
         Source.__init__(self, tree.address)
         self._tree = tree
         self.others: list[StoredFile] = []
-        self.is_there = False  # any file at all
+        self.is_there = False  # whether any file was listed
         self._folders, self._skipped = set[str](), Skipped()
         if kept is not None:
             self._listing, self._tags, self.skipped = listed_in(kept.table), kept.table["stamp"].to_numpy(), kept.skipped
@@ -96,7 +97,7 @@ class AddressedImages(AddressedFiles, ImageFolder):
             self._read_classes(self._folders)
 
     def _pages(self) -> Iterator[list[StoredFile]]:
-        """The images, of one listing."""
+        """The images on each page of one listing."""
         for page in self._tree.pages():
             files = [file for file in page if not is_hidden(file.name)]
             self.is_there = self.is_there or bool(page)
@@ -108,7 +109,7 @@ class AddressedImages(AddressedFiles, ImageFolder):
                     self.others += [file] if PurePosixPath(file.name).suffix.lower() in READ_FROM_FOLDERS else []
 
     def as_listed(self, labeled: bool) -> "AddressedImages":
-        """The same files with their classes, or without, and no second listing."""
+        """The same files with or without their classes, without listing them again."""
         found = AddressedImages(self._tree, kept=self._address_listing)
         found._folders = self._folders
         if labeled:
@@ -116,7 +117,7 @@ class AddressedImages(AddressedFiles, ImageFolder):
         return found
 
     def keep_listing(self, indexes: Indexes) -> None:
-        """With the stamps."""
+        """Store the listing together with the stamps."""
         self._address_listing.keep(indexes, self.location, self.images_fingerprint)
 
     @property
@@ -126,7 +127,7 @@ class AddressedImages(AddressedFiles, ImageFolder):
 
 
 def _in_order(found: pa.Table) -> pa.Table:
-    """By the bytes of names, as most servers list them."""
+    """The table sorted by the bytes of the names, which is how most servers list them."""
     names = found["name"]
     if pc.all(pc.less_equal(names.slice(0, max(0, len(names) - 1)), names.slice(1))).as_py() in (True, None):
         return found
@@ -143,9 +144,9 @@ def _checked(content: bytes | MissingError, size: int) -> Content:
 
 
 class AddressedTars(TarFiles):
-    """Tar files at an address: members are read by ranges, neighboring ones at once."""
+    """Tar files at an address: members are read by range requests, neighboring ones in a single request."""
 
-    _files_at_once = 16  # answers are waited for
+    _files_at_once = 16  # mostly waiting for the server
 
     def __init__(
         self,
@@ -160,7 +161,7 @@ class AddressedTars(TarFiles):
         super().__init__(location, [tree.at(file.name) for file in stored], names, labels, indexes)
 
     def rows(self, wanted: Wanted) -> Iterator[Row]:
-        """The wanted members, read ahead. Raises NstError where the network fails."""
+        """The wanted members, read ahead. Raises NstError if the network fails."""
         for near, content in read_ahead(self._tree, neighbors(self._extents(wanted))):
             for extent, (row, key, size, problem) in near:
                 if isinstance(content, MissingError) or problem is not None:
@@ -179,7 +180,7 @@ class AddressedTars(TarFiles):
                 yield Extent(file.name, start, stop), (row, self._key(row, entry["file"], entry["name"]), size, entry["problem"])
 
     def keep_listing(self, indexes: Indexes) -> None:
-        """That of the tar files, and what lies where in them."""
+        """Store the listing of the tar files and the index of their members."""
         if self._index_in(indexes) is None:
             indexes.keep(self._index_name, partial(write_listing, table=self._index))
         else:
@@ -210,7 +211,7 @@ class AddressedTars(TarFiles):
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or a folder of its path begins with a dot."""
+    """Whether the name of the file, or of a folder in its path, begins with a dot."""
     return name.startswith(".") or "/." in name
 
 

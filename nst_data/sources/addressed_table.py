@@ -1,4 +1,4 @@
-"""Images at an address that a table or a list names: CSV, TSV, JSON lines, COCO's JSON or text, itself at an address or on this disk."""
+"""Images at an address, listed by a table (CSV, TSV, JSON lines, COCO's JSON) or a text file that is itself at an address or local."""
 
 import posixpath
 import re
@@ -27,12 +27,12 @@ _AT_ONCE, _LEAST_PAGES = 16, 4
 
 
 class AddressedTable(AddressedFiles, ImageTable):
-    """The images that a table names, in the order of its rows, all in one bucket: relative to the table's folder, or by their addresses."""
+    """The images that a table lists, in row order, all in one bucket: paths relative to the table's folder, or full addresses."""
 
     _bytes_of_none = 1
 
     def __init__(self, location: str, table: TextTable, labels: LabelsAsked | None, column: str | None, only_below: bool = False) -> None:
-        """`location` is an address, or a file of this machine whose paths are addresses."""
+        """`location` is an address, or a local file that lists addresses."""
         own = FileTree.parse(location)
         some = own or FileTree.parse(table.paths[0])
         if some is None:
@@ -53,7 +53,7 @@ class AddressedTable(AddressedFiles, ImageTable):
         return listed((paths.slice(start, PIECE).to_list(), [file.size for file in files[start : start + PIECE]]) for start in pieces)
 
     def _found(self, objects: list[str]) -> Mapping[str, StoredFile]:
-        """Those of these files that are there: by one listing of the folder that they share, while that takes fewer requests than each."""
+        """The given files that exist: found by listing their common folder as long as that takes fewer requests than asking for each."""
         missing, found = set(objects), dict[str, StoredFile]()
         folder = posixpath.commonpath([posixpath.dirname(name) for name in missing])
         tree, prefix = (FileTree(self._tree.at(folder)), f"{folder}/") if folder else (self._tree, "")
@@ -76,7 +76,7 @@ class AddressedTable(AddressedFiles, ImageTable):
         return self._in_bucket(key) or ""
 
     def _in_bucket(self, path: str) -> str | None:
-        """The name in the bucket of what a path of the table means; None where it leads elsewhere."""
+        """The name within the bucket that a path in the table refers to, or None if it points elsewhere."""
         if "://" in path:
             top = f"{self._tree.address}/"
             return path.removeprefix(top) if path.startswith(top) and without_secrets(path) == path else None
@@ -90,13 +90,13 @@ class AddressedTable(AddressedFiles, ImageTable):
         if not outside:
             return
         if "://" in outside[0]:
-            FileTree.parse(outside[0])  # which says what is wrong with it
+            FileTree.parse(outside[0])  # raises a more specific error for an invalid address
         rows = f"{len(outside):,} row{'s' * (len(outside) > 1)}"
         raise NstError(f"{self.location}: expected images in {self._tree.address}, found {outside[0]!r} in {rows}; correct the paths")
 
 
 def open_local(location: str, labels: LabelsAsked | None, column: str | None, only_below: bool = False) -> Source:
-    """A table or a list on this disk, of images that are on it too, or at an address."""
+    """Open a local table or list of images, which may be local or at an address."""
     is_list = location.lower().endswith(LIST)
     if is_list and not _is_address(next(lines_of(location, location), "")):
         return ImageList(location, labels is not None)
@@ -107,7 +107,7 @@ def open_local(location: str, labels: LabelsAsked | None, column: str | None, on
 
 
 def open_at(tree: FileTree, name: str, labels: LabelsAsked | None, column: str | None, only_below: bool = False) -> Source:
-    """A table or a list that is a file of a tree. Raises NstError where it cannot be read, or is no such file."""
+    """Open a table or list that is a file of a tree. Raises NstError if it cannot be read or has another format."""
     location = tree.at(name)
     with tempfile.TemporaryDirectory(prefix="nst-table-") as folder:
         file = Path(folder, posixpath.basename(name))

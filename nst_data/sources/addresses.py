@@ -1,4 +1,4 @@
-"""What lies at an address, such as `s3://bucket/pool`, opened as a source."""
+"""Open an address, such as `s3://bucket/pool`, as a source."""
 
 import posixpath
 import re
@@ -32,7 +32,7 @@ _FILE = "file://"
 
 
 def local_path(location: str) -> str:
-    """A path of this machine, where it is given as an address; else the same text."""
+    """The local path of a `file://` address; any other text is returned unchanged."""
     if not location.lower().startswith(_FILE):
         return location
     path = location[len(_FILE) :]
@@ -42,24 +42,24 @@ def local_path(location: str) -> str:
 
 
 def address_of(location: str) -> FileTree | None:
-    """What a user means by an address; None for paths and datasets of the Hub. Raises UsageError for addresses that are not read."""
+    """The file tree at an address, or None for paths and datasets of the Hub. Raises UsageError for unsupported addresses."""
     if without_secrets(location) == location and not _OF_HUB.fullmatch(location):
-        HubReference.parse(location)  # which says how to name a dataset of the Hub that is given as an address
+        HubReference.parse(location)  # its error tells how to name a Hub dataset that was given as an address
     return FileTree.parse(location)
 
 
 def is_address(location: str) -> bool:
-    """Whether text is no path and no dataset of the Hub."""
+    """Whether text is an address rather than a path or a dataset of the Hub."""
     return "://" in location
 
 
 def open_address(
     tree: FileTree, labels: LabelsAsked | None, column: str | None, indexes: Indexes | None, digest: str | None = None, stamp: str = ""
 ) -> Source:
-    """Open image files below an address, or tar or parquet files: all that are below it, one, or those of a pattern.
+    """Open image, tar or parquet files at an address: everything below it, a single file, or the files that match a pattern.
 
-    What is listed without labels is kept in `indexes`. Where that has what once had the fingerprint `digest`, and the
-    `stamp` if one is given, nothing is listed.
+    Listings made without labels are stored in `indexes`. If a stored one has the fingerprint `digest`, and the `stamp` if one is given,
+    it is used and nothing is listed.
     """
     if indexes is None or labels is not None:
         return _listed(tree, labels, column, indexes)
@@ -71,9 +71,9 @@ def open_address(
 
 
 def _kept(tree: FileTree, column: str | None, indexes: Indexes, digest: str, stamp: str) -> Source | None:
-    """The source as it was when it had this fingerprint; None where that is not known, or cannot be opened any more.
+    """The source as it was when it had this fingerprint; None if that listing is not stored, or can no longer be opened.
 
-    Raises NstError where the server cannot be asked.
+    Raises NstError if the server cannot be reached.
     """
     listing = AddressListing.kept(indexes, tree.address, digest, stamp)
     if listing is None or not listing.is_there:
@@ -86,7 +86,7 @@ def _kept(tree: FileTree, column: str | None, indexes: Indexes, digest: str, sta
             source.skipped = listing.skipped
     except UnansweredError:
         raise
-    except NstError:  # what is wrong shows when it is listed
+    except NstError:  # listing it again reports what is wrong
         return None
     return source if source.fingerprint == digest and stamp in ("", source.stamp) else None
 
@@ -128,22 +128,22 @@ def _listed(tree: FileTree, labels: LabelsAsked | None, column: str | None, inde
 
 
 def _metadata_in(tree: FileTree) -> str | None:
-    """As `metadata_in` of a folder."""
+    """The metadata file of a Hugging Face `imagefolder`, like `metadata_in` for a local folder."""
     found = [name for name in METADATA if tree.stat(name) is not None]
     return one_metadata(tree.address, found)
 
 
 def _single(tree: FileTree) -> tuple[FileTree, list[StoredFile]] | None:
-    """The file at an address, below its folder."""
+    """The folder and file at an address, or None if it is not a file."""
     folder, _, name = tree.address.rpartition("/")
-    if folder.endswith("/"):  # of a bucket
+    if folder.endswith("/"):  # the address of a bucket
         return None
     file = FileTree(folder).stat(name)
     return None if file is None else (FileTree(folder), [file])
 
 
 def _matching(tree: FileTree) -> tuple[FileTree, list[StoredFile]]:
-    """The files that a pattern names, below the folder in which they all are. Raises NstError where it names none."""
+    """The common folder of the files that match a pattern, and these files. Raises NstError if none matches."""
     from fsspec.utils import glob_translate
 
     folder = re.split(r"[*?\[{]", tree.address)[0].rpartition("/")[0]
@@ -165,7 +165,7 @@ def _of_files(
     column: str | None,
     indexes: Indexes | None,
 ) -> Source:
-    """Tar or parquet files, in bytewise order of their paths below the folder that they share."""
+    """Tar or parquet files, in bytewise order of their paths relative to their common folder."""
     folder = posixpath.commonpath([posixpath.dirname(file.name) for file in files])
     names = [posixpath.relpath(file.name, folder or ".") for file in files]
     if kind_of(names, location) == "tar":

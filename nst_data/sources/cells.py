@@ -1,4 +1,4 @@
-"""Images in an Arrow column: which column holds them, and the bytes in its cells without a copy."""
+"""Images in an Arrow column: find the column, and access the bytes of its cells without copying."""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,19 +14,19 @@ from nst_data.sources.source import Content
 
 ByPath = Callable[[str], Content]
 _NOTHING = "no image in this row"
-NO_IMAGES = ""  # in place of a column with images: of a table that is opened for its other columns
+NO_IMAGES = ""  # given as the image column when a table is opened for its other columns
 
 
 class NoImagesError(NstError):
-    """A table that has no column with images."""
+    """The table has no image column."""
 
 
 def image_column(schema: pa.Schema, location: str, asked: str | None, features: Features | None = None) -> tuple[str, tuple[str, ...]]:
-    """The column with the images, and what pins the choice: its name where there were several. None is looked for with NO_IMAGES.
+    """The image column, and what pins the choice: its name if several columns could hold images. NO_IMAGES skips the search.
 
-    Of several that could hold images it is the one that `datasets` calls an Image, in the schema or in a card's `features`.
+    Among several candidates, the one that `datasets` declares an Image in the schema or in a card's `features` is chosen.
 
-    Raises NstError where there is none, UsageError where the one asked for is not there or several are.
+    Raises NstError if there is none, UsageError if the requested column does not exist or the choice is ambiguous.
     """
     if asked == NO_IMAGES:
         return NO_IMAGES, ()
@@ -64,12 +64,12 @@ def holds_images(kind: pa.DataType) -> bool:
 
 
 def is_binary(kind: pa.DataType) -> bool:
-    """Whether values of a type are bytes."""
+    """Whether values of this type are bytes."""
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
 class Cells:
-    """The cells of one array: binary, or a struct of bytes and path. `by_path` is asked for a cell with a path and no bytes."""
+    """The cells of one array: binary, or a struct of bytes and path. `by_path` resolves cells that have a path but no bytes."""
 
     def __init__(self, column: pa.Array, by_path: ByPath) -> None:
         self._paths: pa.Array | None = None
@@ -77,7 +77,7 @@ class Cells:
         if isinstance(column.type, pa.BaseExtensionType):
             column = column.storage
         self._dictionary: pa.Array | None = None
-        if pa.types.is_dictionary(column.type):  # decoded it could be a thousand times as large
+        if pa.types.is_dictionary(column.type):  # decoding it could make it a thousand times as large
             self._dictionary, self._places = column.dictionary, column.indices.to_pylist()
             return
         if pa.types.is_struct(column.type):
@@ -94,7 +94,7 @@ class Cells:
         self._null: list[bool] | None = column.is_null().to_pylist() if column.null_count else None
 
     def __getitem__(self, cell: int) -> Content:
-        """The bytes, or why there are none."""
+        """The bytes, or the reason why there are none."""
         if self._dictionary is not None:
             place = self._places[cell]
             return NstError(_NOTHING) if place is None else Cells(self._dictionary.slice(place, 1), self._find)[0]
@@ -113,7 +113,7 @@ class Cells:
 
 
 def cell_of(column: pa.ChunkedArray, cell: int, by_path: ByPath) -> Content:
-    """A single cell of a column in chunks."""
+    """A single cell of a chunked column."""
     for chunk in column.chunks:
         if cell < len(chunk):
             return Cells(chunk.slice(cell, 1), by_path)[0]
@@ -122,7 +122,7 @@ def cell_of(column: pa.ChunkedArray, cell: int, by_path: ByPath) -> Content:
 
 
 def below(folder: Path) -> ByPath:
-    """Image files that cells name relative to a folder; none that lies elsewhere."""
+    """Resolve paths in cells relative to a folder; paths that lead out of it yield an error."""
     return partial(_below, folder)
 
 
@@ -133,11 +133,11 @@ def _below(folder: Path, path: str) -> Content:
 
 
 def is_below(path: str) -> bool:
-    """Whether a path that a cell names leads nowhere but below its folder."""
+    """Whether a path in a cell stays below its folder."""
     parts = PurePosixPath(path)
     return not (parts.is_absolute() or ".." in parts.parts or "\0" in path)
 
 
 def nowhere(path: str) -> Content:
-    """Cells of a downloaded file cannot name others."""
+    """Resolve no path: cells of a downloaded file must not refer to other files."""
     return NstError(f"names the file {path!r} and holds no bytes")

@@ -1,7 +1,7 @@
-"""Which images of a local source are others than were read before, at the same names and sizes.
+"""Detect images whose content has changed since they were read although names and sizes stayed the same.
 
-Names and sizes are a source's identity. Beside what is made of it stands a stamp of each file, of when it was written and put in its place:
-the images in files with another stamp, newer or older, are hashed anew, and the hashes compared with those of the images that were read.
+Names and sizes are a source's identity. In addition, each version made from a source records a stamp of every file, taken from its times:
+images in files whose stamp differs, newer or older, are hashed again, and the hashes compared with those of the images that were read.
 """
 
 import datetime
@@ -24,48 +24,48 @@ from nst_data.sources.source import Source
 from nst_data.store.files import replacing, write_text
 from nst_data.store.places import READ
 
-_SAMPLED_ROWS = 10_000  # of tables and tar files, where one newer file stands for many images
-_SAMPLED_ELSEWHERE = 1_000  # where a source of the same names and sizes lies in another place
+_SAMPLED_ROWS = 10_000  # for tables and tar files, where one changed file may hold many images
+_SAMPLED_ELSEWHERE = 1_000  # if a source with the same names and sizes is at another location
 _PIECE = 65_536
 _BEFORE_VERB = re.compile(" was | were ")
-_ODD = (ValueError, KeyError, TypeError, OverflowError)  # what reading a note raises that no nst wrote
+_ODD = (ValueError, KeyError, TypeError, OverflowError)  # raised by reading a record that nst did not write
 
 Known = Iterable[tuple[NDArray[np.int64], NDArray[np.bytes_]]]  # increasing row numbers, and the 16 bytes of each `image_hash`
 HASH = np.dtype("V16")
 
 
 class Times(NamedTuple):
-    """When the newest of some files was written, and when the newest was put in its place or changed otherwise; nanoseconds."""
+    """Latest modification time (mtime) and latest status change (ctime) of a set of files, in nanoseconds."""
 
     written: int
     changed: int
 
 
 class _Noted(NamedTuple):
-    location: str  # empty where it is not known
-    stamps: NDArray[np.uint64] | None  # of each file, or
-    times: Times | None  # as an earlier nst noted
+    location: str  # empty if unknown
+    stamps: NDArray[np.uint64] | None  # one per file, or
+    times: Times | None  # as recorded by earlier versions of nst
 
 
 class Reading:
-    """What is known of the reading of one source (`role`) for the version in `folder`, under way or sealed."""
+    """The record of how one source (`role`) was read for the version in `folder`, which may be in progress or sealed."""
 
     def __init__(self, folder: Path, role: str) -> None:
         self._about, self._stamps, self._hashes = (folder / READ / f"{role}.{kind}" for kind in ("json", "stamps.npy", "npy"))
 
     def begin(self, source: Source) -> None:
-        """Note before any image is read which files they are in, unless that was done."""
+        """Record the stamps of the source's files before any image is read, unless they are already recorded."""
         if not self._about.exists():
             self._note(source, source.stamps())
 
     def keep(self, hashes: NDArray[np.void]) -> None:
-        """Keep the hash of each image, shape (rows,), where no table of the version has it; zeros for one that cannot be read."""
+        """Store the hash of each image, shape (rows,), if no table of the version has it; zeros for an image that cannot be read."""
         self._hashes.parent.mkdir(exist_ok=True)
         with replacing(self._hashes) as file:
             np.lib.format.write_array(file, hashes)
 
     def kept(self) -> Known:
-        """What `keep` kept, but for images that could not be read."""
+        """The hashes that `keep` stored, without images that could not be read."""
         if self._hashes.exists():
             hashes = np.load(self._hashes, mmap_mode="r")
             for start in range(0, len(hashes), _PIECE):
@@ -74,7 +74,7 @@ class Reading:
                 yield start + rows, piece[rows]
 
     def known_hashes(self) -> NDArray[np.bytes_]:
-        """The 16 bytes of each `image_hash` that `keep` kept, as "S16", shape (images,); empty where it kept none."""
+        """The 16 bytes of each `image_hash` that `keep` stored, as "S16", shape (images,); empty if it stored none."""
         pieces = [hashes.view("S16") for _, hashes in self.kept()]
         return np.concatenate([np.empty(0, "S16"), *pieces])
 
@@ -88,11 +88,11 @@ class Reading:
         made: str | None = None,
         notes: bool = True,
     ) -> None:
-        """Raises NstError where images hold other bytes than `known` says.
+        """Raise NstError if the content of images differs from the `known` hashes.
 
-        Those in files with other stamps than were noted are compared, and the stamps noted where they hold the same; a source in another
-        place by a sample. `what` was made of them, `remedy` says what to do. `made` is the time at which a version was sealed that notes
-        nothing. Without `notes` nothing is written.
+        Images in files whose stamp differs from the recorded one are compared, and the new stamps recorded if nothing has changed; of a
+        source at another location a sample is compared. In messages, `what` says what was made from the images and `remedy` what to do.
+        `made` is when the version was sealed, used if it has no record. Without `notes` nothing is written.
         """
         before = self._read(made)
         if before is None:
@@ -123,7 +123,7 @@ class Reading:
             have = f"{changed:,} images have" if changed > 1 else "1 image has"
             raise NstError(f"{source.location}: {have} different content than when {what} ({which}); restore {them}, or {remedy}")
         if is_there and notes:
-            with suppress(OSError):  # a store that is only read is compared with again
+            with suppress(OSError):  # with a read-only store the comparison is repeated next time
                 self._note(source, now)
 
     def _note(self, source: Source, now: NDArray[np.uint64]) -> None:
@@ -140,7 +140,7 @@ class Reading:
         return _Noted("", None, Times(moment, moment))
 
     def _noted(self) -> _Noted | None:
-        """What was noted; None where nothing was, or nothing that this nst understands."""
+        """The record, or None if there is none that this version of nst understands."""
         with suppress(FileNotFoundError, IsADirectoryError, *_ODD):
             noted = json.loads(self._about.read_text("utf-8"))
             location = str(noted["location"])
@@ -153,7 +153,7 @@ class Reading:
 
 
 def _other_files(source: Source, before: _Noted, now: NDArray[np.uint64]) -> NDArray[np.int64] | None:
-    """The numbers of the files that are others than were noted, but for those that are not there; None where all may be."""
+    """Numbers of the existing files that differ from the record; None if any file may differ."""
     if before.stamps is None:
         assert before.times is not None, "one of both is noted"
         return newer_files(source, before.times)
@@ -163,7 +163,7 @@ def _other_files(source: Source, before: _Noted, now: NDArray[np.uint64]) -> NDA
 
 
 def newer_files(source: Source, before: Times) -> NDArray[np.int64]:
-    """The numbers of the files that were written, replaced or otherwise changed since."""
+    """Numbers of the files that were written, replaced or otherwise changed since."""
     found = (
         number for number, path in enumerate(source.files()) if any(now > then for now, then in zip(_times(path), before, strict=True))
     )
@@ -173,13 +173,13 @@ def newer_files(source: Source, before: Times) -> NDArray[np.int64]:
 def _times(path: str) -> Times:
     try:
         stat = os.stat(path)
-    except OSError:  # its rows say so when they are read
+    except OSError:  # reported when its rows are read
         return Times(0, 0)
     return Times(stat.st_mtime_ns, stat.st_ctime_ns)
 
 
 def _known_of(wanted: NDArray[np.int64], known: Known) -> list[tuple[NDArray[np.int64], NDArray[np.bytes_]]]:
-    """The wanted rows, by increasing numbers, whose hash is known, with it."""
+    """The wanted rows (increasing row numbers) whose hash is known, with these hashes."""
     found = []
     for numbers, hashes in known:
         near = wanted[slice(*np.searchsorted(wanted, [numbers.min(), numbers.max() + 1]))] if len(numbers) else wanted[:0]
@@ -189,7 +189,7 @@ def _known_of(wanted: NDArray[np.int64], known: Known) -> list[tuple[NDArray[np.
 
 
 def _compared(source: Source, pieces: Known, advance: Callable[[int], None]) -> Iterator[tuple[int, bool]]:
-    """The rows whose hash is known and that can be read, each with whether its bytes are the same."""
+    """The readable rows whose hash is known, each with whether its bytes are unchanged."""
     for numbers, hashes in pieces:
         for (row, hashed), then in zip(image_hashes(source.rows(numbers)), hashes, strict=True):
             if hashed:
@@ -198,7 +198,7 @@ def _compared(source: Source, pieces: Known, advance: Callable[[int], None]) -> 
 
 
 def hashes_in(folder: Path) -> Known:
-    """From the labels of a version, sealed or under way."""
+    """The image hashes in the label tables of a version, sealed or in progress."""
     for file in sorted((*folder.glob("pseudo_labels/[!.]*.parquet"), *folder.glob("balanced/[!.]*.parquet"))):
         with pq.ParquetFile(file) as parquet:
             for batch in parquet.iter_batches(_PIECE, columns=["id", "image_hash"]):

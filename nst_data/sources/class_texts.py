@@ -1,4 +1,4 @@
-"""Class names with the words that say them: a YAML file of synonyms, or a text file with one name per line."""
+"""Class names with their synonyms, from a YAML file."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,14 +15,14 @@ _EXPECTED = "expected a YAML list of class names, or lines such as `t-shirt: [t-
 
 
 def is_yaml(file: str) -> bool:
-    """Whether class names stand in a YAML file rather than one per line."""
+    """Whether class names come from a YAML file rather than a text file with one per line."""
     return Path(file).suffix.lower() in YAML_SUFFIXES
 
 
 def texts_in_yaml(file: str) -> dict[str, tuple[str, ...]]:
-    """The words of each class in a YAML file, by its name, in order: a list of names, or a mapping of a name to its synonyms.
+    """Synonyms by class name, in order, from a YAML file that holds a list of names or a mapping from name to synonyms.
 
-    All of it is taken as text: `no` and `1` are names. Raises UsageError where it cannot be read or is something else.
+    All scalars are read as text: `no` and `1` are names. Raises UsageError if the file cannot be read or holds something else.
     """
     try:
         if Path(file).stat().st_size > _MOST_BYTES:
@@ -34,7 +34,7 @@ def texts_in_yaml(file: str) -> dict[str, tuple[str, ...]]:
     except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         line, fault = yaml_fault(error)
         raise UsageError(f"`class_names` {file}{line}: {_EXPECTED}; {fault}") from None
-    if isinstance(tree, yaml.MappingNode):  # YAML itself would keep the last of two
+    if isinstance(tree, yaml.MappingNode):  # PyYAML silently keeps the last of two equal keys
         keys = [key.value for key, _ in tree.value]
         if twice := _twice(keys):
             raise UsageError(f"`class_names` {file}: {twice!r} is listed twice; expected distinct names")
@@ -42,7 +42,7 @@ def texts_in_yaml(file: str) -> dict[str, tuple[str, ...]]:
 
 
 def texts_of(content: Any, what: str) -> dict[str, tuple[str, ...]]:  # noqa: ANN401 - anything a YAML file holds
-    """The words of each class by its name; a name without synonyms stands for itself. Raises UsageError, which begins with `what`."""
+    """Synonyms by class name; a name without synonyms is its own. Raises UsageError, whose message begins with `what`."""
     if isinstance(content, list | tuple):
         if twice := _twice([name for name in content if isinstance(name, str)]):
             raise UsageError(f"{what}: {twice!r} is listed twice; expected distinct names")
@@ -60,7 +60,7 @@ def texts_of(content: Any, what: str) -> dict[str, tuple[str, ...]]:  # noqa: AN
 
 
 def _twice(names: Sequence[str]) -> str | None:
-    """The first name that is there already."""
+    """The first name that occurs a second time, or None."""
     seen: set[str] = set()
     for name in names:
         if name in seen:
@@ -70,7 +70,7 @@ def _twice(names: Sequence[str]) -> str | None:
 
 
 def _words(name: str, words: Any, what: str) -> tuple[str, ...]:  # noqa: ANN401 - anything a YAML file holds
-    """The synonyms of a class, each once."""
+    """The synonyms of a class, without duplicates."""
     if words is None or words == "":
         words = [name]
     words = [words] if isinstance(words, str) else words

@@ -1,4 +1,4 @@
-"""Words in a table that are no classes, and classes that may be slips, by their spelling alone."""
+"""Cells of a table that cannot be class names, and class names that are likely mistakes, judged by their spelling only."""
 
 import re
 from collections import defaultdict
@@ -10,9 +10,9 @@ _MOST_SHOWN = 3
 
 
 def no_class(words: Collection[str], is_asked: bool) -> tuple[str, str] | None:
-    """The first of some words that names no class, with what is wrong and what to do: one for a missing value, numbers with fractions.
+    """The first word that is not a class (a missing value, or a fraction in a column of numbers), with what is wrong and what to do.
 
-    `is_asked` says that the user named their column: then fractions may be classes.
+    With `is_asked` the user has named the column, and fractions are accepted as classes.
     """
     if (missing := next((word for word in words if word in _MISSING), None)) is not None:
         return missing, "which programs write where a label is missing; drop such rows, or rename the class"
@@ -24,7 +24,7 @@ def no_class(words: Collection[str], is_asked: bool) -> tuple[str, str] | None:
 
 
 def likely_slips(class_names: Iterable[str]) -> list[str]:
-    """What a person should look at in class names that were collected from the cells of a table, a line each."""
+    """Warnings, one line each, about class names that were collected from the cells of a table."""
     names = sorted(class_names)
     numbers = [name for name in names if _NUMBER.fullmatch(name)]
     others = [name for name in names if not _NUMBER.fullmatch(name)]

@@ -1,4 +1,4 @@
-"""A labeled source with the answers of people: other labels for some of its images, and images of a pool beside them."""
+"""A labeled source with the answers of reviewers applied: corrected labels, and additional images from a pool."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ from nst_data.sources.source import Row, Source, Wanted
 
 @dataclass(frozen=True)
 class Found:
-    """Images with a label: the `rows` of a `source`, their `labels`, and the `image_hash` that each must have."""
+    """Labeled images: `rows` of a `source`, their `labels`, and the `image_hash` that each of them must have."""
 
     source: Source
     rows: NDArray[np.int64]
@@ -23,7 +23,7 @@ class Found:
 
 
 class Corrected(Source):
-    """Its own rows come first and keep their numbers, those that are `left_out` too; `more` images follow."""
+    """The rows of `labeled` come first and keep their numbers, including those `left_out`; the `more` images follow."""
 
     def __init__(self, labeled: Source, labels: NDArray[np.int64], left_out: Sequence[int], more: Found | None) -> None:
         super().__init__(labeled.location)
@@ -40,14 +40,14 @@ class Corrected(Source):
         return len(labels_in(self))
 
     def key(self, row: int) -> str:
-        """Where it is in the source that it comes from."""
+        """The key of the row in the source that it comes from."""
         own = len(self._labeled)
         if self._more is None or row < own:
             return self._labeled.key(row)
         return self._more.source.key(int(self._more.rows[row - own]))
 
     def read(self, row: int) -> bytes:
-        """Raises NstError for an image that is not the one that people saw."""
+        """The encoded bytes of one row. Raises NstError if an added image is not the one that reviewers saw."""
         own = len(self._labeled)
         if self._more is None or row < own:
             return self._labeled.read(row)
@@ -57,7 +57,7 @@ class Corrected(Source):
         return encoded
 
     def rows(self, wanted: Wanted) -> Iterator[Row]:
-        """Its own in sequence, the others one by one."""
+        """The rows of the labeled source in sequence, added images one by one."""
         numbers = np.asarray(wanted, dtype=np.int64)
         is_own = numbers < len(self._labeled)
         yield from self._labeled.rows(numbers[is_own])
@@ -65,23 +65,23 @@ class Corrected(Source):
             yield Row(row, self.key(row), partial(self.read, row))
 
     def copy_of_images(self) -> str:
-        """As of the sources that it comes from."""
+        """What must be copied before single rows of the underlying sources can be read."""
         return self._labeled.copy_of_images() or (self._more.source.copy_of_images() if self._more else "")
 
     def slow_reads(self) -> str:
-        """As of the sources that it comes from."""
+        """Why one of the underlying sources is slow to read."""
         return self._labeled.slow_reads() or (self._more.source.slow_reads() if self._more else "")
 
     def remarks(self) -> list[str]:
-        """As of the labeled source."""
+        """The remarks of the labeled source."""
         return self._labeled.remarks()
 
     def stamps(self) -> NDArray[np.uint64]:
-        """Of the files of both sources; a commit pins the images of one alone."""
+        """The stamps of both sources, which are empty for a source that a commit pins."""
         return self._stamps()
 
     def files(self) -> Iterator[str]:
-        """Those of both sources."""
+        """The files of both sources."""
         return self._paths()
 
     def _stamps(self) -> NDArray[np.uint64]:

@@ -1,4 +1,4 @@
-"""What `datasets` says of the columns of a table: in the metadata of its Arrow schema, or in the card of a repository."""
+"""Column features as declared by `datasets`: in the metadata of an Arrow schema, or in the card of a repository."""
 
 import json
 from collections.abc import Mapping
@@ -6,31 +6,31 @@ from typing import Any
 
 import pyarrow as pa
 
-Features = Mapping[str, Any]  # of `datasets`: what a card says, by column
+Features = Mapping[str, Any]  # features of `datasets` by column, as declared in a card
 
 
 def feature_names(schema: pa.Schema, column: str) -> list[str] | None:
-    """Class names that `datasets` wrote into the schema."""
+    """The class names that `datasets` wrote into the schema."""
     feature = _written(schema).get(column)
     return _names(feature.get("names")) if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" else None
 
 
 def card_names(features: Features | None, column: str) -> list[str] | None:
-    """Class names that a card has."""
+    """The class names declared in a card."""
     return _names(getattr((features or {}).get(column), "names", None))
 
 
 def class_columns(schema: pa.Schema, features: Features | None = None) -> dict[str, list[str]]:
-    """The class names of each column that has some; the card names them where the schema does not."""
+    """Class names by column, from the schema or else from the card, for the columns that have any."""
     found = {name: feature_names(schema, name) or card_names(features, name) for name in schema.names}
     return {name: names for name, names in found.items() if names}
 
 
 def columns_of_kind(kind: str, schema: pa.Schema, features: Features | None = None) -> list[str]:
-    """The columns that are an `Image` or a `ClassLabel` by the schema, or by the card where the schema says nothing."""
+    """The columns that the schema, or else the card, declares to be of a kind such as `Image` or `ClassLabel`."""
     written = _written(schema)
 
-    def kind_of(column: str) -> Any:  # noqa: ANN401 - anybody may have written there
+    def kind_of(column: str) -> Any:  # noqa: ANN401 - anybody may have written the metadata
         feature = written.get(column)
         return feature.get("_type") if isinstance(feature, dict) else type((features or {}).get(column)).__name__
 
@@ -41,10 +41,10 @@ def _written(schema: pa.Schema) -> dict[str, Any]:
     text = (schema.metadata or {}).get(b"huggingface")
     try:
         features = json.loads(text)["info"]["features"] if text else {}
-    except (ValueError, LookupError, TypeError, RecursionError):  # anybody may have written there
+    except (ValueError, LookupError, TypeError, RecursionError):  # anybody may have written the metadata
         return {}
     return features if isinstance(features, dict) else {}
 
 
-def _names(names: Any) -> list[str] | None:  # noqa: ANN401 - anybody may have written there
+def _names(names: Any) -> list[str] | None:  # noqa: ANN401 - anybody may have written the metadata
     return names if isinstance(names, list) and names and all(isinstance(name, str) for name in names) else None

@@ -1,4 +1,4 @@
-"""Image files: which they are, and their bytes, checked against the size that was listed."""
+"""Recognize image files, and read them with a check of the listed size."""
 
 import os
 import stat
@@ -14,19 +14,19 @@ IMAGE_SUFFIXES = frozenset(
 
 
 def absolute_path(path: str | Path) -> Path:
-    """The path from the root without `..`, except where that follows a link and would lead to another folder without it."""
+    """The absolute path without `..`, except where `..` follows a symbolic link and removing it would lead to another folder."""
     path = Path(path).absolute()
     plain = os.path.abspath(path)
     return Path(plain) if os.path.realpath(plain) == os.path.realpath(path) else path
 
 
 def has_image_suffix(name: str) -> bool:
-    """Whether a name without its folders ends like an image's."""
+    """Whether a file name (without folders) has an image suffix."""
     return name[name.rfind(".") :].lower() in IMAGE_SUFFIXES
 
 
 def regular_size(entry: os.DirEntry[str]) -> int:
-    """Size in bytes; 0 for what is no file, or no longer there."""
+    """Size in bytes; 0 if the entry is not a file or no longer exists."""
     try:
         return entry.stat().st_size if entry.is_file() else 0
     except OSError:
@@ -34,14 +34,14 @@ def regular_size(entry: os.DirEntry[str]) -> int:
 
 
 def check_regular(path: str) -> None:
-    """Raises NstError for a named pipe or a device, which would be waited for or never end. What is not there may say so itself."""
+    """Raise NstError for anything but a regular file: reading a pipe or device may block or never end. Missing files are not reported."""
     with suppress(OSError):
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise NstError(f"{path}: not a file, but a folder, a named pipe or a device; remove it")
 
 
 def read_file(path: str, listed_bytes: int | None = None) -> bytes:
-    """All bytes of a file. Raises OSError, or NstError for what is no file, or has not as many as were listed."""
+    """All bytes of a file. Raises OSError, or NstError if it is not a regular file or differs in size from the listing."""
     if "\0" in path:
         raise NstError("its path holds a zero byte, which no file system takes")
     with open(path, "rb", buffering=0, opener=_open_at_once) as file:
@@ -60,13 +60,13 @@ def read_start(path: str, size: int) -> bytes:
 
 
 def check_file_size(size: int, listed_bytes: int) -> None:
-    """Raises NstError where a file has another size than the listing says."""
+    """Raise NstError if the size of a file differs from the listing."""
     if size != listed_bytes:
         raise NstError(f"has {size:,} bytes, {listed_bytes:,} when the pool was listed")
 
 
 def missing_remark(location: str, missing: int, first: str) -> str:
-    """What to say of image files that tables name and that are not there; `first` is where the first was looked for."""
+    """A remark about missing image files that a table lists; `first` is the path at which the first was expected."""
     are, which = ("are", ", the first") if missing > 1 else ("is", "")
     files = f"{missing:,} of its image files {are} missing or empty{which}"
     where = "relative paths start at the folder of the file that lists them"
@@ -74,19 +74,19 @@ def missing_remark(location: str, missing: int, first: str) -> str:
 
 
 def check_whole(size: int, expected_bytes: int) -> None:
-    """Raises NstError where a file ends before what a header in it says."""
+    """Raise NstError if fewer bytes were read than a header in the file promises."""
     if size != expected_bytes:
         raise NstError(f"cut short: {size:,} of {expected_bytes:,} bytes")
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a named pipe would wait for its writer
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # opening a named pipe would wait for its writer
 
 
 class OpenFile:
-    """An open file, closed when nobody uses it any more: a reader keeps the one that a cache has dropped.
+    """An open file that is closed when the last reference is gone, so that a reader may still use one that a cache has dropped.
 
-    Raises NstError for a file of another size than was listed.
+    Raises NstError if the size of the file differs from the listing.
     """
 
     def __init__(self, path: str, size: int) -> None:
@@ -96,13 +96,13 @@ class OpenFile:
         check_file_size(os.fstat(self.number).st_size, size)
 
     def read(self, size: int, offset: int) -> bytes:
-        """The bytes at a place. Raises NstError where there are not as many."""
+        """`size` bytes at an offset. Raises NstError if the file has fewer."""
         found = os.pread(self.number, max(0, min(size, self._size - offset)), offset)  # a header may claim any size
         check_whole(len(found), size)
         return found
 
     def part(self, size: int, offset: int) -> bytes:
-        """The bytes at a place; fewer, or none, where the file ends before or no file can have the place."""
+        """Up to `size` bytes at an offset: fewer if the file ends earlier, none if the offset is outside the file."""
         return os.pread(self.number, size, offset) if 0 <= offset < self._size else b""
 
     def __del__(self) -> None:

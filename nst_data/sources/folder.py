@@ -25,7 +25,7 @@ Entries = tuple[list[str], list[int]]
 
 
 class Files(Source):
-    """Images that are files: their names below `_top` and their sizes are the listing."""
+    """Images stored as individual files; the listing holds their names relative to `_top` and their sizes."""
 
     _top: str
 
@@ -33,15 +33,15 @@ class Files(Source):
         return int(self._listing.table.num_rows)
 
     def key(self, row: int) -> str:
-        """The path as listed."""
+        """The path in the listing."""
         return str(self._listing.table["name"][row])
 
     def read(self, row: int) -> bytes:
-        """The file's bytes. Raises NstError where there are not as many as were listed."""
+        """The file's bytes. Raises NstError if their number differs from the listing."""
         return read_file(self._file(self.key(row)), self._listing.table["bytes"][row].as_py())
 
     def rows(self, wanted: Wanted) -> Iterator[Row]:
-        """The wanted files; each is read when its row is."""
+        """The wanted files; each is read when its row is read."""
         for piece in in_pieces(wanted, 1024):
             entries = rows_of_table(self._listing.table, piece)
             for row, name, size in zip(piece.tolist(), entries["name"].to_pylist(), entries["bytes"].to_pylist(), strict=True):
@@ -49,26 +49,26 @@ class Files(Source):
 
     @property
     def rows_per_file(self) -> int:
-        """Each is one."""
+        """One row per file."""
         return 1
 
     def rows_of_files(self, files: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The same numbers."""
+        """The file numbers themselves, as each file is a row."""
         return files
 
     def empty_files(self, rows: int) -> tuple[int, str]:
-        """Those of size 0."""
+        """The number of files of size 0, and the key of the first."""
         empty = pc.equal(self._listing.table["bytes"].slice(0, rows), 0)
         count = pc.sum(empty).as_py()
         return count, self.key(pc.index(empty, True).as_py()) if count else ""
 
     def _missing(self) -> list[str]:
-        """A remark on those that are not there, of files that name them."""
+        """A remark about listed files that are missing, for sources whose images are listed in a file."""
         count, first = self.empty_files(len(self))
         return [missing_remark(self.location, count, self._file(first))] if count else []
 
     def _file(self, name: str) -> str:
-        """Where a file lies."""
+        """The path of a listed file."""
         return os.path.join(self._top, name)
 
     def _paths(self) -> Iterator[str]:
@@ -85,9 +85,9 @@ class Files(Source):
 
 
 class ImageFolder(Files):
-    """Image files below a folder in bytewise order of their relative paths; with labels, the first folder level names the class.
+    """Image files below a folder in bytewise order of their relative paths; if labeled, the top-level folder names the class.
 
-    With `classes` those below other folders are left out.
+    If `classes` is given, images below other folders are left out.
     """
 
     def __init__(self, location: str, labeled: bool, classes: Container[str] | None = None) -> None:
@@ -102,7 +102,7 @@ class ImageFolder(Files):
             self._read_classes(_folders(location), is_whole=classes is None)
 
     def remarks(self) -> list[str]:
-        """With the class folders in which there is none, and those whose names differ in case alone."""
+        """Adds class folders without images, and those whose names differ only in case."""
         lines = [*super().remarks(), *(f"{self.location}: {line}" for line in differing_in_case(self.class_names or ()))]
         if not self.empty_classes:
             return lines
@@ -140,7 +140,7 @@ def _folders(location: str) -> set[str]:
 
 
 def _check_links(location: str) -> None:
-    """Raises NstError for a class folder that is a link to another: its images would be of one class or the other."""
+    """Raise NstError if a class folder links to another one: the class of its images would be ambiguous."""
     with os.scandir(location) as entries:
         links = sorted(entry.name for entry in entries if entry.name[0] != "." and entry.is_symlink() and _is_folder(entry))
     if not links:
@@ -157,10 +157,10 @@ def _of_classes(classes: Container[str], names: list[str], sizes: list[int]) -> 
 
 
 def walk(top: str, suffixes: frozenset[str], skipped: Skipped | None = None) -> Iterator[Entries]:
-    """(names, sizes) of the files below a folder with one of the suffixes, piece by piece, in bytewise order of relative paths.
+    """(names, sizes) of the files below a folder with one of the suffixes, in pieces, in bytewise order of relative paths.
 
-    Hidden names are left out; links are followed, and a folder is entered once. A file that cannot be looked at has size 0. `skipped`
-    sees the files with other suffixes, and those whose names are not in UTF-8: without it, and for a folder, that is an NstError.
+    Hidden names are left out; links are followed, and each folder is entered once. A file that cannot be examined has size 0. `skipped`
+    is told of files with other suffixes and of names that are not UTF-8. The latter raise NstError without it, and for folders.
     """
     seen: set[tuple[int, int]] = set()
     inside = [_folder(top, "", suffixes, seen, skipped)]
@@ -177,7 +177,7 @@ def walk(top: str, suffixes: frozenset[str], skipped: Skipped | None = None) -> 
 def _folder(
     folder: str, prefix: str, suffixes: frozenset[str], seen: set[tuple[int, int]], skipped: Skipped | None
 ) -> Iterator[Entries | str]:
-    """What a folder holds, in order: files as pieces of (names, sizes), a folder as its path with a slash at the end."""
+    """The content of a folder in order: files as pieces of (names, sizes), a subfolder as its path with a trailing slash."""
     stat = os.stat(folder)
     if (stat.st_dev, stat.st_ino) in seen:
         return
@@ -193,7 +193,7 @@ def _folder(
 
 
 def _sorted_pieces(folder: str, suffixes: frozenset[str], skipped: Skipped | None) -> Iterator[Entries]:
-    """Names (a folder's ends in a slash, where it belongs in the order) and sizes; a large folder is sorted in Arrow."""
+    """Sorted names (those of folders end in a slash, which determines their place) and sizes; a large folder is sorted in Arrow."""
     large: list[tuple[pa.Array, pa.Array]] = []
     names: list[str] = []
     sizes: list[int] = []
@@ -236,7 +236,7 @@ def _sorted_in_arrow(parts: list[tuple[pa.Array, pa.Array]]) -> Iterator[Entries
 
 
 def _start(entry: os.DirEntry[str]) -> bytes:
-    """The first bytes of a file; none of what is no file, or cannot be read."""
+    """The first bytes of a file; empty if it is not a file or cannot be read."""
     try:
         return read_start(entry.path, LOOKED_AT_BYTES) if entry.is_file() else b""
     except OSError:
@@ -246,5 +246,5 @@ def _start(entry: os.DirEntry[str]) -> bytes:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link that goes round
+    except OSError:  # a circular link
         return False

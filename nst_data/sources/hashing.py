@@ -1,4 +1,4 @@
-"""The hashes of images that are read for that alone."""
+"""Hash images that are read only for that purpose."""
 
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 
 def image_hashes(rows: "Iterable[Row]", threads: int | None = None) -> "Iterator[tuple[Row, str]]":
-    """Each row with the `image_hash` of its bytes, in order; the hash is empty where the image cannot be read."""
-    return each_in_threads(_hashed, rows, threads or min(32, cpus_of_this_process() + 4))  # disks and networks are waited for
+    """Each row with the `image_hash` of its bytes, in order; the hash is empty if the image cannot be read."""
+    return each_in_threads(_hashed, rows, threads or min(32, cpus_of_this_process() + 4))  # threads mostly wait for disks and networks
 
 
 def _hashed(row: "Row") -> "tuple[Row, str]":

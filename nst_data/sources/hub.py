@@ -29,9 +29,9 @@ _SHA = re.compile(r"[0-9a-f]{40}")
 
 
 def open_hub(reference: HubReference, labels: LabelsAsked | None, column: str | None, stream: bool, indexes: Indexes | None) -> Source:
-    """Open a dataset of the Hub at the commit that its revision names now.
+    """Open a dataset of the Hub at the commit that its revision currently points to.
 
-    Raises NstError where it cannot be reached or read, UsageError where a config or a split must be named.
+    Raises NstError if it cannot be reached or read, UsageError if a config or split must be named.
     """
     with plain_errors(str(reference), or_path=True), quiet("datasets"):
         sha = _commit(reference)
@@ -59,12 +59,12 @@ class HubSplit:
         self.location = f"{reference.repo}@{sha}:{builder.config.name}/{split}"
         top = f"hf://datasets/{reference.repo}@{sha}/"
         urls = [str(url) for url in builder.config.data_files[split]]
-        if not all(url.startswith(top) for url in urls):  # later versions of datasets refuse these themselves
+        if not all(url.startswith(top) for url in urls):  # later versions of datasets reject these themselves
             raise NstError(f"{reference}: its card names data files that are not in the repo; expected files of its own")
         self.files = sorted((url.removeprefix(top) for url in urls), key=str.encode)
 
     def download(self) -> list[str]:
-        """Paths in the Hub's cache."""
+        """Download the files; returns their paths in the local cache of the Hub."""
         from huggingface_hub import hf_hub_download
 
         def one(file: str) -> str:
@@ -74,7 +74,7 @@ class HubSplit:
             return list(pool.map(one, self.files))
 
     def parquet(self, labels: LabelsAsked | None, column: str | None, stream: bool) -> ParquetFiles:
-        """Parquet files, downloaded or read where they are: the same rows and keys."""
+        """The split as parquet files, downloaded or streamed, with the same rows and keys either way."""
         features = self.builder.info.features
         if stream:
             tree = FileTree(f"hf://datasets/{self.reference.repo}@{self.sha}")
@@ -88,7 +88,7 @@ class HubSplit:
         return source
 
     def dataset(self, labels: LabelsAsked | None, column: str | None) -> ArrowDataset:
-        """Any other format, as `datasets` reads it."""
+        """The split in any other format, as `datasets` reads it."""
         from datasets import load_dataset
 
         repo, config = self.reference.repo, self.builder.config.name
@@ -113,7 +113,7 @@ def _commit(reference: HubReference) -> str:
 
 
 def _builder(reference: HubReference, sha: str) -> Any:  # noqa: ANN401
-    """What `datasets` finds in the repo, without running anything that lies there."""
+    """The dataset builder of `datasets` for the repo, without running any code from it."""
     from datasets import get_dataset_config_names, load_dataset_builder
 
     names = retried(lambda: get_dataset_config_names(reference.repo, revision=sha))
@@ -135,7 +135,7 @@ def _choice(reference: HubReference, what: str, names: list[str], asked: str | N
 
 
 def _in_cache(path: str) -> Content:
-    """Files that `datasets` has downloaded or unpacked; what a repo writes into its tables leads nowhere else."""
+    """Resolve paths of files that `datasets` downloaded or unpacked; a repo's tables cannot refer to any other local file."""
     from datasets import config
     from huggingface_hub import constants
 

@@ -1,4 +1,4 @@
-"""Images that a table in text names, a row each: CSV, TSV or JSON lines with paths and classes, and COCO's JSON."""
+"""Images listed in a text table, one per row: CSV, TSV or JSON lines with paths and classes, or COCO's JSON."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from nst_data.sources.listing import PIECE, Listing, listed
 from nst_data.sources.text_tables import DELIMITERS, LINES, delimited, header, json_lines, readable
 
 SUFFIXES = frozenset((*DELIMITERS, *LINES, ".json"))
-METADATA = ("metadata.csv", "metadata.jsonl")  # beside the images of a Hugging Face `imagefolder`
+METADATA = ("metadata.csv", "metadata.jsonl")  # next to the images of a Hugging Face `imagefolder`
 _PATHS = ("file_name", "filename", "path", "file", "filepath", "file_path", "image", "image_path", "key")
 _CLASSES = ("label", "labels", "class", "class_name", "category", "target")
 _FILE, _CLASS = "file_name", "label"
@@ -31,14 +31,14 @@ _FILE, _CLASS = "file_name", "label"
 
 @dataclass(frozen=True)
 class TextTable:
-    """The cells of a table as text, and the column that names the images."""
+    """The cells of a table as text, and the column with the image paths."""
 
     frame: pl.DataFrame
     path_column: str
 
     @classmethod
     def read(cls, location: str, column: str | None, file: str | None = None) -> Self:
-        """The table at a location, or in a local copy of it. Raises NstError where it is none, or a row names no image."""
+        """Read the table at a location, or a local copy `file` of it. Raises NstError if it is not a table or a row has no path."""
         frame = _read(location, file or location)
         if not len(frame):
             raise NstError(f"{location}: expected a row for each image, found none")
@@ -50,15 +50,15 @@ class TextTable:
 
     @property
     def paths(self) -> pl.Series:
-        """Of the images, shape (rows,)."""
+        """The image paths, shape (rows,)."""
         return self.frame[self.path_column]
 
 
 class ImageTable(Files):
-    """The images that a table names, in the order of its rows, relative to its folder or absolute, with their classes where asked for.
+    """The images that a table lists, in row order, by absolute paths or relative to its folder, with their classes if `labels` is given.
 
     Classes are text, or integers from 0. In COCO's JSON the class of an image is the category of its annotations.
-    With `only_below`, for a table that came with a folder and that nobody named, a path that leads out of its folder is refused.
+    `only_below` is for a table found in a folder, not named by the user: paths that lead out of the folder are refused.
     """
 
     def __init__(self, location: str, table: TextTable, labels: LabelsAsked | None, column: str | None, only_below: bool = False) -> None:
@@ -66,19 +66,19 @@ class ImageTable(Files):
         if only_below:
             _check_below(table.paths, location, table.path_column)
         self.image_column = column
-        self._is_coco = location.lower().endswith(".json")  # which lists its classes
+        self._is_coco = location.lower().endswith(".json")  # COCO lists its classes
         self._listing = self._listed(table.paths)
         if labels is not None:
             self._read_labels(table.frame.drop(table.path_column), labels)
 
     def _listed(self, paths: pl.Series) -> Listing:
-        """The names as they stand in the table, with sizes."""
+        """The paths as written in the table, with file sizes."""
         self._top = os.path.dirname(self.location)
         rows = (paths.slice(start, PIECE).to_list() for start in range(0, len(paths), PIECE))
         return listed((names, sizes_of(self._top, names)) for names in rows)
 
     def remarks(self) -> list[str]:
-        """With what may be a slip among the classes, and where images that are not there were looked for."""
+        """Adds likely mistakes among the classes, and where missing images were expected."""
         slips = [] if self._is_coco else likely_slips(self.class_names or ())
         return [*super().remarks(), *(f"{self.location}: {line}" for line in slips), *self._missing()]
 
@@ -106,22 +106,22 @@ class ImageTable(Files):
 
 
 def metadata_in(folder: str) -> str | None:
-    """The metadata file of a Hugging Face `imagefolder`; None where a folder has none. Raises UsageError where it has several."""
+    """The metadata file of a Hugging Face `imagefolder`, or None if the folder has none. Raises UsageError if it has several."""
     name = one_metadata(folder, [name for name in METADATA if os.path.isfile(os.path.join(folder, name))])
     return os.path.join(folder, name) if name else None
 
 
 def one_metadata(folder: str, found: list[str]) -> str | None:
-    """The only one of these names; None where there is none. Raises UsageError where there are several."""
+    """The only name in `found`, or None if it is empty. Raises UsageError if there are several."""
     if len(found) > 1:
         raise UsageError(f"{folder}: expected one metadata file, found {' and '.join(METADATA)}; remove one, or give the right one")
     return found[0] if found else None
 
 
 def path_column(columns: list[str], location: str, asked: str | None, option: str = "image_column") -> str:
-    """The column that names images by their paths: the one asked for by an option, or the only one with a name that says so.
+    """The column with image paths: the one named by the user with `option`, or else the only one with a conventional name.
 
-    Raises UsageError where it is not certain.
+    Raises UsageError if the choice is ambiguous.
     """
     found = [name for name in columns if name.lower() in _PATHS] if asked is None else [name for name in columns if name == asked]
     if _FILE in found:
@@ -137,8 +137,8 @@ def path_column(columns: list[str], location: str, asked: str | None, option: st
 
 
 def _check_below(paths: pl.Series, location: str, column: str) -> None:
-    """Raises NstError where a path leads out of the table's folder."""
-    may_lead_out = paths.str.contains(r"^/|\.\.|\x00|://").arg_true()  # the few that are worth a look each
+    """Raise NstError if a path leads out of the table's folder."""
+    may_lead_out = paths.str.contains(r"^/|\.\.|\x00|://").arg_true()  # a fast filter: only these few need a closer look
     outside = np.array([row for row in may_lead_out if "://" in paths[row] or not is_below(paths[row])], np.int64)
     if len(outside):
         raise NstError(
@@ -148,7 +148,7 @@ def _check_below(paths: pl.Series, location: str, column: str) -> None:
 
 
 def _read(location: str, file: str) -> pl.DataFrame:
-    """All columns as text. Raises NstError for what is no such table."""
+    """All columns as text. Raises NstError if the file is not such a table."""
     suffix = Path(location).suffix.lower()
     kind = {".csv": "CSV with a header", ".tsv": "tab-separated text with a header", ".json": "COCO's JSON"}.get(suffix, "JSON lines")
     with readable(location, f"{kind}, one row per image"):
@@ -174,7 +174,7 @@ def _text(value: str | float | None) -> str | None:
 
 
 def of_coco(file: str, location: str) -> pl.DataFrame:
-    """`file_name` and, of the images' annotations, the category of each image: one, or the same in all of its annotations."""
+    """The `file_name` of each image and, if there are annotations, its category. Raises NstError if an image has several categories."""
     with open(file, encoding="utf-8-sig") as text:
         content = json.load(text)
     try:
@@ -197,7 +197,7 @@ def of_coco(file: str, location: str) -> pl.DataFrame:
 
 
 def _by_id(entries: Sequence[Mapping[str, Any]], name: str, two: str) -> dict[Any, str]:
-    """A text of each entry by its `id`. Raises NstError, which begins with `two`, where one stands for different texts."""
+    """The field `name` of each entry by its `id`. Raises NstError, beginning with `two`, if an id has different texts."""
     found: dict[Any, str] = {}
     for entry in entries:
         text = str(entry[name])

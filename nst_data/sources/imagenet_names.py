@@ -1,6 +1,6 @@
-"""ImageNet's 1,000 classes have WordNet ids and words; which of them a list of class names means, and matching one with the other.
+"""Map class names to ImageNet's 1,000 classes, by WordNet ids or words, and match lists that use one with lists that use the other.
 
-The lists are timm's, read as files: importing timm would import torch.
+The reference lists are timm's, read as files because importing timm would import torch.
 """
 
 import importlib.util
@@ -11,10 +11,10 @@ from functools import cache
 from pathlib import Path
 
 CLASSES = 1000
-_SAME_NAMES = 950  # of 1,000 at the same place: versions of the list differ in a word here and there, other lists in nearly all
+_SAME_NAMES = 950  # of 1,000 at the same index: versions of the list differ in a few words, unrelated lists in nearly all
 _WNID = re.compile(r"n\d{8}")
 _PLACE = re.compile(r"\d{1,3}")
-_NUMBERED = re.compile(r"(.*\S) \((\d+)\)")  # `nst_train.classifiers.teachers` adds its number to a name that stands for several classes
+_NUMBERED = re.compile(r"(.*\S) \((\d+)\)")  # `nst_train.classifiers.teachers` appends the class number to a name shared by several classes
 
 
 def imagenet_wnids() -> list[str]:
@@ -32,10 +32,10 @@ def timms_list(file: str) -> tuple[str, ...]:
 
 
 def wnids_of(names: Sequence[str]) -> list[str] | None:
-    """The WordNet id of each name, all different; None where the names are not all ImageNet's, or might mean several of its classes.
+    """The WordNet id of each name, all distinct; None if some names are not ImageNet's, or could mean several of its classes.
 
-    They are WordNet ids; or ImageNet's 1,000 names in the order of its labels, a word here and there spelt otherwise, or a few of them at
-    another's place; or full names such as "tench, Tinca tinca"; or single words of them that no other class begins with, such as "tench".
+    Names may be WordNet ids; ImageNet's 1,000 names in label order, with a few spelled differently or out of place; full names such as
+    "tench, Tinca tinca"; or single words of full names, such as "tench", that identify one class.
     """
     known = set(imagenet_wnids())
     if names and all(name in known for name in names):
@@ -51,10 +51,10 @@ def wnids_of(names: Sequence[str]) -> list[str] | None:
 
 
 def places_of(found: Sequence[str], expected: Sequence[str]) -> list[int | None] | None:
-    """For each found class its place among the expected ones, None where it has none, if both are ImageNet's classes.
+    """For each found class its index among the expected ones (None if absent), if both lists are ImageNet's classes.
 
-    None where they are not, or where nothing shows it: names that are WordNet ids on one side, or all 1,000. Numbers up to 949 at least on
-    one side are the places of all 1,000 on the other in ImageNet's own order.
+    Returns None if they are not, or if there is no evidence that they are: WordNet ids, or all 1,000 names, on one side. If one side holds
+    at least 950 numbers and the other all 1,000 names, the numbers are label indices in ImageNet's order.
     """
     found, expected = _with_wnids(found, expected), _with_wnids(expected, found)
     if not any(len(names) == CLASSES or (names and all(map(_WNID.fullmatch, names))) for names in (found, expected)):
@@ -67,14 +67,14 @@ def places_of(found: Sequence[str], expected: Sequence[str]) -> list[int | None]
 
 
 def _with_wnids(names: Sequence[str], others: Sequence[str]) -> Sequence[str]:
-    """WordNet ids in place of numbers, where the others are all of ImageNet's names."""
+    """Replace numbers by WordNet ids if `others` are all of ImageNet's names."""
     if not _SAME_NAMES <= len(names) <= CLASSES or len(others) != CLASSES or not all(map(_PLACE.fullmatch, names)):
         return names
     return names if wnids_of(others) is None else [imagenet_wnids()[int(name)] for name in names]
 
 
 class _Words:
-    """The classes by their names, which are in lower case: by the whole name, by its first word, by any of its words."""
+    """ImageNet's classes by lower-case name: by full name, by its first synonym, and by any of its synonyms."""
 
     def __init__(self) -> None:
         lemmas = dict(line.split("\t", 1) for line in timms_list("imagenet_synset_to_lemma.txt"))
@@ -110,7 +110,7 @@ def _by_word(name: str) -> str | None:
 
 
 def _numbered(name: str) -> str | None:
-    """The class of a name such as "crane (517)", where that is its number."""
+    """The class of a name such as "crane (517)", if that is the number of a class with this name."""
     match = _NUMBERED.fullmatch(name)
     if match is None or int(match[2]) >= CLASSES:
         return None
@@ -119,10 +119,10 @@ def _numbered(name: str) -> str | None:
 
 
 def _at_place(name: str, wnid: str) -> str | None:
-    """The class of a name at the place of `wnid`: that one, unless the name means others and not it."""
+    """The class of a name at the index of `wnid`: `wnid` itself, unless the name can only mean other classes."""
     words = _words()
     numbered = _numbered(name)
-    full = words.full.get(_plain(name), set()) if "," in name else set()  # "cardigan" is one's full name, and how another one's begins
+    full = words.full.get(_plain(name), set()) if "," in name else set()  # "cardigan" is one class, and the first word of another
     first = _first(name)
     meant = {numbered} if numbered else full or words.first.get(first) or words.any.get(first) or {wnid}
     if wnid in meant:

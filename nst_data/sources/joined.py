@@ -1,4 +1,4 @@
-"""Several labeled sources one after the other: a source of their own, whose classes are all of theirs."""
+"""Several labeled sources concatenated into one, with the classes of all of them."""
 
 import os
 from bisect import bisect_right
@@ -21,7 +21,7 @@ from nst_data.store.inputs import Input
 
 
 class Joined(Source):
-    """All rows of the first source, then those of the next. Keys begin with the name of their source."""
+    """All rows of the first source, then all rows of the next, and so on. Keys begin with the name of their source."""
 
     def __init__(self, sources: Sequence[Source]) -> None:
         locations = [source.location for source in sources]
@@ -50,22 +50,22 @@ class Joined(Source):
         return self._starts[-1]
 
     def _of(self, row: int) -> tuple[int, int]:
-        """The number of a row's source, and its row there."""
+        """The index of a row's source, and the row number within it."""
         number = bisect_right(self._starts, row) - 1
         return number, row - self._starts[number]
 
     def key(self, row: int) -> str:
-        """The name of its source, and the key there."""
+        """The name of the row's source, followed by its key there."""
         number, there = self._of(row)
         return f"{self._names[number]}/{self._sources[number].key(there)}"
 
     def read(self, row: int) -> bytes:
-        """As in its source."""
+        """The encoded bytes, read from the row's source."""
         number, there = self._of(row)
         return self._sources[number].read(there)
 
     def rows(self, wanted: Wanted) -> Iterator[Row]:
-        """One source after the other."""
+        """The wanted rows, source by source."""
         for number, source in enumerate(self._sources):
             start = self._starts[number]
             of_source = np.asarray(within(wanted, start, self._starts[number + 1]), dtype=np.int64) - start
@@ -73,7 +73,7 @@ class Joined(Source):
                 yield replace(row, id=row.id + start, key=f"{self._names[number]}/{row.key}")
 
     def empty_files(self, rows: int) -> tuple[int, str]:
-        """In all of them."""
+        """Empty files among the first rows, summed over all sources."""
         total, first = 0, ""
         for number, source in enumerate(self._sources):
             count, key = source.empty_files(max(0, min(len(source), rows - self._starts[number])))
@@ -82,15 +82,15 @@ class Joined(Source):
         return total, first
 
     def copy_of_images(self) -> str:
-        """As of the first one of which there is something to say."""
+        """What must be copied for the first source that needs a copy."""
         return next(filter(None, (source.copy_of_images() for source in self._sources)), "")
 
     def slow_reads(self) -> str:
-        """As of the first one of which there is something to say."""
+        """Why reading is slow, for the first source that is slow to read."""
         return next(filter(None, (source.slow_reads() for source in self._sources)), "")
 
     def remarks(self) -> list[str]:
-        """Of all of them, and which classes are not in each: a name that is spelt otherwise becomes a class."""
+        """The remarks of all sources, and the classes that each lacks: a name with another spelling becomes another class."""
         lines = [line for source in self._sources for line in source.remarks()]
         lines += [f"{source.location}: has no {', '.join(missing)}" for source, missing in self._lacking() if missing]
         return lines
@@ -104,11 +104,11 @@ class Joined(Source):
 
     @property
     def rows_per_file(self) -> int | None:
-        """1 where it is in all of them."""
+        """1 if it is 1 in all sources."""
         return 1 if all(source.rows_per_file == 1 for source in self._sources) else None
 
     def rows_of_files(self, files: NDArray[np.int64]) -> NDArray[np.int64]:
-        """As in each of them."""
+        """The rows stored in the given files, as each source maps its own files."""
         found = [
             self._starts[number] + source.rows_of_files(np.asarray(within(files, *self._files[number : number + 2])) - self._files[number])
             for number, source in enumerate(self._sources)
@@ -117,12 +117,12 @@ class Joined(Source):
 
     @cached_property
     def _files(self) -> list[int]:
-        """How many files are before those of each source, and all."""
+        """Number of files before those of each source, followed by the total."""
         return [0, *accumulate(sum(1 for _ in source.files()) or len(source.stamps()) for source in self._sources)]
 
     @property
     def lineage(self) -> Input:
-        """With the sources that it is made of."""
+        """Adds the joined sources."""
         entries = [source.lineage for source in self._sources]
         licenses = dict.fromkeys(entry.license for entry in entries if entry.license)
         update = {"sources": tuple(entry.ref for entry in entries), "license": " + ".join(licenses) or None}
@@ -137,7 +137,7 @@ class Joined(Source):
 
 
 def _told_apart(names: Sequence[str]) -> list[str]:
-    """Names that several have, with a number that makes them others than all before."""
+    """The names, with a number appended to those that occur more than once to make them unique."""
     taken: list[str] = []
     for name in names:
         numbers = (f"{name}-{number}" for number in count(1))
@@ -150,22 +150,22 @@ def _name(location: str) -> str:
 
 
 def _real(location: str) -> str:
-    """The same for all ways to write a path."""
+    """A canonical form of the location, equal for all spellings of one path."""
     return os.path.realpath(location) if os.path.exists(location) else location
 
 
 def _all_classes(sources: Sequence[Source]) -> tuple[list[str], list[NDArray[np.int64]]]:
-    """(class names, of each source the place of each of its classes among them).
+    """(class names of all sources, for each source the index of each of its classes among them).
 
-    All classes of the sources: in the order of the first one that has those of all others, else sorted. Numbers are numbers in all.
-    Raises NstError where some have numbers and others names.
+    Classes are in the order of the first source that has those of all others, else sorted. Class numbers stay numbers if all sources
+    have numbers. Raises NstError if some have numbers and others names.
     """
     listed = [source.class_names or [] for source in sources]
     numbers = [class_numbers(names) for names in listed]
     of_numbers = [found for found in numbers if found is not None]
     if len(of_numbers) == len(sources):
         known = sorted(set().union(*of_numbers))
-        if known[-1] < MOST_UNNAMED:  # else they are names, such as those of articles
+        if known[-1] < MOST_UNNAMED:  # larger ones are names, such as article numbers
             known = list(range(known[-1] + 1))
         return [str(number) for number in known], [np.searchsorted(known, found) for found in of_numbers]
     if of_numbers:
@@ -176,7 +176,7 @@ def _all_classes(sources: Sequence[Source]) -> tuple[list[str], list[NDArray[np.
         places = [_places(other, names) for other in listed]
         if all(place is not None for found in places for place in found):
             return names, [np.array(found, np.int64) for found in places]
-    spellings = {composed(name): name for one in reversed(listed) for name in one}  # of those that differ in it, the first source's
+    spellings = {composed(name): name for one in reversed(listed) for name in one}  # of several spellings, that of the first source
     names = sorted(spellings.values())
     place = {name: index for index, name in enumerate(names)}
     return names, [np.array([place[spellings[composed(name)]] for name in one], np.int64) for one in listed]

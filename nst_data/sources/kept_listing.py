@@ -1,4 +1,4 @@
-"""What was listed at an address, kept in a store: a source whose fingerprint is known opens again without being listed."""
+"""Listings of addresses stored for reuse: a source whose fingerprint is known opens again without being listed."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from nst_data.store.indexes import Indexes
 
 _NAMES = [("name", pa.large_string()), ("bytes", pa.int64())]
 IMAGES, FILES = pa.schema([*_NAMES, ("stamp", pa.uint64())]), pa.schema([*_NAMES, ("etag", pa.large_string())])
-_ABOUT = b"about"  # in the metadata of the table
+_ABOUT = b"about"  # key in the metadata of the table
 
 
 class _About(BaseModel):
@@ -28,9 +28,9 @@ class _About(BaseModel):
 
 @dataclass(frozen=True)
 class AddressListing:
-    """The files of a source, with names below the address `top`: `IMAGES` with their stamps, or tar or parquet `FILES` with their etags.
+    """The files of a source, named relative to the address `top`: `IMAGES` with stamps, or tar or parquet `FILES` with etags.
 
-    `skipped` is as of the source.
+    `skipped` is that of the source.
     """
 
     top: str
@@ -39,15 +39,15 @@ class AddressListing:
 
     @classmethod
     def of_files(cls, tree: FileTree, stored: Iterable[StoredFile], skipped: Mapping[str, int]) -> Self:
-        """That of tar or parquet files of a tree."""
+        """The listing of tar or parquet files of a tree."""
         columns = [pa.array(column, kind) for column, kind in zip(zip(*stored, strict=True), FILES.types, strict=True)]
         return cls(tree.address, pa.table(columns, schema=FILES), skipped)
 
     @classmethod
     def kept(cls, indexes: Indexes, location: str, digest: str, stamp: str = "") -> Self | None:
-        """That of a source with this fingerprint: the last one that this machine listed or, with a `stamp`, the one that has it.
+        """The stored listing of a source with this fingerprint: the latest made by this machine or, if given, the one with this `stamp`.
 
-        None where none is kept, or it is damaged as far as that shows before it is opened.
+        None if there is none, or if it is visibly damaged.
         """
         own = cls._read(indexes.alone.find(_name(location, digest)), location)
         if not stamp or (own is not None and own.stamp == stamp):
@@ -70,7 +70,7 @@ class AddressListing:
         return cls(about.top, table.replace_schema_metadata(), about.skipped)
 
     def keep(self, indexes: Indexes, location: str, digest: str) -> None:
-        """Keep it as the last one of this machine, and share it by its stamp."""
+        """Store it as this machine's latest listing, and share it under its stamp."""
         if self != self.kept(indexes, location, digest):
             about = _About(top=self.top, skipped=dict(self.skipped)).model_dump_json()
             write = partial(write_listing, table=self.table.replace_schema_metadata({_ABOUT: about}))
@@ -84,20 +84,20 @@ class AddressListing:
 
     @property
     def stamp(self) -> str:
-        """That of the source."""
+        """The stamp of the source."""
         return digest_of(self.table["stamp"].to_numpy() if self.is_of_images else stamps_of(self.files))
 
     @property
     def is_there(self) -> bool:
-        """Whether its first file is still there: one request. Raises NstError where the server cannot be asked."""
+        """Whether its first file still exists, found with one request. Raises NstError if the server cannot be reached."""
         return FileTree(self.top).stat(self.table["name"][0].as_py()) is not None
 
     @property
     def files(self) -> list[StoredFile]:
-        """Those of tar or parquet files."""
+        """The tar or parquet files of the listing."""
         return [StoredFile(*file) for file in zip(*(column.to_pylist() for column in self.table.columns), strict=True)]
 
 
 def _name(location: str, digest: str, stamp: str = "") -> str:
-    """Names and sizes make a digest, and other files may have the same: with their stamp there is one listing of a name."""
+    """The name of a listing. The digest covers names and sizes only, so changed files may share it; the stamp makes it unique."""
     return f"{hashlib.sha256(json.dumps([location, digest, *filter(None, [stamp])]).encode()).hexdigest()}.arrow"

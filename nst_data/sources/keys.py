@@ -1,4 +1,4 @@
-"""Which row of a source each of many keys is: by their hashes in temporary files, compared part by part, so that memory stays flat."""
+"""Find the row of each of many keys: hashes are kept in temporary files and compared part by part, so that memory stays flat."""
 
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -8,13 +8,13 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-_AT_ONCE = 2**20  # keys in memory
+_AT_ONCE = 2**20  # number of keys held in memory
 
 
 def match_keys(wanted: Iterable[pa.Array], there: Iterable[pa.Array], rows: NDArray[np.int64]) -> None:
-    """Fill `rows` with the place of each wanted key among those that are there, the first of several; -1 where it is not.
+    """Fill `rows` with the index of each wanted key in `there` (the first of several), or -1 if it is absent.
 
-    Keys count as equal where 64-bit hashes are: whoever reads the images compares those.
+    Keys are equal if their 64-bit hashes are: whoever reads the images verifies their content.
     """
     rows[:] = -1
     asked, known = _hashes(wanted), _hashes(there)
@@ -32,7 +32,7 @@ def match_keys(wanted: Iterable[pa.Array], there: Iterable[pa.Array], rows: NDAr
 
 
 def _hashes(keys: Iterable[pa.Array]) -> NDArray[np.uint64]:
-    """In a nameless file that is memory-mapped."""
+    """Hashes of the keys, memory-mapped from an unnamed temporary file."""
     with tempfile.TemporaryFile() as file:
         for piece in keys:
             pl.Series(piece).cast(pl.String).hash().to_numpy().tofile(file)
@@ -41,7 +41,7 @@ def _hashes(keys: Iterable[pa.Array]) -> NDArray[np.uint64]:
 
 
 def _of_part(hashes: NDArray[np.uint64], part: int, parts: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Where the hashes of a part stand: a start, and places from there on."""
+    """Positions of the hashes that belong to a part: pairs of a start and offsets from it."""
     for start in range(0, len(hashes), _AT_ONCE):
         piece = hashes[start : start + _AT_ONCE]
         yield start, np.flatnonzero((piece >> np.uint64(32)) * np.uint64(parts) >> np.uint64(32) == part)

@@ -1,4 +1,4 @@
-"""Of which kind the files of a source are, by their names."""
+"""Determine the kind of a source's files from their names."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
@@ -16,12 +16,12 @@ EXPECTED_AT_ADDRESS = (
     "expected at an address a folder of images, tar or parquet files, one of these, a pattern such as '*.tar', or a .txt, .csv or .jsonl "
     "list of images"
 )
-_PARQUET_STARTS = (b"PAR1", b"PARE")  # the latter where the footer is encrypted
+_PARQUET_STARTS = (b"PAR1", b"PARE")  # the latter if the footer is encrypted
 _COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
 def kind_of(names: Sequence[str], location: str) -> Literal["tar", "parquet"]:
-    """Tar where all end so, else parquet. Raises UsageError for other kinds, and for several."""
+    """Tar if all names end in `.tar`, else parquet. Raises UsageError for compressed tar files, for images and for a mix of kinds."""
     if any(name.endswith(_COMPRESSED_TARS) for name in names):
         raise UsageError(f"{location}: compressed tar files do not allow random access; unpack it or write a plain .tar")
     if _all(names, lambda suffix: suffix == ".tar", location):
@@ -32,18 +32,18 @@ def kind_of(names: Sequence[str], location: str) -> Literal["tar", "parquet"]:
 
 
 def claims_parquet(name: str, start: bytes) -> bool:
-    """Whether a file is one of parquet, damaged or not, by its name or its first bytes."""
+    """Whether a file, damaged or not, is parquet by its name or its first bytes."""
     return name.lower().endswith(".parquet") or start.startswith(_PARQUET_STARTS)
 
 
 def no_source(file: str, expected: str) -> str:
-    """What is said of a file of a kind that holds no images."""
+    """The message for a file of a kind that holds no images."""
     is_yaml = file.lower().endswith((".yaml", ".yml"))
     return f"{file}: not a source of images; {expected}" + ("; if it is a recipe, run it" if is_yaml else "")
 
 
 def _all(names: Sequence[str], is_kind: Callable[[str], bool], location: str) -> bool:
-    """Whether the files are of a kind. Raises UsageError where only some are."""
+    """Whether all files are of a kind. Raises UsageError if only some are."""
     alike = [is_kind(PurePosixPath(name).suffix.lower()) for name in names]
     if any(alike) and not all(alike):
         odd = names[alike.index(not alike[0])]

@@ -1,4 +1,4 @@
-"""The pool that a version's images are in: where the user says, else where they were labeled, unless it was the Hub that said so."""
+"""Open the pool that holds a version's images, at the location in its manifest unless the manifest was downloaded from the Hub."""
 
 from nst_data.errors import NstError, UsageError
 from nst_data.sources import Source, open_source
@@ -7,11 +7,11 @@ from nst_data.store.indexes import Indexes
 from nst_data.store.inputs import Input
 from nst_data.store.version import Version
 
-OF_EDITION = "was built from it; pass its current location with `pool`"  # the hint where an edition is trained on
+OF_EDITION = "was built from it; pass its current location with `pool`"  # hint of the error when training on an edition
 
 
 def check_pool_is_own(version: Version, hint: str) -> None:
-    """Raises UsageError for a version that came from the Hub, or was drawn from one that did; `hint` is as for `open_labeled_pool`."""
+    """Raise UsageError for a version that came from the Hub, or was drawn from one that did; `hint` is as in `open_labeled_pool`."""
     entry = version.manifest.request.inputs.pool
     if entry is not None and entry.pulled:
         raise UsageError(
@@ -22,10 +22,10 @@ def check_pool_is_own(version: Version, hint: str) -> None:
 def open_labeled_pool(
     version: Version, indexes: Indexes, hint: str, image_column: str | None = None, stream: bool = False, as_labeled: bool = True
 ) -> Source:
-    """Open the pool that a manifest names. `hint` ends the error: what the pool is opened for, and how to name another.
+    """Open the pool named in a manifest. Error messages end with `hint`: what the pool is needed for, and how to name another.
 
-    At an address it is opened `as_labeled`, if what was listed then is kept in `indexes`, or else as it is now.
-    Raises UsageError for a version that came from the Hub, or was drawn from one that did: a path or an address in it is a stranger's.
+    With `as_labeled`, a pool at an address is opened as it was listed for labeling if `indexes` has that listing, else as it is now.
+    Raises UsageError for a version that came from the Hub, or was drawn from one that did: its paths and addresses are a stranger's.
     """
     entry = version.manifest.request.inputs.pool
     if entry is None:
@@ -34,12 +34,12 @@ def open_labeled_pool(
     try:
         column, digest = image_column or entry.image_column, entry.digest if as_labeled else None
         return open_source(entry.ref, image_column=column, stream=stream, indexes=indexes, digest=digest)
-    except NotHereError:  # what it says of names nearby is not meant: the labeled images often lie beside the pool
+    except NotHereError:  # its suggestion of a similar name would mislead: the labeled images are often next to the pool
         raise NstError(f"{entry.ref}: no such file or folder. {version.ref} {hint}") from None
     except NstError as error:
         raise NstError(f"{error}. {version.ref} {hint}") from None
 
 
 def pool_entry(entry: Input, pool: Source | None) -> Input:
-    """A pool in the lineage of what is drawn from a version: as it stands there or, where the user has named the same, where that is."""
+    """The pool's lineage entry for what is drawn from a version: `pool`'s own if `entry` was pulled and is the same, else `entry`."""
     return pool.lineage if entry.pulled and pool is not None and pool.fingerprint == entry.digest else entry

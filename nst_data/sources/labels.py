@@ -1,4 +1,4 @@
-"""Labels and class names: from columns, from a file of names, and matched by name."""
+"""Labels and class names: read from columns or a file of names, and matched by name."""
 
 import difflib
 import re
@@ -20,32 +20,32 @@ from nst_data.sources.features import Features, columns_of_kind
 from nst_data.sources.imagenet_names import places_of
 from nst_data.sources.source import Source
 
-MOST_UNNAMED = 100_000  # how many classes integers without names may stand for, where there are not twice as many rows
+MOST_UNNAMED = 100_000  # most classes that integers without names may stand for, unless there are at least twice as many rows
 _MOST_BYTES_OF_NAMES = 2**26
-_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")  # terminals obey these, editors end lines at some
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")  # terminals interpret these, and editors break lines at some
 _NUMBER = re.compile(r"[0-9]{1,18}")
 _WHOLE = re.compile(r"(-?[0-9]{1,18})(?:\.0*)?")
-ClassNames = str | Path | Sequence[str]  # a file with one per line, or the names
+ClassNames = str | Path | Sequence[str]  # a file with one name per line, or the names
 _ADVICE = "Rename them, or give the names of integer labels with `class_names` FILE"
 
 
 @dataclass(frozen=True)
 class LabelsAsked:
-    """What a user says about labels: the column that holds them, and how many names there are for integers."""
+    """The user's options for labels: the column that holds them, and the number of names given for integer labels."""
 
     column: str | None = None
     names: int = 0
 
 
 def labels_in(source: Source) -> NDArray[np.int64]:
-    """The class of each image, shape (images,). Raises UsageError where the source was opened without its labels."""
+    """The class of each image, shape (images,). Raises UsageError if the source was opened without its labels."""
     if source.labels is None:
         raise UsageError(f"{source.location}: was opened without its labels; open it with `labeled`: open_source(..., labeled=True)")
     return source.labels
 
 
 def check_trainable(source: Source) -> None:
-    """Raises NstError for a labeled source with images of one class alone, UsageError for one without labels."""
+    """Raise NstError if a labeled source has images of only one class, UsageError if it has no labels."""
     present = np.unique(labels_in(source))
     if len(present) < 2:
         names = [(source.class_names or [])[label] for label in present]
@@ -55,10 +55,10 @@ def check_trainable(source: Source) -> None:
 def match_classes(
     found: Sequence[str], expected: Sequence[str], what: str, subset: bool = False, advice: str = _ADVICE
 ) -> NDArray[np.int64]:
-    """For each found class its index among the expected ones, by name, or by number where all are numbers; shape (found,).
+    """For each found class its index among the expected ones, by name, or by number if all are numbers; shape (found,).
 
-    ImageNet's WordNet ids and its words are the same names (`nst_data.sources.imagenet_names`). Another set of names is an error that shows
-    both and ends in `advice`; `subset` allows classes that are missing.
+    ImageNet's WordNet ids and words are treated as equal (`nst_data.sources.imagenet_names`). Raises NstError with both sets of names,
+    ending in `advice`, if they differ; `subset` allows missing classes.
     """
     found, expected = _same_digits(found, expected)
     places = places_among(found, expected)
@@ -77,18 +77,18 @@ def match_classes(
 
 
 def places_among(found: Sequence[str], expected: Sequence[str]) -> list[int | None]:
-    """For each name its place among the expected ones, None where it has none. Letters with accents are the same composed or not."""
+    """For each name its index among the expected ones, or None. Composed and decomposed accents are equal."""
     where = {composed(name): place for place, name in enumerate(expected)} | {name: place for place, name in enumerate(expected)}
     return [where.get(name, where.get(composed(name))) for name in found]
 
 
 def composed(name: str) -> str:
-    """A name as most programs write it: macOS and some archives write an accent as a character of its own."""
+    """The name in Unicode form NFC, as most programs write it: macOS and some archives write an accent as a separate character."""
     return unicodedata.normalize("NFC", name)
 
 
 def _same_digits(found: Sequence[str], expected: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
-    """Numbers that are padded with zeros on one side alone, without them."""
+    """Both lists without zero padding, if all names are numbers."""
     numbers = class_numbers(found), class_numbers(expected)
     if numbers[0] is None or numbers[1] is None or any(len(set(one)) != len(one) for one in numbers if one):
         return found, expected
@@ -104,7 +104,7 @@ def _shown(names: Sequence[str]) -> str:
 
 
 def _meant(unknown: Sequence[str], lacking: Sequence[str]) -> str:
-    """Of the first class that is not known the one that is spelled nearly so."""
+    """A hint that suggests a missing class with a similar spelling for the first unknown one."""
     plain = {name.casefold(): name for name in reversed(lacking)}
     near = difflib.get_close_matches(unknown[0].casefold(), plain, n=1)
     return f" (did you mean {plain[near[0]]}?)" if near else ""
@@ -113,10 +113,10 @@ def _meant(unknown: Sequence[str], lacking: Sequence[str]) -> str:
 def label_column(schema: pa.Schema, location: str, asked: str | None = None, features: Features | None = None) -> str:
     """The column with the classes: the one asked for, `label`, `labels`, or the only ClassLabel of `datasets`.
 
-    Raises UsageError where there is none or the one asked for is not there, NstError where several have its name.
+    Raises UsageError if there is none or the one asked for does not exist, NstError if several columns have its name.
     """
     found = names_shown(schema.names)
-    if asked is not None and asked not in schema.names and asked.strip() in schema.names:  # blanks of a header in CSV are left out
+    if asked is not None and asked not in schema.names and asked.strip() in schema.names:  # blanks in a CSV header are stripped
         asked = asked.strip()
     named = columns_of_kind("ClassLabel", schema, features)
     candidates = named or [field.name for field in schema if _may_hold_classes(field.type)]
@@ -141,7 +141,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def class_values(column: pa.ChunkedArray, location: str, name: str) -> pa.ChunkedArray:
-    """A label column as int64 or large_string, however it is stored: integers, also as floats, booleans (0 and 1), text, in a dictionary.
+    """A label column as int64 or large_string, from integers, whole floats, booleans (0 and 1), text or bytes, dictionary-encoded or not.
 
     Raises NstError for rows without a label, and for columns of other types.
     """
@@ -159,7 +159,7 @@ def class_values(column: pa.ChunkedArray, location: str, name: str) -> pa.Chunke
     if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
         try:
             return column.cast(pa.int64())
-        except pa.ArrowInvalid:  # beyond 2^63
+        except pa.ArrowInvalid:  # 2^63 or larger
             raise _too_many(pc.max(column).as_py(), len(column), MOST_UNNAMED, f"{location}: column `{name}`") from None
     if pa.types.is_floating(kind):
         return whole_floats(column, f"{location}: column `{name}` is {kind}")
@@ -175,19 +175,19 @@ def class_values(column: pa.ChunkedArray, location: str, name: str) -> pa.Chunke
 
 
 def counted(rows: pa.Array | NDArray[np.int64]) -> str:
-    """How many rows, and which is the first."""
+    """A phrase with the number of rows, and the first of them."""
     first = f"row {int(rows[0]):,} (counted from 0)"
     return first if len(rows) == 1 else f"{len(rows):,} rows, the first is {first}"
 
 
 def _without_nan(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """As float64, with null for NaN: pandas writes a column of integers so where some are missing."""
+    """The column as float64 with NaN replaced by null: pandas writes integers with missing values as floats."""
     column = column.cast(pa.float64())
     return pc.if_else(pc.is_nan(column), pa.scalar(None, pa.float64()), column)
 
 
 def whole_floats(column: pa.ChunkedArray, what: str) -> pa.ChunkedArray:
-    """Class numbers that stand in floats, as int64; null for NaN. Raises NstError for one with a fraction."""
+    """Class numbers stored as floats, as int64, with null for NaN. Raises NstError for one with a fraction."""
     column = _without_nan(column)
     odd = column.filter(pc.invert(pc.and_(pc.equal(pc.floor(column), column), pc.less(pc.abs(column), 2.0**53))))
     if len(odd):
@@ -198,16 +198,16 @@ def whole_floats(column: pa.ChunkedArray, what: str) -> pa.ChunkedArray:
 def labels_of(
     column: pa.ChunkedArray, names: list[str] | None, location: str, name: str, most_names: int = 0
 ) -> tuple[NDArray[np.int64], list[str]]:
-    """(labels, class names) of a column of integers, whose `names` may be known, or of strings. Raises NstError for any other.
+    """(labels, class names) of a column of integers, whose `names` may be known, or of strings. Raises NstError for other columns.
 
-    `most_names` are there for integers without names.
+    `most_names` is the number of names that the user gives for integers.
     """
     values = class_values(column, location, name)
     what = f"{location}: column `{name}`"
     if pa.types.is_large_string(values.type):
         texts = values.to_pylist()
         numbers = whole_numbers(words := sorted(set(texts)), what)
-        if numbers is None or class_numbers(words) is not None:  # plain digits in a column of text are names
+        if numbers is None or class_numbers(words) is not None:  # plain digits in a text column are names
             return encode(texts)
         number_of = dict(zip(words, numbers, strict=True))
         return number_labels([number_of[text] for text in texts], names, what, most_names)
@@ -217,7 +217,7 @@ def labels_of(
 def number_labels(
     numbers: Sequence[int] | NDArray[np.int64], names: list[str] | None, what: str, most_names: int = 0
 ) -> tuple[NDArray[np.int64], list[str]]:
-    """(labels, class names) of class numbers. Raises NstError where they are out of range, before anything is made of them."""
+    """(labels, class names) of class numbers. Raises NstError if they are out of range, before anything of that size is allocated."""
     if not len(numbers):
         raise NstError(f"{what} has no rows, expected a label for each image")
     in_array = isinstance(numbers, np.ndarray)
@@ -246,7 +246,7 @@ def _too_many(most: int, rows: int, limit: int, what: str) -> NstError:
 
 
 def encode(values: list[str]) -> tuple[NDArray[np.int64], list[str]]:
-    """(labels, class names): the names in sorted order, and each value's place there. A name that is spelled in two ways is one."""
+    """(labels, class names): the sorted distinct names, and the index of each value. Composed and decomposed spellings are one name."""
     spelled = set(values)
     forms = Counter(map(composed, spelled))
     name_of = {name: composed(name) if forms[composed(name)] > 1 else name for name in spelled}
@@ -257,14 +257,14 @@ def encode(values: list[str]) -> tuple[NDArray[np.int64], list[str]]:
 
 
 def class_numbers(class_names: Sequence[str]) -> list[int] | None:
-    """The numbers that class names are, None where some are not."""
+    """The class names as numbers, or None unless all are numbers."""
     return [int(name) for name in class_names] if all(map(_NUMBER.fullmatch, class_names)) else None
 
 
 def whole_numbers(words: Sequence[str], what: str) -> list[int] | None:
-    """The class numbers that different words are, `1` or, as a table of floats has it, `1.0`; None where some are names.
+    """Distinct words as class numbers, written as `1` or, as in a table of floats, `1.0`; None if some are names.
 
-    Raises NstError for a negative number, which stands for an image without a class.
+    Raises NstError for a negative number, which means that an image has no class.
     """
     found = [_WHOLE.fullmatch(word) for word in words]
     numbers = [int(one[1]) for one in found if one]
@@ -276,9 +276,9 @@ def whole_numbers(words: Sequence[str], what: str) -> list[int] | None:
 def renamed(
     labels: NDArray[np.int64], class_names: Sequence[str], location: str, names: list[str], file: str
 ) -> tuple[NDArray[np.int64], list[str]]:
-    """(labels, class names) with the names of a file in place of a source's numbers, from whatever they come: K is line K, from 0.
+    """(labels, class names) after replacing a source's class numbers by the names in a file: class K is line K, from 0.
 
-    Raises UsageError where they do not fit.
+    Raises UsageError if they do not fit.
     """
     numbers = class_numbers(class_names)
     if numbers is None:
@@ -296,7 +296,7 @@ def renamed(
 
 
 def check_class_names(names: Sequence[str], where: str, count: int | None, what: str) -> None:
-    """Raises UsageError where names are not different or not as many as there are classes, NstError for names of no use."""
+    """Raise UsageError if names are not distinct or their number is wrong, NstError for blank names or control characters."""
     distinct = len(set(names))
     if len(names) != distinct or len(names) < 2 or (count is not None and len(names) != count):
         expected = f"{count} different names, {what}" if count is not None else f"{what} different names"
@@ -306,14 +306,14 @@ def check_class_names(names: Sequence[str], where: str, count: int | None, what:
 
 
 def file_of(class_names: ClassNames) -> str:
-    """What messages call class names: their file, where they are in one."""
+    """How messages refer to class names: by their file if they come from one."""
     return str(class_names) if isinstance(class_names, str | Path) else "(a list)"
 
 
 def names_in(class_names: ClassNames) -> list[str]:
-    """Class names as they are given, in a file with one per line, or in a YAML file with the synonyms of each, which are not read here.
+    """Class names from a sequence, a file with one per line, or a YAML file with synonyms, which are ignored here.
 
-    Raises UsageError where a file cannot be read, or a line before the last name is blank.
+    Raises UsageError if a file cannot be read, or has a blank line before the last name.
     """
     if not isinstance(class_names, str | Path):
         return list(class_names)

@@ -1,4 +1,4 @@
-"""Images that a text file names, one path a line."""
+"""Images listed in a text file, one path per line."""
 
 import os
 import stat
@@ -10,7 +10,7 @@ from nst_data.sources.listing import PIECE, listed
 
 
 class ImageList(Files):
-    """The images that a text file names, in the order of its lines, relative to its folder or absolute; blank lines do not count."""
+    """The images listed in a text file, in line order, by absolute paths or relative to its folder; blank lines are ignored."""
 
     def __init__(self, location: str, labeled: bool) -> None:
         super().__init__(location)
@@ -21,18 +21,18 @@ class ImageList(Files):
             raise no_images(location)
 
     def remarks(self) -> list[str]:
-        """With where those that are not there were looked for."""
+        """Adds where missing images were expected."""
         return [*super().remarks(), *self._missing()]
 
 
 def check_unlabeled(location: str, labeled: bool) -> None:
-    """Raises UsageError where labels are asked for of a list."""
+    """Raise UsageError if labels are requested from a list."""
     if labeled:
         raise UsageError(f"{location}: a list of images has no labels; give class folders, or a CSV file with `path` and `label`")
 
 
 def no_images(location: str) -> NstError:
-    """What to raise for an empty list."""
+    """The error to raise for an empty list."""
     return NstError(f"{location}: expected the path of an image on each line, found none")
 
 
@@ -47,7 +47,7 @@ def _lines_with_sizes(location: str, top: str) -> Iterator[Entries]:
 
 
 def lines_of(file: str, location: str) -> Iterator[str]:
-    """The lines of a text file that are not blank; messages name its `location`. Raises NstError for what is no such file."""
+    """The non-blank lines of a text file; messages name its `location`. Raises NstError if it is not UTF-8 text."""
     try:
         with open(file, encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, start=1):
@@ -60,13 +60,13 @@ def lines_of(file: str, location: str) -> Iterator[str]:
 
 
 def sizes_of(top: str, names: Sequence[str]) -> list[int]:
-    """Size of each file in bytes; 0 for what is no file or is not there: its row says so when it is read."""
+    """Size of each file in bytes; 0 if it is missing or not a regular file, which is reported when its row is read."""
     return [_size(os.path.join(top, name)) for name in names]
 
 
 def _size(path: str) -> int:
     try:
         found = os.stat(path)
-    except (OSError, ValueError):  # the second for a path with a zero byte
+    except (OSError, ValueError):  # ValueError for a path with a zero byte
         return 0
     return found.st_size if stat.S_ISREG(found.st_mode) else 0

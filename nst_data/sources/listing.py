@@ -1,4 +1,4 @@
-"""The names and sizes that pin a pool, as an Arrow table; those of millions of files lie in a temporary file, and memory stays flat."""
+"""The names and sizes that identify a pool, as an Arrow table; with millions of files it is kept in a temporary file to save memory."""
 
 import hashlib
 import json
@@ -23,16 +23,16 @@ _SCHEMA = pa.schema([("name", pa.large_string()), ("bytes", pa.int64())])
 
 @dataclass(frozen=True)
 class Listing:
-    """`table` has the columns name and bytes; `fingerprint` is a sha256 over both."""
+    """`table` has the columns `name` and `bytes`; `fingerprint` is a SHA-256 over both."""
 
     table: pa.Table
     fingerprint: str
 
 
 class Spool:
-    """Record batches one after the other: in memory or, when they are many, in a nameless temporary file that is memory-mapped.
+    """Collects record batches in memory or, beyond a number of rows, in an unnamed temporary file that is memory-mapped.
 
-    So many `spools` at a time take the memory of one.
+    `spools` is how many are in use at a time; together they use the memory of one.
     """
 
     def __init__(self, schema: pa.Schema, spools: int = 1) -> None:
@@ -54,30 +54,30 @@ class Spool:
             self._batches.clear()
 
     def table(self) -> pa.Table:
-        """All batches."""
+        """All batches as one table."""
         if self._file is None:
             return pa.Table.from_batches(self._batches, schema=self._schema)
         self._writer.close()
         self._file.flush()
-        with self._file:  # the mapping keeps what is in it
+        with self._file:  # the mapping stays valid after the file is closed
             mapped = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
         return pa.ipc.open_file(pa.py_buffer(mapped)).read_all()
 
 
 def write_listing(file: Path, table: pa.Table) -> None:
-    """Keep a listing in a file, for `read_listing`."""
+    """Write a listing to a file, for `read_listing`."""
     with replacing(file) as out, pa.ipc.new_file(out, table.schema) as writer:
         writer.write_table(table)
 
 
 def read_listing(file: Path) -> pa.Table:
-    """The memory-mapped table in a file that a source wrote."""
+    """The memory-mapped table in a file that `write_listing` wrote."""
     with pa.memory_map(str(file)) as mapped:
         return pa.ipc.open_file(mapped).read_all()
 
 
 def listed(entries: Iterable[tuple[list[str], list[int]]]) -> Listing:
-    """A listing of (names, sizes), given piece by piece."""
+    """The listing of (names, sizes), given in pieces."""
     spool, fingerprint = Spool(_SCHEMA), _Fingerprint()
     for names, sizes in _regrouped(entries):
         column, numbers = utf8(names), np.array(sizes, dtype=np.int64)
@@ -87,7 +87,7 @@ def listed(entries: Iterable[tuple[list[str], list[int]]]) -> Listing:
 
 
 def listed_in(table: pa.Table) -> Listing:
-    """The listing that two columns of a table are, without nulls."""
+    """The listing in the `name` and `bytes` columns of a table, which must not contain nulls."""
     table, fingerprint = table.select(_SCHEMA.names), _Fingerprint()
     for batch in table.to_batches(PIECE):
         names = pa.ListArray.from_arrays(pa.array([0, len(batch)], pa.int32()), batch["name"].cast(pa.string()))
@@ -96,25 +96,25 @@ def listed_in(table: pa.Table) -> Listing:
 
 
 class _Fingerprint:
-    """Of names and sizes, whatever the pieces that they come in."""
+    """Fingerprint of names and sizes, independent of the pieces in which they are added."""
 
     def __init__(self) -> None:
         self._names, self._sizes, self._separator = hashlib.sha256(), hashlib.sha256(), b""
 
     def add(self, names: bytes, sizes: NDArray[np.int64]) -> None:
-        """More of both, the names joined by zero bytes."""
+        """Add names, joined by zero bytes, and their sizes."""
         self._names.update(self._separator)
         self._names.update(names)
         self._sizes.update(sizes.tobytes())
         self._separator = b"\0"
 
     def hexdigest(self) -> str:
-        """Of all that came."""
+        """The SHA-256 over everything added."""
         return hashlib.sha256(json.dumps([self._names.hexdigest(), self._sizes.hexdigest()]).encode()).hexdigest()
 
 
 def _regrouped(entries: Iterable[tuple[list[str], list[int]]]) -> Iterator[tuple[list[str], list[int]]]:
-    """Pieces of some size from many small ones: a folder may hold a single image."""
+    """Merge small pieces into larger ones: a folder may hold a single image."""
     names: list[str] = []
     sizes: list[int] = []
     for more_names, more_sizes in entries:
@@ -128,9 +128,9 @@ def _regrouped(entries: Iterable[tuple[list[str], list[int]]]) -> Iterator[tuple
 
 
 def utf8(names: list[str]) -> pa.Array:
-    """Names in UTF-8 as Arrow text.
+    """Names as an Arrow array of UTF-8 text.
 
-    Made of its buffers: `pa.array` would import pandas, to ask whether this is a series.
+    Built from buffers, because `pa.array` would import pandas to check for a Series.
     """
     encoded = [name.encode() for name in names]
     offsets = np.zeros(len(names) + 1, np.int64)
@@ -139,7 +139,7 @@ def utf8(names: list[str]) -> pa.Array:
 
 
 def what_changed(before: pa.Table, now: pa.Table) -> str:
-    """How one listing differs from an earlier one, in a phrase for a person; empty where they are equal."""
+    """A phrase for the user about how a listing differs from an earlier one; empty if they are equal."""
     if before.equals(now):
         return ""
     if before.num_rows == now.num_rows == 1 and before["name"] != now["name"]:

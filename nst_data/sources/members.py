@@ -1,4 +1,4 @@
-"""What a tar file holds, from its headers alone, and where it is damaged."""
+"""List the members of a tar file by reading only its headers, and detect where it is damaged."""
 
 import io
 import tarfile
@@ -12,30 +12,30 @@ from nst_data.sources.pairing import is_class
 from nst_data.sources.skipped import LOOKED_AT_BYTES, Skipped
 from nst_data.utf8_names import is_utf8
 
-_END_BYTES = 2**20  # zeros that a packer may fill its last record with
+_END_BYTES = 2**20  # most zero bytes with which a packer may pad the last record
 _MOST_DOCUMENT_BYTES = 2**24
-_MOST_BYTES = 2**62  # headers may claim more, which no column holds
+_MOST_BYTES = 2**62  # headers may claim more than fits into a column
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
 class Member(NamedTuple):
-    """An image or the class of one: `size` bytes at `offset`, or a problem in their place; or only the name of an image that is skipped."""
+    """An image or its class: `size` bytes at `offset`, or a `problem` instead; of a skipped image only the name."""
 
     name: str
     offset: int
     size: int
     problem: str | None = None
     is_skipped: bool = False
-    is_end: bool = False  # what is said of the rest of a damaged file
+    is_end: bool = False  # stands for the lost rest of a damaged file
 
 
 def members(path: str, file: BinaryIO, skipped: Skipped | None = None) -> Iterator[Member]:
-    """Images and .cls files of a tar file, in its order; hidden ones are left out. `skipped` sees the others, and chooses those that come.
+    """Images and .cls members of a tar file in file order, without hidden ones. `skipped` counts other members that may be images.
 
-    `file` is the open file, which others may move between two members.
+    `file` is the open file, whose position the caller may change between two members. With `skipped`, skipped images are yielded too.
 
-    Where the file does not end as a tar file does, one more member `@<byte offset>` says so: what followed is not known.
-    Raises UsageError for a tar file that is compressed, or stores an image with holes.
+    If the file does not end like a tar file, an extra member `@<byte offset>` says so: whatever followed is lost.
+    Raises UsageError for a compressed tar file, or an image stored with holes (sparse).
     """
     length = file.seek(0, io.SEEK_END)
     file.seek(0)
@@ -58,7 +58,7 @@ def members(path: str, file: BinaryIO, skipped: Skipped | None = None) -> Iterat
 
 
 def documents(file: BinaryIO) -> Iterator[tuple[str, bytes | None]]:
-    """Name and content of the .json members of a tar file, in its order, as far as it is whole; None for one of many megabytes."""
+    """Name and content of the .json members of a tar file in file order, up to any damage; the content of one above 16 MB is None."""
     tar = _open(file)
     while tar is not None and (info := _next(tar)) is not None:
         if info.isreg() and not _is_hidden(info) and info.name.lower().endswith(".json"):
@@ -79,14 +79,14 @@ def _open(file: BinaryIO) -> tarfile.TarFile | None:
         return tarfile.TarFile(fileobj=file)
     except NstError:
         raise
-    except Exception:  # as below
+    except Exception:  # damage, as in `_next`
         return None
 
 
 def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
-    """The next member; None at the end and at damage, where tarfile raises anything or ends as if all were well.
+    """The next member; None at the end, and at damage, for which tarfile raises various errors or silently stops.
 
-    Raises NstError where the file cannot be read at its address.
+    Raises NstError if a file at an address cannot be read.
     """
     try:
         info = tar.next()
@@ -94,7 +94,7 @@ def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
         raise
     except Exception:
         return None
-    tar.members.clear()  # type: ignore[attr-defined] # it would keep all of them
+    tar.members.clear()  # type: ignore[attr-defined] # tarfile would keep all of them
     return info
 
 
@@ -126,7 +126,7 @@ def _problem(info: tarfile.TarInfo) -> str | None:
 
 
 def _unfinished(file: BinaryIO, position: int, cut: bool) -> str | None:
-    """What is wrong with the end of a tar file: after its last member there are zeros, or nothing."""
+    """What is wrong with the end of a tar file, if anything: only zeros, or nothing, may follow the last member."""
     file.seek(position)
     rest = file.read(_END_BYTES + 1)
     if cut or any(rest[: tarfile.BLOCKSIZE]) or (not rest and position == 0):

@@ -1,4 +1,4 @@
-"""From what a person writes to a source: a folder, a file, a pattern, or a dataset of the Hub."""
+"""Open a source from a location as the user writes it: a folder, a file, a pattern, or a dataset of the Hub."""
 
 import difflib
 import logging
@@ -36,7 +36,7 @@ _SAVED_DATASET_FILES = ("state.json", "dataset_dict.json")
 
 
 class NotHereError(NstError):
-    """There is no such path on this machine, and what is beside it says that none of the Hub's datasets is meant."""
+    """The path does not exist, and its neighbors show that a local path, not a dataset of the Hub, is meant."""
 
 
 @with_checked_arguments
@@ -52,31 +52,31 @@ def open_source(
     digest: str | None = None,
     stamp: str = "",
 ) -> Source:
-    """Open a source of images. Nothing is decoded: one of a million images opens in seconds.
+    """Open a source of images. No image is decoded: a source of a million images opens in seconds.
 
     Args:
         location: A folder of images, tar or parquet files (a pattern such as `'*.tar'` takes several), a .txt list of images, a .csv,
             .tsv or .jsonl table with their paths or addresses, COCO's .json, a folder saved by `datasets`, an address such as `s3://bucket/pool`
             (docs/object-stores.md) or, if there is no such path, `owner/name@revision:config/split` on the Hub.
-            Several labeled ones are joined to one source with the classes of all.
-        labeled: Read the labels too: class folders, a column of labels, `.cls` files in a tar file, COCO's categories, or where
-            images lie outside class folders the `metadata.csv` or `.jsonl` beside them.
-        class_names: Names for labels that are integers without them, or a file with one per line: class K is name K, from 0.
+            Several labeled ones are joined into one source with the classes of all.
+        labeled: Read the labels too: class folders, a column of labels, `.cls` members of a tar file, COCO's categories or, for images
+            outside class folders, the `metadata.csv` or `.jsonl` next to them.
+        class_names: Names for integer labels that have none, or a file with one per line: class K is name K, from 0.
         image_column: Image column, if there are several.
-        label_column: The column with the labels, where none is called `label`.
+        label_column: The column with the labels, if none is called `label`.
         stream: Read parquet files of the Hub as needed, without downloading them.
-        indexes: `store.indexes` or a folder, which keeps what is slow to find out: where the images lie in tar files, and what was listed
-            at an address.
-        digest: The `fingerprint` that images without labels at an address had when they were opened with these `indexes`: they are opened
-            as they were then, without listing. If that is not kept they are listed, and may have another one.
-        stamp: The `stamp` that they had then: what was listed when files of the same names and sizes had another content is not taken.
+        indexes: `store.indexes` or a folder, where results that are slow to compute are stored: the positions of images in tar files, and
+            listings of addresses.
+        digest: The `fingerprint` that unlabeled images at an address had when they were opened with these `indexes`: they are opened as
+            they were then, without listing. If that listing is not stored they are listed again, and the fingerprint may differ.
+        stamp: The `stamp` that they had then, which rules out a listing made when files of the same names and sizes had other content.
 
     Returns:
-        The source: its length, `location`, `class_names` and `labels` of shape (images,) where it is labeled, and rows in one fixed order.
+        The source, with its length, `location`, rows in one fixed order and, if labeled, `class_names` and `labels` of shape (images,).
 
     Raises:
-        UsageError: The arguments do not go together, or do not fit what is there.
-        NstError: There is nothing usable there.
+        UsageError: The arguments contradict each other or do not fit the source.
+        NstError: The location holds nothing usable.
     """
     several = not isinstance(location, str | Path)
     locations = [str(one) for one in location] if not isinstance(location, str | Path) else [str(location)]
@@ -128,14 +128,14 @@ def _opened(
 
 
 def _check_taken(option: str, asked: str | None, taken: Sequence[str | None], locations: Sequence[str]) -> None:
-    """Raises UsageError for a column that was asked for of image files alone."""
+    """Raise UsageError if a column was named but all sources are image files, which have none."""
     if asked is not None and not any(taken):
         contain = "contains" if len(locations) == 1 else "contain"
         raise UsageError(f"{option} {asked}: {', '.join(locations)} {contain} image files, which have no columns; remove {option}")
 
 
 def open_table(location: str) -> Source:
-    """Open parquet files, a saved dataset or one of the Hub for its `columns` alone: there need not be images in it."""
+    """Open parquet files, or a dataset saved to disk or on the Hub, only for its `columns`: it need not hold images."""
     location = local_path(location)
     if (tree := address_of(location)) is not None:
         return open_address(tree, None, NO_IMAGES, None)
@@ -147,7 +147,7 @@ def open_table(location: str) -> Source:
 
 
 def _check_beside(location: str, path: Path) -> None:
-    """`photos/unlabelled`, where a folder `photos` is here, is a slip and no dataset of the Hub. Raises NstError with what is there."""
+    """Raise NotHereError, naming what exists, for a mistyped path such as `photos/unlabelled` if there is a local folder `photos`."""
     if path.exists() or is_pattern(location) or not path.parent.is_dir() or path.parent == Path.cwd() or set("@:") & set(location):
         return
     there = sorted(one.name for one in path.parent.iterdir() if not one.name.startswith("."))
@@ -200,7 +200,7 @@ def _tables_and_tars(path: Path, skipped: Mapping[str, int]) -> list[str]:
 
 
 def _files(location: str, files: list[str], labels: LabelsAsked | None, column: str | None, indexes: Indexes | None) -> Source:
-    """Tar or parquet files, in bytewise order of their paths below the folder that they share."""
+    """Tar or parquet files, in bytewise order of their paths relative to their common folder."""
     for file in files:
         check_utf8(file)
         check_regular(file)

@@ -1,4 +1,4 @@
-"""Which class in a tar file is which image's: that of its sample, the members of one key that stand side by side, as in WebDataset."""
+"""Match the images in a tar file with their classes by WebDataset samples: adjacent members with the same key."""
 
 import os
 from collections import Counter
@@ -13,18 +13,18 @@ CLASS_SUFFIX = ".cls"
 
 
 def key_of(name: str) -> str:
-    """WebDataset's key of a member: its name up to the first dot after its folders."""
+    """The WebDataset key of a member: its path up to the first dot in the file name."""
     folders, slash, last = name.rpartition("/")
     return folders + slash + last.partition(".")[0]
 
 
 def is_class(name: str) -> bool:
-    """Whether a member's name is that of a class."""
+    """Whether a member holds a class, by its name."""
     return name.lower().endswith(CLASS_SUFFIX)
 
 
 class Part(NamedTuple):
-    """A member of a sample: an image, the text of a class, or an image that is skipped, which may have a class all the same."""
+    """A member of a sample: an image, the text of a class, or a skipped image, which may have a class all the same."""
 
     name: str
     text: str | None = None
@@ -33,28 +33,28 @@ class Part(NamedTuple):
 
 @dataclass
 class _Sample:
-    """Members of one key side by side: images by name, those that are skipped, and the text of each class by its name without .cls."""
+    """Adjacent members with one key: names of images and of skipped images, and class texts by member name without `.cls`."""
 
     images: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     classes: dict[str, str] = field(default_factory=dict)
 
     def stem_for(self, image: str) -> str | None:
-        """Which class is the image's: `a.1.cls` or else `a.cls` for `a.1.png`."""
+        """The stem of the class member for an image: for `a.1.png`, that of `a.1.cls` or else of `a.cls`."""
         return next((stem for stem in _stems(image) if stem in self.classes), None)
 
 
 def classes_of_members(members: Sequence[Part], where: str) -> list[str]:
-    """The class of each image of a tar file that is not skipped, in order.
+    """The class of each image of a tar file, in order, without skipped images.
 
-    An image has the class in its own sample. Where that has none, as in a tar file that is sorted by suffix, it has the one that stands
-    alone under its name, if neither comes again in the file. Raises NstError that names the member for an image without a class, and
-    where names come again so that the class is not certain.
+    An image takes the class in its own sample. If that has none, as in a tar file sorted by suffix, it takes the unpaired class with
+    its name, provided that neither name is repeated in the file. Raises NstError naming the member for an image without a class, and
+    if repeated names make the class ambiguous.
     """
     members = [member._replace(name=member.name.removeprefix("./")) for member in members]
     samples = [_sample(list(run), where) for _, run in groupby(members, key=lambda member: key_of(member.name))]
-    alone: dict[str, list[str]] = {}  # texts of the classes that no image of their sample takes, by stem
-    lonely = Counter[str]()  # in how many samples images lack a class, by key
+    alone: dict[str, list[str]] = {}  # by stem, texts of the classes that no image of their sample takes
+    lonely = Counter[str]()  # by key, the number of samples in which images lack a class
     for sample in samples:
         all_images = [*sample.images, *sample.skipped]
         taken = {sample.stem_for(image) for image in all_images}
@@ -75,7 +75,7 @@ def classes_of_members(members: Sequence[Part], where: str) -> list[str]:
 
 
 def _check_no_other(image: str, stem: str, chosen: str, alone: dict[str, list[str]], where: str) -> None:
-    """Raises NstError where another class stands alone under the same name, or one that is nearer to the image's."""
+    """Raise NstError if an unpaired class member whose name is the same, or closer to the image's, holds a different class."""
     stems = _stems(image)
     for name in stems[: stems.index(stem) + 1]:
         if any(text != chosen for text in alone.get(name, [])):
@@ -89,7 +89,7 @@ def _sample(members: list[Part], where: str) -> _Sample:
             sample.skipped.append(name)
             continue
         if text is not None:
-            name = name[: -len(CLASS_SUFFIX)] + CLASS_SUFFIX  # in any case
+            name = name[: -len(CLASS_SUFFIX)] + CLASS_SUFFIX  # the suffix may be in upper case
         if name in names:
             raise _again(where, name, "in one sample")
         names.add(name)

@@ -36,26 +36,26 @@ from nst_data.thrift import structure
 _BATCH_BYTES = 8 * 2**20
 _BATCH_ROWS = 1024
 _FOOTERS_AT_ONCE = 8
-_HEADER_BYTES = 2**14  # of a page
-_MOST_ROWS_A_BYTE = 10_000  # of a file; a page of equal values has some thousand
-_LABEL_BYTES, _LABEL_BYTES_A_ROW = 2**26, 2**10  # a column of classes has no more than the larger of both
+_HEADER_BYTES = 2**14  # read for the header of a page
+_MOST_ROWS_A_BYTE = 10_000  # sanity limit on rows per byte of a file; a page of equal values reaches some thousands
+_LABEL_BYTES, _LABEL_BYTES_A_ROW = 2**26, 2**10  # a label column has at most the larger of the two
 _BUILDING = Lock()
 
-Stretch = tuple[int, int, Cells | NstError]  # first row, row after the last, what they hold
+Stretch = tuple[int, int, Cells | NstError]  # first row, row after the last, their cells or why they cannot be read
 
 
 class ParquetFiles(Source):
     """Parquet files with an image column: binary, or the `datasets` struct of bytes and path.
 
-    `names` are the files' in keys and in the listing; rows are in the order of the files. Cells may name image files beside
-    their own parquet file, where `images_beside`. `features` are what `datasets` reads of the columns in a card. Columns are looked for
-    in the first file that has rows; what those without any look like does not matter.
+    `names` are the names of the files in keys and in the listing; rows are in the order of the files. With `images_beside`, cells may
+    refer to image files next to their parquet file. `features` are the column features that `datasets` reads from a card. Columns are
+    determined from the first file that has rows; the schemas of files without rows do not matter.
     """
 
-    _alone: Callable[[int], bytes] | None = None  # how one row is read; found out when the first one is
-    _expected = EXPECTED  # in place of a file that is none of parquet
-    _slow = ""  # why that is slow
-    _group: tuple[int, int, list[Stretch]] = (0, 0, [])  # the row group that was last read for a single row
+    _alone: Callable[[int], bytes] | None = None  # reads a single row; chosen on the first such read
+    _expected = EXPECTED  # ends the error for a file that is not parquet
+    _slow = ""  # why single reads are slow
+    _group: tuple[int, int, list[Stretch]] = (0, 0, [])  # the row group last read for a single row
 
     def __init__(
         self,
@@ -89,14 +89,14 @@ class ParquetFiles(Source):
         return self._starts[-1]
 
     def key(self, row: int) -> str:
-        """file:row."""
+        """The key `file:row`, with the row number within the file."""
         file = self._file_of(row)
         return f"{self._names[file]}:{row - self._starts[file]}"
 
     def read(self, row: int) -> bytes:
-        """One row out of its page, where images lie in the files as they are; a parquet row group would be decoded whole.
+        """One row, read directly from its page if images are stored plainly, as a parquet reader would decode the whole row group.
 
-        Of files that are compressed `datasets` makes a memory-mapped Arrow copy, once.
+        For other files, such as compressed ones, `datasets` makes a memory-mapped Arrow copy once.
         """
         if self._alone is None:
             with _BUILDING:
@@ -104,24 +104,24 @@ class ParquetFiles(Source):
         return self._alone(row)
 
     def slow_reads(self) -> str:
-        """Where `datasets` could make no Arrow copy."""
+        """Reads are slow if `datasets` could not make an Arrow copy."""
         return self._slow
 
     def copy_of_images(self) -> str:
-        """The Arrow copy of files that are compressed."""
+        """The Arrow copy that compressed files need."""
         self._alone = self._alone or self._plain()
         size = sum(self._sizes) / 2**20
         return "" if self._alone else f"a copy of its {size:,.0f} MB in {_hf_datasets_cache()}, as its images are compressed inside parquet"
 
     def rows(self, wanted: Wanted) -> Iterator[Row]:
-        """Rows in order of the files, row group by row group; those of a damaged one say so when they are read."""
+        """The wanted rows in file order, by row group; rows of a damaged row group report the damage when they are read."""
         for file, (first, last) in enumerate(zip(self._starts[:-1], self._starts[1:], strict=True)):
             for start, stop, cells in self._stretches(file, within(wanted, first, last)):
                 for row in np.asarray(within(wanted, start, stop)).tolist():
                     yield Row(row, f"{self._names[file]}:{row - first}", cells[row - start] if isinstance(cells, Cells) else cells)
 
     def columns(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Row group by row group, whatever their size."""
+        """The named columns, row group by row group, in batches of limited size."""
         wanted = list(dict.fromkeys(names))
         for file in self._files_with_rows():
             with self._readable(file), self._opened(file) as parquet:
@@ -129,18 +129,18 @@ class ParquetFiles(Source):
                 for group in range(parquet.num_row_groups):
                     rows, missing = self._batch_rows(parquet, group, wanted), parquet.metadata.row_group(group).num_rows
                     for batch in parquet.iter_batches(rows, row_groups=[group], columns=wanted):
-                        batch.validate(full=True)  # such as texts that are no UTF-8
+                        batch.validate(full=True)  # catches text that is not UTF-8, for example
                         missing -= len(batch)
                         yield batch.select(wanted)
                     if missing:
                         raise pa.ArrowInvalid(f"the pages of row group {group} end early")
 
     def column_types(self) -> pa.Schema:
-        """As the first file has them."""
+        """The schema of the first file that has rows."""
         return self._schema
 
     def class_columns(self) -> dict[str, list[str]]:
-        """As the files name them, or the card. Raises NstError where a file names other classes than the first."""
+        """Class names by column, from the files or else the card. Raises NstError if a file has other classes than the first."""
         return self._class_columns
 
     @cached_property
@@ -158,7 +158,7 @@ class ParquetFiles(Source):
             raise NstError(f"{file}: its class names differ from those of {first}; expected one set of classes in all files")
 
     def read_labels(self, asked: LabelsAsked) -> None:
-        """Read the label column. Raises NstError for files that hold other classes, or another type of labels, than the first."""
+        """Read the label column. Raises NstError if a file has other classes or another type of labels than the first."""
         column = label_column(self._schema, self.location, asked.column, self._features)
         names, files = feature_names(self._schema, column), self._files_with_rows()
         pieces: list[pa.ChunkedArray] = []
@@ -186,7 +186,7 @@ class ParquetFiles(Source):
         self.labels, self.class_names = labels_of(labels, names or card_names(self._features, column), self.location, column, asked.names)
 
     def _check_label_bytes(self, file: str, parquet: pq.ParquetFile, column: str) -> None:
-        """Raises NstError for a column of more than class names and numbers, before all of it is in memory."""
+        """Raise NstError for a column too large to hold class labels, before all of it is read into memory."""
         chunks = (chunk for group in column_chunks(parquet.metadata, [column]) for chunk in group)
         size, most = sum(chunk.total_uncompressed_size for chunk in chunks), _LABEL_BYTES_A_ROW * parquet.metadata.num_rows
         if size > max(_LABEL_BYTES, most):
@@ -197,7 +197,7 @@ class ParquetFiles(Source):
         return [file for file, start, stop in zip(self._files, self._starts[:-1], self._starts[1:], strict=True) if start < stop]
 
     def rows_of_files(self, files: NDArray[np.int64]) -> NDArray[np.int64]:
-        """From the footers; each image beside the parquet files is a row."""
+        """The rows stored in the given files, by the footers; separate image files count after the parquet files, with one row each."""
         own, beside = files[files < len(self._files)], files[files >= len(self._files)] - len(self._files)
         rows = [np.empty(0, np.int64), *(np.arange(*self._starts[file : file + 2]) for file in own.tolist())]
         if len(beside):
@@ -205,19 +205,19 @@ class ParquetFiles(Source):
         return np.unique(np.concatenate(rows))
 
     def empty_files(self, rows: int) -> tuple[int, str]:
-        """Of the image files that cells name."""
+        """The number of empty or missing image files that cells refer to, and the key of the first."""
         missing, _ = self._missing
         count = bisect_left(missing, rows)
         return count, self.key(int(missing[0])) if count else ""
 
     def remarks(self) -> list[str]:
-        """With where image files that are not there were looked for."""
+        """Adds where missing image files were expected."""
         missing, first = self._missing
         return [*super().remarks(), *([missing_remark(self.location, len(missing), first)] if len(missing) else [])]
 
     @cached_property
     def _missing(self) -> tuple[NDArray[np.int64], str]:
-        """Rows whose image files are empty or not there, shape (rows,), and the path of the first; of row groups that hold no bytes."""
+        """Rows whose image files are empty or missing, shape (rows,), and the path of the first; only in row groups without any bytes."""
         missing, first = [np.empty(0, np.int64)], ""
         for start, paths, are_all in self._named_files():
             if are_all:
@@ -232,9 +232,9 @@ class ParquetFiles(Source):
             yield from paths
 
     def _named_files(self) -> Iterator[tuple[int, list[str], bool]]:
-        """First row and paths of each row group in which cells name files in place of holding bytes, and whether all cells do.
+        """(first row, paths, whether all cells do so) of each row group whose cells refer to files instead of holding bytes.
 
-        The path is empty for a cell that names none below the folder of its parquet file.
+        The path is empty for a cell that does not refer to a file below the folder of its parquet file.
         """
         kind = self._schema.field(self._column).type if self._column else pa.null()
         if not (self._images_beside and pa.types.is_struct(kind) and kind.get_field_index("path") >= 0):
@@ -289,7 +289,7 @@ class ParquetFiles(Source):
             raise NstError(f"{file}: corrupt parquet file ({first_line(error)}); recreate it") from None
 
     def _footer(self, file: str) -> tuple[int, int, pa.Schema]:
-        """(bytes, rows, schema) of a file. Raises NstError where it is damaged, or claims rows that it cannot hold."""
+        """(bytes, rows, schema) of a file. Raises NstError if it is damaged, or claims more rows than it can hold."""
         with self._readable(file), self._opened(file) as parquet:
             size, footer = self._size(file), parquet.metadata
             groups = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
@@ -328,7 +328,7 @@ class ParquetFiles(Source):
             yield start, stop, NstError(f"row group {group} of {self._names[file]} is damaged ({reason})")
 
     def _batch_rows(self, parquet: pq.ParquetFile, group: int, names: Sequence[str], file: str | None = None) -> int:
-        """Few enough rows that a batch is some megabytes, whatever the row group; of a `file` also where many share one large image."""
+        """Number of rows for batches of a few megabytes from a row group; given `file`, also if many rows share one large image."""
         (chunks,) = column_chunks(parquet.metadata, names, [group])
         a_row = sum(chunk.total_uncompressed_size for chunk in chunks) / max(parquet.metadata.row_group(group).num_rows, 1)
         if file is not None and not any(pa.types.is_dictionary(parquet.schema_arrow.field(name).type) for name in names):
@@ -336,19 +336,19 @@ class ParquetFiles(Source):
         return int(np.clip(_BATCH_BYTES // max(a_row, 1), 1, _BATCH_ROWS))
 
     def _shared_bytes(self, file: str, chunk: pq.ColumnChunkMetaData) -> float:
-        """How many bytes a value in the dictionary of a column has on average, each of which any number of rows may have; 0 if unknown."""
+        """Average bytes per value in the dictionary of a column, any of which may be shared by many rows; 0 if unknown."""
         with suppress(OSError, *THRIFT_DAMAGE):
             header, _ = structure(self._page_start(file, chunk.dictionary_page_offset), 0)
             return float(header[2] / max(header[7][1], 1))
         return 0
 
     def _page_start(self, file: str, offset: int) -> bytes:
-        """The first bytes of a page."""
+        """The first bytes of a page, enough for its header."""
         with open(file, "rb", buffering=0) as opened:
             return os.pread(opened.fileno(), _HEADER_BYTES, offset)
 
     def _stop_unless_damage(self, error: Exception) -> None:
-        """Raise what does not lie in the file's own bytes."""
+        """Re-raise an error that is not due to damage of the file itself."""
 
     def _plain(self) -> Callable[[int], bytes] | None:
         groups = []
@@ -365,7 +365,7 @@ class ParquetFiles(Source):
         return PlainPages.of(self._files, self._sizes, groups).read
 
     def _arrow_cache(self) -> Callable[[int], bytes] | None:
-        """The copy; None where `datasets` makes none, as of damaged files: the row groups that are whole can still be read."""
+        """A reader of the Arrow copy; None if `datasets` cannot make one, as for damaged files, whose intact row groups remain readable."""
         from datasets import Features
         from datasets.exceptions import DatasetGenerationError
 
@@ -374,13 +374,13 @@ class ParquetFiles(Source):
                 dataset = self._copied()
             except DatasetGenerationError:
                 raise
-            except (ValueError, TypeError, NotImplementedError, RecursionError):  # it does not know the type of some other column
+            except (ValueError, TypeError, NotImplementedError, RecursionError):  # `datasets` does not support some other column's type
                 dataset = self._copied(features=Features.from_arrow_schema(pa.schema([self._schema.field(self._column)])))
         except (DatasetGenerationError, ValueError, TypeError, NotImplementedError, FileNotFoundError) as error:
-            # it looks for no file whose path has a `::`
+            # `datasets` does not find files whose path contains `::`
             cause = error.__cause__ or error
             if isinstance(cause, OSError) and cause.errno:
-                raise cause from None  # a full disk, no permission
+                raise cause from None  # a full disk or missing permission
             self._slow = f"each read decodes a whole row group, because `datasets` could not make a copy ({first_line(cause)})"
             return None
         return partial(self._read_from_copy, dataset.with_format("arrow"))
@@ -389,7 +389,7 @@ class ParquetFiles(Source):
         from datasets import Dataset
 
         files = self._files_with_rows()
-        # it takes the rows of the first row group for the size of its batches, which may be none
+        # `datasets` takes its batch size from the first row group, which may have no rows
         batches = {"batch_size": _BATCH_ROWS} if any(map(self._begins_without_rows, files)) else {}
         with quiet("datasets"):
             return Dataset.from_parquet([glob.escape(file) for file in files], columns=[self._column], **batches, **features)
@@ -412,7 +412,7 @@ class ParquetFiles(Source):
 
 
 def reason_without_path(error: Exception) -> str:
-    """Why rows cannot be read, without the path that errors of files name: a reason is kept in the table `errors`, which is published."""
+    """Why rows cannot be read, without the path that file errors include: reasons go to the table `errors`, which is published."""
     if isinstance(error, MissingError):
         return NO_FILE
     return os.strerror(error.errno) if isinstance(error, OSError) and error.errno else first_line(error)

@@ -1,4 +1,4 @@
-"""File names from patterns: braces as a shell and WebDataset expand them, then `*`, `?` and `[...]`."""
+"""Expand file patterns: braces as in a shell and WebDataset, then `*`, `?` and `[...]`."""
 
 import glob
 import os
@@ -12,12 +12,12 @@ _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
 def is_pattern(text: str) -> bool:
-    """Whether text names several files."""
+    """Whether text is a pattern that may match several files."""
     return glob.has_magic(text) or any(_choices(match[1]) for match in _BRACES.finditer(text))
 
 
 def expand(text: str) -> Iterator[str]:
-    """`a-{08..10}.{x,y}` to its six names; innermost braces first. Braces without a range or a comma stand for themselves."""
+    """Expand braces, innermost first: `a-{08..10}.{x,y}` yields six names. Braces without a range or a comma are literal."""
     for match in _BRACES.finditer(text):
         if choices := _choices(match[1]):
             for choice in choices:
@@ -37,7 +37,7 @@ def _choices(inside: str) -> list[str]:
 
 
 def matching(text: str) -> list[str]:
-    """Absolute paths of the files that a pattern names. Raises NstError where a name, or the whole, matches none."""
+    """Absolute paths of the files that match a pattern. Raises NstError if an expanded name does not exist, or nothing matches."""
     found: set[str] = set()
     for pattern in expand(text):
         files = [name for name in glob.glob(pattern, recursive=True) if os.path.isfile(name)] if glob.has_magic(pattern) else [pattern]

@@ -1,7 +1,7 @@
-"""Values of a parquet column that can be read one by one, because its pages are neither compressed nor encoded.
+"""Read single values of a parquet column whose pages are neither compressed nor encoded.
 
-This package and `datasets` write images so. pyarrow shows where the first page of a row group is; from there, the header of each page says
-where the next one is. Headers are structures of Apache Parquet (`parquet.thrift`), in Thrift's compact protocol.
+This package and `datasets` write images this way. pyarrow gives the offset of the first page of a row group; from there, the header of each
+page leads to the next. Headers are structures of Apache Parquet (`parquet.thrift`), in Thrift's compact protocol.
 """
 
 import struct
@@ -23,15 +23,15 @@ from nst_data.thrift import DAMAGE, structure
 
 _LENGTH = struct.Struct("<I")
 _DATA_PAGE, _DATA_PAGE_V2, _PLAIN = 0, 3, 0
-_ENCODINGS = {"PLAIN", "RLE", "BIT_PACKED"}  # the last two are those of the marks of what lacks
-_BLOCK_BYTES, _SHORT = 2**16, 2**12  # lengths of short values are read together
-_HEADER_BYTES = 2**14  # a page's header holds its smallest and its largest value, where they are short
+_ENCODINGS = {"PLAIN", "RLE", "BIT_PACKED"}  # the last two encode definition levels, which mark nulls
+_BLOCK_BYTES, _SHORT = 2**16, 2**12  # bytes read at a time for the lengths of values shorter than `_SHORT`
+_HEADER_BYTES = 2**14  # a page header includes the smallest and largest value, if they are short
 
 
 class Groups(NamedTuple):
-    """The row groups of one file: how many rows each has, and where its first page is; int64 each.
+    """The row groups of one file: number of rows and offset of the first page of each, as int64.
 
-    `is_optional` says whether pages begin with marks of the values that lack, even where none does.
+    `is_optional` says whether pages begin with definition levels, which they do for a nullable column even if no value is null.
     """
 
     rows: NDArray[np.int64]
@@ -39,20 +39,20 @@ class Groups(NamedTuple):
     is_optional: bool
 
 
-NO_GROUPS = Groups(np.empty(0, np.int64), np.empty(0, np.int64), is_optional=False)  # of a file without rows
+NO_GROUPS = Groups(np.empty(0, np.int64), np.empty(0, np.int64), is_optional=False)  # for a file without rows
 
 
 def plain_groups(parquet: pq.ParquetFile, column: Sequence[str]) -> Groups | None:
-    """The row groups of a file; None where some value of the column, a path of names, lacks or cannot be read alone."""
-    footer, field = parquet.metadata, parquet.schema_arrow.field(column[0])  # not the footer's own schema, which would keep the footer
+    """The row groups of a file, or None if some value of the column (a path of names) is null or cannot be read individually."""
+    footer, field = parquet.metadata, parquet.schema_arrow.field(column[0])  # the footer's own schema would keep the footer alive
     is_optional = field.nullable or any(field.type.field(name).nullable for name in column[1:])
     rows, offsets = [], []
     for group, chunks in enumerate(column_chunks(footer, [".".join(column)])):
-        if not chunks:  # no such column
+        if not chunks:  # there is no such column
             return None
         chunk, *others = chunks
         here = footer.row_group(group).num_rows
-        if here and (others or not _is_plain(chunk)):  # a column `a.b` beside a struct `a` with a field `b`
+        if here and (others or not _is_plain(chunk)):  # several chunks: a column `a.b` next to a struct `a` with a field `b`
             return None
         rows.append(here)
         offsets.append(chunk.data_page_offset)
@@ -60,7 +60,7 @@ def plain_groups(parquet: pq.ParquetFile, column: Sequence[str]) -> Groups | Non
 
 
 def _is_plain(chunk: pq.ColumnChunkMetaData) -> bool:
-    """Whether the bytes of each value stand as they are in the column of a row group: none lacks, is compressed or in a dictionary."""
+    """Whether a column chunk stores the bytes of every value as they are: none is null, compressed or dictionary-encoded."""
     is_encoded = chunk.compression != "UNCOMPRESSED" or chunk.has_dictionary_page or not set(chunk.encodings) <= _ENCODINGS
     if is_encoded or chunk.physical_type != "BYTE_ARRAY" or not chunk.is_stats_set:
         return False
@@ -68,7 +68,7 @@ def _is_plain(chunk: pq.ColumnChunkMetaData) -> bool:
 
 
 class _Page(NamedTuple):
-    first_row: int  # in its row group
+    first_row: int  # within its row group
     start: int
     end: int
     values: int
@@ -76,9 +76,9 @@ class _Page(NamedTuple):
 
 @dataclass(frozen=True)
 class PlainPages:
-    """The values of a column over several files, in 20 bytes of memory for each row group.
+    """The values of a column across several files, using 20 bytes of memory per row group.
 
-    Row group i begins with row `first_rows[i]`, its pages at byte `offsets[i]` of the file `numbers[i]`.
+    Row group i begins with row `first_rows[i]`; its pages begin at byte `offsets[i]` of file `numbers[i]`.
     """
 
     files: Sequence[str]
@@ -90,14 +90,14 @@ class PlainPages:
 
     @classmethod
     def of(cls, files: Sequence[str], sizes: Sequence[int], groups: Sequence[Groups]) -> "PlainPages":
-        """The files with their sizes and row groups."""
+        """Build from files with their sizes and row groups."""
         ends = np.cumsum(np.concatenate([one.rows for one in groups]))
         numbers = np.repeat(np.arange(len(files), dtype=np.int32), [len(one.rows) for one in groups])
         offsets = np.concatenate([one.offsets for one in groups])
         return cls(files, sizes, [one.is_optional for one in groups], np.concatenate([[0], ends]), offsets, numbers)
 
     def read(self, row: int) -> bytes:
-        """The value in a row. Raises NstError where the file is not what it was."""
+        """The value in a row. Raises NstError if the file has changed or is damaged."""
         group = int(np.searchsorted(self.first_rows, row, side="right")) - 1
         number, row = int(self.numbers[group]), row - int(self.first_rows[group])
         rows = int(self.first_rows[group + 1] - self.first_rows[group])
@@ -116,18 +116,18 @@ class PlainPages:
 
 @lru_cache(maxsize=128)
 def _opened(path: str, size: int) -> OpenFile:
-    """For all threads and forked processes. Raises NstError for a file of another size."""
+    """An open file shared by all threads and forked processes. Raises NstError if its size has changed."""
     return OpenFile(path, size)
 
 
 def close_files() -> None:
-    """Let go of what is open, as the space of a deleted file is free only then; who reads on opens it again."""
+    """Close the cached files, as the space of a deleted file is freed only then; later reads open them again."""
     _opened.cache_clear()
 
 
 @lru_cache(maxsize=512)
 def _pages(file: str, size: int, offset: int, rows: int, is_optional: bool) -> list[_Page]:
-    """The pages of a row group; kept, as its neighbors are read soon. Raises one of `DAMAGE` where they are not what they should be."""
+    """The pages of a row group, cached because neighboring rows are read soon. Raises one of `DAMAGE` if they are damaged."""
     opened, found, first = _opened(file, size), list[_Page](), 0
     while first < rows:
         header, length = structure(opened.part(_HEADER_BYTES, offset), 0)
@@ -149,9 +149,9 @@ def _pages(file: str, size: int, offset: int, rows: int, is_optional: bool) -> l
 
 @lru_cache(maxsize=4096)
 def _bounds(file: str, size: int, page: _Page) -> "array[int]":
-    """Where each value of a page begins, with its length in front, and the end of the last; fewer where the page is damaged.
+    """The offset of each value of a page, at its length prefix, and the end of the last; fewer if the page is damaged.
 
-    8 bytes for each value are kept, as the lengths of all before one have to be read to find it.
+    Cached with 8 bytes per value, as finding a value takes reading the lengths of all values before it.
     """
     opened, bounds, at = _opened(file, size), array("q", [page.start]), page.start
     block, first, length = b"", at, 0

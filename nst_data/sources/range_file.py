@@ -1,4 +1,4 @@
-"""A file at an address as Python's libraries read one: by ranges, of which some may have been read before."""
+"""A file-like object for a file at an address, which reads ranges; some ranges may have been fetched already."""
 
 import io
 import os
@@ -7,13 +7,13 @@ from typing import Any
 
 from nst_data.store.file_tree import FileTree
 
-_LOOK_BYTES = 2**16  # where the next header is far away
-_BLOCK_BYTES = 4 * 2**20  # where it is near
-_NEAR_BYTES = 2**20  # one more request takes longer than reading so much
+_LOOK_BYTES = 2**16  # read if the next header is far away
+_BLOCK_BYTES = 4 * 2**20  # read if it is near
+_NEAR_BYTES = 2**20  # another request takes longer than reading this much
 
 
 class RangeFile(io.RawIOBase):
-    """The bytes of a file of known size, each read a request of its own, but for those in `pieces`: (where they start, bytes)."""
+    """A file of known size; each read is one request, unless its bytes are in `pieces`: pairs of (offset, bytes)."""
 
     def __init__(self, tree: FileTree, name: str, size: int, pieces: Sequence[tuple[int, bytes]] = ()) -> None:
         super().__init__()
@@ -21,25 +21,25 @@ class RangeFile(io.RawIOBase):
         self._position = 0
 
     def readable(self) -> bool:
-        """It is."""
+        """Always True."""
         return True
 
     def seekable(self) -> bool:
-        """To any place."""
+        """Always True."""
         return True
 
     def tell(self) -> int:
-        """Where the next read begins."""
+        """The current position."""
         return self._position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """As of any file."""
+        """Move the position, as `io.IOBase.seek` does, but never before the start."""
         start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
         self._position = max(0, start + offset)
         return self._position
 
     def read(self, size: int | None = -1) -> bytes:
-        """So many bytes, fewer at the end alone. Raises NstError where the server cannot be asked."""
+        """Read `size` bytes, fewer only at the end of the file. Raises NstError if the server cannot be reached."""
         left = max(0, self._size - self._position)
         wanted = left if size is None or size < 0 else min(size, left)
         content = self._between(self._position, self._position + wanted) if wanted else b""
@@ -47,7 +47,7 @@ class RangeFile(io.RawIOBase):
         return content
 
     def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - a buffer has no type before Python 3.12
-        """As `read`."""
+        """Read into a buffer; see `read`."""
         view = memoryview(buffer).cast("B")
         content = self.read(len(view))
         view[: len(content)] = content
@@ -61,9 +61,9 @@ class RangeFile(io.RawIOBase):
 
 
 class HeaderFile(RangeFile):
-    """For reading from header to header: in blocks where the next one is near, else what is around it."""
+    """For reading from header to header: large blocks while the next header is near, small ones after a jump."""
 
-    _stop = 0  # of what was read last
+    _stop = 0  # the end of the last read
 
     def _between(self, start: int, stop: int) -> bytes:
         (first, content), *_ = self._pieces or [(0, b"")]

@@ -1,4 +1,4 @@
-"""Bytes of files at an address, read ahead of their use by several requests at a time."""
+"""Read bytes of files at an address ahead of their use, with several concurrent requests."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -9,14 +9,14 @@ from nst_data.store.file_tree import NO_FILE, FileTree, MissingError
 
 T = TypeVar("T")
 
-PIECE_BYTES = 8 * 2**20  # one request
-_GAP_BYTES = 2**18  # of bytes that nobody wants, read all the same: a request of its own takes longer
+PIECE_BYTES = 8 * 2**20  # largest request that merges several extents
+_GAP_BYTES = 2**18  # largest gap between extents that is read as well, because a separate request takes longer
 _AT_ONCE = 16
 _AHEAD_BYTES, _AHEAD = 64 * 2**20, 64
 
 
 class Extent(NamedTuple):
-    """The bytes of a file from `start` and below `stop`."""
+    """The half-open byte range from `start` to `stop` of a file."""
 
     name: str
     start: int
@@ -24,9 +24,9 @@ class Extent(NamedTuple):
 
 
 def read_ahead(tree: FileTree, wanted: Iterable[tuple[Extent, T]]) -> Iterator[tuple[T, bytes | MissingError]]:
-    """The bytes of each extent, in order, with what stands beside it: fewer where the file ends, the error where there is no such file.
+    """The second item of each pair with the bytes of its extent, in order: fewer bytes at the end of a file, the error if it is missing.
 
-    Raises NstError where the server cannot be asked.
+    Raises NstError if the server cannot be reached.
     """
     waiting: deque[tuple[int, T, Future[bytes | MissingError]]] = deque()
     ahead = 0
@@ -53,11 +53,11 @@ def _read(tree: FileTree, extent: Extent) -> bytes | MissingError:
     try:
         return tree.read(extent.name, extent.start, extent.stop)
     except MissingError:
-        return MissingError(NO_FILE)  # without the address: as a reason it is kept in the table `errors`, which is published
+        return MissingError(NO_FILE)  # without the address: the reason goes to the table `errors`, which is published
 
 
 def neighbors(wanted: Iterable[tuple[Extent, T]]) -> Iterator[tuple[Extent, list[tuple[Extent, T]]]]:
-    """Extents that lie near one another in their file, as one that holds them all."""
+    """Group extents that are close together in a file, each group with one extent that covers it."""
     near: list[tuple[Extent, T]] = []
     whole = Extent("", 0, 0)
     for extent, beside in wanted:

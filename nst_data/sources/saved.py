@@ -1,4 +1,4 @@
-"""A dataset in Arrow files: saved to disk, or made by `datasets` from files of the Hub."""
+"""Datasets in Arrow files: saved to disk, or built by `datasets` from files of the Hub."""
 
 import errno
 import os
@@ -48,7 +48,7 @@ class ArrowDataset(Source):
         self._arrow = arrow.select_columns([self._column]) if self._column else arrow
 
     def _paths(self) -> Iterator[str]:
-        """The Arrow files, and the image files that cells name in place of holding bytes."""
+        """The Arrow files, and the image files that cells refer to instead of holding bytes."""
         yield from (str(file["filename"]) for file in self._whole.cache_files)
         kind = self._schema.field(self._column).type if self._column else pa.null()
         if not (pa.types.is_struct(kind) and kind.get_field_index("path") >= 0):
@@ -64,15 +64,15 @@ class ArrowDataset(Source):
         return len(self._arrow)
 
     def key(self, row: int) -> str:
-        """The row number."""
+        """The row number as text."""
         return str(row)
 
     def read(self, row: int) -> bytes:
-        """One row of the memory-mapped dataset."""
+        """The encoded bytes of one row of the memory-mapped dataset."""
         return bytes(Row(row, "", cell_of(self._arrow[row : row + 1].column(0), 0, self._find)).read())
 
     def rows(self, wanted: Wanted) -> Iterator[Row]:
-        """Slices of the memory-mapped dataset, not copied."""
+        """The wanted rows, as slices of the memory-mapped dataset without copying."""
         for piece in in_pieces(wanted, _PIECE):
             first, last = int(piece[0]), int(piece[-1])
             column = self._arrow[range(first, last + 1) if last - first + 1 == len(piece) else piece].column(0)
@@ -84,29 +84,29 @@ class ArrowDataset(Source):
                     yield Row(row, str(row), cells[cell])
 
     def columns(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Slices of the memory-mapped dataset."""
+        """The named columns, as slices of the memory-mapped dataset."""
         wanted = list(dict.fromkeys(names))
         self._check_there(wanted, self._schema, self.location)
         chosen = self._whole.select_columns(wanted)
         for start in range(0, len(self), _PIECE):
             for batch in chosen[start : start + _PIECE].select(wanted).to_batches():
                 try:
-                    batch.validate(full=True)  # such as texts that are no UTF-8
+                    batch.validate(full=True)  # catches text that is not UTF-8, for example
                 except pa.ArrowException as error:
                     raise NstError(f"{self.location}: corrupt dataset ({first_line(error)}); recreate it") from None
                 yield batch
 
     def column_types(self) -> pa.Schema:
-        """As `datasets` knows them."""
+        """The schema of the dataset's features."""
         return self._schema
 
     def class_columns(self) -> dict[str, list[str]]:
-        """As `datasets` knows them."""
+        """The class names of the dataset's ClassLabel columns."""
         return class_columns(self._schema)
 
 
 def saved_dataset(location: str, labels: LabelsAsked | None, column: str | None) -> ArrowDataset:
-    """A folder written by `Dataset.save_to_disk`. Raises NstError for several splits, or one that cannot be loaded."""
+    """Open a folder written by `Dataset.save_to_disk`. Raises NstError if it holds several splits, or cannot be loaded."""
     from datasets import DatasetDict, load_from_disk
 
     for pattern in ("*.json", "*.arrow"):
@@ -116,7 +116,7 @@ def saved_dataset(location: str, labels: LabelsAsked | None, column: str | None)
     try:
         with quiet("datasets"):
             dataset = load_from_disk(location)
-    except IndexError:  # of the first file, where there is none
+    except IndexError:  # raised by `datasets` if there is no Arrow file
         raise NstError(f"{location}: expected rows, found an empty dataset") from None
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         if isinstance(error, OSError) and error.errno and error.errno != errno.ENOENT:

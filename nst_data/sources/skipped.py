@@ -1,4 +1,4 @@
-"""Files beside the images of a source that are not read and may be images, or hold some: counted, so that nobody takes them for read."""
+"""Count files of a source that are not read but may be or contain images, so that users do not assume that they were read."""
 
 import re
 import sys
@@ -18,12 +18,12 @@ NO_IMAGES = frozenset(f".{kind}" for kind in _NO_IMAGES.split())
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
 LOOKED_AT_BYTES = 16
 NO_SUFFIX, OTHER_SUFFIXES, NOT_UTF8 = "without a suffix", "with other suffixes", "not named in UTF-8"
-_NAMED = re.compile(r"\.[a-z][a-z0-9~]{0,7}")  # others are more often a number, a date or the end of an address
+_NAMED = re.compile(r"\.[a-z][a-z0-9~]{0,7}")  # other suffixes are more often numbers, dates or ends of addresses
 _MOST_NAMED = 8
 
 
 class Skipped:
-    """Counts such files by their suffix. `not_utf8` is the first image whose name is not in UTF-8, if there is one."""
+    """Counts skipped files by suffix. `not_utf8` is the first image whose name is not UTF-8, if any."""
 
     not_utf8: str = ""
 
@@ -32,9 +32,9 @@ class Skipped:
         self._odd: Counter[str] = Counter()
 
     def see(self, name: str, start: Callable[[], bytes]) -> bool:
-        """A file that is not read: its name without folders; `start` gives its first bytes, which decide where the suffix does not.
+        """Record a file that is not read, by its name without folders. `start` returns its first bytes, used if the suffix is unknown.
 
-        True where it may be an image.
+        Returns whether it may be an image.
         """
         dot = name.rfind(".")
         suffix = name[dot:].lower() if dot > 0 else ""
@@ -50,20 +50,20 @@ class Skipped:
         return True
 
     def see_not_utf8(self, path: str) -> None:
-        """An image whose name is not in UTF-8. Raises NstError where names are read in another encoding, which may be why."""
+        """Record an image whose name is not UTF-8. Raises NstError if the file system encoding is not UTF-8, which may be the cause."""
         if sys.getfilesystemencoding() != "utf-8":
             check_utf8(path)
         self._counts[NOT_UTF8] += 1
         self.not_utf8 = self.not_utf8 or escaped(path)
 
     def add(self, other: "Skipped") -> None:
-        """What another one has counted."""
+        """Add the counts of another instance."""
         self._counts.update(other._counts)
         self._odd.update(other._odd)
 
     @property
     def counts(self) -> dict[str, int]:
-        """Files by suffix, the most frequent first; those with rare odd ones together."""
+        """Number of files by suffix, most frequent first; rare unusual suffixes are combined."""
         found = self._counts.copy()
         for place, (suffix, count) in enumerate(_by_count(self._odd).items()):
             found[suffix if place < _MOST_NAMED else OTHER_SUFFIXES] += count
@@ -84,7 +84,7 @@ def _is_image(start: bytes) -> bool:
 
 
 def phrase(counts: Mapping[str, int], not_utf8: str = "") -> str:
-    """What was skipped, and what to do; empty where nothing was. `not_utf8` is one of those that are not named in UTF-8."""
+    """What was skipped, and what to do; empty if nothing was. `not_utf8` is an example of a name that is not UTF-8."""
     if not counts:
         return ""
     total = sum(counts.values())

@@ -1,6 +1,7 @@
-"""What every kind of source offers, and one row of it.
+"""The interface of all image sources, and a single row of one.
 
-The order is part of the format: files sorted bytewise by relative path (a list: its lines), rows inside them in order.
+Row order is part of the format: files are sorted bytewise by relative path (a list keeps the order of its lines), rows within a file keep
+their order.
 """
 
 import hashlib
@@ -31,34 +32,34 @@ from nst_data.store.indexes import Indexes
 from nst_data.store.inputs import Input
 
 Buffer = bytes | memoryview
-Content = Buffer | NstError | Callable[[], Buffer]  # an image, why there is none, or how to get it
+Content = Buffer | NstError | Callable[[], Buffer]  # the image, the reason why it cannot be read, or a function that reads it
 Wanted = range | NDArray[np.int64]
-_LEAST_SAMPLE, _EXPECTED = 64, 20  # images of a pool that are looked at first; of those that are looked for among them, on average
+_LEAST_SAMPLE, _EXPECTED = 64, 20  # minimum size of a sample of the pool; number of labeled images expected in it
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One image of a source, not read yet. `id` is its number in the pool's order, `key` says where it is."""
+    """One image of a source, not read yet. `id` is its row number in the source, `key` says where it is stored."""
 
     id: int
     key: str
     _content: Content
 
     def read(self) -> Buffer:
-        """The encoded bytes. Raises OSError or NstError whose text is the reason why there are none."""
+        """The encoded bytes. Raises OSError or NstError with the reason if the image cannot be read."""
         if isinstance(self._content, NstError):
-            raise NstError(str(self._content))  # a new one: rows may share theirs, and threads raise it
+            raise NstError(str(self._content))  # a fresh instance: rows may share one error, and several threads may raise it
         return self._content() if callable(self._content) else self._content
 
 
 class Source(ABC):
-    """Images in a fixed order, with labels where `labels` is not None.
+    """Images in a fixed order, with labels if `labels` is not None.
 
     `labels` holds a class index per row, shape (rows,), int64; `class_names[index]` is its name.
-    `location` is an absolute path or, for the Hub, the reference with its commit, which is the `revision`.
-    `image_column` and `label_column` are the columns that were asked for, None where they were found. `skipped` counts by suffix the files
-    beside the images that may be images too and are not read, `not_utf8` is one of them whose name is not in UTF-8, `empty_classes` names
-    class folders without images. `left_out` are labeled rows that are not to be trained on.
+    `location` is an absolute path or, for the Hub, the reference with its commit, which is also the `revision`.
+    `image_column` and `label_column` are the columns that the user named, None if they were detected. `skipped` counts by suffix the files
+    next to the images that may be images too but are not read, `not_utf8` is one of them whose name is not UTF-8, `empty_classes` names
+    class folders without images. `left_out` are labeled rows that must not be trained on.
     """
 
     labels: NDArray[np.int64] | None = None
@@ -72,7 +73,7 @@ class Source(ABC):
     empty_classes: Sequence[str] = ()
     left_out: Sequence[int] = ()
     _listing: Listing
-    _pins: tuple[str, ...] = ()  # what beside the listing decides which images these are
+    _pins: tuple[str, ...] = ()  # what identifies the images in addition to the listing
 
     def __init__(self, location: str) -> None:
         self.location = location
@@ -86,66 +87,66 @@ class Source(ABC):
 
     @abstractmethod
     def key(self, row: int) -> str:
-        """Where row `row` is in the source."""
+        """The location of row `row` within the source."""
 
     @abstractmethod
     def read(self, row: int) -> bytes:
-        """Encoded bytes of one row, at the cost of one image; from any thread, also after a fork."""
+        """The encoded bytes of one row, at the cost of reading one image. Safe to call from any thread, and after a fork."""
 
     def copy_of_images(self) -> str:
-        """What must be copied before single rows can be read, in a phrase for a person; empty where nothing is."""
+        """A phrase for the user about what must be copied before single rows can be read; empty if nothing is copied."""
         return ""
 
     def slow_reads(self) -> str:
-        """Why reading single rows is slow, in a phrase for a person, known once one was read; empty where it is not."""
+        """A phrase for the user about why reading single rows is slow, known once one has been read; empty if it is not slow."""
         return ""
 
     @abstractmethod
     def rows(self, wanted: Wanted) -> Iterator[Row]:
-        """The wanted rows, given by increasing numbers, read in sequence."""
+        """The wanted rows (increasing row numbers), read sequentially."""
 
     def columns(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Columns beside the images, all rows in order, some megabytes at a time. Raises NstError where there are none of these names."""
+        """The named non-image columns, all rows in order, in batches of a few megabytes. Raises NstError if a column does not exist."""
         raise NstError(f"{self.location}: contains image files, which have no columns; expected a table with {', '.join(map(repr, names))}")
 
     def column_types(self) -> pa.Schema:
-        """The columns beside the images. Raises NstError where there are none."""
+        """The schema, including the non-image columns. Raises NstError if the source has no columns."""
         raise NstError(f"{self.location}: contains image files, which have no columns; expected a table of labels")
 
     def empty_files(self, rows: int) -> tuple[int, str]:
-        """How many of the first rows are files without bytes, or not there, as far as the listing tells; and the key of the first."""
+        """How many of the first `rows` rows are empty or missing files according to the listing, and the key of the first of them."""
         return 0, ""
 
     def class_columns(self) -> dict[str, list[str]]:
-        """The class names of each column that has some."""
+        """Class names by column, for the columns that define them."""
         return {}
 
     def remarks(self) -> list[str]:
-        """What is left out of it, in lines for a person."""
+        """Lines for the user about what is left out of the source."""
         return [f"{self.location}: {phrase(self.skipped, self.not_utf8)}"] if self.skipped else []
 
     def listing(self) -> pa.Table:
-        """What pins the images, columns `name` and `bytes`: files and their sizes, or one row with a dataset's fingerprint or commit."""
+        """What identifies the images, in columns `name` and `bytes`: files and sizes, or one row with a dataset's fingerprint or commit."""
         return self._listing.table
 
-    def keep_listing(self, indexes: Indexes) -> None:  # noqa: B027 - most have nothing to keep
-        """Where listing takes requests: keep what was listed, for `open_source` with this `fingerprint` as its `digest`."""
+    def keep_listing(self, indexes: Indexes) -> None:  # noqa: B027 - most sources have nothing to keep
+        """Store the listing if listing takes requests, so that `open_source` can reuse it, given this `fingerprint` as `digest`."""
 
     def pin(self, revision: str) -> None:
-        """Pin the images by a commit of the Hub, which `location` names, in place of names and sizes."""
+        """Identify the images by a commit of the Hub, which `location` names, instead of by names and sizes."""
         self.revision = revision
         self._listing = listed([([self.location], [0])])
 
     @cached_property
     def images_fingerprint(self) -> str:
-        """Equal for the same names and sizes, wherever the source lies."""
+        """Equal for the same names and sizes, wherever the source is stored."""
         if not self._pins:
             return self._listing.fingerprint
         return hashlib.sha256(json.dumps([self._listing.fingerprint, *self._pins]).encode()).hexdigest()
 
     @cached_property
     def fingerprint(self) -> str:
-        """That of the images, with the labels where the source was opened for them."""
+        """The fingerprint of the images, and of the labels if the source was opened with them."""
         if self.labels is None:
             return self.images_fingerprint
         digest = hashlib.sha256(self.images_fingerprint.encode())
@@ -154,9 +155,9 @@ class Source(ABC):
         return digest.hexdigest()
 
     def stamps(self) -> NDArray[np.uint64]:
-        """Of each file with images, shape (files,): a hash of its times and size, 0 for one that is not there; at an address of its etag.
+        """A stamp per image file, shape (files,): a hash of its times and size (at an address, of its etag), or 0 if it does not exist.
 
-        They tell of other bytes at the same size, as no fingerprint does. Empty where a commit pins the images.
+        Unlike a fingerprint, stamps reveal changed content of the same size. Empty if a commit pins the images.
         """
         return np.empty(0, np.uint64) if self.revision else self._stamps()
 
@@ -165,26 +166,26 @@ class Source(ABC):
 
     @cached_property
     def stamp(self) -> str:
-        """Digest of `stamps`; empty where there are none."""
+        """Digest of `stamps`; empty if there are none."""
         return digest_of(self.stamps())
 
     @cached_property
     def modified(self) -> str:
-        """What an earlier nst kept in place of `stamp`: of the times of writing alone, which a copying program puts back."""
+        """What earlier versions of nst stored instead of `stamp`: a digest of modification times, which copying programs may restore."""
         stamps = np.fromiter(map(_modified_ns, self.files()), dtype=np.int64)
         return hashlib.sha256(stamps.tobytes()).hexdigest() if len(stamps) else ""
 
     def files(self) -> Iterable[str]:
-        """The local files that hold the images, in order; none where a commit pins them."""
+        """The local files that hold the images, in order; none if a commit pins them."""
         return () if self.revision else self._paths()
 
     @property
     def rows_per_file(self) -> int | None:
-        """1 where each row is a file of its own, in the order of `files`."""
+        """1 if each row is a separate file, in the order of `files`; otherwise None."""
         return None
 
     def rows_of_files(self, files: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The rows that lie in some `files`, given by increasing numbers: all, where that is not known and there is a file."""
+        """The rows stored in the given `files` (increasing file numbers); all rows if that is unknown and any file is given."""
         return np.arange(len(self) if len(files) else 0)
 
     def _paths(self) -> Iterable[str]:
@@ -193,13 +194,13 @@ class Source(ABC):
 
     @property
     def lineage(self) -> Input:
-        """How this source stands in the manifest of what is made from it."""
+        """The entry for this source in the manifest of anything made from it."""
         columns = {"image_column": self.image_column, "label_column": self.label_column}
         skipped = dict(self.skipped) or None
         return Input(ref=self.location, digest=self.fingerprint, revision=self.revision, license=self.license, skipped=skipped, **columns)
 
     def rows_of(self, keys: Sequence[str]) -> NDArray[np.int64]:
-        """The row of each key (the first, where several have it), shape (keys,). Raises NstError for a key that this source lacks."""
+        """The row of each key (the first if several rows share it), shape (keys,). Raises NstError for a key that this source lacks."""
         where = self._where(set(keys))
         missing = [key for key in keys if key not in where]
         if missing:
@@ -207,14 +208,14 @@ class Source(ABC):
         return np.fromiter((where[key] for key in keys), dtype=np.int64, count=len(keys))
 
     def find_all(self, keys: Callable[[], Iterable[pa.Array]], rows: NDArray[np.int64]) -> None:
-        """As `rows_of`, for as many keys as may be, given piece by piece: fill `rows` in memory that does not grow with them."""
+        """Like `rows_of`, for any number of keys given in pieces: fills `rows`, with memory use independent of the number of keys."""
         match_keys(keys(), self._keys(), rows)
         self._check_found(keys, rows)
 
     def find_alike(
         self, keys: Callable[[], Iterable[pa.Array]], rows: NDArray[np.int64], alike: Callable[[pa.Array], pa.Array] | None = None
     ) -> bool:
-        """As `find_all`, by what `alike` makes of the keys on both sides: whether each of these keys means one image here."""
+        """Like `find_all`, comparing keys mapped by `alike` on both sides. Returns whether each key identifies exactly one image here."""
         if alike is None:
             match_keys(keys(), self._keys(), rows)
             return bool((rows >= 0).all())
@@ -226,12 +227,12 @@ class Source(ABC):
         return int((meant >= 0).sum()) == len(np.unique(rows))
 
     def check_holds_some(self, hashes: Callable[[], Iterable[pa.Array]], images: int) -> None:
-        """Raises NstError where this is another pool than was labeled: no image of a sample has one of so many `image_hash`es.
+        """Raise NstError if this is not the pool that was labeled: no image of a sample has one of the `images` many `image_hash`es.
 
-        Of a copy of the pool, whatever its names, that sample holds some twenty; a missing image is left to `find_by_hash`.
+        In a copy of the pool, whatever its names, about twenty images of the sample match; missing images are left to `find_by_hash`.
         """
         size = min(len(self), max(_LEAST_SAMPLE, math.ceil(_EXPECTED * len(self) / images)))
-        if size > len(self) // 2:  # reading all of it tells more
+        if size > len(self) // 2:  # then reading the whole source is more conclusive
             return
         drawn = np.sort(np.random.default_rng(0).choice(len(self), size, replace=False, shuffle=False))
         found = pa.array([hashed for _, hashed in image_hashes(self.rows(drawn))], type=pa.large_string())
@@ -244,7 +245,7 @@ class Source(ABC):
     def find_by_hash(
         self, hashes: Callable[[], Iterable[pa.Array]], keys: Callable[[], Iterable[pa.Array]], rows: NDArray[np.int64]
     ) -> None:
-        """As `find_all`, by `image_hash`: images of another copy of a pool. Each of this one's is read once."""
+        """Like `find_all`, by `image_hash`: locates the images in another copy of a pool. Each image of this source is read once."""
         match_keys(hashes(), self._image_hashes(), rows)
         self._check_found(keys, rows)
 
@@ -264,7 +265,7 @@ class Source(ABC):
         )
 
     def check(self, row: int, encoded: Buffer, hashed: str) -> None:
-        """Raises NstError where the bytes of a row are not those that were labeled, whose `image_hash` is given."""
+        """Raise NstError if the bytes of a row are not those that were labeled, whose `image_hash` is `hashed`."""
         if image_hash(encoded) != hashed:
             raise NstError(
                 f"{self.location}: {self.key(row)!r} has different content than the labeled image; "
@@ -272,23 +273,23 @@ class Source(ABC):
             )
 
     def _check_there(self, names: Sequence[str], schema: pa.Schema, where: str) -> None:
-        """Raises UsageError for columns that a table lacks."""
+        """Raise UsageError unless the schema has each of the columns exactly once."""
         for name in names:
             if schema.names.count(name) != 1:
                 found = ", ".join(f"`{field.name}` ({field.type})" for field in schema) or "no column"
                 raise UsageError(f"{where}: expected one column `{name}`, found {found}")
 
     def unreadable(self, row: int, error: Exception) -> NstError:
-        """What to raise for an image that could be read before and cannot any more."""
+        """The error to raise for an image that could be read before but no longer can."""
         return NstError(f"{self.location}: {self.key(row)!r} can no longer be read ({error}); restore it and run the same command again")
 
     def _keys(self) -> Iterator[pa.Array]:
-        """All keys in order, piece by piece."""
+        """All keys in order, in pieces."""
         for start in range(0, len(self), PIECE):
             yield pa.array([self.key(row) for row in range(start, min(start + PIECE, len(self)))], type=pa.large_string())
 
     def _image_hashes(self) -> Iterator[pa.Array]:
-        """Those of all images in order, piece by piece; empty for one that cannot be read."""
+        """The `image_hash` of every image in order, in pieces; empty for an image that cannot be read."""
         hashes = (hashed for _, hashed in image_hashes(self.rows(range(len(self)))))
         while piece := list(islice(hashes, PIECE)):
             yield pa.array(piece, type=pa.large_string())
@@ -303,10 +304,10 @@ class Source(ABC):
 
 
 def stamp_of(path: str) -> int:
-    """A hash of a file's times and size; 0 for one that is not there."""
+    """A hash of a file's times and size; 0 if the file does not exist."""
     try:
         stat = os.stat(path)
-    except OSError:  # its rows say so when they are read
+    except OSError:  # reported when its rows are read
         return 0
     return hashed(f"{stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_size}")
 
@@ -319,18 +320,18 @@ def _modified_ns(path: str) -> int:
 
 
 def within(wanted: Wanted, start: int, stop: int) -> Wanted:
-    """The wanted rows from `start` on and below `stop`."""
+    """The wanted rows in the half-open range from `start` to `stop`."""
     return wanted[bisect_left(wanted, start) : bisect_left(wanted, stop)]
 
 
 def in_pieces(wanted: Wanted, size: int) -> Iterator[NDArray[np.int64]]:
-    """The wanted rows, so many at a time."""
+    """The wanted rows in pieces of at most `size`."""
     for start in range(0, len(wanted), size):
         yield np.asarray(wanted[start : start + size], dtype=np.int64)
 
 
 def rows_of_table(table: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
-    """A few rows of a long table, by increasing numbers."""
+    """A few rows of a long table, given by increasing row numbers."""
     first, last = int(rows[0]), int(rows[-1])
-    near = table.slice(first, last - first + 1)  # `take` over a whole chunked column would look through all of it
+    near = table.slice(first, last - first + 1)  # `take` on the whole chunked column would scan all of it
     return near if near.num_rows == len(rows) else near.take(pa.array(rows - first))

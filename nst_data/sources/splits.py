@@ -1,4 +1,4 @@
-"""Splits of a labeled set that lie side by side: to take them for one set, or for classes, would train on test images."""
+"""Detect splits of a labeled set next to each other: reading them as one set, or as classes, would mean training on test images."""
 
 import os
 import re
@@ -8,16 +8,16 @@ from nst_data.errors import UsageError
 
 _TRAINING = frozenset(("train", "training"))
 _SCORED = frozenset(("val", "valid", "validation", "dev", "test", "testing", "eval"))
-_FOLDERS_TRAINING = _TRAINING | {"trainset", "trainval"}  # where every folder is called so
+_FOLDERS_TRAINING = _TRAINING | {"trainset", "trainval"}  # used only if they match every folder
 _FOLDERS_SCORED = _SCORED | {"testset", "valset", "evaluation", "holdout", "heldout", "extra"}
-_LABELED, _UNLABELED = frozenset(("labeled", "labelled")), frozenset(("unlabeled", "unlabelled"))  # as `nst init` takes them
+_LABELED, _UNLABELED = frozenset(("labeled", "labelled")), frozenset(("unlabeled", "unlabelled"))  # as `nst init` interprets them
 _WORDS = re.compile(r"[a-z]+")
 
 
 def check_splits(location: str, class_folders: Sequence[str]) -> None:
-    """Raises UsageError where the class folders of a labeled source are named as splits are: some of them exactly, or all with a word.
+    """Raise UsageError if class folders of a labeled source look like splits: some by their exact name, or all by a word in their name.
 
-    Labeled and unlabeled images side by side are no classes either.
+    Folders of labeled and of unlabeled images are not classes either.
     """
     labeled, unlabeled = ([name for name in class_folders if name.lower() in kind] for kind in (_LABELED, _UNLABELED))
     if labeled and unlabeled:
@@ -41,7 +41,7 @@ def check_splits(location: str, class_folders: Sequence[str]) -> None:
 
 
 def check_split_files(location: str, names: Iterable[str]) -> None:
-    """Raises UsageError where the tar or parquet files of a labeled source are those of several splits."""
+    """Raise UsageError if the tar or parquet files of a labeled source belong to several splits."""
     training, scored = (next(iter(found), None) for found in _with_words(names, _TRAINING, _SCORED))
     if training and scored:
         raise UsageError(
@@ -51,14 +51,14 @@ def check_split_files(location: str, names: Iterable[str]) -> None:
 
 
 def _with_words(names: Iterable[str], training: frozenset[str], scored: frozenset[str]) -> tuple[list[str], list[str]]:
-    """The names with a word for training in them, and those with one for scoring; neither those with both."""
+    """The names that contain a word for training, and those that contain one for scoring; names with both are in neither list."""
     words = [(name, set(_WORDS.findall(name.lower()))) for name in names]
     one = [name for name, found in words if found & training and not found & scored]
     return one, [name for name, found in words if found & scored and not found & training]
 
 
 def _pattern(location: str, name: str) -> str:
-    """For all files of a split, from the name of its first."""
+    """A pattern for all files of a split, from the name of its first file."""
     folder, base = os.path.split(name)
     found = re.match(r"[A-Za-z]+", base)
     start = found[0] if found and found[0].lower() in _TRAINING else ""

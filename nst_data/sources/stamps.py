@@ -1,4 +1,4 @@
-"""Stamps of files: hashes of what changes when somebody writes a file again, for the one use of noticing that."""
+"""Stamps of files: hashes of metadata that changes when a file is rewritten, used only to notice that."""
 
 import hashlib
 from collections.abc import Iterable
@@ -10,15 +10,15 @@ from nst_data.store.file_tree import StoredFile
 
 
 def hashed(about: str) -> int:
-    """64 bits, never 0."""
+    """A 64-bit hash of text, never 0."""
     return int.from_bytes(hashlib.blake2b(about.encode(), digest_size=8).digest(), "little") or 1
 
 
 def digest_of(stamps: NDArray[np.uint64]) -> str:
-    """One digest of them all; empty where there are none."""
+    """One digest of all stamps; empty if there are none."""
     return hashlib.sha256(stamps.tobytes()).hexdigest() if len(stamps) else ""
 
 
 def stamps_of(files: Iterable[StoredFile]) -> NDArray[np.uint64]:
-    """Of files at an address, shape (files,)."""
+    """The stamps of files at an address, shape (files,)."""
     return np.fromiter((hashed(f"{file.etag} {file.size}") for file in files), dtype=np.uint64)

@@ -1,4 +1,4 @@
-"""Parquet files that stay where they are, on the Hub or an object store: footers first, then row groups as they are wanted."""
+"""Parquet files on the Hub or an object store, read without downloading them: first the footers, then row groups as needed."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,17 +26,17 @@ from nst_data.store.indexes import Indexes
 
 
 class _Group(NamedTuple):
-    """A row group of which rows are wanted, and what is to be read of it."""
+    """A row group that contains wanted rows, with the footer of its file."""
 
     file: int
     number: int
     first_row: int
     after_last_row: int
-    footer: pq.FileMetaData | str  # or why it cannot be read any more
+    footer: pq.FileMetaData | str  # or why it can no longer be read
 
 
 class StreamedParquet(ParquetFiles):
-    """Parquet files read over the network: the same rows and keys as their download. `stored` are the files of a `tree`."""
+    """Parquet files read over the network, with the same rows and keys as a download. `stored` are the files of a `tree`."""
 
     _expected = EXPECTED_AT_ADDRESS
 
@@ -53,11 +53,11 @@ class StreamedParquet(ParquetFiles):
         super().__init__(location, list(self._stored), names, column, False, features)
 
     def read(self, row: int) -> bytes:
-        """One row; its row group is kept, so that neighbors cost nothing more."""
+        """One row; its row group is cached, so that neighboring rows cost nothing more."""
         return self._read_from_group(row)
 
     def rows(self, wanted: Wanted) -> Iterator[Row]:
-        """As of local files, with the row groups read ahead. Raises NstError where the network fails."""
+        """The wanted rows as for local files, with row groups read ahead. Raises NstError if the network fails."""
         pieces = read_ahead(self._tree, self._pieces(wanted))
         for _, of_group in groupby(pieces, lambda piece: piece[0][0][:2]):
             read = list(of_group)
@@ -68,13 +68,13 @@ class StreamedParquet(ParquetFiles):
                     yield Row(row, f"{self._names[file]}:{row - self._starts[file]}", content)
 
     def keep_listing(self, indexes: Indexes) -> None:
-        """That of the parquet files, where no commit pins them."""
+        """Store the listing of the parquet files, unless a commit pins them."""
         if self.revision is None:
             listing = AddressListing.of_files(self._tree, self._stored.values(), self.skipped)
             listing.keep(indexes, self.location, self.images_fingerprint)
 
     def _pieces(self, wanted: Wanted) -> Iterator[tuple[Extent, tuple[_Group, int]]]:
-        """What to read of the column with the images, with the row group that it belongs to and its place."""
+        """The extents of the image column to read, each with its row group and its offset."""
         for file, (first, last) in enumerate(zip(self._starts[:-1], self._starts[1:], strict=True)):
             name = self._stored[self._files[file]].name
             if not len(within(wanted, first, last)):
@@ -126,7 +126,7 @@ class StreamedParquet(ParquetFiles):
         return self._tree.read(self._stored[file].name, 0, min(4, self._size(file))) if self._size(file) else b""
 
     def _page_start(self, _file: str, _offset: int) -> bytes:
-        return b""  # it would be a request for each row group
+        return b""  # reading it would take a request per row group
 
     def _size(self, file: str) -> int:
         return self._stored[file].size
@@ -134,20 +134,20 @@ class StreamedParquet(ParquetFiles):
     @contextmanager
     def _opened(self, file: str) -> Iterator[pq.ParquetFile]:
         stored = self._stored[file]
-        # reads ahead of Arrow's threads would go on when the process ends, which aborts it
+        # with Arrow's own read-ahead, its threads would still read at process exit, which aborts the process
         with RangeFile(self._tree, stored.name, stored.size) as remote, pq.ParquetFile(remote, **_AS_LOCAL) as parquet:
             yield parquet
 
     def _stop_unless_damage(self, error: Exception) -> None:
         if not isinstance(error, pa.ArrowException | MissingError) and type(error) is not OSError:
-            raise error  # the network's, not the file's
+            raise error  # the fault of the network, not of the file
 
 
 _AS_LOCAL = {"buffer_size": 2**20, "pre_buffer": False, "page_checksum_verification": True}
 
 
 def _bounds(footer: pq.FileMetaData, group: int, column: str) -> tuple[int, int]:
-    """Where the bytes of a column of a row group begin and end in the file."""
+    """Start and end offsets in the file of a column's bytes in a row group."""
     (chunks,) = column_chunks(footer, [column], [group])
     starts = [min(one.data_page_offset, one.dictionary_page_offset or one.data_page_offset) for one in chunks]
     ends = [start + one.total_compressed_size for start, one in zip(starts, chunks, strict=True)]

@@ -1,4 +1,4 @@
-"""Some of the images of a source, in its order: a source of their own."""
+"""A source made of some of the images of another source, in the same order."""
 
 import hashlib
 from collections.abc import Iterator
@@ -12,9 +12,9 @@ from nst_data.store.inputs import Input
 
 
 class Subset(Source):
-    """The `rows` of another source, given by increasing numbers; `part` says which these are, in a phrase for a person.
+    """The given `rows` (increasing row numbers) of another source; `part` is a phrase for the user that describes them.
 
-    All classes of the other one stay classes here, whichever images are left.
+    All classes of the other source remain classes, even those without images here.
     """
 
     def __init__(self, whole: Source, rows: NDArray[np.int64], part: str) -> None:
@@ -31,45 +31,45 @@ class Subset(Source):
         return len(self._rows)
 
     def key(self, row: int) -> str:
-        """As in the whole source."""
+        """The key of the row in the whole source."""
         return self._whole.key(int(self._rows[row]))
 
     def read(self, row: int) -> bytes:
-        """As in the whole source."""
+        """The encoded bytes, read from the whole source."""
         return self._whole.read(int(self._rows[row]))
 
     def rows(self, wanted: Wanted) -> Iterator[Row]:
-        """The wanted rows, by their numbers here."""
+        """The wanted rows, numbered within the subset."""
         numbers = np.asarray(wanted, dtype=np.int64)
         for number, row in zip(numbers.tolist(), self._whole.rows(self._rows[numbers]), strict=True):
             yield replace(row, id=number)
 
     def copy_of_images(self) -> str:
-        """As of the whole source."""
+        """What must be copied before single rows of the whole source can be read."""
         return self._whole.copy_of_images()
 
     def slow_reads(self) -> str:
-        """As of the whole source."""
+        """Why the whole source is slow to read."""
         return self._whole.slow_reads()
 
     def remarks(self) -> list[str]:
-        """As of the whole source."""
+        """The remarks of the whole source."""
         return self._whole.remarks()
 
     @property
     def rows_per_file(self) -> int | None:
-        """As of the whole source."""
+        """The same as for the whole source."""
         return self._whole.rows_per_file
 
     def rows_of_files(self, files: NDArray[np.int64]) -> NDArray[np.int64]:
-        """By the number of the files here, which are fewer where each is an image."""
+        """The rows stored in the given files, numbered within the subset, which has fewer files if each holds one image."""
         if self.rows_per_file == 1:
             return files
         return np.flatnonzero(np.isin(self._rows, self._whole.rows_of_files(files)))
 
     @property
     def lineage(self) -> Input:
-        """With the part that it is."""
+        """Adds the `part`."""
         return super().lineage.model_copy(update={"part": self._part})
 
     def _stamps(self) -> NDArray[np.uint64]:

@@ -1,4 +1,4 @@
-"""Tar files of images, as WebDataset writes them."""
+"""Tar files of images, as written by WebDataset."""
 
 import hashlib
 import json
@@ -31,13 +31,13 @@ _INTEGER = re.compile(r"-?\d+")
 
 
 class TarFiles(Source):
-    """Images in plain tar files, in the order of the files and of the members in them.
+    """Images in plain tar files, in the order of the files and of their members.
 
-    `names` are the files' in keys and in the listing. The member `stem.cls` beside `stem.jpg` is its class. Where the members lie is
-    found out once, by reading every header, and kept in `indexes`.
+    `names` are the names of the files in keys and in the listing. The member `stem.cls` next to `stem.jpg` holds its class. The
+    positions of members are found once, by reading every header, and stored in `indexes`.
     """
 
-    _files_at_once = 4  # few, for disks that seek; their headers are read so
+    _files_at_once = 4  # number of files whose headers are read concurrently; few, for disks that seek
 
     def __init__(
         self, location: str, files: Sequence[str], names: Sequence[str], labels: LabelsAsked | None, indexes: Indexes | None = None
@@ -60,25 +60,25 @@ class TarFiles(Source):
         return int(self._index.num_rows)
 
     def key(self, row: int) -> str:
-        """tar:member; from the second member of a name on its number too, as in tar:member#2."""
+        """The key `tar:member`; a repeated member name has its number appended from the second one on, as in `tar:member#2`."""
         return self._key(row, self._index["file"][row].as_py(), self._index["name"][row].as_py())
 
     def read(self, row: int) -> bytes:
-        """The member's bytes."""
+        """The bytes of the row's member."""
         return bytes(Row(row, "", self._content(self._index.slice(row, 1).to_pylist()[0])).read())
 
     def rows(self, wanted: Wanted) -> Iterator[Row]:
-        """The wanted members; each is read when its row is."""
+        """The wanted members; each is read when its row is read."""
         for piece in in_pieces(wanted, 1024):
             for row, entry in zip(piece.tolist(), rows_of_table(self._index, piece).to_pylist(), strict=True):
                 yield Row(row, self._key(row, entry["file"], entry["name"]), self._content(entry))
 
     def rows_of_files(self, files: NDArray[np.int64]) -> NDArray[np.int64]:
-        """As the index says."""
+        """Row numbers of all images stored in the given tar files."""
         return np.flatnonzero(pc.is_in(self._index["file"], pa.array(files, pa.int32())).to_numpy(zero_copy_only=False))
 
     def documents(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """The row of each image with a `.json` member in its sample, and the object in that. Raises NstError for any other content."""
+        """The row of each image whose sample has a `.json` member, and its JSON object. Raises NstError for any other content."""
         for file, path in enumerate(self._files):
             found: dict[str, dict[str, Any]] = {}
             with self._opened(file) as opened:
@@ -95,7 +95,7 @@ class TarFiles(Source):
         return self._files
 
     def _look(self) -> Sequence[tuple[int, int | str]]:
-        """Of each file its size, and what changes with its content: programs that copy put the time of writing back."""
+        """Size of each file, and its times: a copying program may restore mtime, but ctime still reveals a change."""
         found = map(os.stat, self._files)
         return [(stat.st_size, f"{stat.st_mtime_ns} {stat.st_ctime_ns}") for stat in found]
 
@@ -103,7 +103,7 @@ class TarFiles(Source):
         return os.path.abspath(file)
 
     def _opened(self, file: int) -> AbstractContextManager[BinaryIO]:
-        """To read a file once, from header to header."""
+        """Open a file to read it once, from header to header."""
         return open(self._files[file], "rb")
 
     def _keys(self) -> Iterator[pa.Array]:
@@ -119,7 +119,7 @@ class TarFiles(Source):
 
     @cached_property
     def _repeated(self) -> dict[int, int]:
-        """The rows whose name came before in their file, and how many times it has been there with each."""
+        """The rows whose member name occurred earlier in their file, each with how often it has occurred so far, itself included."""
         found = {}
         ends = np.searchsorted(self._index["file"].to_numpy(), np.arange(len(self._files) + 1))
         for first, last in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True):
@@ -150,11 +150,11 @@ class TarFiles(Source):
         if index is None:
             index = headers.index()
             indexes.keep(self._index_name, partial(write_listing, table=index))
-            index = self._index_in(indexes) or index  # so that no temporary file stays
+            index = self._index_in(indexes) or index  # the stored index replaces the temporary file
         return index
 
     def _index_in(self, indexes: Indexes) -> pa.Table | None:
-        """What is kept there of where the members lie; None where nothing is, or it is damaged."""
+        """The stored index of these files, or None if there is none or it is damaged."""
         try:
             kept = indexes.find(self._index_name)
         except (OSError, ValueError):
@@ -163,7 +163,7 @@ class TarFiles(Source):
 
     @property
     def _index_name(self) -> str:
-        """Another one for files that were written to since."""
+        """The name of the stored index, which changes when a file is rewritten."""
         digest = hashlib.sha256(json.dumps([[self._place(file) for file in self._files], self._marks]).encode()).hexdigest()
         return f"{digest}.arrow"
 
@@ -181,7 +181,7 @@ def _object(path: str, name: str, content: bytes | None) -> dict[str, Any]:
 
 
 def _numbered(classes: list[str], location: str, most_names: int) -> tuple[NDArray[np.int64], list[str]]:
-    """(labels, class names): numbers, where all classes are, else text."""
+    """(labels, class names): classes are read as numbers if all are numbers, else as text."""
     what = f"{location}: `{CLASS_SUFFIX}`"
     if all(map(_INTEGER.fullmatch, classes)):
         return number_labels([int(text) for text in classes], None, what, most_names)
@@ -194,5 +194,5 @@ def _numbered(classes: list[str], location: str, most_names: int) -> tuple[NDArr
 
 @lru_cache(maxsize=64)
 def _opened(path: str, size: int, modified_ns: int | str) -> OpenFile:
-    """Reading at an offset moves no position, so threads and forked processes share these."""
+    """An open file, shared by threads and forked processes since reading at an offset moves no file position."""
     return OpenFile(path, size)

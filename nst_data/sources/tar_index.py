@@ -1,4 +1,4 @@
-"""Where the members of tar files lie, from their headers, several files at once."""
+"""Index the members of tar files by reading their headers, several files at a time."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,21 +23,21 @@ _INDEX = pa.schema(
     [("file", pa.int32()), ("name", pa.large_string()), ("offset", pa.int64()), ("size", pa.int64()), ("problem", pa.large_string())]
 )
 _MOST_CLASS_BYTES = 1024
-_SKIPPED = b"skipped"  # counts, in the metadata of an index
+_SKIPPED = b"skipped"  # key of the counts in the metadata of an index
 
 
 @dataclass(frozen=True)
 class TarHeaders:
-    """Tar files whose headers are read, so many `at_once`. `paths` are for errors, `open` opens the file of a number."""
+    """Reads the headers of tar files, `at_once` files concurrently. `paths` are for errors, `open` opens a file by its number."""
 
     paths: Sequence[str]
     open: Callable[[int], AbstractContextManager[BinaryIO]]
     at_once: int
 
     def index(self, classes: list[str] | None = None) -> pa.Table:
-        """The images, in the order of the files and of the members in them; the class of each is added to `classes`.
+        """The images, in the order of the files and of their members; if given, `classes` is extended by the class of each.
 
-        Raises NstError for the first of the files that holds what is refused.
+        Raises NstError for the first file with unsupported content.
         """
         spool, skipped, stopped = Spool(_INDEX), Skipped(), Event()
 
@@ -52,7 +52,7 @@ class TarHeaders:
             for columns in _regrouped(tables()):
                 spool.append(columns)
         finally:
-            stopped.set()  # else Ctrl-C would wait for the ends of the files that are read
+            stopped.set()  # else Ctrl-C would wait until the files in progress are read to the end
         return spool.table().replace_schema_metadata({_SKIPPED: json.dumps(skipped.counts)})
 
     def _read(self, file: int, has_classes: bool, stopped: Event) -> "_OfFile":
@@ -77,7 +77,7 @@ class TarHeaders:
 
 @dataclass(frozen=True)
 class _OfFile:
-    """What one tar file holds."""
+    """The content of one tar file."""
 
     table: pa.Table
     skipped: Skipped
@@ -85,13 +85,13 @@ class _OfFile:
 
 
 def skipped_in(index: pa.Table) -> dict[str, int]:
-    """How many files of which suffix were skipped when it was made."""
+    """Number of files by suffix that were skipped when the index was built."""
     counts: dict[str, int] = json.loads((index.schema.metadata or {}).get(_SKIPPED, b"{}"))
     return counts
 
 
 def read_index(path: Path, files: int) -> pa.Table | None:
-    """The index of so many files that is kept there; None where it is damaged."""
+    """The stored index of `files` tar files, or None if it is damaged."""
     try:
         index = read_listing(path)
         index.validate(full=True)
@@ -102,14 +102,14 @@ def read_index(path: Path, files: int) -> pa.Table | None:
 
 
 def _is_sound(index: pa.Table, files: int) -> bool:
-    """Whether each member of an index is in one of so many files, at a place that there may be."""
+    """Whether every member of an index has a valid offset in one of `files` files."""
     known = all(not index[name].null_count for name in ("file", "name", "offset", "size"))
     least = {name: pc.min(index[name]).as_py() or 0 for name in ("file", "offset", "size")}
     return known and min(least.values()) >= 0 and (pc.max(index["file"]).as_py() or 0) < files
 
 
 def _regrouped(tables: Iterable[pa.Table]) -> Iterator[list[pa.Array]]:
-    """Columns of many rows each: a tar file may hold a single image."""
+    """Merge tables into pieces of many rows: a tar file may hold a single image."""
     waiting: list[pa.RecordBatch] = []
     rows = 0
     for batch in (batch for table in tables for batch in table.to_batches()):

@@ -1,4 +1,4 @@
-"""Tables in text, read piece by piece: CSV and TSV with a header, JSON lines, and what stands in a JSON document."""
+"""Read text tables incrementally: CSV and TSV with a header, JSON lines, and values within a JSON document."""
 
 import codecs
 import json
@@ -25,24 +25,24 @@ _DECODER = json.JSONDecoder()
 
 @contextmanager
 def readable(location: str, expected: str) -> Iterator[None]:
-    """Raises NstError with what was expected for a file that is no such table."""
+    """Turn errors of reading a table into NstError that says what was expected."""
     try:
         yield
     except NstError:
         raise
     except OSError as error:
         raise NstError(f"{location}: cannot be read: {os.strerror(error.errno) if error.errno else first_line(error)}") from None
-    except (pa.ArrowException, ValueError, RecursionError) as error:  # undecodable text and JSON are ValueErrors
+    except (pa.ArrowException, ValueError, RecursionError) as error:  # undecodable text and malformed JSON raise ValueError
         raise NstError(f"{location}: expected {expected}; reading it failed ({first_line(error)})") from None
 
 
 def header(location: str, separator: str) -> list[str]:
-    """The columns of CSV or TSV, without blanks around their names. Raises ValueError for two of one name."""
+    """The column names of CSV or TSV, stripped of blanks. Raises ValueError for duplicate names."""
     return list(_columns(location, separator))
 
 
 def _columns(location: str, separator: str) -> dict[str, bool]:
-    """The columns, and whether blanks stand around the name of each, as in `path, label`; part of it where names differ by them alone."""
+    """Column names, and whether each was surrounded by blanks, as in `path, label`; blanks are kept if names differ only by them."""
     _check_separator(location, separator)
     reading = pa_csv.ReadOptions(block_size=_BLOCK_BYTES, skip_rows=_empty_lines_before(location))
     with pa_csv.open_csv(location, reading, _parsing(separator)) as reader:
@@ -59,7 +59,7 @@ def _columns(location: str, separator: str) -> dict[str, bool]:
 
 
 def _check_separator(location: str, separator: str) -> None:
-    """Raises ValueError for a file of another kind by its first line: its cells may hold commas, which would read as something else."""
+    """Raise ValueError if the header shows another separator or UTF-16: commas within cells would be misread as separators."""
     with open(location, "rb") as file:
         line = file.readline(_BLOCK_BYTES)
         while line in (b"\n", b"\r\n", codecs.BOM_UTF8 + b"\n", codecs.BOM_UTF8 + b"\r\n"):
@@ -73,19 +73,19 @@ def _check_separator(location: str, separator: str) -> None:
 
 
 def _empty_lines_before(location: str) -> int:
-    """How many lines stand before the header and have nothing in them."""
+    """The number of empty lines before the header."""
     with open(location, encoding="utf-8-sig", errors="replace") as lines:
         return sum(1 for _ in takewhile(lambda line: line == "\n", iter(partial(lines.readline, _BLOCK_BYTES), "")))
 
 
 def delimited(location: str, separator: str, wanted: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """The wanted columns of CSV or TSV as text, all by default, some megabytes at a time; an empty cell is null.
+    """The wanted columns of CSV or TSV as text, all by default, a few megabytes at a time; an empty cell is null.
 
-    A cell that was quoted for a spreadsheet, as `safe_names.cell` does, is what it was before. Blanks around a column's name stand around
-    its cells too, and are left out.
+    Cells that were quoted for spreadsheets by `safe_names.cell` are unquoted. If a column's name was surrounded by blanks, its cells are
+    stripped too.
     """
     names = _columns(location, separator)
-    # of rows that are skipped after the names, empty lines are some
+    # `skip_rows_after_names` would count empty lines before the header
     skipped = {"skip_rows": _empty_lines_before(location), "skip_rows_after_names": 1}
     reading = pa_csv.ReadOptions(block_size=_BLOCK_BYTES, column_names=list(names), **skipped)
     as_text = pa_csv.ConvertOptions(
@@ -109,7 +109,7 @@ def _parsing(separator: str) -> pa_csv.ParseOptions:
 
 
 def json_lines(location: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The number of each line that is not blank, from 1, and its JSON object. Raises ValueError for anything else."""
+    """The number (from 1) and JSON object of each non-blank line. Raises ValueError for anything else."""
     with open(location, encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
@@ -123,9 +123,9 @@ def json_lines(location: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 class JsonText:
-    """A JSON document of any size: its outer objects and lists are walked through, and what is inside is read value by value.
+    """A JSON document of any size: outer objects and lists are traversed step by step, inner values are parsed one at a time.
 
-    `entries` and `elements` leave each value to the caller, who takes it by `value` or walks through it. Raises ValueError for what is no
+    `entries` and `elements` leave each value to the caller, who reads it with `value` or traverses it. Raises ValueError for invalid
     JSON.
     """
 
@@ -133,7 +133,7 @@ class JsonText:
         self._file, self._text, self._at, self._is_whole = file, "", 0, False
 
     def peek(self) -> str:
-        """The next character that is no space; empty at the end."""
+        """The next non-space character; empty at the end."""
         while True:
             while self._at < len(self._text):
                 if not self._text[self._at].isspace():
@@ -143,7 +143,7 @@ class JsonText:
                 return ""
 
     def value(self) -> Any:  # noqa: ANN401 - any JSON value
-        """The value that stands here."""
+        """Read the value at the current position."""
         self.peek()
         while True:
             try:
@@ -152,12 +152,12 @@ class JsonText:
                 if not self._more():
                     raise
                 continue
-            if end < len(self._text) or not self._more():  # a number may go on
+            if end < len(self._text) or not self._more():  # a number may continue
                 self._at = end
                 return value
 
     def entries(self) -> Iterator[str]:
-        """The keys of the object that stands here."""
+        """The keys of the object at the current position."""
         for _ in self._parts("{", "}"):
             key = self.value()
             if not isinstance(key, str):
@@ -166,11 +166,11 @@ class JsonText:
             yield key
 
     def elements(self) -> Iterator[None]:
-        """One for each element of the list that stands here."""
+        """Yield once before each element of the list at the current position."""
         return self._parts("[", "]")
 
     def end(self) -> None:
-        """Raises ValueError where anything follows."""
+        """Raise ValueError if anything follows."""
         if self.peek():
             raise ValueError(f"found {self.peek()!r} after the end of the document")
 
@@ -192,7 +192,7 @@ class JsonText:
         self._at += 1
 
     def _more(self) -> bool:
-        """Read on, at least as much as is there; what was taken is dropped."""
+        """Read at least as much text as is left, and drop what was consumed. Returns False at the end of the file."""
         if self._is_whole:
             return False
         piece = self._file.read(max(_BLOCK_BYTES // 4, len(self._text) - self._at))

@@ -1,4 +1,4 @@
-"""How many images of a source may be unreadable before work on it stops."""
+"""Limit how many images of a source may be unreadable before work on it stops."""
 
 import math
 from collections.abc import Sequence
@@ -11,14 +11,14 @@ from nst_data.errors import NstError
 
 
 def are_too_many(images: int, unreadable: int, max_unreadable: float) -> bool:
-    """Whether all of some images are unreadable, or more than the share `max_unreadable` of them."""
+    """Whether all images are unreadable, or more than the fraction `max_unreadable` of them."""
     return unreadable > 0 and (unreadable == images or unreadable / images > max_unreadable)
 
 
 def check_readable(what: str, images: int, unreadable: int, max_unreadable: float, first: str, noun: str = "images") -> None:
-    """Raises NstError where none of so many `images` could be read, or more than the share `max_unreadable` of them could not.
+    """Raise NstError if none of the images could be read, or more than the fraction `max_unreadable` could not.
 
-    `what` says in the error whose they are, `first` is a line about the first that could not be read.
+    In the error, `what` names their source, and `first` is a line about the first image that could not be read.
     """
     if not are_too_many(images, unreadable, max_unreadable):
         return
@@ -34,14 +34,14 @@ def check_readable(what: str, images: int, unreadable: int, max_unreadable: floa
 
 
 def _rounded_up(share: float) -> str:
-    """Two significant digits that are at least a share above 0 and up to 1: 0.11 for 0.101, 0.0003 for 0.0003."""
+    """A share in (0, 1] rounded up to two significant digits: 0.11 for 0.101, 0.0003 for 0.0003."""
     digits = 1 - math.floor(math.log10(share))
     exact = Fraction(repr(share))
     return f"{float(Fraction(math.ceil(exact * 10**digits), 10**digits)):.{digits}f}".rstrip("0").rstrip(".")
 
 
 def lost_class(what: str, images: int, class_name: str, first: str) -> NstError:
-    """The error of labeled images that have a class of which none can be read; `first` is a line about the first of them."""
+    """The error for a class none of whose labeled images can be read; `first` is a line about the first of them."""
     none = f"none of the {images:,} images" if images > 1 else "the only image"
     verb = "can" if images > 1 else "cannot"
     return NstError(
@@ -51,13 +51,13 @@ def lost_class(what: str, images: int, class_name: str, first: str) -> NstError:
 
 
 def lost_classes(labels: NDArray[np.int64], class_names: Sequence[str], lost: NDArray[np.int64]) -> dict[str, int]:
-    """The classes whose images are all among the rows `lost`, with how many each has; `labels` has the class of every row."""
+    """Classes whose images are all among the rows `lost`, with their number of images; `labels` has the class of every row."""
     images, unread = (np.bincount(some, minlength=len(class_names)) for some in (labels, labels[lost]))
     return {class_names[one]: int(images[one]) for one in np.flatnonzero((images > 0) & (images == unread)).tolist()}
 
 
 def phrase(classes: dict[str, int]) -> str:
-    """Of one lost class or more."""
+    """A phrase about one or more lost classes."""
     first = [f"{name!r}" for name in classes][:5]
     if len(classes) == 1:
         (images,) = classes.values()
