@@ -1,5 +1,5 @@
-"""A version to the Hub and back.
+"""Push versions to the Hub and pull them back.
 
-In: a version of the store, or a reference `owner/name@tag`. Out: one commit and one tag, set last and never moved; or a sealed version
-in the store, each file checked. What others see of a manifest names no path of this machine.
+In: a version of the store, or a reference `owner/name@tag`. Out: one commit and one tag, which is set last and never moved; or a sealed
+version in the store, with every file verified. Published manifests contain no local paths.
 """

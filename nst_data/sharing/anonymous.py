@@ -1,6 +1,6 @@
-"""A version without what tells which images it was made from: no keys, and row numbers in place of hashes.
+"""Versions without anything that identifies their source images: no keys, and row numbers instead of hashes.
 
-A hash lets anybody test whether they hold an image of the pool, a perceptual one even a copy of it.
+An image hash lets anyone test whether they hold an image of the pool; a perceptual hash, even whether they hold a modified copy.
 """
 
 from collections.abc import Callable
@@ -22,9 +22,9 @@ _TABLES = ("pseudo_labels", "balanced", "answered", "errors")
 
 
 def anonymous_copy(version: Version, manifest: Manifest, folder: Path, advance: Callable[[int], None] = lambda _: None) -> Manifest:
-    """Write a version's tables without keys and hashes below `folder`; its manifest from the one given. Row groups stay as they are.
+    """Write a version's tables without keys and hashes below `folder`, with the same row groups. Returns the changed `manifest`.
 
-    Sources are not named either: the digest of a pool lets others test whether they hold it. The version's own digest is another.
+    Sources are not named either, as the digest of a pool lets others test whether they hold it. The version gets a new digest.
     """
     if problems := version.verify():
         raise NstError(f"{version.ref} is damaged: {'; '.join(problems)}; nothing was pushed")
@@ -48,7 +48,7 @@ def anonymous_copy(version: Version, manifest: Manifest, folder: Path, advance: 
 
 
 def without_sources(version: Version, manifest: Manifest, files: dict[str, SealedFile]) -> Manifest:
-    """The manifest of a version with these files, of whose inputs only other versions are named."""
+    """The manifest of a version with the given files, in which only inputs that are versions are named."""
 
     def named(_: str, entry: Input) -> Input:
         return (
@@ -80,7 +80,7 @@ def _without_traces(rows: pa.Table, first: int) -> pa.Table:
             images = rows[name].combine_chunks()
             bare = pa.StructArray.from_arrays([images.field("bytes"), pa.nulls(len(images), pa.string())], ["bytes", "path"])
             rows = rows.set_column(rows.column_names.index(name), rows.schema.field(name), bare)
-        elif name == "reason":  # it may name a file
+        elif name == "reason":  # a reason may name a file
             rows = rows.set_column(
                 rows.column_names.index(name), rows.schema.field(name), pa.array(["not said"] * rows.num_rows, pa.string())
             )

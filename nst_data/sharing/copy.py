@@ -1,4 +1,4 @@
-"""`nst copy`: a version from one store into another, each file compared with its checksum; stores may be folders or at addresses."""
+"""`nst copy`: copy a version from one store into another, verifying every checksum; stores may be folders or at addresses."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,18 +24,18 @@ def copy(
     Its inputs are not copied.
 
     Args:
-        store: Where it is.
+        store: The store that holds the version.
         version: The version, or its `name@gen-N`, `name@gen-N.K` or `name@review-N`; a name alone means its newest one.
-        destination: The store that it goes to.
-        kinds: What it may be: of generation, edition, review, teacher; by default any.
+        destination: The store to copy it to.
+        kinds: The allowed kinds, of generation, edition, review, teacher; by default any.
         progress: How progress is shown; by default lines on standard error.
 
     Returns:
-        The version in the other store, which may have been there before.
+        The version in the other store, where it may already have existed.
 
     Raises:
         UsageError: There is no such version.
-        NstError: A file is not as its checksum says (nothing is kept then), the number is taken there, or there is no room.
+        NstError: A file does not match its checksum (nothing is kept then), the number is taken there, or the disk is too full.
     """
     progress, version = progress or on_this_terminal(), store.open(version, *kinds)
     manifest, name = version.manifest, version.name
@@ -72,7 +72,7 @@ def copy(
 
 
 def _begin(run: Path, digest: str) -> None:
-    """Go on with what was copied of this very version, or begin anew."""
+    """Keep the files already copied if they belong to this version; otherwise start from scratch."""
     mark = run / "digest"
     if not mark.is_file() or mark.read_text("utf-8") != digest:
         discard(run)

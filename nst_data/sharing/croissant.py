@@ -1,7 +1,7 @@
-"""`croissant.json` of a version on the Hub: its tables, and who or what gave the labels, for catalogs and search engines.
+"""`croissant.json` of a version on the Hub, for catalogs and search engines: its tables, and who or what produced the labels.
 
-Croissant 1.0 (its vocabulary for responsible AI, RAI 1.0, has the fields about annotation) with the relations of W3C's PROV for what the
-version was made from. The Hub makes a Croissant of its own of each dataset, from the tables alone: it does not know where labels come from.
+Croissant 1.0 (with the annotation fields of its responsible AI vocabulary, RAI 1.0) and relations of W3C's PROV for what the version was
+made from. The Hub generates its own Croissant for every dataset, but only from the tables: it does not know where labels come from.
 """
 
 import json
@@ -62,7 +62,7 @@ _COLUMNS = {
 
 
 def croissant(described: Described, published: Published) -> str:
-    """The file's text, of a generation, an edition or a review. Names what its public card names, and no path of this machine."""
+    """The text of the file for a generation, an edition or a review. Names only what the public card names, and no local path."""
     manifest = described.manifest
     content = {
         "@context": _CONTEXT,
@@ -96,7 +96,7 @@ _KINDS = {
 
 
 def _semantic(version: str) -> str:
-    """gen-1.2 as 1.2.0, the form that Croissant recommends."""
+    """The version as Croissant recommends it, `gen-1.2` as `1.2.0`."""
     number = Number.parse(version)
     return f"{number.generation}.{number.edition or 0}.0"
 
@@ -112,7 +112,7 @@ def _license(described: Described, published: Published) -> dict[str, str]:
 
 
 def _annotation(described: Described, published: Published) -> Iterator[tuple[str, Any]]:
-    """Who labeled, with what, and what is known to be wrong with it."""
+    """Who labeled the images, with which tools, and known limitations."""
     manifest, names = described.manifest, described.manifest.class_names
     classes = ", ".join(names[:_CLASSES]) + (f" and {len(names) - _CLASSES:,} more" if len(names) > _CLASSES else "")
     if isinstance(manifest, ReviewManifest):
@@ -136,16 +136,16 @@ def _annotation(described: Described, published: Published) -> Iterator[tuple[st
 _OF_TEACHERS = "Soft labels: the class probabilities that the teacher gives, averaged where there are several teachers."
 
 
-_CLASSES = 20  # named
+_CLASSES = 20  # number of classes that are named
 
 
 def _may_be_named(one: Input, published: Published) -> bool:
-    """In an anonymous version only other versions are named; what is left out of its manifest could be found in the store still."""
+    """For an anonymous version, only inputs that are versions: names omitted from its manifest could still be found through the store."""
     return not published.anonymous or VERSION_REF.fullmatch(one.ref) is not None
 
 
 def _sources(described: Described, published: Published) -> Iterator[dict[str, Any]]:
-    """What it was made from, with its address where it is on the Hub."""
+    """The inputs of the version, with their addresses if they are on the Hub."""
     for role, one in described.inputs.by_role.items():
         if not _may_be_named(one, published):
             continue
@@ -161,7 +161,7 @@ def _sources(described: Described, published: Published) -> Iterator[dict[str, A
 
 
 def _files(described: Described, published: Published) -> Iterator[dict[str, Any]]:
-    """The repository, and in it the parquet files of each table."""
+    """The repository, and the parquet files of each table in it."""
     yield {
         "@type": "cr:FileObject",
         "@id": "repository",

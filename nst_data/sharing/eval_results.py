@@ -1,7 +1,7 @@
-"""Scores of a teacher for the leaderboards of the Hub: `.eval_results/nst.yaml` of its repository.
+"""A teacher's scores for the leaderboards of the Hub: `.eval_results/nst.yaml` in its repository.
 
-The Hub takes them of datasets that are benchmarks, which say so in an `eval.yaml` of theirs with tasks by config and split
-(https://huggingface.co/docs/hub/eval-results). `model-index` in the card has all that was measured.
+The Hub accepts scores on datasets that are benchmarks, declared by an `eval.yaml` in the dataset with tasks by config and split
+(https://huggingface.co/docs/hub/eval-results). `model-index` in the card has all measurements.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ EVAL_RESULTS = ".eval_results/nst.yaml"
 
 
 def eval_results(metrics: Metrics) -> str | None:
-    """The file's text, with accuracies on the clean images of benchmarks on the Hub; None where there are none."""
+    """The text of the file, with accuracies on the clean images of benchmarks on the Hub; None if there are none."""
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
     entries = []
@@ -34,7 +34,7 @@ def eval_results(metrics: Metrics) -> str | None:
 
 
 def _tasks(repo: str, commit: str) -> list[dict[str, Any]]:
-    """The tasks of a benchmark; none of another dataset, or of one that cannot be read now."""
+    """The tasks of a benchmark; empty for any other dataset, or if its `eval.yaml` cannot be read now."""
     try:
         text = Repository.named(repo, "dataset").text("eval.yaml", commit)
         content = yaml.safe_load(text) if text else None

@@ -1,4 +1,4 @@
-"""`nst lineage`: what a version was made from, and that from what, back to the first teacher; in the store and on the Hub."""
+"""`nst lineage`: everything a version was made from, directly or indirectly, back to the first teacher, in the store and on the Hub."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -20,9 +20,10 @@ from nst_data.store.version import VERSION_REF, Version
 
 @dataclass
 class LineageNode:
-    """One thing that something was made from: a version with what it was made from itself, or a source, which ends a branch.
+    """One input in a lineage tree: a version with inputs of its own, or a source, which is a leaf.
 
-    `place` is `owner/name@revision` on the Hub. `note` says what cannot be followed and why; `is_repeated` that its branches stand above.
+    `place` is `owner/name@revision` on the Hub. `note` says why the lineage cannot be followed further; with `is_repeated`, the node's
+    inputs are shown where it first occurs.
     """
 
     role: str
@@ -37,21 +38,21 @@ class LineageNode:
     inputs: list["LineageNode"] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
-        """The same as JSON values, what is empty left out."""
+        """The node as JSON values, without empty ones."""
         values = {name: value for name, value in vars(self).items() if name != "inputs" and value not in ("", None, False)}
         return values | ({"inputs": [one.as_json() for one in self.inputs]} if self.inputs else {})
 
 
 @with_checked_arguments
 def lineage(store: Store, version: Version | str) -> LineageNode:
-    """What a version was made from, and that from what, back to the first teacher.
+    """Everything a version was made from, directly or indirectly, back to the first teacher.
 
     Args:
-        store: Where versions are looked for first.
+        store: The store in which versions are looked up first.
         version: A version of the store, its `name@gen-N`, or `owner/name@version` on the Hub.
 
     Returns:
-        The tree: each node has the `role` and `ref` of what it stands for, and its own `inputs`.
+        The tree: each node has a `role`, a `ref` and its own `inputs`.
 
     Raises:
         NstError: There is no such version.
@@ -67,7 +68,7 @@ def lineage(store: Store, version: Version | str) -> LineageNode:
 
 
 class _Here:
-    """Versions of a store by their digest and, where several names have equal content, by the name that is asked for."""
+    """The versions of a store by digest and, if several names have the same content, by name."""
 
     def __init__(self, versions: Iterable[Version]) -> None:
         self._by_digest: dict[str, list[Version]] = {}
@@ -75,19 +76,19 @@ class _Here:
             self._by_digest.setdefault(version.manifest.digest, []).append(version)
 
     def get(self, digest: str, ref: str) -> Version | None:
-        """The version with this digest and this name, else the first with this digest."""
+        """The version with this digest and name, else the first with this digest, else None."""
         found = self._by_digest.get(digest, [])
         return next((one for one in found if one.ref == ref), found[0] if found else None)
 
 
 class _Walk:
-    """`follows_links`: a Hub reference was asked for, and repositories that manifests of the Hub name are asked too."""
+    """Builds the tree. With `follows_links`, set for a Hub reference, repositories named in downloaded manifests are queried too."""
 
     def __init__(self, here: "_Here", follows_links: bool) -> None:
         self._here, self._follows_links, self._seen = here, follows_links, set[str]()
 
     def version(self, role: str, manifest: Manifest, version: Version | None, place: str | None = None) -> LineageNode:
-        """A version and all that it was made from; what was shown before is not shown again."""
+        """The node of a version and of everything it was made from; the inputs of a version that already occurred are not repeated."""
         if version is not None:
             place = places[-1].ref if (places := places_of(version.place)) else place
         node = LineageNode(role, f"{manifest.name}@{manifest.version}", manifest.kind, manifest.digest, manifest.created[:10], place)
@@ -98,7 +99,7 @@ class _Walk:
             return node
         self._seen.add(manifest.digest)
         on_the_hub = links(manifest)
-        # what sources an edition shares with its generation stands there
+        # sources that an edition shares with its generation are shown with the generation
         node.inputs = [self._input(one, entry, on_the_hub.get(one)) for one, entry in sorted(manifest.request.inputs.by_role.items())]
         return node
 
@@ -123,7 +124,7 @@ class _Walk:
             return node
 
     def _remote(self, role: str, entry: Input, repo: str, revision: str, place: str) -> LineageNode | None:
-        """A version that only the Hub has; None for a model that nst did not make."""
+        """The node of a version that exists only on the Hub; None for a model that nst did not make."""
         manifest = manifest_at(Repository.named(repo, "model" if is_of_model(role) else "dataset"), revision)
         return (
             self.version(role, manifest, self._here.get(manifest.digest, f"{manifest.name}@{manifest.version}"), place)

@@ -1,4 +1,4 @@
-"""What others see of a version: its manifest without paths of this machine, with the places on the Hub of what it was made from."""
+"""The public form of a version: its manifest without local paths, with the locations of its inputs on the Hub."""
 
 from typing import Any
 
@@ -17,10 +17,10 @@ from nst_data.tables.label_tables import damage_is_named
 
 
 def published_manifest(version: Version, store: Store, anonymous_in: str | None = None) -> Manifest:
-    """A version's manifest as others may see it: paths shortened to names, and the places of what it was made from.
+    """A version's manifest as others may see it: paths shortened to names, and inputs with their locations on the Hub.
 
-    `anonymous_in` is the repository that gets it without keys and hashes: then labels have no place but one where these are left out too.
-    The digest is the version's own, unless a path stood in its settings.
+    `anonymous_in` is the repository to which it is pushed without keys and hashes: input labels are then linked only to locations that
+    omit these too. The digest is the version's own, unless its settings contained a path.
     """
     manifest = version.manifest
     here = {one.manifest.digest: one for one in store.versions() if one.is_readable}
@@ -44,7 +44,7 @@ def published_manifest(version: Version, store: Store, anonymous_in: str | None 
 
 
 def links(manifest: Manifest) -> dict[str, str]:
-    """Role of an input to `owner/name@revision`, for those that are on the Hub."""
+    """`owner/name@revision` by role, for inputs that are on the Hub."""
     found = {}
     for role, entry in manifest.request.inputs.by_role.items():
         if entry.repo:
@@ -55,7 +55,7 @@ def links(manifest: Manifest) -> dict[str, str]:
 
 
 def public_metrics(version: Version, anonymous: bool = False) -> Metrics:
-    """A teacher's metrics as others may see them; `anonymous` leaves out on which images they were measured."""
+    """A teacher's metrics as others may see them; with `anonymous`, without the images on which they were measured."""
     hidden = {"modified", "stamp", *(("source", "fingerprint") if anonymous else ())}
     metrics: dict[str, Any] = Metrics.read(version.folder).model_dump()
     shown = {name: {key: value for key, value in one.items() if key not in hidden} for name, one in metrics.items()}
@@ -63,7 +63,7 @@ def public_metrics(version: Version, anonymous: bool = False) -> Metrics:
 
 
 def absolute_key(version: Version) -> str | None:
-    """One of the keys that are absolute paths, as a list names its images; None of a version whose first keys are none."""
+    """A key that is an absolute path, as lists of images may have; None if the first keys of a version hold no such path."""
     described = Described.of(version)
     for file in [] if version.manifest.kind == "teacher" else described.files(described.table)[:1]:
         with damage_is_named(version.ref), pq.ParquetFile(file) as parquet:

@@ -1,6 +1,6 @@
-"""`nst pull`: a version from the Hub into the store, each file compared with the checksum in its manifest.
+"""`nst pull`: download a version from the Hub into the store, verifying each file against the checksum in its manifest.
 
-Files come straight to their place, without a second copy in the Hub's cache. Interrupted, the same command goes on.
+Files are downloaded directly into the store, without a second copy in the Hub's cache. If interrupted, the same command resumes.
 """
 
 import re
@@ -24,17 +24,17 @@ from nst_data.store.places import METRICS, PLACES, Place, remember_place
 from nst_data.store.store import PULLS, Store, check_name
 from nst_data.store.version import Number, Version
 
-# what a version has beside its sealed files
+# files of a version that are not sealed
 _BESIDE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\.(md|png|csv|jsonl)|metrics\.json", re.ASCII)
 _MOST_BESIDE_BYTES = 64 * 2**20
 _AT_ONCE = 8
 
 
 def find(reference: str, *kinds: Kind) -> tuple[Repository, str, str, Manifest]:
-    """The version that `owner/name[@revision]` means: (repository, tag or commit, commit, manifest). Nothing else is downloaded.
+    """The version that `owner/name[@revision]` refers to: (repository, tag or commit, commit, manifest). Downloads only the manifest.
 
-    Without a revision it is the tag with the highest version number, of the kinds that are asked for; of a branch, which moves, the
-    commit stands in place of a tag. Raises NstError or UsageError.
+    Without a revision, this is the tag with the highest version number among the given kinds; for a branch, which moves, the commit
+    replaces the tag. Raises NstError or UsageError.
     """
     parsed = Repository.parse(reference)
     if parsed is None:
@@ -71,7 +71,7 @@ def find(reference: str, *kinds: Kind) -> tuple[Repository, str, str, Manifest]:
 
 
 def _newest(tags: Mapping[str, str], kinds: Sequence[Kind]) -> str | None:
-    """The tag with the highest version number, of those that a version of these kinds can have; None where none is a version."""
+    """The tag with the highest version number among those possible for these kinds, or None if there is none."""
     numbers = {tag: Number.parse(tag) for tag in tags if Number.is_one(tag)}
     wanted = [tag for tag, number in numbers.items() if not kinds or _kinds_of(number) & set(kinds)]
     return max(wanted, key=lambda tag: numbers[tag].order, default=None)
@@ -85,21 +85,21 @@ def _kinds_of(number: Number) -> set[Kind]:
 
 @with_checked_arguments
 def pull(store: Store, reference: str, *, name: str | None = None, kinds: Sequence[Kind] = (), progress: Progress | None = None) -> Version:
-    """Bring a version from the Hub into the store, each file compared with its checksum. If interrupted, the same call resumes.
+    """Download a version from the Hub into the store, verifying each file's checksum. If interrupted, the same call resumes.
 
     Args:
-        store: Where it goes.
+        store: The store to add it to.
         reference: `owner/name@version`; without a version the newest.
-        name: Name in the store, if not its own.
-        kinds: What it may be: of generation, edition, review, teacher; by default any.
+        name: Its name in the store; by default the one in its manifest.
+        kinds: The allowed kinds, of generation, edition, review, teacher; by default any.
         progress: How progress is shown; by default lines on standard error.
 
     Returns:
-        The version in the store, which may have been there before.
+        The version in the store, where it may already have existed.
 
     Raises:
         UsageError: The reference names nothing of these kinds.
-        NstError: A file is not as its checksum says (nothing is kept then), the name is taken, or the Hub refuses.
+        NstError: A file does not match its checksum (nothing is kept then), the name is taken, or the Hub refuses.
     """
     progress = progress or on_this_terminal()
     repository, revision, commit, manifest = find(reference, *kinds)
@@ -108,7 +108,7 @@ def pull(store: Store, reference: str, *, name: str | None = None, kinds: Sequen
     name = check_name(name or manifest.name)
     folder = store.root / "runs" / PULLS / name / manifest.version
     folder.parent.mkdir(parents=True, exist_ok=True)
-    sign = owned(beside(folder), f"{name}@{manifest.version}", progress.say, wait=True)  # those that waited find it there
+    sign = owned(beside(folder), f"{name}@{manifest.version}", progress.say, wait=True)  # processes that waited find it in the store
     with sign, quiet("huggingface_hub.utils"):
         version = version_there(store, name, manifest)
         place = Place(repository.id, revision, commit, manifest.digest, pulled=version is None)
@@ -125,7 +125,7 @@ def pull(store: Store, reference: str, *, name: str | None = None, kinds: Sequen
 
 
 def version_there(store: Store, name: str, manifest: Manifest) -> Version | None:
-    """The version, where the store has it. Raises NstError where the number is another's."""
+    """The version if the store already has it, else None. Raises NstError if other content, sealed or in progress, has its number."""
     store.check_name_is_free_for(name, manifest.kind)
     for version in store.versions(name):
         if str(version.number) == manifest.version:
@@ -142,7 +142,7 @@ def version_there(store: Store, name: str, manifest: Manifest) -> Version | None
 
 
 def _check_sizes(repository: Repository, commit: str, manifest: Manifest) -> None:
-    """Raises NstError where the files on the Hub are not as large as the manifest says: nothing of them is downloaded then."""
+    """Raise NstError, before anything is downloaded, if file sizes on the Hub differ from the manifest."""
     there = repository.sizes(commit, recursive=True)
     for name, sealed in sorted(manifest.files.items()):
         if there.get(name) != sealed.bytes:
@@ -151,7 +151,7 @@ def _check_sizes(repository: Repository, commit: str, manifest: Manifest) -> Non
 
 
 def check_space(store: Store, manifest: Manifest, folder: Path) -> None:
-    """Raises NstError where there is no room for what is not in `folder` yet."""
+    """Raise NstError if the disk has no room for the files that are not yet in `folder`."""
     there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     needed, free = sum(sealed.bytes for sealed in manifest.files.values()), shutil.disk_usage(store.root).free + there
     if needed > free:
@@ -164,7 +164,7 @@ def _download(
     store: Store, repository: Repository, commit: str, manifest: Manifest, name: str, folder: Path, place: Place, progress: Progress
 ) -> Version:
     if (folder / "commit").is_file() and (folder / "commit").read_text("utf-8") != f"{repository.id} {commit}":
-        discard(folder)  # begun with another version of the same number
+        discard(folder)  # left over from another version of the same number
     build = folder / "build"
     build.mkdir(parents=True, exist_ok=True)
     write_text(folder / "commit", f"{repository.id} {commit}")
@@ -192,7 +192,7 @@ def _download(
     _drop_odd_metrics(build)
     shutil.rmtree(build / ".cache", ignore_errors=True)
     write_text(build / MANIFEST_NAME, manifest.model_copy(update={"name": name}).model_dump_json(indent=2) + "\n")
-    remember_place(build, place)  # sealed with it: nothing is ever opened because the manifest names it
+    remember_place(build, place)  # placed together with it: nothing is ever opened because a pulled manifest names it
     fsync_tree(build)
     target = store.target(manifest.kind, name, manifest.version)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -204,7 +204,7 @@ def _download(
 
 
 class _DamagedError(Exception):
-    """A file is not what its checksum says."""
+    """A file does not match its checksum."""
 
 
 def _fetch(repository: Repository, commit: str, folder: Path, file: str) -> None:
@@ -212,14 +212,14 @@ def _fetch(repository: Repository, commit: str, folder: Path, file: str) -> None
 
 
 def _beside(repository: Repository, commit: str) -> list[str]:
-    """Card, pictures, metrics and logs of a version: small files with plain names."""
+    """The card, pictures, metrics and logs of a version: small files with plain names."""
     sizes = repository.sizes(commit, recursive=True)
     files = [path for path in sizes if _BESIDE.fullmatch(path) and path != PLACES]
     return sorted(files) if sum(sizes[path] for path in files) < _MOST_BESIDE_BYTES else []
 
 
 def _drop_odd_metrics(folder: Path) -> None:
-    """Metrics are not sealed: what is no metrics does not stay."""
+    """Remove the metrics file if it is not valid: metrics are not sealed, so no checksum covers it."""
     try:
         Metrics.read(folder)
     except NstError:

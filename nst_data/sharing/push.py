@@ -1,6 +1,6 @@
-"""`nst push`: a version to the Hub, whole and under a tag that never moves.
+"""`nst push`: upload a complete version to the Hub, under a tag that never moves.
 
-One commit brings the version's folder, and the tag comes last: until it is there nothing can be read under the version's name.
+One commit adds the version's folder, and the tag is created last: until then nothing can be read under the version's name.
 """
 
 import re
@@ -39,17 +39,17 @@ if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd
 
 CARD = "README.md"
-_OF_NST = (MANIFEST_NAME, METRICS, EVAL_RESULTS, "metrics.jsonl", "summary.csv")  # what a version may have beside tables and pictures
+_OF_NST = (MANIFEST_NAME, METRICS, EVAL_RESULTS, "metrics.jsonl", "summary.csv")  # files of a version other than tables and pictures
 _SHARD = re.compile(r"(errors|pseudo_labels|balanced|answered|review)/train-\d{5,}-of-\d{5,}\.parquet")
 _OF_SUITES = "reliability|severity|epsilon|corruptions|perturbations"
 _PICTURE = re.compile(rf"(confidence|class_counts|look|training_curves|generations|[\w.-]*({_OF_SUITES}))\.png")
-_BY_NST = '"name": "nst '  # the software in a croissant.json of ours
-_AT_ONCE = 8  # files on their way together
+_BY_NST = '"name": "nst '  # marks a croissant.json that nst wrote
+_AT_ONCE = 8  # files uploaded concurrently
 
 
 @dataclass(frozen=True)
 class PushSettings:
-    """What the user decides about a repository: who may see it, and what its card says of the pool."""
+    """The user's choices for a repository: who may see it, and what its card says about the pool."""
 
     public: bool = False
     anonymous: bool = False
@@ -72,27 +72,27 @@ def push(
 ) -> Place:
     """Upload a version to the Hub, in one commit under a tag that never moves.
 
-    The same content under that tag is there already: its files and its tag stay, and where card, metrics or links have changed since, the
-    main branch shows them again (not where it has a later version).
+    If the tag already has the same content, its files and the tag stay; if card, metrics or links have changed since, the main branch is
+    updated, unless it has a later version.
 
     Args:
-        store: Where the version and what it was made from are.
+        store: The store with the version and its inputs.
         version: A version, or its `name@gen-N`.
-        repo: `owner/name`: a dataset for labels, a model for a teacher; it is made where there is none.
+        repo: `owner/name`: a dataset for labels, a model for a teacher; created if it does not exist.
         tag: Its name there; by default the version's number.
-        public: Allow a public repository; else a new one is private.
+        public: Allow a public repository; otherwise a new one is private.
         anonymous: Omit keys and source names, and replace image hashes by row numbers: a hash reveals who holds an image.
-        license: For the card, such as `cc-by-4.0`; by default that of the card that is there.
+        license: For the card, such as `cc-by-4.0`; by default the one in the existing card.
         pool_source: For the card: where the pool's images come from.
         progress: How progress is shown; by default lines on standard error.
 
     Returns:
-        Where it is: repository, tag and commit.
+        Its location: repository, tag and commit.
 
     Raises:
-        UsageError: The repository is public, or the arguments do not go together.
-        NstError: The tag names other content, the version is damaged, or the Hub refuses; the next push does not send again what was
-            uploaded by then.
+        UsageError: The repository is public, or the arguments contradict each other.
+        NstError: The tag has other content, the version is damaged, or the Hub refuses; the next push skips files that are already
+            uploaded.
     """
     version, progress = store.open(version), progress or on_this_terminal()
     settings = PushSettings(public, anonymous, license, pool_source)
@@ -119,7 +119,7 @@ def push(
             outgoing.renew(commit)
         else:
             commit = outgoing.commit()
-            if not repository.tag(tag, commit):  # somebody was faster, or our first try came through
+            if not repository.tag(tag, commit):  # another process was faster, or a failed attempt did succeed
                 commit = repository.tags().get(tag)
                 if commit is None:
                     raise NstError(
@@ -132,17 +132,17 @@ def push(
 
 
 def parents_first(versions: Iterable[Version]) -> list[Version]:
-    """Versions in the order in which they were made: each links to what it was made from, if that is on the Hub before it."""
+    """Sort versions by creation time, for pushing: a version links to its inputs if they are on the Hub before it."""
     return sorted(versions, key=lambda version: (version.manifest.created, version.number.order))
 
 
 def is_pushed(version: Version, repo_id: str, tag: str | None = None) -> bool:
-    """Whether this store knows that a version is there, without asking the Hub."""
+    """Whether the store records that a version is in the repository under the tag; the Hub is not queried."""
     return any((place.repo, place.tag) == (repo_id, tag or str(version.number)) for place in places_of(version.place))
 
 
 def check_tag(tag: str) -> str:
-    """A tag that git and the Hub take. Raises UsageError."""
+    """The tag, if git and the Hub accept it. Raises UsageError otherwise."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}", tag) or tag.endswith((".", ".lock")) or ".." in tag:
         raise UsageError(f"tag {tag!r}: expected letters, digits, '.', '_' and '-', beginning with a letter or digit, as in gen-1.1")
     if Number.is_one(tag) and str(Number.parse(tag)) != tag:
@@ -152,7 +152,7 @@ def check_tag(tag: str) -> str:
 
 @contextmanager
 def _as_published(store: Store, version: Version, repo: str, settings: PushSettings, progress: Progress) -> Iterator[Version]:
-    """The version as the repository gets it, in a folder for a while: links to the files that stay as they are, and what is made anew."""
+    """The version in its published form, in a temporary folder: links to unchanged files, and rewritten copies of the others."""
     manifest = published_manifest(version, store, repo if settings.anonymous else None)
     pushes = store.root / "runs" / "pushes"
     pushes.mkdir(parents=True, exist_ok=True)
@@ -167,7 +167,7 @@ def _as_published(store: Store, version: Version, repo: str, settings: PushSetti
         elif settings.anonymous:
             with progress.task(f"leave keys and hashes out of {version.ref}", len(manifest.files), "files") as task:
                 manifest = anonymous_copy(version, manifest, folder, task.advance)
-        own = {MANIFEST_NAME, METRICS} | ({CARD} if settings.anonymous else set())  # the user's own text in a card may say all
+        own = {MANIFEST_NAME, METRICS} | ({CARD} if settings.anonymous else set())  # the user's own text in a card may reveal anything
         for name in {*beside, *version.manifest.files} - own:
             if not (folder / name).exists():
                 (folder / name).parent.mkdir(exist_ok=True)
@@ -181,15 +181,15 @@ def _as_published(store: Store, version: Version, repo: str, settings: PushSetti
 
 
 def _link(place: Path, file: Path) -> None:
-    """The file at another place for a while: a link, or a copy where the file system has none."""
+    """Make a file available at `place`: as a link, or as a copy if the file system has no links."""
     try:
         place.symlink_to(file)
-    except OSError:  # exFAT, FAT, some network disks
+    except OSError:  # exFAT, FAT and some network disks
         shutil.copyfile(file, place)
 
 
 def _make_room(repository: Repository, settings: PushSettings, progress: Progress) -> None:
-    """The repository is there, and not seen by more people than was asked for."""
+    """Create the repository if it does not exist; raise UsageError if it is more visible than the user allows."""
     is_private = repository.is_private()
     if is_private is None:
         repository.create(private=not settings.public)
@@ -212,7 +212,7 @@ def _same_or_error(repository: Repository, tag: str, commit: str, manifest: Mani
 
 @dataclass(frozen=True)
 class _Outgoing:
-    """A version on its way: `form` is what the repository gets, `version` that in the store."""
+    """A version being pushed: `form` is its published form, `version` the one in the store."""
 
     repository: Repository
     form: Version
@@ -223,7 +223,7 @@ class _Outgoing:
     progress: Progress
 
     def commit(self) -> str:
-        """Bring all files there, in one commit on top of whatever the main branch has meanwhile; the commit."""
+        """Upload all files in one commit on top of the current main branch, retrying if it moves. Returns the commit."""
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
         repository, folder, manifest = self.repository, self.form.folder, self.form.manifest
@@ -242,7 +242,7 @@ class _Outgoing:
                 return commit
 
     def renew(self, tagged: str) -> None:
-        """Of a version that has its tag, at the commit `tagged`: show on the main branch what has changed beside its sealed files."""
+        """Update files on the main branch that are not sealed, for a version that is already tagged at the commit `tagged`."""
         parent, there = self.repository.head()
         try:
             on_main = manifest_at(self.repository, parent) if MANIFEST_NAME in there else None
@@ -268,12 +268,12 @@ class _Outgoing:
         self.progress.say(f"updated on main: {', '.join(changed)}; tag {self.tag} is unchanged")
 
     def _changed(self, commit: str, *names: str) -> list[str]:
-        """Those of some small files that the repository has otherwise at a commit."""
+        """The given small files whose content in the repository at a commit differs."""
         here = {name: path.read_bytes().decode() for name in names if (path := self.form.folder / name).exists()}
         return [name for name in names if here.get(name) != self.repository.text(name, commit)]
 
     def _write_scores(self) -> None:
-        """What leaderboards of the Hub take, where a benchmark was measured."""
+        """Write the scores for leaderboards of the Hub, if a benchmark was measured."""
         scores = eval_results(Metrics.read(self.form.folder)) if self.form.manifest.kind == "teacher" else None
         if scores is not None:
             path = self.form.folder / EVAL_RESULTS
@@ -281,7 +281,7 @@ class _Outgoing:
             write_text(path, scores)
 
     def _write_card(self, parent: str, there: list[str]) -> None:
-        """The card, with what users wrote into the one that is there."""
+        """Write the card, keeping what users wrote into the existing one."""
         manifest = self.form.manifest
         earlier = self.repository.text(CARD, parent) if CARD in there else None
         about = (self.on_the_hub, self.settings.license, self.settings.pool_source, is_anonymous(manifest), earlier or "")
@@ -289,10 +289,10 @@ class _Outgoing:
         if manifest.kind == "teacher":
             card = cards.model_card(self.form, published, self.version.folder)
         else:
-            if not (self.form.folder / CONFIDENCE).exists():  # of a version that was sealed without them
+            if not (self.form.folder / CONFIDENCE).exists():  # the version was sealed without pictures
                 write_pictures(Described.of(self.form, self.version.folder))
             card = cards.dataset_card(self.form, published, target=self.version.folder)
-            if CROISSANT not in there or _BY_NST in (self.repository.text(CROISSANT, parent) or ""):  # else people wrote their own
+            if CROISSANT not in there or _BY_NST in (self.repository.text(CROISSANT, parent) or ""):  # else users wrote their own
                 write_text(self.form.folder / CROISSANT, croissant(Described.of(self.form, self.version.folder), published))
         for right in rights(Described.of(self.form, self.version.folder), published):
             if right.restriction:
@@ -304,7 +304,7 @@ class _Outgoing:
 
 
 def _upload(repository: Repository, adds: list["CommitOperationAdd"], manifest: Manifest, progress: Progress) -> None:
-    """Send the sealed files, each compared with its checksum first. Raises NstError for one that is not as it was sealed."""
+    """Upload the sealed files after verifying their checksums. Raises NstError for a file that has changed since it was sealed."""
     ref, total = f"{manifest.name}@{manifest.version}", sum(sealed.bytes for sealed in manifest.files.values())
     with progress.task(f"push {ref}", total, "bytes") as task:
         for start in range(0, len(adds), _AT_ONCE):
@@ -319,13 +319,13 @@ def _upload(repository: Repository, adds: list["CommitOperationAdd"], manifest: 
 
 
 def _is_of_nst(name: str, before: Manifest | None) -> bool:
-    """Whether a file of the repository is of an earlier version, and not something that people keep there."""
+    """Whether a file of the repository belongs to an earlier version, rather than being something that users keep there."""
     is_known = name in _OF_NST or any(form.fullmatch(name) for form in (_SHARD, _PICTURE))
     return is_known or (before is not None and name in before.files)
 
 
 def _links(store: Store, version: Version, manifest: Manifest) -> dict[str, str]:
-    """Where on the Hub its inputs are and, of an edition whose generation is in the store, the teachers too."""
+    """Locations of its inputs on the Hub and, for an edition whose generation is in the store, of the teachers too."""
     parent = Described.of(version).parent
     if parent is None:
         return links(manifest)

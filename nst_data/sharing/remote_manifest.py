@@ -1,4 +1,4 @@
-"""The manifest of a version on the Hub: read, and checked before anything is taken from it."""
+"""Read the manifest of a version on the Hub, and validate it before anything in it is used."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -16,24 +16,24 @@ from nst_data.store.version import Number
 
 _NOT_SEALED = (MANIFEST_NAME, PLACES, METRICS, READ)
 _DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d")
-# an adapter_config.json, say, would have transformers load what it names
+# an adapter_config.json, for example, would make transformers load whatever it names
 _OF_TEACHER = re.compile(r"config\.json|preprocessor_config\.json|[A-Za-z0-9][A-Za-z0-9_.-]*\.safetensors(\.index\.json)?", re.ASCII)
 _FILE = re.compile(r"([A-Za-z0-9_]+/)?[A-Za-z0-9][A-Za-z0-9_.-]*\.(parquet|safetensors|json|txt)", re.ASCII)
 
 
 class UntrustedError(NstError):
-    """A manifest on the Hub that is damaged, hostile or of a later nst."""
+    """A manifest on the Hub is damaged, malicious or from a later version of nst."""
 
 
 def kind_of_repo(kind: Kind) -> RepoKind:
-    """Corpora are datasets, teachers are models."""
+    """The type of repository for a kind of version: teachers are models, everything else is a dataset."""
     return "model" if kind == "teacher" else "dataset"
 
 
 def manifest_at(repository: Repository, commit: str) -> Manifest | None:
-    """The version that stands at a commit, marked as pulled; None where it is none of nst's.
+    """The manifest at a commit, marked as pulled; None if the repository has none of nst's.
 
-    Raises NstError for a manifest that cannot be trusted.
+    Raises UntrustedError for a manifest that cannot be trusted.
     """
     try:
         text = repository.text(MANIFEST_NAME, commit)
@@ -53,7 +53,7 @@ def manifest_at(repository: Repository, commit: str) -> Manifest | None:
 
 
 def check_foreign(manifest: Manifest, repository: Repository) -> None:
-    """Raises NstError for a manifest of a repository whose names lead out of the store or are no text."""
+    """Raise NstError for a downloaded manifest with anything that nst does not write, such as names that lead out of the store."""
     try:
         check_name(manifest.name)
         number = Number.parse(manifest.version)
@@ -83,7 +83,7 @@ def check_foreign(manifest: Manifest, repository: Repository) -> None:
 
 
 def _colliding(files: Iterable[str]) -> tuple[str, str]:
-    """Two names of files or their folders that differ in case alone; the same one twice where there are none such."""
+    """Two names of files or folders that differ only in case; two empty strings if there are none."""
     seen: dict[str, str] = {}
     for name in files:
         for one in (name.partition("/")[0], name):
@@ -93,7 +93,7 @@ def _colliding(files: Iterable[str]) -> tuple[str, str]:
 
 
 def _texts(value: Any) -> Iterator[str]:  # noqa: ANN401 - any JSON value
-    """All texts in a value, keys too."""
+    """All strings in a value, including keys."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):

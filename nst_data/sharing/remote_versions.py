@@ -1,4 +1,4 @@
-"""The versions of a repository of the Hub, by its tags: no data is downloaded."""
+"""List the versions in a repository of the Hub by its tags, without downloading data."""
 
 import contextlib
 from concurrent.futures import ThreadPoolExecutor
@@ -18,8 +18,8 @@ _AT_ONCE = 8
 
 @dataclass(frozen=True)
 class RemoteVersion:
-    """One tag; `manifest` is None where it is no version of nst or, with the `problem`, one that cannot be trusted. `top1` is that on
-    test images."""
+    """One tag of a repository. `manifest` is None if it is not a version of nst or, with a `problem`, cannot be trusted. `top1` is the
+    accuracy on test images."""
 
     tag: str
     commit: str
@@ -29,16 +29,16 @@ class RemoteVersion:
 
     @property
     def teachers(self) -> list[str]:
-        """Who labeled it."""
+        """References of the teachers that labeled it."""
         return [entry.ref for _, entry in sorted(self.manifest.request.inputs.teachers.items())] if self.manifest else []
 
     @property
     def bytes(self) -> int:
-        """Of its sealed files."""
+        """Total size of its sealed files."""
         return sum(sealed.bytes for sealed in self.manifest.files.values()) if self.manifest else 0
 
     def as_json(self) -> dict[str, Any]:
-        """As JSON values."""
+        """The version as JSON values."""
         about: dict[str, Any] = {"tag": self.tag, "commit": self.commit}
         if self.manifest:
             about |= {name: getattr(self.manifest, name) for name in ("name", "version", "kind", "digest", "created")}
@@ -49,7 +49,7 @@ class RemoteVersion:
 
 
 def remote_versions(repo_id: str) -> list[RemoteVersion]:
-    """All tags of a dataset or model, versions in their order first. Raises NstError where the Hub has no such repository."""
+    """All tags of a dataset or model: versions in order, then other tags. Raises NstError if the Hub has no such repository."""
     repository = Repository.named(repo_id).of_either_kind()
     tags = repository.tags()
 
