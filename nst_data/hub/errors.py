@@ -1,6 +1,6 @@
-"""The Hugging Face Hub: what its libraries raise, as one line that says what to do.
+"""Turn errors of the Hugging Face libraries into one line that says what to do.
 
-No text of theirs passes: it may hold addresses and headers.
+Their own messages are never passed on, as they may contain addresses and headers.
 """
 
 import errno
@@ -14,7 +14,7 @@ from nst_data.errors import NstError
 
 _LOG_IN = "log in with `hf auth login`"
 _UNAUTHORIZED, _FORBIDDEN, _TOO_MANY = 401, 403, 429
-_PASSING = (408, 409, 423, 425)  # another try may go through
+_PASSING = (408, 409, 423, 425)  # a retry may succeed
 
 
 @contextmanager
@@ -23,7 +23,7 @@ def plain_errors(
 ) -> Iterator[None]:
     """Turn errors about a dataset, model or bucket of the Hub into NstError.
 
-    `writing` is for calls that change it; `or_path` for references that may have been meant as paths.
+    `writing` is for calls that change it; `or_path` is for references that the user may have meant as local paths.
     """
     from datasets.exceptions import DatasetsError
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -35,7 +35,7 @@ def plain_errors(
         raise
     except (HfHubHTTPError, HFValidationError, DatasetsError, httpx.HTTPError, OSError, RuntimeError, ValueError, ImportError) as error:
         if isinstance(error, OSError) and error.filename is not None:
-            raise  # of this machine: a full disk, no permission
+            raise  # a local error, such as a full disk or missing permission
         raise NstError(f"{reference}: {_reason(error, what, writing, or_path)}") from None
 
 
@@ -67,7 +67,7 @@ def _reason(error: Exception, what: str, writing: bool, or_path: bool) -> str:
         return f"you are not logged in to the Hub; {_LOG_IN}, or set HF_TOKEN"
     if is_refused:
         return f"the Hub rejects your token; {_LOG_IN} again, with a token that has write access"
-    if status == _FORBIDDEN and writing:  # the Hub says the latter so, too
+    if status == _FORBIDDEN and writing:  # the Hub also answers 403 if the storage is full
         access = "your token has no write access there, or the account's storage is full"
         return f"{access}; use a repository of your own, a token with write access, or make room"
     if caused_by(errors.GatedRepoError) or (caused_by(DatasetNotFoundError) and "gated" in str(error)):
@@ -78,7 +78,7 @@ def _reason(error: Exception, what: str, writing: bool, or_path: bool) -> str:
         return f"the {what} on the Hub has no such revision; give a branch, tag or commit that it has"
     if caused_by(DataFilesNotFoundError, EmptyDatasetError):
         return "the dataset on the Hub holds no data files that `datasets` knows; expected parquet, tar, images or the like"
-    if caused_by(errors.EntryNotFoundError) and not caused_by(errors.LocalEntryNotFoundError):  # that stands for any failed call
+    if caused_by(errors.EntryNotFoundError) and not caused_by(errors.LocalEntryNotFoundError):  # the latter means any failed call
         return f"the {what} on the Hub lacks a required file; retry, or use another revision"
     if caused_by(DatasetGenerationError):
         return f"datasets cannot read its files ({type(causes[-1]).__name__}); see `load_dataset` for the whole error"
@@ -105,7 +105,7 @@ def _reason(error: Exception, what: str, writing: bool, or_path: bool) -> str:
 
 
 def _why_unreached(causes: list[BaseException]) -> str:
-    """What the system says, or the kind of error in words; no other text, which may hold an address with a signature."""
+    """The operating system's message, or the kind of error in words; any other text may contain a signed address."""
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined] # httpx or httpx2, by version
 
     for cause in reversed(causes):
@@ -121,7 +121,7 @@ def _why_unreached(causes: list[BaseException]) -> str:
 
 
 def causes_of(error: BaseException | None) -> list[BaseException]:
-    """The error and those that it came from."""
+    """The error, followed by its chain of causes."""
     found: list[BaseException] = []
     while error is not None and error not in found:
         found.append(error)

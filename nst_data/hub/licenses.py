@@ -1,4 +1,4 @@
-"""Licenses as the cards of repositories name them, and what they ask of those who share what was made from them."""
+"""Licenses as named in the cards of repositories, and their conditions for sharing derived work."""
 
 import re
 from typing import Any, Literal
@@ -15,7 +15,7 @@ _WORDS = {
     "nd": "it allows nobody to share what is made from it",
     "sa": "what is made from it must be shared under the same license",
 }
-# The Hub's names of licenses that let everybody share what is made from a work, under other terms too.
+# The Hub's names of licenses that let anyone share derived work, including under other terms.
 _FREE = re.compile(
     r"apache-2\.0|mit|bsd(-[\w-]+)?|cc0-1\.0|cc-by-[\d.]+|unlicense|isc|zlib|pddl|odc-by|cdla-permissive-[\d.]+|bsl-1\.0|wtfpl|ncsa|postgresql"
 )
@@ -24,7 +24,7 @@ _OPENING, _CLOSING = re.compile(r"\s*---[\r\n]+"), re.compile(r"(?:\r\n|[\r\n])-
 
 
 def read_front_matter(card: str) -> dict[str, Any]:
-    """The YAML of a card, whoever wrote it; nothing where there is none."""
+    """The YAML metadata of a card, which anybody may have written; empty if there is none that is valid."""
     try:
         content = yaml.load(split_front_matter(card)[0], getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (yaml.YAMLError, *ODD_YAML):
@@ -33,9 +33,9 @@ def read_front_matter(card: str) -> dict[str, Any]:
 
 
 def split_front_matter(card: str) -> tuple[str, str]:
-    """The YAML between the first two lines of dashes, and what follows; no YAML where a card does not begin with it.
+    """The YAML between the first two lines of dashes, and the text after it; the YAML is empty if a card does not begin with it.
 
-    Two searches, each of which goes through the card once: strangers write cards.
+    Uses two linear searches, since cards are untrusted input.
     """
     opening = _OPENING.match(card)
     closing = _CLOSING.search(card, opening.end() - 1) if opening else None
@@ -45,12 +45,12 @@ def split_front_matter(card: str) -> tuple[str, str]:
 
 
 def license_at(repo: str, commit: str, kind: Literal["dataset", "model"]) -> str | None:
-    """The license in the card of a repository at a commit, of `other` with its name: `other (my-terms)`; None where it names none."""
+    """The license in the card of a repository at a commit, with its name for `other`, as in `other (my-terms)`; None if there is none."""
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined] # httpx or httpx2, by version
 
-    try:  # once: what is wanted works without it
+    try:  # no retries: the caller can do without the license
         content = read_front_matter(Repository(repo, kind).text_asked_once("README.md", commit) or "")
-    except (OSError, ValueError, httpx.HTTPError):  # what it is offline is an OSError
+    except (OSError, ValueError, httpx.HTTPError):  # being offline is an OSError
         return None
     license, name = content.get("license"), content.get("license_name")
     if isinstance(license, list) and license and all(isinstance(one, str) for one in license):
@@ -61,7 +61,7 @@ def license_at(repo: str, commit: str, kind: Literal["dataset", "model"]) -> str
 
 
 def restriction(license: str) -> str | None:
-    """What a license forbids, or asks to read, before what was made from its work is shared; None for one that allows that freely."""
+    """The restrictions of a license on sharing derived work, or advice to read its terms; None if it allows sharing freely."""
     words = re.split(r"[^a-z]+", license.lower())
     if asked := list(dict.fromkeys(about for word, about in _WORDS.items() if word in words)):
         return " and ".join(asked)
@@ -70,5 +70,5 @@ def restriction(license: str) -> str | None:
 
 
 def without_names(license: str) -> str:
-    """A license, or several with + between them, without the names of terms of somebody's own, which may tell whose they are."""
+    """A license, or several joined by `+`, without names of custom terms, which may reveal whose they are."""
     return " + ".join(one.partition(" (")[0] for one in license.split(" + "))

@@ -1,4 +1,4 @@
-"""The Hugging Face libraries without bars and remarks of their own."""
+"""Silence the progress bars and log messages of the Hugging Face libraries."""
 
 import importlib
 import sys
@@ -9,7 +9,7 @@ from typing import Literal
 
 @contextmanager
 def quiet(library: Literal["datasets", "huggingface_hub.utils"]) -> Iterator[None]:
-    """What it raises says what went wrong, and our bars tell how far a push or pull is."""
+    """Silence a library: its exceptions say what went wrong, and nst shows the progress of pushes and pulls itself."""
     module = importlib.import_module(library)
     had_bars, verbosity = not module.are_progress_bars_disabled(), module.logging.get_verbosity()
     module.disable_progress_bars()
@@ -23,5 +23,5 @@ def quiet(library: Literal["datasets", "huggingface_hub.utils"]) -> Iterator[Non
 
 
 def bars_on_terminals() -> AbstractContextManager[None]:
-    """For a download whose bars a person may watch; in a file or a pipe they would be noise."""
+    """Keep progress bars of downloads on a terminal; silence them in a file or a pipe, where they would be noise."""
     return nullcontext() if sys.stderr.isatty() else quiet("huggingface_hub.utils")

@@ -1,4 +1,4 @@
-"""How a dataset, a model or a version of the Hub is named: the one grammar of all commands, recipes and manifests."""
+"""References to datasets, models and versions on the Hub: the one grammar for all commands, recipes and manifests."""
 
 import re
 from dataclasses import dataclass
@@ -27,14 +27,14 @@ class HubReference:
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
-        """As `of_dataset`, of what a user wrote. Raises UsageError for an address of the Hub."""
+        """Like `of_dataset`, for user input. Raises UsageError for a URL of the Hub."""
         if address := _ADDRESS.match(text):
             raise UsageError(f"{text}: expected a dataset of the Hub as OWNER/NAME; write {address[1]}")
         return cls.of_dataset(text)
 
     @classmethod
     def of_dataset(cls, text: str) -> Self | None:
-        """A dataset; None where the text is rather a path. A revision with a slash is written `feature%2Fx`: a slash begins the split."""
+        """A reference to a dataset, or None if the text looks like a path. A slash in a revision is written `%2F`: `/` begins the split."""
         match = _DATASET.fullmatch(text)
         if match is None or text.lower().endswith(_FILE_SUFFIXES):
             return None
@@ -43,7 +43,7 @@ class HubReference:
 
     @classmethod
     def of_repository(cls, text: str) -> Self | None:
-        """`owner/name[@revision]` of a model or of a version, whose revision may have slashes; None for other texts."""
+        """A reference `owner/name[@revision]` to a model or version, whose revision may contain slashes; None for any other text."""
         match = _REPOSITORY.fullmatch(text)
         return cls(match["repo"], match["revision"]) if match else None
 

@@ -1,4 +1,4 @@
-"""One repository of the Hub: its tags and files, and the calls that change it."""
+"""A repository of the Hub: its tags and files, and the calls that change it."""
 
 import re
 import shutil
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 RepoKind = Literal["dataset", "model"]
 T = TypeVar("T")
 
-MOST_TEXT_BYTES = 64 * 2**20  # of a manifest, card or the like: it is read into memory
+MOST_TEXT_BYTES = 64 * 2**20  # of a manifest, a card or the like, which is read into memory
 _TIMEOUT_SECONDS = 30
 _CONFLICT, _CHANGED = 409, 412
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class TooLargeError(NstError):
-    """A text file on the Hub that is larger than any that nst writes."""
+    """A text file on the Hub is larger than any that nst writes."""
 
 
 @dataclass(frozen=True)
@@ -40,20 +40,20 @@ class Repository:
 
     @classmethod
     def parse(cls, text: str, kind: RepoKind = "dataset") -> tuple[Self, str | None] | None:
-        """The repository in `[hf-hub:]owner/name[@revision]`, and the revision; None where the text is something else."""
+        """The repository and revision in `[hf-hub:]owner/name[@revision]`; None for any other text."""
         reference = HubReference.of_repository(text)
         return (cls(reference.repo, kind), reference.revision) if reference else None
 
     @classmethod
     def named(cls, repo_id: str, kind: RepoKind = "dataset") -> Self:
-        """Raises UsageError for what is no `owner/name`."""
+        """The repository `owner/name`. Raises UsageError for any other text."""
         found = cls.parse(repo_id, kind)
         if found is None or found[1] is not None:
             raise UsageError(f"{repo_id}: expected a repository of the Hub, OWNER/NAME, as in alice/flowers-pseudo")
         return found[0]
 
     def of_either_kind(self) -> "Repository":
-        """This, or the model of that name where there is no such dataset. Raises NstError where there is neither."""
+        """This repository, or the model of the same name if there is no such dataset. Raises NstError if there is neither."""
         if self.kind == "model" or self.is_private() is not None:
             return self
         model = replace(self, kind="model")
@@ -67,16 +67,16 @@ class Repository:
         return {tag.name: tag.target_commit for tag in refs.tags}
 
     def head(self) -> tuple[str, list[str]]:
-        """The newest commit of the main branch, and its files."""
+        """The latest commit of the main branch, and the names of its files."""
         info = self.asked(lambda: self.api.repo_info(self.id, repo_type=self.kind, timeout=_TIMEOUT_SECONDS))
         return str(info.sha), [file.rfilename for file in getattr(info, "siblings", None) or []]
 
     def commit_of(self, revision: str) -> str:
-        """The commit that a branch, tag or commit names now."""
+        """The commit that a revision (branch, tag or commit) currently refers to."""
         return str(self.asked(lambda: self.api.repo_info(self.id, repo_type=self.kind, revision=revision, timeout=_TIMEOUT_SECONDS)).sha)
 
     def is_private(self) -> bool | None:
-        """None where there is no such repository, or none that this user may see."""
+        """Whether the repository is private; None if it does not exist or the user may not see it."""
         from huggingface_hub.errors import RepositoryNotFoundError
 
         def look() -> bool | None:
@@ -88,22 +88,22 @@ class Repository:
         return self.asked(look)
 
     def create(self, private: bool) -> None:
-        """Make the repository, where there is none."""
+        """Create the repository if it does not exist."""
         self.changed(lambda: self.api.create_repo(self.id, repo_type=self.kind, private=private, exist_ok=True))
 
     def sizes(self, commit: str, recursive: bool = False) -> dict[str, int]:
-        """Size in bytes of each file at the top of a commit, or of all its files; one listing, which is kept."""
+        """Size in bytes of each top-level file at a commit or, with `recursive`, of all files. The listing is cached."""
         return self.asked(lambda: self._sizes(commit, recursive))
 
     def text(self, file: str, commit: str) -> str | None:
-        """A small text file at the top of a commit; None where there is none, or none that is text.
+        """The content of a small top-level text file at a commit, or None if it does not exist or is not text.
 
-        Raises TooLargeError before a larger one is downloaded.
+        Raises TooLargeError, before any download, if the file is too large.
         """
         return self.asked(lambda: self.text_asked_once(file, commit))
 
     def text_asked_once(self, file: str, commit: str) -> str | None:
-        """As `text`; raises what huggingface_hub does where the Hub does not answer, at once."""
+        """Like `text`, without retries: raises the errors of huggingface_hub immediately if the Hub does not answer."""
         from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
         try:
@@ -117,14 +117,14 @@ class Repository:
                     "it was not read"
                 )
             path = path or Path(self.api.hf_hub_download(self.id, file, repo_type=self.kind, revision=commit))
-            return path.read_bytes().decode()  # line ends as they are
+            return path.read_bytes().decode()  # keep line endings
         except LocalEntryNotFoundError:
             raise
         except (EntryNotFoundError, UnicodeDecodeError):
             return None
 
     def _in_cache(self, file: str, commit: str) -> Path | None:
-        """A file that was downloaded before; None for one of a branch or tag, which may have moved."""
+        """The cached copy of a file, if any; None for a branch or tag, which may have moved."""
         from huggingface_hub import try_to_load_from_cache
 
         found = try_to_load_from_cache(self.id, file, revision=commit, repo_type=self.kind) if _COMMIT.fullmatch(commit) else None
@@ -139,7 +139,7 @@ class Repository:
         return self._listings[commit, recursive]
 
     def commit(self, operations: list["CommitOperationAdd | CommitOperationDelete"], message: str, parent: str) -> str | None:
-        """Change files in one commit on top of `parent`; None where the main branch is not at `parent` any more."""
+        """Change files in one commit on top of `parent`. Returns the new commit, or None if the main branch is no longer at `parent`."""
         from huggingface_hub.errors import HfHubHTTPError
 
         def change() -> str | None:
@@ -151,15 +151,15 @@ class Repository:
                 raise
             return str(done.oid)
 
-        return self.changed(change, WAITS_SECONDS[:1])  # huggingface_hub tries again itself, but for its first question
+        return self.changed(change, WAITS_SECONDS[:1])  # huggingface_hub retries on its own, except its first request
 
     def upload(self, files: list["CommitOperationAdd"]) -> None:
-        """Bring large files there, ahead of the commit that will show them; those that are there already are not sent."""
+        """Upload large files ahead of the commit that adds them; files that are already there are skipped."""
         with plain_errors(self.id, self.kind, writing=True):
             self.api.preupload_lfs_files(self.id, additions=files, repo_type=self.kind)
 
     def tag(self, name: str, commit: str) -> bool:
-        """Name a commit; whether the name was free. A tag that is there stays as it is."""
+        """Tag a commit. Returns False if the tag already exists, in which case it is left unchanged."""
         from huggingface_hub.errors import HfHubHTTPError
 
         def name_it() -> bool:
@@ -174,13 +174,13 @@ class Repository:
         return self.changed(name_it)
 
     def download(self, file: str, commit: str, folder: Path) -> None:
-        """Bring a file of a commit below a folder. Raises NstError with one line."""
+        """Download a file at a commit below a folder. Raises NstError with a one-line message."""
 
         def bring(place: Path | str) -> None:
             self.api.hf_hub_download(self.id, file, repo_type=self.kind, revision=commit, local_dir=place)
 
         def call() -> None:
-            if _locks_files(folder):  # the client locks what it writes
+            if _locks_files(folder):  # huggingface_hub locks the files that it writes
                 return bring(folder)
             with tempfile.TemporaryDirectory(prefix="nst-") as elsewhere:
                 bring(elsewhere)
@@ -190,21 +190,21 @@ class Repository:
         self.asked(call)
 
     def asked(self, call: Callable[[], T]) -> T:
-        """What a question to the Hub gives. Raises NstError with one line."""
+        """The result of a read-only call to the Hub, with retries. Raises NstError with a one-line message."""
         with plain_errors(self.id, self.kind):
             return retried(call)
 
     def changed(self, call: Callable[[], T], waits: Sequence[float] = WAITS_SECONDS) -> T:
-        """What a change of the repository gives. Raises NstError with one line."""
+        """The result of a call that changes the repository, with retries. Raises NstError with a one-line message."""
         with plain_errors(self.id, self.kind, writing=True):
             return retried(call, waits)
 
 
 def _locks_files(folder: Path) -> bool:
-    """Whether files of a folder can be locked."""
+    """Whether files in a folder can be locked."""
     try:
         import fcntl
-    except ImportError:  # Windows can
+    except ImportError:  # Windows, where files can be locked
         return True
     with tempfile.TemporaryFile(dir=folder) as file:
         try:

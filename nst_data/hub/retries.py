@@ -1,4 +1,4 @@
-"""One policy of retries for every call to the Hub that may be made twice; huggingface_hub retries some of them, and most only once."""
+"""One retry policy for all calls to the Hub that are safe to repeat; huggingface_hub retries only some of them, and most only once."""
 
 import logging
 import socket
@@ -16,14 +16,14 @@ _log = logging.getLogger(__name__)
 
 WAITS_SECONDS = (1, 2, 4, 8)
 _LONGEST_WAIT_SECONDS = 300
-_ITSELF_RETRIED_SECONDS = 10  # huggingface_hub tries to connect again for half a minute in some of its calls: that is enough
+_ITSELF_RETRIED_SECONDS = 10  # in some calls huggingface_hub itself retries connecting for half a minute, which is enough
 _TOO_MANY = 429
 
 
 def retried(call: Callable[[], T], waits: Sequence[float] = WAITS_SECONDS, or_path: bool = False) -> T:
-    """What a call to the Hub gives; made once more after each wait, where the Hub is busy or the connection broke.
+    """The result of a call to the Hub, repeated after each wait if the Hub is busy or the connection breaks.
 
-    `or_path` is for references that may have been meant as paths: where there is no network, a mistyped path is told at once.
+    `or_path` is for references that may have been meant as paths: without a network, a mistyped path is then reported immediately.
     """
     if or_path:
         check_hub_resolves()
@@ -42,8 +42,8 @@ def retried(call: Callable[[], T], waits: Sequence[float] = WAITS_SECONDS, or_pa
 
 
 def check_hub_resolves() -> None:
-    """Raises httpx.ConnectError where the Hub's name is not known to this machine, as without a network: huggingface_hub would try again
-    for up to a minute, in silence. Behind a proxy the name is the proxy's to know.
+    """Raise httpx.ConnectError if the Hub's name cannot be resolved, as without a network: huggingface_hub would silently retry for up to
+    a minute. Behind a proxy nothing is checked, as the proxy resolves the name.
     """
     from huggingface_hub import constants
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined] # httpx or httpx2, by version
@@ -54,17 +54,17 @@ def check_hub_resolves() -> None:
     for wait in (1, 2, None):
         began = time.monotonic()
         try:
-            socket.getaddrinfo(place.hostname, place.port)  # no service by name: small images of Linux know none
+            socket.getaddrinfo(place.hostname, place.port)  # the port is numeric: minimal Linux images cannot resolve service names
             return
         except socket.gaierror as error:
-            was_asked_again = time.monotonic() - began > 1  # by the resolver itself, of a server that does not answer
+            was_asked_again = time.monotonic() - began > 1  # the resolver itself has retried a server that does not answer
             if wait is None or error.errno != socket.EAI_AGAIN or was_asked_again:
                 raise httpx.ConnectError(str(error)) from error
-            time.sleep(wait)  # a resolver that is busy, or has just started
+            time.sleep(wait)  # the resolver is busy, or has just started
 
 
 def _pause(error: Exception, wait: float, gives_up_offline: bool) -> float | None:
-    """Seconds to wait before a call is made again; None where that would not help."""
+    """Seconds to wait before repeating a call, or None if repeating it would not help."""
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined] # httpx or httpx2, by version
 
