@@ -1,5 +1,5 @@
-"""Labels and images in the formats of other tools: `nst export`.
+"""`nst export`: write labels and images in the formats of other tools.
 
-In: a generation or an edition of the store, and the pool that holds its images. Out: a folder of files that torchvision, `datasets`,
-webdataset, FiftyOne or Label Studio reads; it goes on where it was interrupted, and takes no folder with files of anybody else.
+In: a generation, an edition or a review of the store, and the pool with its images. Out: a folder of files for torchvision, `datasets`,
+webdataset, FiftyOne or Label Studio. An interrupted export resumes, and folders with other files are refused.
 """

@@ -1,4 +1,4 @@
-"""`nst export`: a generation, an edition or a review as files that other tools read."""
+"""`nst export`: write a generation, an edition or a review as files for other tools."""
 
 import io
 import json
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
-from xml.sax.saxutils import quoteattr  # nosec B406 # writes, parses nothing
+from xml.sax.saxutils import quoteattr  # nosec B406 # only writes XML, never parses it
 
 from nst_data.arguments import with_checked_arguments
 from nst_data.errors import NstError, UsageError
@@ -28,19 +28,19 @@ from nst_data.store.store import Store, Version
 Format = Literal["folders", "csv", "jsonl", "imagefolder", "webdataset", "fiftyone", "label-studio"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 MARKER, CLASSES, OTHER_NAMES = ".nst-export.json", "classes.txt", "folders.json"
-_WITHOUT_IMAGES = {"csv": "labels.csv", "jsonl": "labels.jsonl"}  # the file that has the labels
+_WITHOUT_IMAGES = {"csv": "labels.csv", "jsonl": "labels.jsonl"}  # the file with the labels
 _OF_FILES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".txt", ".tar", ".zip")
 _ROWS_PER_TAR = 1_000
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: a row for each image, and how many of each class."""
+    """The result of an export: the folder, and the number of images in total and per class."""
 
     folder: Path
     images: int
     per_class: dict[str, int]
-    table: Path | None = None  # the file in it that has the labels, where there is nothing else
+    table: Path | None = None  # the only file with labels, for formats without images
 
 
 @with_checked_arguments
@@ -55,28 +55,28 @@ def export(
     probs: bool = False,
     progress: Progress | None = None,
 ) -> Exported:
-    """Write a generation, an edition or a review for other tools. An interrupted export resumes, a finished one is found.
+    """Write a generation, an edition or a review for other tools. An interrupted export resumes; a finished one is not repeated.
 
     Args:
-        store: Where the version is.
-        version: A generation, an edition or a review, or its name, such as `name@gen-N`. Of a review the images that people gave a
-            class, each with the probability 1.
-        path: Where to write: a new or empty folder, or one that an export of the same version with the same options began.
-        to: `folders` (a folder per class, as torchvision's ImageFolder reads), `csv` and `jsonl` (labels alone), `imagefolder` (that of
+        store: The store that holds the version.
+        version: A generation, an edition or a review, or its name, such as `name@gen-N`. For a review, the images to which people gave
+            a class are written, each with probability 1.
+        path: The target: a new or empty folder, or one in which an export of the same version with the same options was started.
+        to: `folders` (a folder per class, for torchvision's ImageFolder), `csv` and `jsonl` (only labels), `imagefolder` (that of
             `datasets`, with `metadata.jsonl`), `webdataset` (tar files), `fiftyone` (its image classification dataset) or
-            `label-studio` (tasks with predictions, of a review with annotations).
-        pool: The images, if they have moved since labeling; a source or where it is.
-        link: Link to the image files of the pool in place of copying them.
+            `label-studio` (tasks with predictions or, for a review, annotations).
+        pool: The images, if they have moved since labeling: a source or its location.
+        link: Link to the image files of the pool instead of copying them.
         probs: Also write the probability of every class.
         progress: How progress is shown.
 
     Returns:
-        The folder, the number of images in it, and that of each class. An image that an edition has several copies of is written once;
-        `csv`, `jsonl`, `imagefolder` and `webdataset` say how many in `copies`.
+        The folder, the number of images in it, and the number per class. An image with several copies in an edition is written once;
+        `csv`, `jsonl`, `imagefolder` and `webdataset` record their number as `copies`.
 
     Raises:
-        UsageError: The version has no labels, options do not go together, or `path` is named like a file.
-        NstError: The folder has other files, or an image is not there any more, or is another.
+        UsageError: The version has no labels, options contradict each other, or `path` is named like a file.
+        NstError: The folder has other files, or an image is missing or has changed.
     """
     version = version if isinstance(version, Version) else store.open(version)
     if version.manifest.kind == "teacher":
@@ -106,7 +106,7 @@ def export(
 
 @dataclass(frozen=True)
 class _Target:
-    """The folder that is written, and the marker in it that says what it holds."""
+    """The target folder, with a marker file that records what it holds."""
 
     folder: Path
     version: Version
@@ -117,7 +117,7 @@ class _Target:
         return {"ref": self.version.ref, "digest": self.version.manifest.digest, **self.options}
 
     def begin(self) -> None:
-        """Claim the folder. Raises NstError where it has files that this export did not write."""
+        """Claim the folder. Raises NstError if it has files that this export did not write, UsageError if it is named like a file."""
         found = self._marker()
         if found is None:
             if self.folder.suffix.lower() in _OF_FILES and not self.folder.exists():
@@ -138,18 +138,18 @@ class _Target:
             clear_abandoned(place, seconds=0)
 
     def _about(self, found: dict[str, Any]) -> str:
-        """What another export was of, and how."""
+        """A phrase about the version and options of another export."""
         is_same_name = found.get("ref") == self.version.ref and found.get("digest") != self.version.manifest.digest
         options = "".join(f", with `{name}`" for name in ("link", "probs") if found.get(name))
         return f"{'another ' * is_same_name}{found.get('ref')} as {found.get('to')}{options}"
 
     @property
     def is_done(self) -> bool:
-        """Whether all of it is written."""
+        """Whether the export is complete."""
         return bool((self._marker() or {}).get("done"))
 
     def end(self) -> None:
-        """Say that all of it is written."""
+        """Record that the export is complete."""
         self._mark(is_done=True)
 
     def _mark(self, is_done: bool) -> None:
@@ -167,7 +167,7 @@ class _Target:
 
 @dataclass(frozen=True)
 class _Export:
-    """What a writer has: the folder, the rows with their images, and the options."""
+    """The input of a writer: the folder, the rows with their images, and the options."""
 
     folder: Path
     labeled: LabeledImages
@@ -182,7 +182,7 @@ class _Export:
         return self.labeled.version.manifest.class_names
 
     def described(self, row: LabeledRow) -> dict[str, Any]:
-        """A row as the value of JSON."""
+        """A row as a JSON object."""
         about: dict[str, Any] = {"key": row.key, "image_hash": row.image_hash, "label": row.class_name, "confidence": row.confidence}
         if row.copies is not None:
             about["copies"] = row.copies
@@ -191,7 +191,7 @@ class _Export:
         return about
 
     def placed(self, folder_of: Callable[[LabeledRow], str]) -> Iterator[tuple[LabeledRow, str]]:
-        """Write the image of each row below the folder that is given for it; with the path of each. Those that are there stay."""
+        """Write the image of each row into the subfolder `folder_of(row)`, unless it exists; yields rows with relative paths."""
         for row in self.labeled.rows(self.probs):
             name, encoded = self.named(row)
             path = f"{folder_of(row)}/{row.id:08d}-{name}"
@@ -203,7 +203,7 @@ class _Export:
             yield row, path
 
     def named(self, row: LabeledRow) -> tuple[str, bytes | None]:
-        """The name of a row's image, by which other tools tell that it is one, and its bytes where they had to say how it ends."""
+        """A file name with an image suffix for a row, and the image's bytes if they had to be read to determine the suffix."""
         name = file_name(row.key)
         if has_image_suffix(name):
             return name, None
@@ -278,15 +278,15 @@ def _webdataset(export: _Export) -> None:
 
 
 def _fiftyone(export: _Export) -> None:
-    """Of FiftyOne's FiftyOneImageClassificationDataset: `data/` and `labels.json`, targets with their confidence."""
+    """Write a FiftyOneImageClassificationDataset: `data/`, and `labels.json` with targets and confidences."""
     labels = {}
     for row, path in export.placed(lambda _: "data"):
-        labels[Path(path).stem] = {"label": row.label, "confidence": row.confidence}  # a number: the importer looks it up in `classes`
+        labels[Path(path).stem] = {"label": row.label, "confidence": row.confidence}  # the importer looks up numbers in `classes`
     write_json(export.folder / "labels.json", {"classes": export.class_names, "labels": labels})
 
 
 def _label_studio(export: _Export) -> None:
-    """Tasks with a prediction or an annotation each, for local file serving from this folder, and their labeling configuration."""
+    """Write tasks with one prediction or annotation each, for local file serving from this folder, and a labeling configuration."""
     tasks = []
     for row, path in export.placed(lambda _: "images"):
         version, chosen = export.labeled.version, label_studio.chosen(row.class_name)

@@ -1,4 +1,4 @@
-"""The rows of a generation, an edition or a review one by one, each with its image."""
+"""Iterate over the rows of a generation, an edition or a review, with access to their images."""
 
 import sys
 from collections.abc import Iterator
@@ -30,24 +30,24 @@ _COLUMNS = ["id", "key", "image_hash", "label", "confidence"]
 class LabeledRow:
     """An image and its label.
 
-    `probs` has shape (classes,), float32, where they were asked for: what a top-k label leaves is even over the other classes.
+    `probs`, if requested, has shape (classes,), float32; the mass missing from a top-k label is spread evenly over other classes.
     """
 
-    number: int  # of the row in the version that its image was labeled in
-    id: int  # of the image in the pool; of a review its row there
+    number: int  # row number in the version in which the image was labeled
+    id: int  # row of the image in the pool; for a review, row in the review
     key: str
     image_hash: str
     label: int
     class_name: str
     confidence: float
     probs: NDArray[np.float32] | None = None
-    copies: int | None = None  # in an edition
+    copies: int | None = None  # only in an edition
 
 
 def labeled_images(store: Store, version: Version, pool: str | None, with_images: bool) -> "LabeledImages":
-    """The images of a generation, an edition or a review, in `pool` or where they were labeled.
+    """The labeled images of a generation, an edition or a review, with images from `pool` or from where they were labeled.
 
-    Raises NstError, or UsageError, where `with_images` and they are not there.
+    `with_images` says whether images will be read; reading raises NstError or UsageError if they cannot be found.
     """
     kind = ReviewedImages if version.manifest.kind == "review" else LabeledImages
     return kind(store, version, pool, with_images)
@@ -55,7 +55,7 @@ def labeled_images(store: Store, version: Version, pool: str | None, with_images
 
 @dataclass(frozen=True)
 class LabeledImages:
-    """A version's rows, and where their images are."""
+    """The rows of a version, and access to their images."""
 
     store: Store
     version: Version
@@ -73,19 +73,19 @@ class LabeledImages:
 
     @cached_property
     def count(self) -> int:
-        """How many images there are; those that could not be read are none."""
+        """The number of labeled images, without those that could not be read."""
         with damage_is_named(self.version.ref):
             return sum(pq.read_metadata(file).num_rows for file in self._files)
 
     def read(self, row: LabeledRow) -> bytes:
-        """The encoded bytes of a row's image. Raises NstError where it is not there, or is another than was labeled."""
+        """The encoded bytes of a row's image. Raises NstError if it is missing or differs from the labeled one."""
         try:
             return self._images.read(row.number, self._number_in_pool(row), row.key, row.image_hash)
         except OSError as error:
             raise NstError(f"{self.version.ref}: {row.key!r} cannot be read ({error}); restore it and run the same command again") from None
 
     def file_of(self, row: LabeledRow) -> Path:
-        """The image's own file. Raises UsageError where it lies in a tar file, in a table or on the Hub."""
+        """The image's file. Raises UsageError if the image is in a tar file, a table or on the Hub."""
         if not isinstance(self._images, PoolImages) or not self._pool_files:
             raise UsageError(f"`link`: the images of {self.version.ref} are not single files on this machine; remove `link`")
         return Path(self._pool_files[self._images.place_of(self._number_in_pool(row), row.key, row.image_hash)])
@@ -95,12 +95,12 @@ class LabeledImages:
 
     @cached_property
     def _pool_files(self) -> list[str]:
-        """The file of each image of the pool; empty where they lie in others."""
+        """The file of each image of the pool; empty if images are not individual files."""
         source = self._images.source() if isinstance(self._images, PoolImages) else None
         return list(source.files()) if source is not None and source.rows_per_file == 1 else []
 
     def rows(self, with_probs: bool = False) -> Iterator[LabeledRow]:
-        """All of them, in the order of the version. Raises NstError where its table is damaged."""
+        """All rows, in the order of the version. Raises NstError if its table is damaged."""
         names, number = self.version.manifest.class_names, 0
         with damage_is_named(self.version.ref):
             for file in self._files:
@@ -117,11 +117,11 @@ class LabeledImages:
 
 @dataclass(frozen=True)
 class ReviewedImages(LabeledImages):
-    """The images that people gave a class, which has all of the probability. Those that they excluded are left out."""
+    """The images of a review to which people gave a class, with probability 1. Images that they excluded are left out."""
 
     @cached_property
     def _labels(self) -> Version | None:
-        """The version whose images they are."""
+        """The newest labeled version of that name in the store, whose images were reviewed."""
         return newest_labels(self.store, self.version.name)
 
     @cached_property
@@ -136,7 +136,7 @@ class ReviewedImages(LabeledImages):
 
     @cached_property
     def _rows(self) -> pl.DataFrame:
-        """`image_hash`, `key`, `label` and, where an edition holds the images itself, the `number` of its row there."""
+        """`image_hash`, `key`, `label`, and `number`: the row in the edition if that embeds the images, else 0."""
         rows = read_review(self.version).drop_nulls("label").select("image_hash", "key", "label")
         if not self.with_images or not isinstance(self._images, EmbeddedImages):
             return rows.with_columns(number=pl.lit(0))
@@ -149,15 +149,15 @@ class ReviewedImages(LabeledImages):
 
     @cached_property
     def count(self) -> int:
-        """How many images people gave a class."""
+        """The number of images to which people gave a class."""
         return self._rows.height
 
     def rows(self, with_probs: bool = False) -> Iterator[LabeledRow]:
-        """All of them, in the order of the review."""
+        """All rows, in the order of the review."""
         names = self.version.manifest.class_names
         for place, row in enumerate(self._rows.iter_rows(named=True)):
             probs = (np.arange(len(names)) == row["label"]).astype(np.float32) if with_probs else None
             yield LabeledRow(id=place, class_name=names[row["label"]], confidence=1.0, probs=probs, **row)
 
     def _number_in_pool(self, row: LabeledRow) -> int:
-        return sys.maxsize  # a review does not know it: by key, or by bytes
+        return sys.maxsize  # unknown in a review: images are found by key or by content

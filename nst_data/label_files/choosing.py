@@ -1,4 +1,4 @@
-"""Which columns of a table are keys and labels: those that a user names, else those with the names that other tools write."""
+"""Choose the key and label columns of a table: those that the user names, or else those with names used by other tools."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ _TOP_CLASSES = ("top_labels",)
 _CLASSES = ("label", "labels", "class", "classes", "class_name", "category", "prediction", "predictions", "predicted", "choice")
 _PLAIN = ("cls",)
 _IDS = ("index", "indices", "class_id", "label_id")
-KEY, LABEL, NUMBERS = "filename", "label", "probs"  # columns of what has no names for them itself
+KEY, LABEL, NUMBERS = "filename", "label", "probs"  # column names for formats that have none
 KNOWN_COLUMNS = frozenset((*_PROBS, *_CONFIDENCE, *_LOGITS, *_TOP_CLASSES, *_CLASSES, *_IDS, *_PLAIN))
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a user says of the columns of a table."""
+    """The user's options for the columns of a table."""
 
     probs: str | None = None
     label_column: str | None = None
@@ -29,14 +29,14 @@ class Asked:
 
 
 def key_column(columns: Sequence[str], location: str, asked: Asked) -> str:
-    """The column that names the image of each row. Raises UsageError where it is not certain."""
+    """The column with the image key of each row. Raises UsageError if it is missing or ambiguous."""
     return path_column(list(columns), location, asked.key, "key")
 
 
 def label_columns(columns: Sequence[str], with_both: Mapping[str, Collection[str]], location: str, asked: Asked) -> LabelColumns:
-    """The columns with classes and numbers. Raises UsageError where they are not certain, NstError where there are none.
+    """The columns with classes and numbers. Raises UsageError if they are ambiguous, NstError if there are none.
 
-    `with_both` are the columns whose cells name classes, with what stands beside those: `numbers`, `logits`, or nothing.
+    `with_both` maps the columns whose cells are objects that name classes to what these contain besides: `numbers`, `logits`, or nothing.
     """
     if asked.label_column is None and asked.probs is None and len(with_both) > 1:
         raise UsageError(f"{location}: expected one column of labels, found {', '.join(with_both)}; name one with `label_column`")
@@ -57,7 +57,7 @@ def label_columns(columns: Sequence[str], with_both: Mapping[str, Collection[str
 
 
 def are_ids(columns: Sequence[str]) -> bool:
-    """Whether columns have class numbers by their name."""
+    """Whether the columns, by their name, hold class numbers."""
     return bool(columns) and columns[0].removesuffix("_0") in _IDS
 
 
@@ -85,7 +85,7 @@ def _numbers(columns: Sequence[str], location: str, asked: Asked) -> tuple[str, 
 
 def _classes(columns: Sequence[str], location: str, asked: Asked) -> tuple[str, ...]:
     if asked.label_column is not None:
-        found = _group(columns, asked.label_column) or _group(columns, asked.label_column.strip())  # headers lose their blanks
+        found = _group(columns, asked.label_column) or _group(columns, asked.label_column.strip())  # names in headers are stripped
         return found or _lacking(columns, asked.label_column, location)
     for names in (_TOP_CLASSES, _CLASSES, _IDS, _PLAIN):
         if found := _one_of(columns, names, location, "classes", "label_column"):
@@ -94,7 +94,7 @@ def _classes(columns: Sequence[str], location: str, asked: Asked) -> tuple[str, 
 
 
 def _one_of(columns: Sequence[str], names: Sequence[str], location: str, what: str, option: str) -> tuple[str, ...]:
-    """The only group of columns with one of these names. Raises UsageError where there are several."""
+    """The only group of columns with one of these names; empty if there is none. Raises UsageError if there are several."""
     found = [group for name in names if (group := _group(columns, name))]
     if len(found) > 1:
         raise UsageError(f"{location}: expected one column of {what}, found {', '.join(map(shown, found))}; name one with `{option}`")
@@ -102,7 +102,7 @@ def _one_of(columns: Sequence[str], names: Sequence[str], location: str, what: s
 
 
 def _group(columns: Sequence[str], name: str) -> tuple[str, ...]:
-    """A column, or those that are numbered from 0: `prob_0`, `prob_1`."""
+    """The column with this name, or the columns numbered from 0, such as `prob_0`, `prob_1`."""
     if name in columns:
         return (name,)
     there: set[str] = set(columns)

@@ -1,4 +1,4 @@
-"""Labels in CSV and TSV: timm's inference script, `nst export`, tables by hand."""
+"""Labels in CSV and TSV, from timm's inference script, `nst export` or handmade tables."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from nst_data.tables.label_columns import LabelColumns
 
 
 def read_delimited(location: str, asked: Asked) -> tuple[LabelRows, str, LabelColumns]:
-    """(rows, key column, label columns) of a file. Raises UsageError for columns that are not certain, NstError for other content."""
+    """(rows, key column, label columns) of a file. Raises UsageError for ambiguous columns, NstError for other content."""
     separator = DELIMITERS[Path(location).suffix.lower()]
     with readable(location, f"{'CSV' if separator == ',' else 'tab-separated text'} with a header"):
         names = header(location, separator)
@@ -39,9 +39,9 @@ def read_delimited(location: str, asked: Asked) -> tuple[LabelRows, str, LabelCo
 
 
 def _lists_in(location: str, separator: str, chosen: LabelColumns, by_number: bool) -> set[str]:
-    """The columns whose cells are lists, in all of a file: a class may be called `(background)`, and some cells be of no other.
+    """The columns whose cells are lists throughout the file: part of it may hold only a class called `(background)`.
 
-    Names of classes are lists where the numbers beside them are, or where their words stand apart.
+    Class names count as lists if the numbers next to them are lists, or if some cell contains quoted or comma-separated words.
     """
     left, apart, are_filled = set(chosen.all), set[str](), set[str]()
     for batch in delimited(location, separator, list(dict.fromkeys(chosen.all))):

@@ -1,4 +1,4 @@
-"""Cells of JSON as classes and numbers: single values, lists, a label with its score, lists of those, a number for each class name."""
+"""Parse JSON cells into classes and numbers: single values, lists, labels with scores, or a number per class name."""
 
 import base64
 import io
@@ -16,7 +16,7 @@ Cell = tuple[list[Any] | None, list[Any] | None]  # classes, numbers
 
 
 def holds_both(value: Any) -> Collection[str] | None:  # noqa: ANN401 - any JSON value
-    """What stands beside the classes that a cell names, `numbers` and `logits`; None for a cell that names none, or nothing beside them."""
+    """What a cell contains besides class names: a subset of `numbers` and `logits`. None if it is no object with classes, or list of these."""
     if isinstance(value, list):
         return holds_both(value[0]) if value and isinstance(value[0], dict) else None
     if not isinstance(value, dict) or not value:
@@ -28,7 +28,7 @@ def holds_both(value: Any) -> Collection[str] | None:  # noqa: ANN401 - any JSON
 
 
 def both(value: Any, logits: bool) -> Cell:  # noqa: ANN401
-    """Classes and numbers of a cell that `holds_both`; of `logits` all numbers and no classes. Raises ValueError for another cell."""
+    """Classes and numbers of a cell that `holds_both`; with `logits`, all logits and no classes. Raises ValueError for any other cell."""
     if value is None:
         return _NOTHING
     if isinstance(value, dict):
@@ -46,12 +46,12 @@ def both(value: Any, logits: bool) -> Cell:  # noqa: ANN401
 
 
 def listed(value: Any) -> list[Any] | None:  # noqa: ANN401
-    """A single value, or several, as a list."""
+    """The value as a list; lists and None are returned unchanged."""
     return value if isinstance(value, list) or value is None else [value]
 
 
 def _lacks_label(value: dict[str, Any]) -> bool:
-    """Whether an object without a label is a prediction that lacks it, and not a number for each class name."""
+    """Whether an object without a label is a prediction that lacks one, rather than a number per class name."""
     return "_cls" in value or any(name in value for name in _LABELS) or set(value) <= {*_SCORES, _LOGITS}
 
 
@@ -60,7 +60,7 @@ def _first(value: dict[str, Any], names: tuple[str, ...]) -> Any:  # noqa: ANN40
 
 
 def _array(value: Any) -> list[float]:  # noqa: ANN401
-    """Numbers as a list, or as FiftyOne writes arrays: a compressed .npy file in base64. Raises ValueError for anything else."""
+    """Numbers in a list, or in an array as FiftyOne writes it: a compressed .npy file in base64. Raises ValueError for anything else."""
     if isinstance(value, list):
         return value
     text = value.get("$binary") if isinstance(value, dict) else value
@@ -68,5 +68,5 @@ def _array(value: Any) -> list[float]:  # noqa: ANN401
     try:
         packed = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), _MOST_LOGIT_BYTES)
         return [float(number) for number in np.load(io.BytesIO(packed), allow_pickle=False).ravel()]
-    except Exception:  # of hostile bytes NumPy raises anything: it opens archives, parses Python, reserves memory by what a header says
+    except Exception:  # hostile bytes raise anything: NumPy opens archives, parses Python and allocates what a header claims
         raise ValueError("expected logits as a list, or as an array that FiftyOne wrote") from None

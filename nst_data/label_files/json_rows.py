@@ -1,4 +1,4 @@
-"""Labels in JSON: lines, or a document of one of the forms that tools write; each image as a row of named values."""
+"""Labels in JSON lines, or in a JSON document in one of the layouts that tools write; each image becomes a row of named values."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -19,13 +19,13 @@ _FIRST_LINE_BYTES = 2**20
 
 
 class JsonRows:
-    """The rows of a JSON file, and what is known of them once they were read.
+    """The rows of a JSON file, and attributes that are known once the rows have been read.
 
     Attributes:
-        class_names: Those that the file lists, in the order of its numbers.
-        may_lack_labels: Whether an image without a label is none that the user forgot: people have not labeled all of them yet.
+        class_names: The classes that the file lists, in the order of its class numbers.
+        may_lack_labels: Whether images without a label are acceptable, as in formats for labeling that is still in progress.
 
-    JSON lines; records; pandas' orientations index (timm's `json`) and split; a value for each image's key, such as the list of a
+    Supports JSON lines; records; pandas' orientations `index` (timm's `json`) and `split`; a value per image key, such as the list from a
     pipeline; FiftyOne's labels.json and samples.json; Label Studio's tasks.
     """
 
@@ -72,7 +72,7 @@ class JsonRows:
             elif key == "images" and opening == "[":
                 yield from of_coco(self.location, self.location).iter_rows(named=True)
                 return
-            elif key in _OF_COCO and opening in "{[":  # before the images
+            elif key in _OF_COCO and opening in "{[":  # sections of COCO's JSON that precede the images
                 held[key] = text.value()
             elif key == "columns" and opening == "[":  # pandas' `split`
                 columns = [str(name) for name in text.value()]
@@ -88,7 +88,7 @@ class JsonRows:
 
 
 def _is_lines(location: str) -> bool:
-    """Whether a file with another suffix has JSON lines: its first line is whole, and not all."""
+    """Whether a file with another suffix holds JSON lines: its first line is a complete object, and more text follows."""
     with open(location, "rb") as file:
         first, rest = file.readline(_FIRST_LINE_BYTES).strip(), file.read(1)
     return first.startswith(b"{") and first.endswith(b"}") and bool(rest.strip() or rest == b"{")
@@ -101,10 +101,10 @@ def _values(row: Any) -> list[Any]:  # noqa: ANN401
 
 
 def _named(value: Any) -> Row:  # noqa: ANN401 - any JSON value
-    """What stands for an image in an object, as columns."""
+    """The value given for an image in an object, as columns."""
     if isinstance(value, dict):
         are_columns = KNOWN_COLUMNS & {name.removesuffix("_0") for name in value}
-        return value if are_columns or holds_both(value) is None else {NUMBERS: value}  # a number for each class
+        return value if are_columns or holds_both(value) is None else {NUMBERS: value}  # a number per class
     if isinstance(value, list) and value and isinstance(value[0], int | float):
         return {NUMBERS: value}
     return {LABEL: value}

@@ -1,4 +1,4 @@
-"""Labels in JSON as a table."""
+"""Turn labels in JSON into a table."""
 
 from collections.abc import Iterator
 from itertools import chain, islice
@@ -15,32 +15,32 @@ from nst_data.sources.text_tables import readable
 from nst_data.tables.label_columns import LabelColumns
 
 _LOOKED_AT, _PIECE = 1_000, 16_384
-_NO_VALUES = (pa.ArrowException, OverflowError, UnicodeEncodeError)  # integers of more than 64 bits, halves of a pair of UTF-16
+_NO_VALUES = (pa.ArrowException, OverflowError, UnicodeEncodeError)  # integers above 64 bits, and lone UTF-16 surrogates
 Row = dict[str, Any]
 
 
 class Rows(Protocol):
-    """Images as rows of named values; the rest is known once they were read."""
+    """Images as rows of named values; the properties are known once all rows have been read."""
 
     @property
     def class_names(self) -> list[str] | None:
-        """Those that are listed, in the order of class numbers."""
+        """The classes that the file lists, in the order of class numbers, or None."""
 
     @property
     def may_lack_labels(self) -> bool:
-        """Whether an image without a label is nothing wrong."""
+        """Whether images without a label are acceptable."""
 
     def __iter__(self) -> Iterator[Row]: ...
 
 
 def read_json(location: str, asked: Asked) -> tuple[LabelRows, str, LabelColumns]:
-    """(rows, key column, label columns) of a file. Raises UsageError for columns that are not certain, NstError for other content."""
+    """(rows, key column, label columns) of a file. Raises UsageError for ambiguous columns, NstError for other content."""
     with readable(location, "labels of images as JSON, in lines or in a form that is known"):
         return table_of(location, JsonRows(location), asked)
 
 
 def table_of(location: str, source: Rows, asked: Asked) -> tuple[LabelRows, str, LabelColumns]:
-    """The same of rows from anywhere."""
+    """Like `read_json`, for rows from any origin."""
     rows = iter(source)
     first = list(islice(rows, _LOOKED_AT))
     names = list(dict.fromkeys(name for row in first for name in row))
@@ -56,7 +56,7 @@ def table_of(location: str, source: Rows, asked: Asked) -> tuple[LabelRows, str,
 
 
 def _with_both(rows: list[Row], names: list[str]) -> dict[str, set[str]]:
-    """The columns whose cells name classes, with what stands beside those in any."""
+    """The columns whose cells are objects that name classes, with everything that any cell contains besides."""
     found: dict[str, set[str]] = {}
     for row in rows:
         for name in names:
@@ -67,7 +67,7 @@ def _with_both(rows: list[Row], names: list[str]) -> dict[str, set[str]]:
 
 
 def _is_plain(value: Any) -> bool:  # noqa: ANN401 - any JSON value
-    """Whether a cell is an object of numbers, such as a width and a height, which need not be classes."""
+    """Whether a cell is an object without a label, such as a width and a height, whose keys need not be classes."""
     return isinstance(value, dict) and not any(name in value for name in (LABEL, "class", "class_name"))
 
 
@@ -77,7 +77,7 @@ def _pieces(rows: Iterator[Row]) -> Iterator[list[Row]]:
 
 
 class _Table:
-    """Rows of JSON on their way into a table; `unlabeled` counts those without a label, where that is nothing wrong."""
+    """Collects JSON rows into a table; `unlabeled` counts rows without a label, if these are acceptable."""
 
     def __init__(self, location: str, source: Rows, key: str, chosen: LabelColumns) -> None:
         self._location, self._source, self._key, self._chosen = location, source, key, chosen
@@ -85,7 +85,7 @@ class _Table:
         self._kind: pa.DataType | None = None
 
     def add(self, rows: list[Row]) -> None:
-        """Raises NstError that names the row of what cannot be taken."""
+        """Add rows. Raises NstError that names the offending row."""
         keys: list[str] = []
         classes: list[list[Any] | None] = []
         numbers: list[list[Any] | None] = []

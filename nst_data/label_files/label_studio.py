@@ -1,4 +1,4 @@
-"""Label Studio's JSON: tasks with what models predicted and what people answered, read and written."""
+"""Read and write Label Studio's JSON: tasks with predictions of models and answers of people."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -7,24 +7,24 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from nst_data.errors import NstError
 
-ABOUT = ("image_hash", "picked_by", "seen_in")  # what tasks of ours say of their image beside its key
+ABOUT = ("image_hash", "picked_by", "seen_in")  # what tasks exported by nst record about an image, in addition to its key
 ANSWERS, PREDICTIONS = "annotations", "predictions"
 ADDRESS = re.compile(r"\w[\w+.-]*://|/data/(?:local-files|upload)/")
 _SERVED = "/data/local-files/"
-_UPLOADED = re.compile(r"^[0-9a-f]{8}-")  # what the server puts before the name of an uploaded file
+_UPLOADED = re.compile(r"^[0-9a-f]{8}-")  # prefix that the server adds to the name of an uploaded file
 
 Task = Mapping[str, Any]
 
 
 def is_task(row: Task) -> bool:
-    """Whether a JSON object is a task, with predictions or answers."""
+    """Whether a JSON object is a task with predictions or answers."""
     return isinstance(row.get("data"), dict) and (ANSWERS in row or PREDICTIONS in row)
 
 
 def row_of(task: Task, location: str) -> dict[str, Any]:
-    """A task's `key` and what is known `ABOUT` the image, its prediction and its answer; None where there is none.
+    """A task's `key`, what it records `ABOUT` the image, its prediction and its answer, either of which may be None.
 
-    Each has a `label` and, of a prediction, its `score`. Raises NstError where several differ: people who disagree, or models.
+    Both have a `label` and a `score` (None for answers). Raises NstError if several predictions, or several answers, disagree.
     """
     where = f"{location}: task {task.get('id', '')} ({key_of(task)!r})"
     return {
@@ -36,7 +36,7 @@ def row_of(task: Task, location: str) -> dict[str, Any]:
 
 
 def key_of(task: Task) -> str:
-    """The key that `nst export` gave a task, else the path in the address of its image."""
+    """The key that `nst export` wrote into a task, or else the path in the address of its image."""
     data = task["data"]
     if isinstance(data.get("key"), str):
         return str(data["key"])
@@ -44,11 +44,11 @@ def key_of(task: Task) -> str:
 
 
 def path_of(address: str) -> str:
-    """The path of an image in an address: of a file that is served or was uploaded, in a bucket, anywhere; what is none stays."""
+    """The image path in the address of a served or uploaded file, an object in a bucket, or any URL; other text is returned unchanged."""
     if not ADDRESS.match(address):
         return address
     scheme, _, rest = address.partition("://")
-    if rest and scheme not in ("http", "https"):  # the key of an object in a bucket, as it is
+    if rest and scheme not in ("http", "https"):  # the key of an object in a bucket, unchanged
         return rest[rest.find("/") :] if "/" in rest else rest
     parts = urlsplit(address)
     named = parse_qs(parts.query).get("d") if parts.path == _SERVED else None
@@ -58,12 +58,12 @@ def path_of(address: str) -> str:
 
 
 def served(path: str) -> str:
-    """The address of a file below the folder that Label Studio serves."""
+    """The address of a file below the folder served by Label Studio."""
     return f"{_SERVED}?d={quote(path)}"
 
 
 def chosen(class_name: str) -> dict[str, Any]:
-    """One class as the result of a prediction or an answer."""
+    """The JSON result of a prediction or an answer that chooses one class."""
     return {"result": [{"from_name": "class", "to_name": "image", "type": "choices", "value": {"choices": [class_name]}}]}
 
 

@@ -1,4 +1,4 @@
-"""From what a person names to labels in columns: a file, a folder, tar shards, a table."""
+"""Open labels given as a file, a folder, tar shards or a table, as columns."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -32,7 +32,7 @@ _BATCH_ROWS = 65_536
 
 @dataclass(frozen=True)
 class TarRows:
-    """What stands in the `.json` members beside images in tar files."""
+    """Rows from the `.json` members next to images in tar files."""
 
     source: TarFiles
     class_names: None = None
@@ -42,15 +42,14 @@ class TarRows:
         return ({**document, KEY: self.source.key(row)} for row, document in self.source.documents())
 
     def have_labels(self, asked: Asked) -> bool:
-        """Whether the first one has columns of labels; else `.cls` members may be them."""
+        """Whether the first row has columns of labels; if not, labels may be in `.cls` members."""
         first = next(iter(self), {})
         return any(name in KNOWN_COLUMNS | {asked.probs, asked.label_column} or holds_both_of_json(one) for name, one in first.items())
 
 
 @dataclass(frozen=True)
 class LabelTable:
-    """Labels of images: a table, and its columns with the labels. Its rows have the key of an image in column `key` or, without, are those
-    of `images`."""
+    """Labels of images: a table and its label columns. Column `key` holds the key of each image; if None, rows are those of `images`."""
 
     source: Source
     columns: LabelColumns
@@ -59,13 +58,13 @@ class LabelTable:
 
     @property
     def remarks(self) -> list[str]:
-        """What a person should know of it."""
+        """Lines for the user about labels that are left out."""
         lacking = self.source.unlabeled if isinstance(self.source, LabelRows) else 0
         return [f"{lacking:,} images in it have no label and are left out"] if lacking else []
 
 
 def holds_no_images(location: str) -> bool:
-    """Whether labels come in a file that holds no images. Raises UsageError for one that is not read at all."""
+    """Whether labels are in a file format that holds no images. Raises UsageError for pickled and NumPy files, which are not read."""
     suffix = Path(location).suffix.lower()
     if suffix in _PICKLED and not Path(location).is_dir():
         found = "a file of torch or NumPy, which may hold code and is not read"
@@ -74,7 +73,7 @@ def holds_no_images(location: str) -> bool:
 
 
 def open_labels(location: str, asked: Asked) -> LabelTable:
-    """Labels that name the images of a pool by their keys. Raises NstError or UsageError for what has none."""
+    """Open labels that refer to the images of a pool by key. Raises NstError or UsageError if there are no labels."""
     location = local_path(location)
     suffix, path = Path(location).suffix.lower(), Path(location).absolute()
     if holds_no_images(location):
@@ -88,9 +87,9 @@ def open_labels(location: str, asked: Asked) -> LabelTable:
 
 
 def of_source(source: Source, asked: Asked, with_key: bool) -> LabelTable:
-    """The labels in the columns of a table or, of class folders and tar files, those of the images.
+    """The labels in the columns of a table or, for class folders and tar files, those of the images.
 
-    With a key they are those of images elsewhere. Raises NstError or UsageError for what has none.
+    With `with_key`, they label images elsewhere, referred to by key. Raises NstError or UsageError if there are no labels.
     """
     if isinstance(source, TarFiles) and (documents := TarRows(source)).have_labels(asked):
         rows, _, columns = table_of(source.location, documents, replace(asked, key=KEY))
@@ -118,7 +117,7 @@ def _beside(kind: pa.DataType) -> set[str]:
 
 
 def _of_images(source: Source, with_key: bool) -> LabelTable:
-    """A class for each image; a key is that of the image there."""
+    """One class per image of a labeled source; keys are those of the images in it."""
     labeled = source if source.labels is not None else _opened_again(source, labeled=True)
     assert labeled.labels is not None, "asked for"
     names, spooled = pa.array(labeled.class_names, pa.string()), Spooled(KEY, LabelColumns((LABEL,)))

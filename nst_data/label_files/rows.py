@@ -1,4 +1,4 @@
-"""Labels out of a file of text, as a table: keys, classes and numbers, spooled so that each pass over them costs little."""
+"""Labels from a text file as a table of keys, classes and numbers, spooled so that each pass over them is cheap."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -18,7 +18,7 @@ _BATCH_ROWS = 4_096
 
 
 class LabelRows(Source):
-    """A table of labels that holds no images; rows are counted from 0, as in `labels.csv:0`."""
+    """A table of labels without images; keys count rows from 0, as in `labels.csv:0`."""
 
     def __init__(self, location: str, table: pa.Table, class_names: Sequence[str] | None = None, unlabeled: int = 0) -> None:
         super().__init__(location)
@@ -32,30 +32,30 @@ class LabelRows(Source):
         return int(self._table.num_rows)
 
     def key(self, row: int) -> str:
-        """file:row."""
+        """The key `file:row`."""
         return f"{self._name}:{row}"
 
     def read(self, row: int) -> bytes:
-        """There is no image."""
+        """Always raises NstError, as there are no images."""
         raise NstError(f"{self.location}: lists image paths but contains no images")
 
     def rows(self, wanted: Wanted) -> Iterator[Row]:
-        """There is no image."""
+        """Always raises NstError, as there are no images."""
         raise NstError(f"{self.location}: lists image paths but contains no images")
 
     def columns(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Slices of the spooled table."""
+        """The named columns, as slices of the spooled table."""
         wanted = list(dict.fromkeys(names))
         self._check_there(wanted, self._table.schema, self.location)
         return iter(self._table.select(wanted).to_batches(_BATCH_ROWS))
 
     def class_columns(self) -> dict[str, list[str]]:
-        """Those that the file itself lists."""
+        """The class names that the file lists, for every column."""
         return dict.fromkeys(self._table.column_names, self._class_names) if self._class_names else {}
 
 
 class Spooled:
-    """Keys, classes and numbers, added piece by piece, and the columns of the table that they become."""
+    """Collects keys, classes and numbers in pieces; `columns` are the label columns of the resulting table."""
 
     def __init__(self, key: str, chosen: LabelColumns) -> None:
         self._key = key
@@ -69,19 +69,19 @@ class Spooled:
         self._spool: Spool | None = None
 
     def add(self, keys: pa.Array, classes: pa.Array | None, numbers: pa.Array | None) -> None:
-        """Add some rows: texts, and lists of classes and numbers as far as there are such columns."""
+        """Add rows: keys as text, and classes and numbers if these columns exist."""
         arrays = [_without_addresses(keys), *(array for array in (classes, numbers) if array is not None)]
         if self._spool is None:
             self._spool = Spool(pa.schema([(name, array.type) for name, array in zip(self._names, arrays, strict=True)]))
         self._spool.append(arrays)
 
     def table(self) -> pa.Table:
-        """All rows."""
+        """All rows as one table."""
         return self._spool.table() if self._spool is not None else pa.table({name: [] for name in self._names})
 
 
 def _without_addresses(keys: pa.Array) -> pa.Array:
-    """Keys that are no addresses, but paths."""
+    """The keys with addresses replaced by their paths."""
     if not pc.any(pc.match_substring_regex(keys, f"^(?:{ADDRESS.pattern})")).as_py():
         return keys
     return pa.array([key and path_of(key) for key in keys.to_pylist()], keys.type)

@@ -1,4 +1,4 @@
-"""Cells of CSV and TSV as lists of classes and of numbers: single values, or lists as NumPy, Python or JSON write them."""
+"""Parse CSV and TSV cells into classes and numbers: single values, or lists as written by NumPy, Python or JSON."""
 
 import ast
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ _WORDS = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^\s,\[\]()'"]+"""
 
 
 def numbers_of(columns: Sequence[pa.Array], are_lists: Sequence[bool]) -> list[pa.Array]:
-    """The numbers in some columns, each as floats or lists of floats. Raises pa.ArrowInvalid for other text."""
+    """The columns as floats or lists of floats. Raises pa.ArrowInvalid for other text."""
     return [_list_of_numbers(column) if is_list else _float(column) for column, is_list in zip(columns, are_lists, strict=True)]
 
 
 def classes_of(columns: Sequence[pa.Array], are_lists: Sequence[bool], by_number: bool) -> list[pa.Array]:
-    """The classes in some columns, each as texts, numbers if `by_number`, or lists of them. Raises pa.ArrowInvalid for no number."""
+    """The columns as text, numbers if `by_number`, or lists of these. Raises pa.ArrowInvalid for a cell that should be a number."""
     found = [
         _list_of_words(column) if is_list else pc.utf8_trim_whitespace(column) for column, is_list in zip(columns, are_lists, strict=True)
     ]
@@ -28,23 +28,23 @@ def classes_of(columns: Sequence[pa.Array], are_lists: Sequence[bool], by_number
 
 
 def _integers(column: pa.Array) -> pa.Array:
-    """Integers, also where a table has them as floats, `1.0`."""
+    """Text as integers, including whole numbers written as floats (`1.0`)."""
     if pa.types.is_list(column.type):
         return pa.ListArray.from_arrays(_offsets(column), _integers(column.flatten()), mask=column.is_null())
     return pc.replace_substring_regex(column, r"^(-?[0-9]+)\.0*$", r"\1").cast(pa.int64())
 
 
 def may_be_lists(column: pa.Array) -> bool:
-    """Whether each cell that is not empty stands in brackets."""
+    """Whether every non-empty cell is enclosed in brackets."""
     cells = pc.utf8_trim_whitespace(column.drop_null())
     are_lists = pc.or_(
         pc.and_(pc.starts_with(cells, "["), pc.ends_with(cells, "]")), pc.and_(pc.starts_with(cells, "("), pc.ends_with(cells, ")"))
     )
-    return pc.all(are_lists).as_py() is not False  # None where all are empty
+    return pc.all(are_lists).as_py() is not False  # None if all are empty
 
 
 def has_words_apart(column: pa.Array) -> bool:
-    """Whether a cell has words in quotes or between commas, as no class like `[unknown]` or `(men's shoes)`."""
+    """Whether some cell has quoted or comma-separated words, which single classes such as `[unknown]` or `(men's shoes)` lack."""
     return bool(pc.any(pc.match_substring_regex(column, r"""[\[(\s]['"]|,""")).as_py())
 
 
@@ -59,7 +59,7 @@ def _list_of_numbers(column: pa.Array) -> pa.Array:
 
 
 def _list_of_words(column: pa.Array) -> pa.Array:
-    """Words with or without quotes; those with are Python's or JSON's texts."""
+    """Lists of words; quoted words are parsed as Python or JSON strings."""
     series = pl.from_arrow(column)
     assert isinstance(series, pl.Series)
     lists = series.str.extract_all(_WORDS).to_arrow().cast(pa.list_(pa.string()))

@@ -1,4 +1,4 @@
-"""Rows of labels as lines of CSV, TSV and JSON, and JSON documents."""
+"""Write rows of labels as lines of CSV, TSV and JSON, and as JSON documents."""
 
 import csv
 import io
@@ -12,7 +12,7 @@ from nst_data.store.files import replacing
 
 
 def csv_line(values: Iterable[Any], separator: str = ",") -> bytes:
-    """A row of CSV; no spreadsheet runs what is in it as a formula, and None is an empty cell."""
+    """A row of CSV, escaped so that no spreadsheet runs a cell as a formula; None becomes an empty cell."""
     line = io.StringIO()
     cells = [cell(value) if isinstance(value, str) else value for value in values]
     csv.writer(line, delimiter=separator, lineterminator="\n").writerow(cells)
@@ -20,16 +20,16 @@ def csv_line(values: Iterable[Any], separator: str = ",") -> bytes:
 
 
 def json_line(content: Mapping[str, Any]) -> bytes:
-    """A row of JSON lines."""
+    """One line of JSON lines."""
     return (json.dumps(content, ensure_ascii=False) + "\n").encode()
 
 
 def as_json(content: object) -> bytes:
-    """A document."""
+    """A JSON document."""
     return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write a document."""
+    """Write a JSON document."""
     with replacing(path) as file:
         file.write(as_json(content))
