@@ -54,7 +54,7 @@ def check_hub_resolves() -> None:
     for wait in (1, 2, None):
         began = time.monotonic()
         try:
-            socket.getaddrinfo(place.hostname, place.port)  # the port is numeric: minimal Linux images cannot resolve service names
+            socket.getaddrinfo(place.hostname, place.port)  # without a service name, which minimal Linux images cannot resolve
             return
         except socket.gaierror as error:
             was_asked_again = time.monotonic() - began > 1  # the resolver itself has retried a server that does not answer

@@ -16,7 +16,7 @@ Cell = tuple[list[Any] | None, list[Any] | None]  # classes, numbers
 
 
 def holds_both(value: Any) -> Collection[str] | None:  # noqa: ANN401 - any JSON value
-    """What a cell contains besides class names: a subset of `numbers` and `logits`. None if it is no object with classes, or list of these."""
+    """What a cell contains besides class names, of `numbers` and `logits`; None if it is no object with classes or list of these."""
     if isinstance(value, list):
         return holds_both(value[0]) if value and isinstance(value[0], dict) else None
     if not isinstance(value, dict) or not value:

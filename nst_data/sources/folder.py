@@ -19,7 +19,7 @@ from nst_data.sources.source import Row, Source, Wanted, in_pieces, rows_of_tabl
 from nst_data.sources.splits import check_splits
 from nst_data.utf8_names import check_utf8, is_utf8
 
-_FOLDER = -1  # in place of a size
+_FOLDER = -1  # stands for the size of a folder
 
 Entries = tuple[list[str], list[int]]
 

@@ -56,8 +56,8 @@ def open_source(
 
     Args:
         location: A folder of images, tar or parquet files (a pattern such as `'*.tar'` takes several), a .txt list of images, a .csv,
-            .tsv or .jsonl table with their paths or addresses, COCO's .json, a folder saved by `datasets`, an address such as `s3://bucket/pool`
-            (docs/object-stores.md) or, if there is no such path, `owner/name@revision:config/split` on the Hub.
+            .tsv or .jsonl table with their paths or addresses, COCO's .json, a folder saved by `datasets`, an address such as
+            `s3://bucket/pool` (docs/object-stores.md) or, if there is no such path, `owner/name@revision:config/split` on the Hub.
             Several labeled ones are joined into one source with the classes of all.
         labeled: Read the labels too: class folders, a column of labels, `.cls` members of a tar file, COCO's categories or, for images
             outside class folders, the `metadata.csv` or `.jsonl` next to them.

@@ -9,7 +9,7 @@ from nst_data.store.file_tree import NO_FILE, FileTree, MissingError
 
 T = TypeVar("T")
 
-PIECE_BYTES = 8 * 2**20  # largest request that merges several extents
+PIECE_BYTES = 8 * 2**20  # target size of one request
 _GAP_BYTES = 2**18  # largest gap between extents that is read as well, because a separate request takes longer
 _AT_ONCE = 16
 _AHEAD_BYTES, _AHEAD = 64 * 2**20, 64
