@@ -27,7 +27,9 @@ from .loudness import QuietOption, VerboseOption, about
 from .messages import in_our_words, speak_for
 from .output import lost_output, nowhere, open_output
 
-_NO_FAULT_OF_OURS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.EIO, errno.ENOTDIR, errno.EEXIST)
+_DISK_FAILS = (errno.EIO, errno.ESTALE)
+_MOUNT_FAILS = (errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENODEV, errno.ENXIO)  # of a file; without one of a connection
+_NO_FAULT_OF_OURS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
 _FILE_SYSTEM_LACKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK)
 
 
@@ -89,6 +91,11 @@ class _Group(TyperGroup):
             if isinstance(error, OSError) and error.errno in _FILE_SYSTEM_LACKS:
                 where = f"{error.filename}: " if error.filename else ""
                 _fail(f"{where}operation not supported by the file system ({error.strerror}); put the store on another disk (--store)", 1)
+            if os.strerror(errno.EMFILE) in str(error):
+                _fail("too many open files; raise the limit (`ulimit -n 4096`) and rerun the same command", 1)
+            if isinstance(error, OSError) and (error.errno in _DISK_FAILS or (error.filename and error.errno in _MOUNT_FAILS)):
+                where = _shown(error.filename) if error.filename else "a disk or network folder"
+                _fail(f"{where}: {error.strerror}; check that disk or mount, then rerun the same command", 1)
             if isinstance(error, OSError) and error.filename and error.errno in _NO_FAULT_OF_OURS:
                 _fail(f"{_shown(error.filename)}: {error.strerror}", 1)
             if is_out_of_memory(error):

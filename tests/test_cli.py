@@ -280,6 +280,28 @@ def test_a_folder_that_cannot_be_written_is_shown_without_our_temporary_names(mo
     assert fails(1, "list") == f"nst: {shown}: Permission denied"
 
 
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(errno.EIO, os.strerror(errno.EIO)), "nst: a disk or network folder: Input/output error; check …"),
+        (
+            OSError(errno.ESTALE, os.strerror(errno.ESTALE), "/nfs/s/runs"),
+            "nst: /nfs/s/runs: … file handle; check … rerun the same command",
+        ),
+        (OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN), "/mnt/s"), "nst: /mnt/s: … not connected; check … rerun the same command"),
+        (OSError(errno.EMFILE, os.strerror(errno.EMFILE), "/s/a.parquet"), "nst: too many open files; … `ulimit -n 4096` …"),
+        (OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), "/s/aaa"), "nst: /s/aaa: File name too long"),
+    ],
+    ids=["disk", "NFS", "mount", "limit", "name"],
+)
+def test_what_the_system_refuses_is_no_bug_of_ours(monkeypatch, error, line):
+    def fails_there(*_):
+        raise error
+
+    monkeypatch.setattr("nst_cli.versions.open_store", fails_there)
+    assert is_line(fails(1, "list"), line)
+
+
 def test_a_damaged_manifest_stops_neither_list_nor_remove(tiny_store, tmp_path):
     root = tmp_path / "store"
     shutil.copytree(tiny_store[0].root, root)
