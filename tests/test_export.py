@@ -70,6 +70,16 @@ def test_torchvision_reads_folders_with_the_labels_of_the_version(tiny_store, tm
     assert open_source(tmp_path / "out", labeled=True).labels.tolist() == sorted(dataset.targets)
 
 
+def test_a_folder_that_finder_has_looked_at_is_empty(tiny_store, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".DS_Store").write_bytes(b"")
+    assert exported(tiny_store[0], tmp_path / "out", "csv").images
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / ".hidden").write_text("mine")
+    with pytest.raises(NstError, match=r"mine: .*empty folder"):
+        exported(tiny_store[0], tmp_path / "mine", "csv")
+
+
 def test_datasets_reads_an_imagefolder_with_its_columns(tiny_store, tmp_path):
     store, _, _ = tiny_store
     exported(store, tmp_path / "out", "imagefolder", "tiny@gen-1", probs=True)

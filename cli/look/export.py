@@ -15,7 +15,7 @@ from nst_data.cards.published import public_name
 from nst_data.errors import NstError, UsageError
 from nst_data.inspection.view import View
 from nst_data.progress import Progress
-from nst_data.store.files import write_text
+from nst_data.store.files import names_in, write_text
 from nst_data.store.version import Version
 
 from .contents import Contents
@@ -162,7 +162,7 @@ def _check(folder: Path) -> None:
     """Raises UsageError for a file, and for a folder with anything other than an earlier export."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"`export` {folder}: expected a folder, found a file")
-    there = sorted(file.name for file in folder.iterdir()) if folder.exists() else []
+    there = names_in(folder) if folder.exists() else []
     readme = folder / "README.md"
     if there and not (
         set(there) <= {"README.md", "index.html", ".git", ".gitattributes"}

@@ -21,7 +21,7 @@ from nst_data.progress import Progress, on_this_terminal
 from nst_data.safe_names import file_name, folder_names
 from nst_data.sources import Source
 from nst_data.sources.files import has_image_suffix
-from nst_data.store.files import clear_abandoned, replacing, write_text
+from nst_data.store.files import clear_abandoned, names_in, replacing, write_text
 from nst_data.store.manifest import is_anonymous
 from nst_data.store.store import Store, Version
 
@@ -124,7 +124,7 @@ class _Target:
                 raise UsageError(
                     f"{self.folder}: named like a file; an export of labels is a folder, such as {self.folder.with_suffix('')}"
                 )
-            if self.folder.is_file() or (self.folder.is_dir() and any(self.folder.iterdir())):
+            if self.folder.is_file() or (self.folder.is_dir() and names_in(self.folder)):
                 raise NstError(f"{self.folder}: expected a new or empty folder, found other files; choose another one")
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)

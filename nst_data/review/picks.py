@@ -21,7 +21,7 @@ from nst_data.review.distinct_images import DistinctImages, image_number
 from nst_data.review.queues import as_parquet
 from nst_data.safe_names import cell
 from nst_data.sources import Source
-from nst_data.store.files import not_overwritten, replacing
+from nst_data.store.files import names_in, not_overwritten, replacing
 from nst_data.store.version import Version
 from nst_data.tables.label_tables import collect, scan_labels
 
@@ -138,7 +138,7 @@ def _is_open_list(path: Path, kind: str) -> bool:
 
 def check_folder(folder: Path) -> None:
     """Raises UsageError if the folder for copies is not empty."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or names_in(folder)):
         raise UsageError(f"{folder}: expected an empty folder, or none; choose another `copy_to`")
 
 

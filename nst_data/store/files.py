@@ -221,6 +221,11 @@ def _first_there(folder: Path) -> Path:
     return folder
 
 
+def names_in(folder: Path) -> list[str]:
+    """What a folder holds, in order, beside what macOS puts into folders that are looked at or lie on the disks of others."""
+    return sorted(name for name in os.listdir(folder) if name != ".DS_Store" and not name.startswith("._"))
+
+
 def is_writable(folder: Path) -> bool:
     """Whether this process may write into a folder, or create it if it does not exist yet."""
     return os.access(_first_there(folder), os.W_OK | os.X_OK)
