@@ -354,7 +354,7 @@ def test_limits_are_those_of_this_version(store):
     assert "The confidences are not calibrated" in plain
     assert "could not be read" not in plain
     calibration = dict.fromkeys(("temperature", "ece_before", "ece_after", "nll_before", "nll_after"), 0.5) | {"images": 77}
-    known = limits(store, name="others", calibration=calibration, errors=5, top_k=2, settings={"limit": 12, "noise": True})
+    known = limits(store, name="others", calibration=calibration, errors=5, top_k=2, pool=12, settings={"limit": 12, "noise": True})
     assert "calibrated by one temperature on 77 labeled images" in known
     assert "The confidences are not calibrated" not in known
     for sentence in (
@@ -364,6 +364,16 @@ def test_limits_are_those_of_this_version(store):
         "The teacher was noised",
     ):
         assert sentence in known
+
+
+def test_of_a_part_of_the_pool_a_card_does_not_say_that_it_was_all(store):
+    teachers = {"teacher": Input(ref="net@gen-0", digest="t")}
+    part = dataset_card(seal_labels(store, teachers, pool=3, settings={"limit": 3}))
+    assert "images labeled of the first 3 in the pool" in Text(split(part)[1]).seen
+    assert "Only the first 3 images" in section(part, "Known limits")
+    whole = dataset_card(seal_labels(store, teachers, name="all", pool=3, settings={"limit": 50}))
+    assert "images labeled of 3 in the pool" in Text(split(whole)[1]).seen
+    assert "Only the first" not in section(whole, "Known limits")
 
 
 @pytest.mark.parametrize("teacher", [None, "hf-hub:owner/net"])

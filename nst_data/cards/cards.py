@@ -120,6 +120,7 @@ def _dataset_card(described: Described, published: Published | None) -> str:
         class_counts=CLASSES if CLASSES in pictures else None,
         look=LOOK if LOOK in pictures else None,
         top_k=counts.top_k,
+        first_images=described.manifest.first_images if isinstance(described.manifest, GenerationManifest) else None,
         per_class=_class_rows(described),
         teachers=_teachers(described, published),
         is_adopted=described.is_adopted,

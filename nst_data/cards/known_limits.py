@@ -74,7 +74,7 @@ def _seen_by_people(described: Described) -> str:
 
 def _of_pool(generation: GenerationManifest) -> Iterator[str]:
     counts = generation.counts
-    if limit := generation.request.limit:
+    if limit := generation.first_images:
         yield f"Only the first {limit:,} images of the pool were labeled."
     if counts.errors > counts.no_answer:
         yield f"{counts.errors - counts.no_answer:,} pool images could not be read; they are listed in `errors`."

@@ -191,6 +191,12 @@ class GenerationManifest(Manifest):
     request: GenerationRequest
     counts: GenerationCounts
 
+    @property
+    def first_images(self) -> int | None:
+        """How many of the pool's first images were labeled; None for all of them."""
+        limit = self.request.limit
+        return limit if limit is not None and limit <= self.counts.pool else None
+
 
 class EditionManifest(Manifest):
     """The `nst.json` of an edition."""
