@@ -43,14 +43,14 @@ def adopt(
     from nst_data.sources.cells import NoImagesError
     from nst_data.store.manifest import GenerationManifest
 
-    there = open_store(store)
+    opened_store = open_store(store)
     try:
-        where = pool if pool or len(sources) > 1 or holds_no_images(sources[0]) else sources[0]
-        images = open_source(where, image_column=image_column, indexes=there.indexes) if where else None
+        location = pool if pool or len(sources) > 1 or holds_no_images(sources[0]) else sources[0]
+        images = open_source(location, image_column=image_column, indexes=opened_store.indexes) if location else None
     except NoImagesError as error:
         raise NstError(f"{error}" + ("" if pool else "; or name where the images are: --pool SOURCE")) from None
     version = adopt_labels(
-        there,
+        opened_store,
         corpus,
         sources if pool or images is None else images,
         **settings.model_dump(),

@@ -49,8 +49,8 @@ def balance(
     from nst_data.sources import open_source
     from nst_data.store.manifest import EditionManifest, GenerationManifest
 
-    there = open_store(store)
-    generation = open_version(there, ref, "generation")
+    opened_store = open_store(store)
+    generation = open_version(opened_store, ref, "generation")
     if not exclude and settings.exact_overlap_only:
         raise UsageError("--exact-overlap-only requires --exclude SOURCE")
     if image_column and not exclude:
@@ -63,15 +63,15 @@ def balance(
         raise UsageError("--master requires --engine spark")
     held_out = [open_source(source, image_column=image_column) for source in exclude or []]
     inputs = GenerationManifest.of(generation.manifest).request.inputs
-    images = open_source(pool, image_column=inputs.pool.image_column, indexes=there.indexes) if pool else None
+    images = open_source(pool, image_column=inputs.pool.image_column, indexes=opened_store.indexes) if pool else None
     chosen = Engine("spark" if engine == "spark" else "polars", master)
     progress, allowed = terminal(), run.max_unreadable
     version = balance_generation(
-        there,
+        opened_store,
         generation,
         settings,
         exclude=held_out,
-        reviews=open_version(there, reviews, "review") if reviews else None,
+        reviews=open_version(opened_store, reviews, "review") if reviews else None,
         edition=edition,
         pool=images,
         progress=progress,
@@ -84,18 +84,24 @@ def balance(
         return
     print(f"{version.ref}: {counts.copies:,} entries from {counts.unique:,} of {counts.labeled:,} images")
     _print_counts(counts, settings)
-    given = f" --reviews {reviews}" if reviews else ""
+    option = f" --reviews {reviews}" if reviews else ""
     first = "the same command with --per-class auto, or " if _most_copies(counts, settings) > _MANY_COPIES else ""
-    print(f"  {version.location}\n  next: {first}nst train{labeled_option(inputs)} --pseudo {version.ref}{given} --model MODEL --name NAME")
+    print(
+        f"  {version.location}\n  next: {first}nst train{labeled_option(inputs)} --pseudo {version.ref}{option} --model MODEL --name NAME"
+    )
 
 
 def _classes(counts: "EditionCounts", settings: BalanceSettings) -> "list[ClassCounts]":
-    return [one for name, one in counts.per_class.items() if name not in settings.exclude_class]
+    return [of_class for name, of_class in counts.per_class.items() if name not in settings.exclude_class]
 
 
 def _most_copies(counts: "EditionCounts", settings: BalanceSettings) -> int:
     """How often the most repeated image occurs in the edition; 0 without a quota."""
-    return max(math.ceil(one.copies / one.unique) for one in _classes(counts, settings) if one.unique) if counts.quota else 0
+    return (
+        max(math.ceil(of_class.copies / of_class.unique) for of_class in _classes(counts, settings) if of_class.unique)
+        if counts.quota
+        else 0
+    )
 
 
 def _print_counts(counts: "EditionCounts", settings: BalanceSettings) -> None:
@@ -105,7 +111,7 @@ def _print_counts(counts: "EditionCounts", settings: BalanceSettings) -> None:
     print("  dropped: " + (", ".join(dropped) or "none"))
     if quota := counts.quota:
         per_class, most = _classes(counts, settings), _most_copies(counts, settings)
-        fewer = sum(one.copies < quota for one in per_class)
+        fewer = sum(of_class.copies < quota for of_class in per_class)
         about = "" if settings.method == "exact" else "about "  # copies are rounded at random
         note = f"; fewer in {fewer:,} of {len(per_class):,} classes" if fewer and not about else ""
         print(f"  {about}{quota:,} {'entries' if quota > 1 else 'entry'} per class, an image up to {most:,} time{'s' * (most > 1)}{note}")

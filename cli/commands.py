@@ -40,16 +40,16 @@ class Command:
 
     def load(self, name: str) -> Any:  # noqa: ANN401 - typer keeps its classes to itself
         """Import and build the command."""
-        alone = typer.Typer(name=name, add_completion=False, pretty_exceptions_enable=False)
+        app = typer.Typer(name=name, add_completion=False, pretty_exceptions_enable=False)
         module = importlib.import_module(f".{self.module}", __package__)
         function = with_completion(name, getattr(module, self.function))
         if self.actions:
-            alone.callback(no_args_is_help=True, help=function.__doc__)(function)
-            for action, called in self.actions.items():
-                alone.command(action)(with_completion(action, getattr(module, called)))
+            app.callback(no_args_is_help=True, help=function.__doc__)(function)
+            for action, function_name in self.actions.items():
+                app.command(action)(with_completion(action, getattr(module, function_name)))
         else:
-            alone.command(name, epilog=self.epilog)(function)
-        command = typer.main.get_command(alone)
+            app.command(name, epilog=self.epilog)(function)
+        command = typer.main.get_command(app)
         add_options(command)
         return command
 

@@ -49,8 +49,8 @@ def _folders(context: typer.Context, room: str) -> list[Path]:
     from nst_data.store.version import Number
 
     root = Path(context.params.get("store") or os.environ.get("NST_STORE") or "nst-store")
-    found = [folder for folder in root.glob(f"{room}/*/*") if Number.is_one(folder.name)]
-    return sorted(found, key=lambda folder: (folder.parent.name, Number.parse(folder.name).order))
+    folders = [folder for folder in root.glob(f"{room}/*/*") if Number.is_one(folder.name)]
+    return sorted(folders, key=lambda folder: (folder.parent.name, Number.parse(folder.name).order))
 
 
 def _versions(room: str) -> Callable[[typer.Context], Iterable[str]]:
@@ -70,8 +70,8 @@ def _networks(_: typer.Context) -> list[str]:
             text = file.read_bytes()
             names.update(_REGISTERED.findall(text))
             weights.update(_WEIGHTS.findall(text))
-    own = {name for name in weights if name.partition(b".")[0] in names and not name.endswith(b".untrained")}
-    return sorted(name.decode() for name in names | own)
+    pretrained = {name for name in weights if name.partition(b".")[0] in names and not name.endswith(b".untrained")}
+    return sorted(name.decode() for name in names | pretrained)
 
 
 def _models(context: typer.Context) -> list[str]:
@@ -96,10 +96,10 @@ def _trackers(_: typer.Context) -> Iterable[str]:
 
 def _columns(context: typer.Context) -> list[str]:
     """The columns of the first table on disk that the command line names."""
-    given = [context.params.get(name) for name in _SOURCES]
-    named = [one for value in given for one in (value if isinstance(value, list | tuple) else [value]) if one]
-    named += [word for word in context.args if not word.startswith("-")]  # words before an option that has no value yet
-    for path in map(Path, named):
+    values = [context.params.get(name) for name in _SOURCES]
+    locations = [location for value in values for location in (value if isinstance(value, list | tuple) else [value]) if location]
+    locations += [word for word in context.args if not word.startswith("-")]  # words before an option that has no value yet
+    for path in map(Path, locations):
         if columns := _columns_of(path):
             return columns
     return []
@@ -108,7 +108,9 @@ def _columns(context: typer.Context) -> list[str]:
 def _columns_of(file: Path) -> list[str]:
     with contextlib.suppress(Exception):  # a table that cannot be read completes nothing
         if file.is_dir():  # the first entries are enough, however many files it has
-            file = min(one for one in itertools.islice(file.iterdir(), _MOST_FILES) if one.suffix == ".parquet" and one.name[0] != ".")
+            file = min(
+                entry for entry in itertools.islice(file.iterdir(), _MOST_FILES) if entry.suffix == ".parquet" and entry.name[0] != "."
+            )
         if file.suffix == ".parquet":
             import pyarrow.parquet
 
@@ -135,9 +137,9 @@ _BY_NAME: dict[str, Completer] = {
 
 def complete_in_bash(run: Callable[[], Any]) -> None:
     """Complete words that contain `@` or `:`, at which bash splits them: join the parts, and cut the answers to the last part."""
-    words, at = os.environ["COMP_WORDS"].split("\n"), int(os.environ["COMP_CWORD"])
+    words, cursor = os.environ["COMP_WORDS"].split("\n"), int(os.environ["COMP_CWORD"])
     joined, cut = [""], 0
-    for number, word in enumerate(words[: at + 1]):
+    for number, word in enumerate(words[: cursor + 1]):
         goes_on = number > 1 and (word in _BREAKS or words[number - 1] in _BREAKS)
         cut = len(joined[-1]) + len(word) * (word in _BREAKS) if goes_on else 0
         joined = [*joined[:-1], joined[-1] + word] if goes_on else [*joined, word]

@@ -21,9 +21,9 @@ def diff(
     """Compare the labels of two versions: images added and removed, labels changed, from what to what."""
     from nst_data.inspection.churn import diff as changes
 
-    there = open_store(store)
-    first, second = there.open(before, "generation", "edition"), there.open(after, "generation", "edition")
-    churn = {"before": first.ref, "after": second.ref} | asdict(changes(there, first, second))
+    opened_store = open_store(store)
+    first, second = opened_store.open(before, "generation", "edition"), opened_store.open(after, "generation", "edition")
+    churn = {"before": first.ref, "after": second.ref} | asdict(changes(opened_store, first, second))
     if json:
         print_json(churn)
     else:

@@ -30,12 +30,12 @@ def embed(
     from nst_data.sources import open_source
     from nst_train.features.embed import embed as embed_images
 
-    there = open_store(store)
-    images = open_source(data, image_column=image_column, stream=stream, indexes=there.indexes)
-    found = embed_images(there, model, images, settings, run=run, progress=terminal())
-    about = found.about
+    opened_store = open_store(store)
+    images = open_source(data, image_column=image_column, stream=stream, indexes=opened_store.indexes)
+    features = embed_images(opened_store, model, images, settings, run=run, progress=terminal())
+    about = features.about
     if json:
-        print_json({"folder": found.location, **about.model_dump(include={"images", "errors", "dimensions"})})
+        print_json({"folder": features.location, **about.model_dump(include={"images", "errors", "dimensions"})})
         return
     unread = f", {about.errors:,} could not be read" if about.errors else ""
-    print(f"{about.images:,} images of {about.dimensions:,} features each{unread}\n  {found.location}/features/*.parquet")
+    print(f"{about.images:,} images of {about.dimensions:,} features each{unread}\n  {features.location}/features/*.parquet")

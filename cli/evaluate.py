@@ -73,30 +73,30 @@ def evaluate(
     check_holdout(holdout, holdout_seed)
     if plots is not None and plots.exists() and not plots.is_dir():
         raise UsageError(f"--plots {plots}: expected a folder, found a file")
-    there = open_store(store)
-    models = list(dict.fromkeys(settled(model, there) for model in models))
+    opened_store = open_store(store)
+    models = list(dict.fromkeys(settled(model, opened_store) for model in models))
     if compare and len(models) < 2:
         raise UsageError(f"--compare: expected at least two models, found only {models[0]}; add another")
-    named = open_models(there, models, class_names, prompts, idle=True)
+    opened_models = open_models(opened_store, models, class_names, prompts, idle=True)
     columns: dict[str, Any] = {"image_column": image_column, "label_column": label_column, "stream": stream}
-    of_data = columns | {"holdout": holdout, "class_names": class_names if all(isinstance(model, str) for model in named) else None}
+    of_data = columns | {"holdout": holdout, "class_names": class_names if all(isinstance(model, str) for model in opened_models) else None}
     for option in (option_of(name) for name, value in of_data.items() if value and settings.of_published):
         raise UsageError(f"{option} does not apply to {settings.suite[0]}, which is read from its published folders; remove it")
     from nst_train.holdout import held_out_together, say_leaks, say_trained_on
 
-    source = Path(data) if settings.of_published else open_scored(data, class_names, named, **columns)
+    source = Path(data) if settings.of_published else open_scored(data, class_names, opened_models, **columns)
     if holdout and not isinstance(source, Path):
-        stays, source = held_out_together(source, holdout, holdout_seed, there, terminal())
-        say_leaks(models, there, stays, terminal())
+        stays, source = held_out_together(source, holdout, holdout_seed, opened_store, terminal())
+        say_leaks(models, opened_store, stays, terminal())
     elif not isinstance(source, Path):
-        say_trained_on(models, there, source, terminal())
-    found = measure_all(there, named, source, settings, record=record, run=run, progress=terminal())
-    comparisons = _comparisons(found, settings.seed) if compare else []
-    results = {suite: {model: one.result for model, one in measured.items()} for suite, measured in found.items()}
+        say_trained_on(models, opened_store, source, terminal())
+    measurements = measure_all(opened_store, opened_models, source, settings, record=record, run=run, progress=terminal())
+    comparisons = _comparisons(measurements, settings.seed) if compare else []
+    results = {suite: {model: measurement.result for model, measurement in measured.items()} for suite, measured in measurements.items()}
     if plots is not None and this_process().is_main_process:
         _draw(plots, results)
     if json:
-        print_json(_with_differences(by_model(found), comparisons))
+        print_json(_with_differences(by_model(measurements), comparisons))
         return
     print_results(results)
     print_comparisons(comparisons)
@@ -134,7 +134,7 @@ def _draw(folder: Path, results: dict[str, dict[str, Any]]) -> None:
             points = next(iter(by_model.values())).get("by_epsilon")
             attack = f" of {255 * points[-1]['epsilon']:.3g}/255" if points else ""
             title = "top-1" if suite == CLEAN else f"top-1, {suite}{attack}"
-            lines[title] = {model: one["top1"] for model, one in by_model.items()}
+            lines[title] = {model: result["top1"] for model, result in by_model.items()}
         write_generations(folder, lines)
 
 

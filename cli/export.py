@@ -38,13 +38,13 @@ def export(
         raise UsageError("--class-names and --prompts apply to image-text models with --to onnx or --to torch-export; remove them")
     from nst_data.formats.export import export as export_version
 
-    written = export_version(open_store(store), ref, path, to=to, pool=pool, link=link, probs=probs, progress=terminal())  # type: ignore[arg-type]
+    exported = export_version(open_store(store), ref, path, to=to, pool=pool, link=link, probs=probs, progress=terminal())  # type: ignore[arg-type]
     if json:
-        print_json({"ref": ref, "folder": str(written.folder), "images": written.images, "per_class": written.per_class})
+        print_json({"ref": ref, "folder": str(exported.folder), "images": exported.images, "per_class": exported.per_class})
         return
-    print(f"{ref}: {written.images:,} images in {written.table or written.folder}")
-    width = max(map(len, written.per_class))
-    for name, images in written.per_class.items():
+    print(f"{ref}: {exported.images:,} images in {exported.table or exported.folder}")
+    width = max(map(len, exported.per_class))
+    for name, images in exported.per_class.items():
         print(f"  {name:<{width}}  {images:,}")
 
 
@@ -64,12 +64,12 @@ def _export_network(
         raise UsageError(f"--to {to} writes a network, without images; remove --pool, --link and --probs")
     from nst_train.classifiers.export import export_network
 
-    there = open_store(store)
-    (model,) = open_models(there, [teacher], class_names, prompts, idle=False)
-    written = export_network(there, model, path, to=to, progress=terminal())  # type: ignore[arg-type]
+    opened_store = open_store(store)
+    (model,) = open_models(opened_store, [teacher], class_names, prompts, idle=False)
+    exported = export_network(opened_store, model, path, to=to, progress=terminal())  # type: ignore[arg-type]
     if json:
-        about = {"teacher": teacher, "path": str(written.path), "difference": written.difference, "class_names": written.class_names}
-        print_json(about)
+        summary = {"teacher": teacher, "path": str(exported.path), "difference": exported.difference, "class_names": exported.class_names}
+        print_json(summary)
         return
-    print(f"{teacher}: {len(written.class_names):,} classes in {written.path}")
-    print(f"  run and compared: its logits differ from the network's by {written.difference:.1g} of the largest at most")
+    print(f"{teacher}: {len(exported.class_names):,} classes in {exported.path}")
+    print(f"  run and compared: its logits differ from the network's by {exported.difference:.1g} of the largest at most")

@@ -42,8 +42,8 @@ def init(
     begun = write(photos, output, labeled=labeled, pool=pool, test=test, validation=validation, **columns, model=model, name=name)
     if json:
         images = {role: len(getattr(begun.look, role)) for role in begun.look.named}
-        about = {"network": begun.network, "device": begun.device, "holdout": begun.look.holdout, "warnings": begun.warnings}
-        print_json({"recipe": str(begun.path), "images": images, "classes": len(begun.look.class_names)} | about)
+        summary = {"network": begun.network, "device": begun.device, "holdout": begun.look.holdout, "warnings": begun.warnings}
+        print_json({"recipe": str(begun.path), "images": images, "classes": len(begun.look.class_names)} | summary)
         return
     _print(begun)
 
@@ -58,8 +58,8 @@ def _print(begun: "Beginning") -> None:
     look, recipe = begun.look, shlex.quote(str(begun.path))
     print(f"labeled:  {len(look.labeled):,} images of {len(look.class_names):,} classes, {look.per_class} each")
     print(f"pool:     {counted(len(look.pool), 'image')}")
-    held = f"none: {look.holdout:.0%} of the labeled images are held out" if look.holdout else "none"
-    print(f"test:     {counted(len(look.test), 'image') if look.test else held}")
+    no_test = f"none: {look.holdout:.0%} of the labeled images are held out" if look.holdout else "none"
+    print(f"test:     {counted(len(look.test), 'image') if look.test else no_test}")
     print(f"network:  {as_text(begun.network)}, pretrained, on {'this CPU' if begun.device == 'cpu' else 'this GPU'}")
     for line in begun.warnings:
         print(f"warning:  {line}")

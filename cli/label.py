@@ -74,25 +74,25 @@ def label(
 ) -> None:
     """Label every image of a pool with an un-noised teacher. Resumes where it stopped when rerun."""
 
-    there = open_store(store)
+    opened_store = open_store(store)
     _check_usage(pool, teacher, corpus, calibration, class_names or prompts, label_column, extend, like, generation, settings)
-    earlier = open_version(there, extend, "generation") if extend else open_version(there, like, "edition") if like else None
-    images = _open_pool(pool, earlier, image_column, stream, there)
+    earlier = open_version(opened_store, extend, "generation") if extend else open_version(opened_store, like, "edition") if like else None
+    images = _open_pool(pool, earlier, image_column, stream, opened_store)
     progress = terminal()
     from nst_train.labeling.label import extend as extend_generation
     from nst_train.labeling.label import label as label_pool
     from nst_train.labeling.label import label_like
 
-    teachers = open_models(there, teacher or [], class_names, prompts, idle=calibration is not None)
+    teachers = open_models(opened_store, teacher or [], class_names, prompts, idle=calibration is not None)
     if extend and earlier:
-        version = extend_generation(there, earlier, images, run=run, progress=progress)
+        version = extend_generation(opened_store, earlier, images, run=run, progress=progress)
     elif earlier:
-        version = label_like(there, earlier, teachers, images, settings, generation=generation, run=run, progress=progress)
+        version = label_like(opened_store, earlier, teachers, images, settings, generation=generation, run=run, progress=progress)
     else:
         assert corpus, "checked"
         labeled = open_scored(calibration, class_names, teachers, label_column=label_column) if calibration else None
         version = label_pool(
-            there, corpus, teachers, images, settings, generation=generation, run=run, progress=progress, calibration=labeled
+            opened_store, corpus, teachers, images, settings, generation=generation, run=run, progress=progress, calibration=labeled
         )
     _print(version, json)
 
@@ -118,8 +118,8 @@ def _check_usage(
         raise UsageError(f"--extend {extend} uses that version's corpus, teacher and settings; give only SOURCE and execution options")
     if like and (corpus or calibrate):
         raise UsageError(f"--like {like}: remove --corpus, which it implies, and --calibrate; --temperature T is allowed")
-    wanted = [("SOURCE", source or like), ("--teacher MODEL", teacher), ("--corpus NAME", corpus or like)]
-    if not extend and (missing := [name for name, given in wanted if not given]):
+    required = [("SOURCE", source or like), ("--teacher MODEL", teacher), ("--corpus NAME", corpus or like)]
+    if not extend and (missing := [name for name, value in required if not value]):
         raise UsageError(f"nst label SOURCE --teacher MODEL --corpus NAME: {missing[0]} is missing")
     if label_column and not calibrate:
         raise UsageError("--label-column applies to --calibrate SOURCE; the pool itself has no labels")
@@ -158,9 +158,9 @@ def _print_labeled(version: "Version") -> None:
     from nst_data.store.manifest import GenerationManifest
 
     counts = GenerationManifest.of(version.manifest).counts
-    lost = f"{counts.errors - counts.no_answer:,} could not be read"
-    lost += f", {counts.no_answer:,} got non-finite outputs from the teacher" if counts.no_answer else ""
-    print(f"{version.ref}: {counts.labeled:,} of {counts.pool:,} images labeled, {lost}")
+    failures = f"{counts.errors - counts.no_answer:,} could not be read"
+    failures += f", {counts.no_answer:,} got non-finite outputs from the teacher" if counts.no_answer else ""
+    print(f"{version.ref}: {counts.labeled:,} of {counts.pool:,} images labeled, {failures}")
     for line in _lost(version) if counts.errors else []:
         print(f"  {line}")
 

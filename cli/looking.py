@@ -48,15 +48,15 @@ def look(
         raise UsageError("--anonymous goes with --export FOLDER")
     if card and export is None:
         raise UsageError("--card goes with --export FOLDER")
-    there = open_store(store)
-    contents = open_contents(there, ref, ref2, pool, reviewer, corpus)
+    opened_store = open_store(store)
+    contents = open_contents(opened_store, ref, ref2, pool, reviewer, corpus)
     if card and contents.view.columns is None:
         raise UsageError(f"--card: {ref} has no card; name a generation or an edition")
     if export is not None:
         from .look.export import export as export_page
 
-        made = export_page(contents, export, anonymous, terminal(), there.open(ref, "generation", "edition") if card else None)
-        print(f"{made['images']:,} image{'s' * (made['images'] != 1)}, {made['bytes'] / 1e6:.1f} MB\n  {export / 'index.html'}")
+        exported = export_page(contents, export, anonymous, terminal(), opened_store.open(ref, "generation", "edition") if card else None)
+        print(f"{exported['images']:,} image{'s' * (exported['images'] != 1)}, {exported['bytes'] / 1e6:.1f} MB\n  {export / 'index.html'}")
         return
     show_page(contents, host, port, opens_browser=not no_browser)
 

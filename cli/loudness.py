@@ -19,12 +19,12 @@ _state = SimpleNamespace(is_verbose=False)
 
 def _ask(what: str) -> Any:  # noqa: ANN401 - a callback of Typer
     def ask(context: typer.Context, value: bool) -> None:
-        asked: dict[str, bool] = context.meta.setdefault(__name__, {})  # shared by the whole command line
-        asked[what] = value or asked.get(what, False)
-        if all(asked.get(one) for one in ("quiet", "verbose")):
+        flags: dict[str, bool] = context.meta.setdefault(__name__, {})  # shared by the whole command line
+        flags[what] = value or flags.get(what, False)
+        if all(flags.get(name) for name in ("quiet", "verbose")):
             raise typer.BadParameter("--quiet and --verbose contradict each other; pass only one")
-        silence(asked.get("quiet", False))
-        _say_why(asked.get("verbose", False))
+        silence(flags.get("quiet", False))
+        _say_why(flags.get("verbose", False))
 
     return ask
 
@@ -45,15 +45,15 @@ VerboseOption = Annotated[
 
 def add_options(command: Any) -> None:  # noqa: ANN401 - typer keeps its classes to itself
     """Give a command, or a group and each of its commands, these options."""
-    alone = typer.Typer(add_completion=False)
+    app = typer.Typer(add_completion=False)
 
-    @alone.command()
+    @app.command()
     def options(quiet: QuietOption = False, verbose: VerboseOption = False) -> None:
         pass
 
-    own = [one for one in typer.main.get_command(alone).params if one.name in ("quiet", "verbose")]
+    flags = [one for one in typer.main.get_command(app).params if one.name in ("quiet", "verbose")]
     for one in (command, *getattr(command, "commands", {}).values()):
-        one.params += own
+        one.params += flags
 
 
 class _Said(logging.Handler):
@@ -83,14 +83,14 @@ def _say_why(wanted: bool) -> None:
 
 def about(error: Exception) -> str:
     """The message for an unexpected error; its traceback is printed with `--verbose`, else written to a file."""
-    what = f"unexpected {type(error).__name__}{': ' if str(error) else ''}{error}, this is a bug in nst"
+    message = f"unexpected {type(error).__name__}{': ' if str(error) else ''}{error}, this is a bug in nst"
     trace = secrets_cut("".join(traceback.format_exception(error)))
     if _state.is_verbose:
         print(trace, file=sys.stderr, end="")
-        return what
+        return message
     try:
         with tempfile.NamedTemporaryFile("w", prefix="nst-", suffix=".txt", delete=False, encoding="utf-8", errors="replace") as file:
             file.write(trace)
     except OSError:
-        return f"{what}; --verbose prints the traceback"
-    return f"{what}; the traceback is in {file.name}"
+        return f"{message}; --verbose prints the traceback"
+    return f"{message}; the traceback is in {file.name}"

@@ -46,8 +46,11 @@ def _options(command: str) -> dict[str, str]:
     """The options of a command by setting; for an argument, its name in the help."""
     loaded = load(command)
     actions = getattr(loaded, "commands", {}).values()
-    parameters = [one for action in (loaded, *actions) for one in action.params] if loaded else []
-    return {one.name: one.opts[0] if one.param_type_name == "option" else one.metavar or one.name.upper() for one in parameters}
+    parameters = [parameter for action in (loaded, *actions) for parameter in action.params] if loaded else []
+    return {
+        parameter.name: parameter.opts[0] if parameter.param_type_name == "option" else parameter.metavar or parameter.name.upper()
+        for parameter in parameters
+    }
 
 
 def _of_recipe() -> dict[str, str]:
@@ -68,12 +71,12 @@ def _as_command(call: str) -> str | None:
         return None
     name = tree.func.attr if isinstance(tree.func, ast.Attribute) else ast.unparse(tree.func)
     options = _options(name := _COMMANDS.get(name, name))
-    given = {str(one.arg): one.value for one in ast.walk(tree) if isinstance(one, ast.keyword)}
-    texts = [one for one in ast.walk(tree) if isinstance(one, ast.Constant) and isinstance(one.value, str)]
-    if not options or given.keys() - options.keys():
+    keywords = {str(node.arg): node.value for node in ast.walk(tree) if isinstance(node, ast.keyword)}
+    texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    if not options or keywords.keys() - options.keys():
         return None
-    words = [one.value for one in texts if one not in given.values()]
-    for setting, value in given.items():
+    words = [node.value for node in texts if node not in keywords.values()]
+    for setting, value in keywords.items():
         is_flag = isinstance(value, ast.Constant) and value.value is True
         words += [options[setting]] if is_flag else [options[setting], ast.unparse(value).strip("'")]
     return f"`{' '.join(['nst', name, *map(str, words)])}`"

@@ -100,15 +100,15 @@ def open_scored(location: str, class_names: str | None, models: "Sequence[Teache
     if class_names is None or all(isinstance(model, str) for model in models):
         return open_source(location, labeled=True, class_names=class_names, **columns)
     source, names = open_source(location, labeled=True, **columns), names_in(class_names)
-    own = source.class_names or []
-    if class_numbers(own) is not None and not set(own) <= set(names):
-        source.labels, source.class_names = renamed(labels_in(source), own, source.location, names, class_names)
+    source_names = source.class_names or []
+    if class_numbers(source_names) is not None and not set(source_names) <= set(names):
+        source.labels, source.class_names = renamed(labels_in(source), source_names, source.location, names, class_names)
     return source
 
 
 def labeled_option(inputs: "Inputs") -> str:
     """The option for labeled images in a hint at how to train on pseudo-labels; empty for a zero-shot teacher, which may have none."""
-    return "" if any(one.texts for one in inputs.teachers.values()) else " --labeled LABELED"
+    return "" if any(teacher.texts for teacher in inputs.teachers.values()) else " --labeled LABELED"
 
 
 def check_holdout(share: float | None, seed: int) -> None:
@@ -133,30 +133,30 @@ def with_settings(**models: type[Settings]) -> Callable[[Callable[..., None]], C
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        wanted = inspect.signature(command, eval_str=True).parameters
-        own = [one for one in wanted.values() if one.name not in models and one.name != "given"]
-        made = [option for model in models.values() for option in _options(model)]
+        accepted = inspect.signature(command, eval_str=True).parameters
+        own_parameters = [parameter for parameter in accepted.values() if parameter.name not in models and parameter.name != "given"]
+        options = [option for model in models.values() for option in _options(model)]
 
         @functools.wraps(command)
         def call(context: typer.Context, **values: Any) -> None:  # noqa: ANN401
             typed = {name.removeprefix("former_"): value for name, value in values.items() if _is_typed(context, name)}
             given_empty = [name for name, value in values.items() if value == "" or (isinstance(value, list | tuple) and "" in value)]
             if empty := [name for name in given_empty if _is_typed(context, name)]:
-                option = next(one.opts[0] for one in context.command.params if one.name == empty[0])
+                option = next(parameter.opts[0] for parameter in context.command.params if parameter.name == empty[0])
                 raise UsageError(f"{option}: expected a value, found an empty one")  # such as an unset shell variable
             for name, former in _FORMER.items():
                 if _is_typed(context, name) and _is_typed(context, f"former_{name}"):
                     raise UsageError(f"{former} is the old name of {option_of(name)}; pass only one")
             given = {name: _nested(model, typed) for name, model in models.items()}
             settings: dict[str, Any] = {name: _validated(model, given[name], typed) for name, model in models.items()}
-            if "given" in wanted:
+            if "given" in accepted:
                 settings["given"] = given
-            command(**{one.name: values[one.name] for one in own}, **settings)
+            command(**{parameter.name: values[parameter.name] for parameter in own_parameters}, **settings)
 
         parameters = [inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
-        parameters += [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own] + made
+        parameters += [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own_parameters] + options
         call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        call.__annotations__ = {one.name: one.annotation for one in parameters}
+        call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return call
 
     return decorate
@@ -183,8 +183,8 @@ def _options(model: type[Settings], prefix: str = "") -> list[inspect.Parameter]
         kind, metavar = _kind_and_metavar(field.annotation)
         default = None if default in ({}, ()) else default
         shown = field.examples[0] if field.examples else True  # a default as a user would write it
-        about = _with_options(field.description or "", set(model.model_fields))
-        option = typer.Option(*names, help=about, metavar=metavar, rich_help_panel=model.panel, show_default=shown)
+        help_text = _with_options(field.description or "", set(model.model_fields))
+        option = typer.Option(*names, help=help_text, metavar=metavar, rich_help_panel=model.panel, show_default=shown)
         annotation = Annotated[kind, option]  # type: ignore[valid-type]
         options.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
         if name in _FORMER:
@@ -206,8 +206,8 @@ def _kind_and_metavar(annotation: Any) -> tuple[Any, str | None]:  # noqa: ANN40
         return annotation, "X X"  # as numbers: in `--range 0.5 --other 1` Click takes `--other` as the second one, which must be an error
     if origin is typing.Literal:
         return str, "|".join(inside)
-    if origin in (types.UnionType, typing.Union) and any(typing.get_origin(one) is typing.Literal for one in inside):
-        words = [word for one in inside for word in typing.get_args(one)]
+    if origin in (types.UnionType, typing.Union) and any(typing.get_origin(member) is typing.Literal for member in inside):
+        words = [word for member in inside for word in typing.get_args(member)]
         return str, "|".join(["N"] * (int in inside) + words)
     return str | None, _METAVARS[plain]
 
@@ -238,8 +238,8 @@ def _explain(model: type[BaseModel], error: ValidationError, values: dict[str, A
     if first["type"] == "missing":
         return f"{option_of(name)} is missing: {model.model_fields[name].description}"
     file = [values[name]] if typing.get_origin(model.model_fields[name].annotation) is dict else []
-    where = ": ".join([" ".join([option_of(prefix + name), *file]), *inside])
-    return f"{where}: {message}, found {_as_typed(first['input'])}"
+    location = ": ".join([" ".join([option_of(prefix + name), *file]), *inside])
+    return f"{location}: {message}, found {_as_typed(first['input'])}"
 
 
 def _with_options(text: str, names: Container[str]) -> str:

@@ -21,19 +21,19 @@ def origins(settings: Settings, given: Mapping[str, Any], named: Callable[[str],
     preset = settings.preset if isinstance(settings, TrainSettings) else None
     published = PRESETS[preset].published if preset else {}
     written = set(_places(given, outer))
-    found = {}
+    by_place = {}
     unread = _unread(settings) if isinstance(settings, TrainSettings) else {}
     for place, value in _values(settings, outer):
         if place in unread:
             origin = unread[place]
-        elif any(place == one or place.startswith(f"{one}.") or one.startswith(f"{place}.") for one in written):
+        elif any(place == key or place.startswith(f"{key}.") or key.startswith(f"{place}.") for key in written):
             origin = named(place)
         elif place in published and published[place][0] == value:
             origin = f"preset {preset} ({published[place][1]})"
         else:
             origin = _of_default(place)
-        found[place] = (value, origin)
-    return found
+        by_place[place] = (value, origin)
+    return by_place
 
 
 def _unread(settings: TrainSettings) -> dict[str, str]:
@@ -55,8 +55,8 @@ def _unread(settings: TrainSettings) -> dict[str, str]:
 
 def _of_default(place: str) -> str:
     if place in PUBLISHED_INSTEAD:
-        value, where = PUBLISHED_INSTEAD[place]
-        return f"default ({where} has {value})"
+        value, source = PUBLISHED_INSTEAD[place]
+        return f"default ({source} has {value})"
     return f"default ({DEFAULTS_PUBLISHED[place]})" if place in DEFAULTS_PUBLISHED else "default"
 
 

@@ -32,9 +32,9 @@ class _Output(io.TextIOWrapper):
 
     def _drop(self, error: OSError) -> None:
         self.lost = self.lost or error
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self.fileno())  # also for what is still buffered
-        os.close(nowhere)
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, self.fileno())  # also for what is still buffered
+        os.close(devnull)
 
 
 def open_output() -> None:
@@ -51,8 +51,8 @@ def open_output() -> None:
 def lost_output() -> str | None:
     """Why part of standard output could not be written; None if all of it was, or if its reader stopped reading."""
     sys.stdout.flush()
-    lost: OSError | None = getattr(sys.stdout, "lost", None)
-    return None if lost is None or lost.errno == _READER_IS_GONE else lost.strerror
+    error: OSError | None = getattr(sys.stdout, "lost", None)
+    return None if error is None or error.errno == _READER_IS_GONE else error.strerror
 
 
 def nowhere() -> io.TextIOWrapper:

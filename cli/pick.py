@@ -63,22 +63,22 @@ def pick(
     from nst_train.features.picking import pick as pick_images
     from nst_train.features.picking_sources import pool_of
 
-    there = open_store(store)
+    opened_store = open_store(store)
     if output:
         check_list_name(Path(output))
     if copy_to:
         check_folder(Path(copy_to))
-    what = _opened(ref, there, class_names, image_column, label_column)
-    images = open_source(pool, image_column=image_column, indexes=there.indexes) if pool else None
-    known = open_source(labeled, indexes=there.indexes) if labeled else None
-    if look and not corpus and not isinstance(what, Version):
+    opened = _opened(ref, opened_store, class_names, image_column, label_column)
+    images = open_source(pool, image_column=image_column, indexes=opened_store.indexes) if pool else None
+    labeled_images = open_source(labeled, indexes=opened_store.indexes) if labeled else None
+    if look and not corpus and not isinstance(opened, Version):
         raise UsageError("--look opens a corpus's queue; add --corpus NAME")
     picks = pick_images(
-        there,
-        what,
+        opened_store,
+        opened,
         settings,
         model=model,
-        labeled=known,
+        labeled=labeled_images,
         pool=images,
         corpus=corpus,
         queue=queue,
@@ -89,18 +89,18 @@ def pick(
     if output:
         write_list(picks, Path(output))
     if copy_to:
-        copy_images(picks, images or (pool_of(what, there) if isinstance(what, Version) else what), Path(copy_to), terminal())
+        copy_images(picks, images or (pool_of(opened, opened_store) if isinstance(opened, Version) else opened), Path(copy_to), terminal())
     if json:
         print_json({"ref": picks.ref, "queue": picks.queue, "images": picks.images, "not_found": picks.not_found, "picks": picks.as_json()})
     else:
         _print(picks, settings.number, f"{ref} --corpus {corpus}" if corpus else ref, output, copy_to)
     if look and not picks.queue:
-        raise NstError(f"--look: there is no queue to open, since {there.location} cannot be written to")
+        raise NstError(f"--look: there is no queue to open, since {opened_store.location} cannot be written to")
     if look:
         from .look.opening import open_contents
         from .looking import show_page
 
-        contents = open_contents(there, ref, pool=pool, corpus=corpus)
+        contents = open_contents(opened_store, ref, pool=pool, corpus=corpus)
         show_page(contents, "127.0.0.1", None, opens_browser=True, fragment=f"#queue={picks.queue}")
 
 
@@ -122,9 +122,9 @@ def _opened(ref: str, store: "Store", class_names: str | None, image_column: str
 
 
 def _print(picks: "Picks", asked: int, ref: str, output: str | None, copy_to: str | None) -> None:
-    by, number = picks.rows["by"][0], len(picks.rows)
+    criterion, number = picks.rows["by"][0], len(picks.rows)
     classes = picks.rows["label"].n_unique()
-    print(f"{picks.ref}: {number:,} of {picks.images:,} images by {by}, of {classes:,} class{'es' * (classes != 1)}")
+    print(f"{picks.ref}: {number:,} of {picks.images:,} images by {criterion}, of {classes:,} class{'es' * (classes != 1)}")
     if picks.answered:
         print(f"  {picks.answered:,} that were answered before are left out")
     if picks.not_found:

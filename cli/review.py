@@ -54,15 +54,15 @@ def import_file(
     from nst_data.corpora import label_versions
     from nst_data.review.answer_files import import_answers
 
-    there = open_store(store)
-    added, known = import_answers(there, corpus, file, reviewer=reviewer)
+    opened_store = open_store(store)
+    added, unchanged = import_answers(opened_store, corpus, file, reviewer=reviewer)
     if json:
-        print_json({"corpus": corpus, "reviewer": reviewer, "added": added, "unchanged": known})
+        print_json({"corpus": corpus, "reviewer": reviewer, "added": added, "unchanged": unchanged})
         return
-    if not label_versions(there, corpus):
+    if not label_versions(opened_store, corpus):
         print(f"warning: the store has no labels called {corpus!r}, so the classes were not checked")
     answers = f"{added:,} answer{'s' * (added != 1)}"
-    print(f"{corpus}: {answers} of {reviewer} added, {known:,} were there already\n  next: nst review freeze {corpus}")
+    print(f"{corpus}: {answers} of {reviewer} added, {unchanged:,} were there already\n  next: nst review freeze {corpus}")
 
 
 def export_file(

@@ -51,25 +51,25 @@ def run(
 
     if recipe.is_dir():
         raise UsageError(f"{recipe}: expected a recipe, found a folder; `nst init {shlex.quote(str(recipe))}` writes one for its images")
-    there, values = open_store(store), changes_of(changes or [])
+    opened_store, values = open_store(store), changes_of(changes or [])
     if show_settings:
-        _show_settings(recipe, there, json, values)
+        _show_settings(recipe, opened_store, json, values)
         return
     if dry_run:
-        _dry_run(recipe, there, json, values)
+        _dry_run(recipe, opened_store, json, values)
         return
-    rows = _run(recipe, there, values)
+    rows = _run(recipe, opened_store, values)
     if json:
-        print_json({"store": there.location, "generations": rows})
+        print_json({"store": opened_store.location, "generations": rows})
         return
     for row in rows:
         if row["corpus"]:
-            print_lost(there.open(row["corpus"]))
+            print_lost(opened_store.open(row["corpus"]))
     _print_table(rows)
     newest = next(row for row in reversed(rows) if row["pseudo"])
     for line in _comparison(rows, newest):
         print(line)
-    print(f"store: {there.location}")
+    print(f"store: {opened_store.location}")
     print(f"next:  nst show {newest['edition']}   nst label POOL --teacher {_best(rows, newest)['teacher']} --corpus NAME")
 
 
@@ -108,9 +108,9 @@ def demo(
     from nst_data.digits import write_digits
     from nst_train.recipes.schema import write_schema
 
-    there = open_store(store)
+    opened_store = open_store(store)
     name = "digits" if seed == 0 else f"digits-seed-{seed}"
-    folder = there.root / "demo" / name
+    folder = opened_store.root / "demo" / name
     folder.mkdir(parents=True, exist_ok=True)
     write_digits(folder / "digits", seed)
     recipe = folder / "digits.yaml"
@@ -118,7 +118,7 @@ def demo(
         text = importlib.resources.files("nst_cli.examples").joinpath("digits.yaml").read_text("utf-8")
         write_schema(folder)
         recipe.write_text(text.replace("name: digits\n", f"name: {name}\n").replace("seed: 0\n", f"seed: {seed}\n"))
-    run(recipe, there.location, json)
+    run(recipe, opened_store.location, json)
     if not json:
         print(f"recipe: {recipe}: change it, give it another name and `nst run` it; `nst init` writes one for your own images")
 
@@ -131,7 +131,11 @@ def _run(recipe: Path, store: "Store", changes: Mapping[str, Any]) -> list[dict[
 
     rows, counted = [], set[Path]()
     for generation in self_training(store, settings, progress=terminal()):
-        versions = [one for one in (generation.teacher, generation.corpus, generation.edition) if one and one.place not in counted]
+        versions = [
+            candidate
+            for candidate in (generation.teacher, generation.corpus, generation.edition)
+            if candidate and candidate.place not in counted
+        ]
         counted |= {version.place for version in versions}  # count labels shared by students of one teacher once
         rows.append(_row(generation, sum(version.manifest.seconds for version in versions)))
     return rows
@@ -147,10 +151,10 @@ def _dry_run(path: Path, store: "Store", json: bool, changes: Mapping[str, Any])
     recipe = load_recipe(path, changes=changes)
     from nst_train.starting.dry_run import dry_run
 
-    found = dry_run(store, recipe, progress=terminal())
+    plan = dry_run(store, recipe, progress=terminal())
     if json:
-        stages = [dataclasses.asdict(stage) for stage in found.stages]
-        print_json({"store": store.location, "stages": stages, "seconds": found.seconds, "bytes_on_disk": found.bytes_on_disk})
+        stages = [dataclasses.asdict(stage) for stage in plan.stages]
+        print_json({"store": store.location, "stages": stages, "seconds": plan.seconds, "bytes_on_disk": plan.bytes_on_disk})
         return
     rows = [
         (
@@ -162,17 +166,15 @@ def _dry_run(path: Path, store: "Store", json: bool, changes: Mapping[str, Any])
             _duration(stage.seconds) if stage.is_left else "-",
             "-" if not stage.is_left or stage.bytes_on_disk is None else disk_use(stage.bytes_on_disk).removeprefix("about "),
         )
-        for stage in found.stages
+        for stage in plan.stages
     ]
     print_table(("version", "step", "state", "images", "steps", "time", "disk"), rows, names=3, name_width=WIDTH)
-    if refusal := next((stage.refusal for stage in found.stages if stage.refusal), None):
+    if refusal := next((stage.refusal for stage in plan.stages if stage.refusal), None):
         print(f"nst run will refuse: {in_our_words(refusal)}. Nothing was written.")
         return
-    free = f"{disk_use(found.free_bytes).removeprefix('about ')} are free"
+    free = f"{disk_use(plan.free_bytes).removeprefix('about ')} are free"
     without = " without `evaluate`" if recipe.evaluate else ""
-    print(
-        f"left to do: {_duration(found.seconds)}{without}, {disk_use(found.bytes_on_disk)} with checkpoints; {free}. Nothing was written."
-    )
+    print(f"left to do: {_duration(plan.seconds)}{without}, {disk_use(plan.bytes_on_disk)} with checkpoints; {free}. Nothing was written.")
 
 
 def _duration(seconds: float | None) -> str:
@@ -197,12 +199,12 @@ def _show_settings(path: Path, store: "Store", json: bool, changes: Mapping[str,
 
     recipe, written, labeled = load_recipe(path, changes=changes), as_written(path, changes), None
     try:
-        asked = recipe.labeled
+        spec = recipe.labeled
         opened = (
             None
-            if asked is None
+            if spec is None
             else open_source(
-                asked.source, labeled=True, class_names=asked.class_names, image_column=asked.image_column, label_column=asked.label_column
+                spec.source, labeled=True, class_names=spec.class_names, image_column=spec.image_column, label_column=spec.label_column
             )
         )
         if recipe.holdout and opened:
@@ -219,26 +221,26 @@ def _show_settings(path: Path, store: "Store", json: bool, changes: Mapping[str,
         kind = f"student {network.student}" if network.student else "a student" if number else "the teacher"
         trainings = [(settings.first, given, kind, number > 0)]
         if settings.finetune:
-            own = over(inherited(given) | of_finetuning(given), given["finetune"])
-            trainings.append((settings.finetune, own, f"{kind}, finetuned" if network.student else "finetuned", False))
-        for training, own, kind, student in trainings:
-            here, filled_in, places = {"settings": own, "run": written.get("run", {})}, {}, [network.key]
+            values = over(inherited(given) | of_finetuning(given), given["finetune"])
+            trainings.append((settings.finetune, values, f"{kind}, finetuned" if network.student else "finetuned", False))
+        for training, values, kind, student in trainings:
+            sections, filled_in, places = {"settings": values, "run": written.get("run", {})}, {}, [network.key]
             if training is settings.finetune:
                 filled_in = {name: "default of finetune" for name in of_finetuning(given) if name not in given["finetune"]}
                 places.append(f"{network.key}.finetune")
             origin = partial(_origin, filled_in, places, changes)
-            found = look_up(training, recipe.run, here, origin, labeled, None, student)
+            report = look_up(training, recipe.run, sections, origin, labeled, None, student)
             if student:
-                found["settings"] |= selection
-            shown[f"generation {number}, {kind}"] = found
+                report["settings"] |= selection
+            shown[f"generation {number}, {kind}"] = report
     if json:
-        print_json([{"network": title} | found for title, found in shown.items()])
+        print_json([{"network": title} | report for title, report in shown.items()])
         return
     if recipe.teacher:
         print(f"generation 0, the teacher: {as_text(recipe.teacher.model)}, already trained\n")
-    for title, found in shown.items():
+    for title, report in shown.items():
         print(f"{title}\n")
-        print_settings(found)
+        print_settings(report)
         print()
 
 
@@ -246,8 +248,8 @@ def _origin(filled_in: Mapping[str, str], outer: Sequence[str], changes: Mapping
     """Where a recipe's setting comes from; it may be in any of the `outer` sections, at the top level of the recipe, or in its `run`."""
     if place in filled_in:
         return filled_in[place]
-    places = [place, f"run.{place}", *(f"{one}.{place}" for one in outer)]
-    return "--set" if any(one == key or one.startswith(f"{key}.") for one in places for key in changes) else "recipe"
+    places = [place, f"run.{place}", *(f"{path}.{place}" for path in outer)]
+    return "--set" if any(path == key or path.startswith(f"{key}.") for path in places for key in changes) else "recipe"
 
 
 def _row(generation: "Generation", seconds: float) -> dict[str, Any]:
@@ -269,9 +271,12 @@ def _row(generation: "Generation", seconds: float) -> dict[str, Any]:
         "unique": selected and selected.unique,
         "copies": selected and selected.copies,
         "test_top1": metrics.test_top1,
-        "to_newest": None if (one := generation.to_newest) is None else asdict(one) | {"larger_than_chance": one.is_larger_than_chance},
+        "to_newest": None
+        if (figures := generation.to_newest) is None
+        else asdict(figures) | {"larger_than_chance": figures.is_larger_than_chance},
         "metrics": {
-            name: {key: value for key, value in one.items() if isinstance(value, int | float)} for name, one in metrics.model_dump().items()
+            name: {key: value for key, value in figures.items() if isinstance(value, int | float)}
+            for name, figures in metrics.model_dump().items()
         },
         "seconds": round(seconds, 1),
     }

@@ -53,8 +53,8 @@ def push(
 
     if not refs:
         raise UsageError("nst push REF... OWNER/NAME: " + ("REF is missing" if "/" in repo else "OWNER/NAME is missing"))
-    there = open_store(store)
-    versions = parents_first({version.ref: version for version in map(there.open, refs)}.values())
+    opened_store = open_store(store)
+    versions = parents_first({version.ref: version for version in map(opened_store.open, refs)}.values())
     if tag and len(versions) > 1:
         raise UsageError(f"--tag {tag} applies to one version, but {len(versions)} were given; push that one alone, or remove --tag")
     rooms = {version.manifest.kind == "teacher" for version in versions}
@@ -62,10 +62,10 @@ def push(
         raise UsageError(f"{repo}: datasets and models need separate repositories; push {' and '.join(refs)} separately")
     if same := [one.ref for one in versions if sum(one.number == other.number for other in versions) > 1]:
         raise UsageError(f"{' and '.join(same)} would get the same tag in {repo}; push them to different repositories")
-    about: dict[str, Any] = {"public": public, "anonymous": anonymous, "license": license, "pool_source": pool_source}
+    details: dict[str, Any] = {"public": public, "anonymous": anonymous, "license": license, "pool_source": pool_source}
     pushed = []
     for version in versions:
-        place = push_version(there, version, repo, tag=tag, **about, progress=terminal())
+        place = push_version(opened_store, version, repo, tag=tag, **details, progress=terminal())
         pushed.append({"ref": version.ref, "repo": place.repo, "tag": place.tag, "commit": place.commit, "digest": place.digest})
         if not json:
             print(f"pushed {version.ref} to {place.ref}, commit {place.commit[:12]}")
@@ -145,8 +145,8 @@ def lineage(
     from rich.tree import Tree
 
     def draw(node: "LineageNode", tree: Tree) -> None:
-        for one in node.inputs:
-            draw(one, tree.add(_in_a_line(one)))
+        for parent in node.inputs:
+            draw(parent, tree.add(_in_a_line(parent)))
 
     tree = Tree(_in_a_line(root))
     draw(root, tree)
@@ -159,9 +159,9 @@ def _in_a_line(node: "LineageNode") -> "Text":
 
     line = Text(f"{node.role}: " if node.role else "", style="dim")
     line.append(as_text(node.ref), style="bold" if node.kind != "source" else "")
-    about = [node.kind if node.kind not in ("source", "version") else "", node.created, f"hf:{node.place}" if node.place else ""]
-    about += [f"test top-1 {100 * node.top1:.1f}%" if node.top1 is not None else "", node.digest[:12]]
-    line.append("  " + "  ".join(filter(None, about)), style="dim")
+    parts = [node.kind if node.kind not in ("source", "version") else "", node.created, f"hf:{node.place}" if node.place else ""]
+    parts += [f"test top-1 {100 * node.top1:.1f}%" if node.top1 is not None else "", node.digest[:12]]
+    line.append("  " + "  ".join(filter(None, parts)), style="dim")
     if node.is_repeated:
         line.append("  (as above)", style="dim")
     if node.note:

@@ -39,13 +39,13 @@ def show(
     if truth is None and (class_names or image_column or label_column):
         options = "--class-names, --image-column and --label-column"
         raise UsageError(f"{options} require --truth SOURCE")
-    there = open_store(store)
-    version = there.open(ref)
+    opened_store = open_store(store)
+    version = opened_store.open(ref)
     result = version.manifest.model_dump(mode="json")
     if version.manifest.kind in ("generation", "edition"):
-        result["confidence"] = _confidence(version, there)
+        result["confidence"] = _confidence(version, opened_store)
     if truth is not None:
-        result["quality"] = _quality(version, there, truth, class_names, image_column, label_column)
+        result["quality"] = _quality(version, opened_store, truth, class_names, image_column, label_column)
     if json:
         print_json(result)
         return
@@ -65,7 +65,7 @@ def _confidence(version: Version, store: Store) -> list[dict[str, Any]]:
     parent = parent_of(version, store)
     shown = [version] if parent is None else [parent, version]
     counted = histograms_of(store, shown, version.ref)
-    return [{"ref": one.ref, **_bins(bins)} for one, bins in zip(shown, counted, strict=True)]
+    return [{"ref": counted_version.ref, **_bins(bins)} for counted_version, bins in zip(shown, counted, strict=True)]
 
 
 def _bins(histogram: "Histogram") -> dict[str, Any]:
@@ -133,11 +133,11 @@ def _print_classes(per_class: dict[str, Any], empty: list[str] | None) -> None:
     """Print the largest classes before selection with what is left of them, and all without images that were not excluded on purpose."""
     columns = {name: value if isinstance(value, dict) else {"labeled": value} for name, value in per_class.items()}
     ranked = sorted(columns, key=lambda name: -columns[name]["labeled"])
-    what = list(columns[ranked[0]])
+    names = list(columns[ranked[0]])
     shown = f"the largest {_CLASSES} of {len(ranked):,}, --json shows all" if len(ranked) > _CLASSES else f"all {len(ranked):,}"
     print(f"classes ({shown})")
-    print_table(["class", *(_HEADINGS.get(name, name) for name in what)], ([name, *columns[name].values()] for name in ranked[:_CLASSES]))
-    last = "unique" if "unique" in what else "labeled"
+    print_table(["class", *(_HEADINGS.get(name, name) for name in names)], ([name, *columns[name].values()] for name in ranked[:_CLASSES]))
+    last = "unique" if "unique" in names else "labeled"
     empty = [name for name in per_class if not columns[name][last]] if empty is None else empty
     if empty:
         print_wrapped(without_images(empty))
@@ -146,15 +146,15 @@ def _print_classes(per_class: dict[str, Any], empty: list[str] | None) -> None:
 def _print_confidence(shown: list[dict[str, Any]]) -> None:
     """Print the histograms before and after selection side by side."""
     print("confidence")
-    most = [max(one["images"] for one in version["bins"]) for version in shown]
+    most = [max(bucket["images"] for bucket in version["bins"]) for version in shown]
     digits = [max(len(f"{count:,}"), 6) for count in most]
     width = (WIDTH - 12) // len(shown)
     if len(shown) > 1:
         print(" " * 14 + "".join(version["ref"].ljust(width) for version in shown).rstrip())
     for bins in zip(*(version["bins"] for version in shown), strict=True):
         line = f"  {bins[0]['low']:.1f} to {bins[0]['high']:.1f}"
-        for one, count, room in zip(bins, most, digits, strict=True):
-            line += f"  {one['images']:>{room},}  {bar(one['images'], count, width - room - 4)}".ljust(width)
+        for bucket, count, room in zip(bins, most, digits, strict=True):
+            line += f"  {bucket['images']:>{room},}  {bar(bucket['images'], count, width - room - 4)}".ljust(width)
         print(line.rstrip())
     for version in shown:
         if version["outside"]:
@@ -205,8 +205,8 @@ def _print_review(review: dict[str, Any]) -> None:
         )
     else:
         print_wrapped("no estimate for all images: none was picked at random from all; `nst pick REF --by random` picks some")
-    rows = [(how, share) for how, share in review["by_pick"].items()]
+    rows = [(criterion, share) for criterion, share in review["by_pick"].items()]
     print_table(
         ["picked by", "images", "correct", "accuracy", "from", "to (95%)"],
-        ([how, *(share[name] for name in ("images", "correct", "accuracy", "low", "high"))] for how, share in rows),
+        ([criterion, *(share[name] for name in ("images", "correct", "accuracy", "low", "high"))] for criterion, share in rows),
     )

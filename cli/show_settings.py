@@ -32,18 +32,18 @@ def look_up(
     from .origins import consequences, origins
 
     check_names(settings)
-    found = origins(settings, given["settings"], named) | origins(run, given["run"], named)
+    by_place = origins(settings, given["settings"], named) | origins(run, given["run"], named)
     if not student:
-        unread = [place for place in found if place.split(".")[0] in OF_PSEUDO_LABELS]
-        found |= {place: (found[place][0], "unused without pseudo-labels") for place in unread}
+        unread = [place for place in by_place if place.split(".")[0] in OF_PSEUDO_LABELS]
+        by_place |= {place: (by_place[place][0], "unused without pseudo-labels") for place in unread}
     if settings.probe:
-        found = {place: one for place, one in found.items() if place in {*OF_PROBE, *ReadSettings.model_fields}}
+        by_place = {place: entry for place, entry in by_place.items() if place in {*OF_PROBE, *ReadSettings.model_fields}}
     named_classes = labeled.class_names if labeled else edition.manifest.class_names if edition else None
     parameters = parameters_of(settings, len(named_classes) if named_classes else None)
     entries = EditionManifest.of(edition.manifest).counts.copies if edition else None
     return {
         "preset": f"{settings.preset}: {PRESETS[settings.preset].about}" if settings.preset else None,
-        "settings": {name: {"value": value, "source": source} for name, (value, source) in found.items()},
+        "settings": {name: {"value": value, "source": source} for name, (value, source) in by_place.items()},
         "derived": ({} if settings.probe else consequences(settings, len(labeled) if labeled else None, entries, student))
         | dict(zip(("parameters", "classes"), parameters or (None, None), strict=True)),
     }
@@ -53,7 +53,7 @@ def print_settings(found: Mapping[str, Any]) -> None:
     """Print the result of `look_up` in aligned columns."""
     if found["preset"]:
         print(f"preset {found['preset']}\n")
-    rows = [(name, _written(one["value"]), as_text(one["source"])) for name, one in found["settings"].items()]
+    rows = [(name, _written(setting["value"]), as_text(setting["source"])) for name, setting in found["settings"].items()]
     _print_columns([("setting", "value", "from"), *rows])
     print()
     _print_columns(_sentences(found["derived"]))
@@ -92,10 +92,10 @@ def _print_columns(rows: Sequence[tuple[str, ...]]) -> None:
     if not rows:
         return
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    left = sum(width + 2 for width in widths[:-1])
+    indent = sum(width + 2 for width in widths[:-1])
     for row in rows:
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        print(textwrap.fill(line, _WIDTH, subsequent_indent=" " * left, break_on_hyphens=False) if left < _WIDTH / 2 else line)
+        print(textwrap.fill(line, _WIDTH, subsequent_indent=" " * indent, break_on_hyphens=False) if indent < _WIDTH / 2 else line)
 
 
 def _written(value: Any) -> str:  # noqa: ANN401 - any setting

@@ -89,9 +89,9 @@ def train(
     check_holdout(holdout, holdout_seed)
     if holdout and labeled is None:
         raise UsageError("--holdout applies to labeled images; add them with --labeled SOURCE, or remove it")
-    there = open_store(store)
+    opened_store = open_store(store)
     open_labeled = partial(open_source, labeled=True, class_names=class_names, image_column=image_column, label_column=label_column)
-    edition = _open_edition(there, pseudo, stream)
+    edition = _open_edition(opened_store, pseudo, stream)
     student = edition is not None or (show_settings and labeled is None)
     _check_use(settings, given["settings"], student, pool is not None and reviews is None, validation is not None)
     if show_settings:
@@ -99,9 +99,9 @@ def train(
         if images and holdout:
             from nst_train.holdout import held_out_together
 
-            images, _ = held_out_together(images, holdout, holdout_seed, there, terminal(), writes=False)
-        found = look_up(settings, run, given, partial(_as_option, given["settings"]), images, edition, student)
-        (print_json if json else print_settings)(found)
+            images, _ = held_out_together(images, holdout, holdout_seed, opened_store, terminal(), writes=False)
+        report = look_up(settings, run, given, partial(_as_option, given["settings"]), images, edition, student)
+        (print_json if json else print_settings)(report)
         return
     if name is None or (labeled is None and edition is None):
         raise UsageError(f"{'--name TEACHER' if labeled or edition else '--labeled SOURCE'} is missing; see `nst train --help`")
@@ -110,7 +110,7 @@ def train(
         raise UsageError(f"{idle[0]} applies to labeled images; add them with --labeled SOURCE, or remove it")
     images = open_labeled(labeled) if labeled else None
     validation_images = open_labeled(validation) if validation else None
-    pool_images = _open_pool(pool, edition, there)
+    pool_images = _open_pool(pool, edition, opened_store)
     from nst_data.store.store import Version
     from nst_train.holdout import held_out_together, say_not_excluded
     from nst_train.networks.models import check_names, takes_momentum
@@ -123,18 +123,18 @@ def train(
     excluded = [open_source(source, image_column=image_column) for source in exclude or []]
     if images and holdout:
         whole = images
-        images, held = held_out_together(images, holdout, holdout_seed, there, progress)
+        images, held_out = held_out_together(images, holdout, holdout_seed, opened_store, progress)
         if isinstance(edition, Version):
-            say_not_excluded(edition, there, whole, held, progress)
-        excluded = [held, *excluded] if reviews and edition is None else excluded  # the pool may contain them too, reviewed
+            say_not_excluded(edition, opened_store, whole, held_out, progress)
+        excluded = [held_out, *excluded] if reviews and edition is None else excluded  # the pool may contain them too, reviewed
     version = train_network(
-        there,
+        opened_store,
         name,
         images,
         settings,
         pseudo=edition,
         pool=pool_images,
-        reviews=open_version(there, reviews, "review") if reviews else None,
+        reviews=open_version(opened_store, reviews, "review") if reviews else None,
         exclude=excluded,
         generation=generation,
         run=run,
@@ -161,8 +161,8 @@ def _of_holdout(labeled: list[str] | None, holdout: float | None, seed: int, col
     """The options of `nst evaluate` that measure on the images held out here; empty if they come from several sources."""
     if not holdout or labeled is None or len(labeled) != 1:
         return ""
-    given = {"--data": labeled[0], "--holdout": str(holdout), "--holdout-seed": str(seed) if seed else None, **columns}
-    return " ".join(f"{option} {shlex.quote(value)}" for option, value in given.items() if value)
+    options = {"--data": labeled[0], "--holdout": str(holdout), "--holdout-seed": str(seed) if seed else None, **columns}
+    return " ".join(f"{option} {shlex.quote(value)}" for option, value in options.items() if value)
 
 
 def _check_use(settings: TrainSettings, given: Collection[str], student: bool, has_pool: bool, validates: bool) -> None:

@@ -48,7 +48,9 @@ def _in_words(name: str, value: Any, model: type[Settings] | None) -> str:  # no
     field = model.model_fields.get(name) if model else None
     inner = field.annotation if field else None
     if isinstance(value, dict) and isinstance(inner, type) and issubclass(inner, Settings):
-        parts = [(key, _in_words(key, one, inner)) for key, one in _filled_in(value, inner) if name != "pseudo_noise" or one is not None]
+        parts = [
+            (key, _in_words(key, nested, inner)) for key, nested in _filled_in(value, inner) if name != "pseudo_noise" or nested is not None
+        ]
         return ", ".join(f"{as_text(key)} {words}" for key, words in parts) or (
             "as of labeled images" if name == "pseudo_noise" else "none"
         )

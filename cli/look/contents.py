@@ -78,7 +78,7 @@ class Contents:
             "histogram": view.histogram,
             "calibration": self._calibration(),
             "flow": self._flow(),
-            "pending": any(one is not None and not one.done() for one in (view.compared, view.suspicion, view.hashed)),
+            "pending": any(future is not None and not future.done() for future in (view.compared, view.suspicion, view.hashed)),
             "review": self._review(),
             "queues": self.reviewing.queue_summaries() if self.reviewing else [],
             "can": {
@@ -112,7 +112,7 @@ class Contents:
         """The teachers that gave the labels, up to five."""
         version = self.view.version
         parent = None if version is None else parent_of(version, self.store)
-        return ", ".join([one for shown in (version, parent) if shown for one in _teachers(shown)][:5]) or None
+        return ", ".join([name for shown in (version, parent) if shown for name in _teachers(shown)][:5]) or None
 
     def grid(self, values: Mapping[str, str]) -> dict[str, Any]:
         """One page of rows: the total number and the items. Raises UsageError for an invalid query."""
@@ -130,19 +130,19 @@ class Contents:
             self.reviewing.refresh()
         left_out = [row for row in rows if row >= view.first_dropped]
         labeled = [row for row in rows if row < len(view)]
-        taken = view.rows.take(labeled, ["key", "image_hash"])
+        columns = view.rows.take(labeled, ["key", "image_hash"])
         frame = view.frame[labeled]
         joined = self.joined()
         compared = joined[labeled] if joined is not None else None
         suspicion = view.suspicion.result()[labeled] if view.suspicion is not None and view.suspicion.done() else None
-        made = {}
+        by_row = {}
         for place, row in enumerate(labeled):
-            hashed = taken["image_hash"][place]
+            hashed = columns["image_hash"][place]
             answer, disputed = self.reviewing.of(hashed) if self.reviewing else (None, False)
             label2 = compared["label2"][place] if compared is not None else None
-            made[row] = {
+            by_row[row] = {
                 "id": row,
-                "key": taken["key"][place],
+                "key": columns["key"][place],
                 "label": view.class_names[frame["label"][place]],
                 "confidence": number(frame["confidence"][place]) if "confidence" in frame.columns else None,
                 "reason": None,
@@ -154,30 +154,30 @@ class Contents:
                 "confidence2": number(compared["confidence2"][place]) if compared is not None else None,
                 "suspicion": number(suspicion[place]) if suspicion is not None else None,
             }
-        made |= self._left_out(left_out) if left_out else {}
-        return [made[row] if row in made else self._error(row) for row in rows]
+        by_row |= self._left_out(left_out) if left_out else {}
+        return [by_row[row] if row in by_row else self._error(row) for row in rows]
 
     def _left_out(self, rows: list[int]) -> dict[int, dict[str, Any]]:
         """The items of images that the edition dropped."""
         dropped, first = self.view.dropped, self.view.first_dropped
-        about = dropped.frame[[row - first for row in rows]]
-        taken = dropped.rows.take(about["place"].to_list(), ["key", "image_hash"])
-        made = {}
+        frame = dropped.frame[[row - first for row in rows]]
+        columns = dropped.rows.take(frame["place"].to_list(), ["key", "image_hash"])
+        by_row = {}
         for place, row in enumerate(rows):
-            answer, disputed = self.reviewing.of(taken["image_hash"][place]) if self.reviewing else (None, False)
-            made[row] = {
+            answer, disputed = self.reviewing.of(columns["image_hash"][place]) if self.reviewing else (None, False)
+            by_row[row] = {
                 "id": row,
-                "key": taken["key"][place],
-                "label": self.view.class_names[about["label"][place]],
-                "confidence": number(about["confidence"][place]),
-                "reason": about["reason"][place],
+                "key": columns["key"][place],
+                "label": self.view.class_names[frame["label"][place]],
+                "confidence": number(frame["confidence"][place]),
+                "reason": frame["reason"][place],
                 "copies": 0,
                 "error": None,
                 "answer": answer,
                 "disputed": disputed,
                 **dict.fromkeys(("label2", "confidence2", "suspicion")),
             }
-        return made
+        return by_row
 
     def detail(self, row: int) -> dict[str, Any]:
         """Everything known about one row. Raises UsageError for a row that does not exist."""
@@ -186,50 +186,50 @@ class Contents:
 
     def details(self, rows: list[int]) -> list[dict[str, Any]]:
         """Everything known about some rows, read together."""
-        about = {row: known for found in self._about(rows) for row, known in found.items()}
-        images = {known.hashed: known.number for known in about.values() if known.number is not None}
+        by_row = {row: about for part in self._about(rows) for row, about in part.items()}
+        images = {about.hashed: about.number for about in by_row.values() if about.number is not None}
         histories, tops = self._histories(images), self._tops_of_other(images)
-        made = []
+        entries = []
         for item in self.items(rows):
-            known = about.get(item["id"], _About("", None, []))
-            made.append(
+            about = by_row.get(item["id"], _About("", None, []))
+            entries.append(
                 {
                     **item,
-                    "hash": known.hashed or None,
+                    "hash": about.hashed or None,
                     "teacher": self.teacher,
-                    "top": known.top,
-                    "top2": tops.get(known.hashed),
-                    "history": histories.get(known.hashed, []),
+                    "top": about.top,
+                    "top2": tops.get(about.hashed),
+                    "history": histories.get(about.hashed, []),
                     "similar": self._similar(item["id"]),
-                    "pick": self.reviewing.pick_of(known.hashed) if self.reviewing else None,
+                    "pick": self.reviewing.pick_of(about.hashed) if self.reviewing else None,
                     "near_duplicates": self.view.near_duplicates(item["id"]).tolist()[:24],
-                    "answers": self.reviewing.all_of(known.hashed) if self.reviewing else [],
+                    "answers": self.reviewing.all_of(about.hashed) if self.reviewing else [],
                 }
             )
-        return made
+        return entries
 
     def _about(self, rows: list[int]) -> "Iterator[dict[int, _About]]":
         """Yield what the tables say about the rows that have a label, table by table."""
         view = self.view
-        for is_here in (True, False):
-            part = [row for row in rows if (row < len(view) if is_here else row >= view.first_dropped)]
+        for is_kept in (True, False):
+            part = [row for row in rows if (row < len(view) if is_kept else row >= view.first_dropped)]
             if not part:
                 continue
-            table = view.rows if is_here else view.dropped.rows
-            places = part if is_here else view.dropped.places([row - view.first_dropped for row in part])
+            table = view.rows if is_kept else view.dropped.rows
+            places = part if is_kept else view.dropped.places([row - view.first_dropped for row in part])
             names = ["image_hash", *(["id", *table.soft_columns] if isinstance(table, LabelRows) else [])]
-            taken = table.take(places, names)
+            frame = table.take(places, names)
             yield {
                 row: _About(hashed or "", more[0] if more else None, top_classes(more[1:], view.class_names) if more else [])
-                for row, (hashed, *more) in zip(part, taken.iter_rows(), strict=True)
+                for row, (hashed, *more) in zip(part, frame.iter_rows(), strict=True)
             }
 
     def jpeg(self, row: int, side_px: int) -> tuple[str, bytes]:
         """(a name that identifies the bytes, the image of a row as a JPEG). Raises NstError or OSError if there is none."""
         key, hashed, number = self._image(self._checked(row))
         version = self.view.version
-        whose = f"{version.manifest.digest[:32]}-" if version and is_anonymous(version.manifest) else ""  # hashed by row number
-        return f"{whose}{hashed}-{side_px}", self._thumbnails.get(hashed, side_px, lambda: self.images.read(row, number, key, hashed))
+        prefix = f"{version.manifest.digest[:32]}-" if version and is_anonymous(version.manifest) else ""  # hashed by row number
+        return f"{prefix}{hashed}-{side_px}", self._thumbnails.get(hashed, side_px, lambda: self.images.read(row, number, key, hashed))
 
     def answer(self, given: Any) -> dict[str, Any]:  # noqa: ANN401 - any JSON value
         """Write an answer. Raises UsageError if it is not valid."""
@@ -269,7 +269,7 @@ class Contents:
     def _with_rows(self, query: Query, values: Mapping[str, str]) -> Query:
         """Restrict a query to the rows given by answers, a queue or a list of numbers."""
         if values.get("id"):
-            numbers = [one for one in values["id"].split(",") if one.isascii() and one.isdigit() and len(one) < 16]
+            numbers = [part for part in values["id"].split(",") if part.isascii() and part.isdigit() and len(part) < 16]
             query = replace(query, rows=np.array(numbers, np.int64))
         if name := values.get("queue"):
             if self.reviewing is None:
@@ -338,28 +338,28 @@ class Contents:
             return {}
         names = self.other.manifest.class_names
         soft = [name for name in ("probs", "top_labels", "top_probs") if name in scan_labels(self.other).collect_schema()]
-        said = said_of(images, self.view.version, self.other, soft)
-        return {hashed: top_classes(values, names) for hashed, values in said.items()}
+        soft_labels = said_of(images, self.view.version, self.other, soft)
+        return {hashed: top_classes(values, names) for hashed, values in soft_labels.items()}
 
     def _histories(self, images: Mapping[str, int]) -> dict[str, list[dict[str, Any]]]:
         """What the generations of this corpus say about images, the first generation first, by image hash."""
-        version, found = self.view.version, dict[str, list[dict[str, Any]]]()
-        for other in self.store.versions(version.name) if version else []:
-            if version is None or not images or not other.is_readable or other.manifest.kind != "generation":
+        version, histories = self.view.version, dict[str, list[dict[str, Any]]]()
+        for generation in self.store.versions(version.name) if version else []:
+            if version is None or not images or not generation.is_readable or generation.manifest.kind != "generation":
                 continue
             try:
-                about = said_of(images, version, other, ["label", "confidence"])
+                labels = said_of(images, version, generation, ["label", "confidence"])
             except NstError:  # damaged: the others can still be shown
                 continue
-            for hashed, (label, confidence) in about.items():
-                said = {"version": other.ref, "label": other.manifest.class_names[label], "confidence": number(confidence)}
-                found.setdefault(hashed, []).append(said)
-        return found
+            for hashed, (label, confidence) in labels.items():
+                entry = {"version": generation.ref, "label": generation.manifest.class_names[label], "confidence": number(confidence)}
+                histories.setdefault(hashed, []).append(entry)
+        return histories
 
     def _error(self, row: int) -> dict[str, Any]:
         error = self.view.errors.row(row - len(self.view), named=True)
-        nothing = dict.fromkeys(("label", "confidence", "reason", "answer", "label2", "confidence2", "suspicion"))
-        return {"id": row, "key": error["key"], **nothing, "copies": 0, "error": error["reason"], "disputed": False}
+        empty = dict.fromkeys(("label", "confidence", "reason", "answer", "label2", "confidence2", "suspicion"))
+        return {"id": row, "key": error["key"], **empty, "copies": 0, "error": error["reason"], "disputed": False}
 
 
 def name_of(shown: "Version | Source") -> str:
@@ -369,5 +369,5 @@ def name_of(shown: "Version | Source") -> str:
 
 def _teachers(version: Version) -> list[str]:
     inputs = version.manifest.request.inputs
-    named = inputs.by_role
-    return [entry.ref for role, entry in named.items() if role == "teacher" or role.startswith("teacher_")]
+    entries = inputs.by_role
+    return [entry.ref for role, entry in entries.items() if role == "teacher" or role.startswith("teacher_")]

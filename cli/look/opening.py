@@ -49,10 +49,10 @@ def open_contents(
         if corpus is not None:
             check_names_images(shown, "look at")
         name = None if is_anonymous(shown.manifest) else corpus or shown.name  # answers are identified by hashes
-    before = other if other is not None else generation_before(store, shown) if isinstance(shown, Version) else None
-    if before is not None:
+    baseline = other if other is not None else generation_before(store, shown) if isinstance(shown, Version) else None
+    if baseline is not None:
         try:
-            view.compared = _later(_comparison(store, view, before), view.columns)
+            view.compared = _later(_comparison(store, view, baseline), view.columns)
         except NstError:
             if other is not None:  # nobody asked for the previous generation
                 raise
@@ -64,7 +64,7 @@ def open_contents(
             view.hashed = _later(view.hashes, view.columns)
     if view.columns is not None and view.compared is None:
         _start(view.columns.prepare, view.columns)
-    compared = None if view.compared is None else before
+    compared = None if view.compared is None else baseline
     return Contents(store, name_of(shown), view, images, reviewing, compared, None if other is None else name_of(other))
 
 
@@ -117,27 +117,27 @@ def generation_before(store: Store, version: Version) -> Version | None:
 
 def _comparison(store: Store, view: View, other: Version | Source) -> Callable[[], pl.DataFrame]:
     """A function that computes `label2` and `confidence2` of each row. Raises NstError if the classes differ."""
-    what = name_of(other)
+    name = name_of(other)
     for version in (view.version, other):
         if isinstance(version, Version):
             check_names_images(version, "compare")
     if isinstance(other, Version):
-        places = match_classes(other.manifest.class_names, view.class_names, what)
+        places = match_classes(other.manifest.class_names, view.class_names, name)
         if (kept := view.columns) is not None:
             rows = LabelRows(other, most=2**63)
             return lambda: kept.labels_of(rows, places)
         return lambda: _of_images(view, other, places)
     if view.version is None:
-        raise UsageError(f"{what}: expected a version to compare labeled images with; name a generation or an edition")
+        raise UsageError(f"{name}: expected a version to compare labeled images with; name a generation or an edition")
     truth = read_truth(other, view.version, store)
     if view.rows.is_sample:
-        raise UsageError(f"{view.name} is too large to show in full, and a sample cannot be compared with {what}")
+        raise UsageError(f"{view.name} is too large to show in full, and a sample cannot be compared with {name}")
     columns = view.columns
     assert columns is not None
 
     def joined() -> pl.DataFrame:
-        found = columns.rows.read([truth.by]).join(truth.table, on=truth.by, how="left", maintain_order="left")
-        return pl.DataFrame({"label2": found["truth"].cast(pl.Int32)}).with_columns(confidence2=pl.lit(None, pl.Float32))
+        labels = columns.rows.read([truth.by]).join(truth.table, on=truth.by, how="left", maintain_order="left")
+        return pl.DataFrame({"label2": labels["truth"].cast(pl.Int32)}).with_columns(confidence2=pl.lit(None, pl.Float32))
 
     return joined
 
@@ -145,11 +145,11 @@ def _comparison(store: Store, view: View, other: Version | Source) -> Callable[[
 def _of_images(view: View, version: Version, places: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> pl.DataFrame:
     """The labels that a version has for labeled images, joined by the hashes of their bytes."""
     assert isinstance(view.rows, SourceRows)
-    wanted = pl.DataFrame({"image_hash": view.rows.hashes})
-    said = LabelRows(version).read(["image_hash", "label", "confidence"]).unique("image_hash", keep="first")
-    found = wanted.join(said, on="image_hash", how="left", maintain_order="left")
-    label2 = found["label"].replace_strict(list(range(len(places))), places.tolist(), default=None, return_dtype=pl.Int32)
-    return pl.DataFrame({"label2": label2, "confidence2": found["confidence"]})
+    images = pl.DataFrame({"image_hash": view.rows.hashes})
+    labels = LabelRows(version).read(["image_hash", "label", "confidence"]).unique("image_hash", keep="first")
+    joined = images.join(labels, on="image_hash", how="left", maintain_order="left")
+    label2 = joined["label"].replace_strict(list(range(len(places))), places.tolist(), default=None, return_dtype=pl.Int32)
+    return pl.DataFrame({"label2": label2, "confidence2": joined["confidence"]})
 
 
 def _later(make: Callable[[], _T], columns: RowColumns | None = None) -> "Future[_T]":

@@ -50,10 +50,10 @@ class Reviewing:
         for image_hash in changed:
             self._agreed.pop(image_hash, None)
             self._disputed.discard(image_hash)
-            given, stands = self._answers.said_of(image_hash)
-            if stands is not None:
-                self._agreed[image_hash] = stands
-            elif given:
+            answers, agreed = self._answers.said_of(image_hash)
+            if agreed is not None:
+                self._agreed[image_hash] = agreed
+            elif answers:
                 self._disputed.add(image_hash)
 
     def summary(self) -> dict[str, Any]:
@@ -79,8 +79,8 @@ class Reviewing:
         kinds = ["own"] if self._answers.has_by(image_hash, self.reviewer) else []
         if image_hash in self._disputed:
             return [*kinds, "disputed"]
-        stands = self._agreed.get(image_hash)
-        return kinds if stands is None else [*kinds, "answered" if stands.excluded is None else "excluded"]
+        agreed = self._agreed.get(image_hash)
+        return kinds if agreed is None else [*kinds, "answered" if agreed.excluded is None else "excluded"]
 
     @property
     def counts_something(self) -> bool:
@@ -89,9 +89,9 @@ class Reviewing:
 
     def of(self, image_hash: str) -> tuple[dict[str, str] | None, bool]:
         """The answer to show for an image, preferably this reviewer's own, and whether reviewers disagree."""
-        given = self._given(image_hash)
-        own = [answer for answer in given if answer.reviewer == self.reviewer] or given
-        return (_as_json(own[0]) if own else None), image_hash in self._disputed
+        answers = self._given(image_hash)
+        preferred = [answer for answer in answers if answer.reviewer == self.reviewer] or answers
+        return (_as_json(preferred[0]) if preferred else None), image_hash in self._disputed
 
     def all_of(self, image_hash: str) -> list[dict[str, str]]:
         """The answer of each reviewer."""
@@ -100,8 +100,8 @@ class Reviewing:
     def rows(self, which: str) -> NDArray[np.int64]:
         """The rows that are answered (`yes`, which includes disputed ones) or `disputed`, in increasing order."""
         with self._lock:
-            wanted = [*(self._agreed if which == "yes" else ()), *self._disputed]
-        return self._rows_of(wanted)
+            hashes = [*(self._agreed if which == "yes" else ()), *self._disputed]
+        return self._rows_of(hashes)
 
     def rows_done(self, queue: str | None) -> NDArray[np.int64]:
         """The rows that need no further answer, in general or in a queue. Raises UsageError if there is no such queue."""
@@ -112,13 +112,13 @@ class Reviewing:
 
     def queue_summaries(self) -> list[dict[str, Any]]:
         """The queues of the corpus that have images of the view, with their numbers of such images and of those left."""
-        found = []
+        summaries = []
         for queue in queues(self._store, self.corpus):
             picks = self._picks(queue)
-            here = self._of_view(picks)
-            left = sum(not self._is_done(hashed, picks[hashed]) for hashed in here)
-            found.append({"name": queue.name, "images": left, "of": len(here)})
-        return [queue for queue in found if queue["of"]]
+            hashes = self._of_view(picks)
+            remaining = sum(not self._is_done(hashed, picks[hashed]) for hashed in hashes)
+            summaries.append({"name": queue.name, "images": remaining, "of": len(hashes)})
+        return [queue for queue in summaries if queue["of"]]
 
     def queue_rows(self, name: str) -> NDArray[np.int64]:
         """The rows of a queue in its order, each image once. Raises UsageError if there is no such queue."""
@@ -132,10 +132,10 @@ class Reviewing:
         return {"by": pick[0], "score": pick[1]} if pick else None
 
     def _pick_of(self, image_hash: str) -> "_Pick | None":
-        found = [self._picks(queue)[image_hash] for queue in queues(self._store, self.corpus) if image_hash in self._picks(queue)]
-        drawn = [pick for pick in found if pick[0] == RANDOM]
+        picks = [self._picks(queue)[image_hash] for queue in queues(self._store, self.corpus) if image_hash in self._picks(queue)]
+        drawn = [pick for pick in picks if pick[0] == RANDOM]
         drawn.sort(key=lambda pick: (self._is_done(image_hash, pick), -draw_rank(pick[2])))
-        return next(iter([*drawn, *found]), None)
+        return next(iter([*drawn, *picks]), None)
 
     def _is_done(self, image_hash: str, pick: _Pick) -> bool:
         """Whether the queue with this pick need not ask about an image.
@@ -159,8 +159,8 @@ class Reviewing:
         """The digest of a version's pool, or None if it is not known."""
         if ref not in self._pools:
             versions = self._store.versions((ref or "").partition("@")[0]) if ref else []
-            found = [one.manifest.request.inputs.pool for one in versions if one.ref == ref and one.is_readable]
-            self._pools[ref] = found[0].digest if found and found[0] else None
+            pools = [version.manifest.request.inputs.pool for version in versions if version.ref == ref and version.is_readable]
+            self._pools[ref] = pools[0].digest if pools and pools[0] else None
         return self._pools[ref]
 
     def _picks(self, queue: Queue) -> "dict[str, _Pick]":
@@ -179,27 +179,27 @@ class Reviewing:
         """Write an answer; it is on disk when this returns."""
         if not image_hash:
             raise UsageError(f"{key}: this image has no hash, which identifies answers")
-        by, _, picked_from = self._pick_of(image_hash) or (None, None, None)
-        seen_in = (picked_from if by == RANDOM else None) or self._seen_in
+        picked_by, _, picked_from = self._pick_of(image_hash) or (None, None, None)
+        seen_in = (picked_from if picked_by == RANDOM else None) or self._seen_in
         with self._lock:
-            said: dict[str, Any] = {"class_name": class_name, "excluded": excluded, "undo": undo}
-            self._log.append(image_hash, key, **said, picked_by=by, seen_in=seen_in)
+            answer: dict[str, Any] = {"class_name": class_name, "excluded": excluded, "undo": undo}
+            self._log.append(image_hash, key, **answer, picked_by=picked_by, seen_in=seen_in)
         self.refresh()
 
     def _of_view(self, hashes: Iterable[str]) -> list[str]:
         """The hashes of images in the view; all of them as long as this is not known, since computing it takes long for many images."""
-        wanted = list(hashes)
+        image_hashes = list(hashes)
         if not self._view.knows_hashes:
-            return wanted
-        self._rows_of(wanted)
-        return [hashed for hashed in wanted if self._rows[hashed]]
+            return image_hashes
+        self._rows_of(image_hashes)
+        return [hashed for hashed in image_hashes if self._rows[hashed]]
 
     def _rows_of(self, hashes: Iterable[str]) -> NDArray[np.int64]:
-        wanted = list(hashes)
-        new = [hashed for hashed in wanted if hashed not in self._rows]
-        found = self._view.rows_of(new)
-        self._rows |= {hashed: found.get(hashed, []) for hashed in new}
-        return np.array(sorted({row for hashed in wanted for row in self._rows[hashed]}), np.int64)
+        image_hashes = list(hashes)
+        new = [hashed for hashed in image_hashes if hashed not in self._rows]
+        new_rows = self._view.rows_of(new)
+        self._rows |= {hashed: new_rows.get(hashed, []) for hashed in new}
+        return np.array(sorted({row for hashed in image_hashes for row in self._rows[hashed]}), np.int64)
 
 
 def _as_json(answer: Answer) -> dict[str, str]:

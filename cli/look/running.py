@@ -20,8 +20,8 @@ def show(contents: Contents, host: str, port: int | None, opens_browser: bool, f
     guard = Guard(host)
     listening = listen(host, port)
     number = listening.getsockname()[1]
-    named = "127.0.0.1" if host in (*_LOCAL, "0.0.0.0", "::") else f"[{host}]" if ":" in host else host
-    address = f"http://{named}:{number}/?token={guard.token}{fragment}"
+    url_host = "127.0.0.1" if host in (*_LOCAL, "0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+    address = f"http://{url_host}:{number}/?token={guard.token}{fragment}"
 
     def announce() -> None:
         print(address, flush=True)

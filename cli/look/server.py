@@ -74,10 +74,10 @@ def make_app(contents: Contents, guard: Guard) -> ASGIApp:
             if len(body) > _MOST_BYTES_OF_AN_ANSWER:
                 raise HTTPException(400, "an answer is a short line of JSON")
         try:
-            given = json.loads(body)
+            payload = json.loads(body)
         except (ValueError, RecursionError):
             raise HTTPException(400, "expected JSON") from None
-        return JSONResponse(await run_in_threadpool(contents.answer, given))
+        return JSONResponse(await run_in_threadpool(contents.answer, payload))
 
     routes = [
         Route("/", page),
@@ -114,16 +114,16 @@ DEFAULT_PORT = 8765
 def listen(host: str, port: int | None) -> socket.socket:
     """A listening socket; without a port, on the default port or, if that is taken, any free one. Raises UsageError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    for wanted in (DEFAULT_PORT, 0) if port is None else (port,):
+    for candidate in (DEFAULT_PORT, 0) if port is None else (port,):
         listening = socket.socket(family, socket.SOCK_STREAM)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listening.bind((host, wanted))
+            listening.bind((host, candidate))
             listening.listen(128)
             return listening
         except OSError as error:
             listening.close()
-            if port is None and wanted and error.errno == errno.EADDRINUSE:
+            if port is None and candidate and error.errno == errno.EADDRINUSE:
                 continue
             if error.errno == errno.EADDRINUSE:
                 raise UsageError(f"`port` {port} is in use; choose another, or omit it for a free one") from None
@@ -152,11 +152,11 @@ def _stopping(server: uvicorn.Server) -> Iterator[None]:
         server.force_exit = server.should_exit
         server.should_exit = True
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 

@@ -31,10 +31,10 @@ class Thumbnails:
             if place in self._made:
                 self._made.move_to_end(place)
                 return self._made[place]
-        made = as_jpeg(read(), side_px)
+        jpeg = as_jpeg(read(), side_px)
         if name:
-            self._keep(place, made)
-        return made
+            self._keep(place, jpeg)
+        return jpeg
 
     def _keep(self, place: tuple[str, int], made: bytes) -> None:
         with self._lock:
