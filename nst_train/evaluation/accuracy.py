@@ -45,13 +45,13 @@ class Accuracy:
             else part.trial(self.name, self.name, self.source, candidate.classifier)
         )
         outcomes = effort.observe(candidate, trial)[0]
-        lost = lost_classes(trial.labels, trial.class_names, np.flatnonzero(~is_read(outcomes)))
+        not_read = lost_classes(trial.labels, trial.class_names, np.flatnonzero(~is_read(outcomes)))
         result = {
             **metrics.summary(outcomes, len(trial.class_names)),
             "reliability": metrics.reliability(outcomes),
             "classes": metrics.by_class(outcomes, trial.class_names),
             "confusions": metrics.confusions(outcomes, trial.class_names),
-            **({"classes_not_read": lost} if lost else {}),
+            **({"classes_not_read": not_read} if not_read else {}),
             **part.marks(self.name, candidate.classifier),
         }
         return Measured(result, {"top1": right_by_image(outcomes)})

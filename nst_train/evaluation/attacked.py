@@ -37,11 +37,11 @@ class Attacks:
         conditions = [Condition(), *map(self._condition, self.settings.epsilon)]
         trial = Trial.of(f"{self.name} on {candidate.ref}", self.source, candidate.classifier)
         outcomes = effort.observe(candidate, trial, *conditions)
-        right = [right_by_image(one) for one in outcomes]
-        points = [{"epsilon": epsilon, "top1": float(np.nanmean(one))} for epsilon, one in zip(levels, right, strict=True)]
+        right = [right_by_image(values) for values in outcomes]
+        points = [{"epsilon": epsilon, "top1": float(np.nanmean(values))} for epsilon, values in zip(levels, right, strict=True)]
         read = int(is_read(outcomes[0]).sum())
         about = {"settings": self.settings.of_suite(self.name), "images": read, "errors": outcomes.shape[1] - read}
-        by_image = {f"top1 at {255 * epsilon:g}/255": one for epsilon, one in zip(levels[1:], right[1:], strict=True)}
+        by_image = {f"top1 at {255 * epsilon:g}/255": values for epsilon, values in zip(levels[1:], right[1:], strict=True)}
         return Measured({"top1": points[-1]["top1"], "by_epsilon": points, **about}, by_image)
 
     def _condition(self, epsilon: float) -> Condition:

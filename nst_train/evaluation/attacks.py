@@ -57,9 +57,9 @@ def normalization_of(preprocessing: Preprocessing) -> tuple[Float[Tensor, " chan
     black, gray, white = probes[:, :, probes.shape[2] // 2, probes.shape[3] // 2]
     slope = white - black
     if not torch.allclose(black + slope * (51 / 255), gray, atol=_LINEAR_WITHIN) or not slope.all():
-        found = ", ".join(f"{value:.4g}" for value in (black[0], gray[0], white[0]))
+        outputs = ", ".join(f"{value:.4g}" for value in (black[0], gray[0], white[0]))
         raise NstError(
-            f"attacks: expected a preprocessing that subtracts a mean and divides, found one that makes {found} of levels 0, 51, 255"
+            f"attacks: expected a preprocessing that subtracts a mean and divides, found one that makes {outputs} of levels 0, 51, 255"
         )
     return (-black / slope).float(), (1 / slope).float()
 

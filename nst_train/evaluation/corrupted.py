@@ -46,11 +46,11 @@ class Corruptions:
             errors = self._right(self.reference, effort)
             reference = {name: 1 - float(np.nanmean(values)) for name, values in errors.items()}
             if flawless := [name for name, error in reference.items() if error == 0]:
-                found = of_corruptions(self._right(candidate, effort), None, None)
-                found.result["mce_missing"] = (
+                measured = of_corruptions(self._right(candidate, effort), None, None)
+                measured.result["mce_missing"] = (
                     f"{self.reference.ref} makes no error under {', '.join(flawless)} to which one could be relative"
                 )
-                return found
+                return measured
         return of_corruptions(self._right(candidate, effort), reference, self.reference.ref if self.reference else None)
 
     def _right(self, candidate: Candidate, effort: Effort) -> dict[str, list[NDArray[np.float64]]]:

@@ -109,8 +109,8 @@ def measure_all(
         for suite in suites:
             measured[suite.name][str(model)] = suite.measure(candidate, effort)
     for suite in suites if record is not None else []:
-        for name, one in measured[suite.name].items():
-            keep(store.open(name, "teacher"), suite, recorded_name(str(record), suite.name), one.result)
+        for name, measurement in measured[suite.name].items():
+            keep(store.open(name, "teacher"), suite, recorded_name(str(record), suite.name), measurement.result)
     return measured
 
 
@@ -131,11 +131,11 @@ def _check_recordable(store: Store, models: Sequence[TeacherName], name: str, su
 
 def by_model(measured: Mapping[str, Mapping[str, Measured]]) -> dict[str, dict[str, Any]]:
     """For each model the metrics of `clean`, and next to them those of each other suite under its name."""
-    found: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     for suite, models in measured.items():
-        for model, one in models.items():
-            found.setdefault(model, {}).update(one.result if suite == CLEAN else {suite: one.result})
-    return found
+        for model, measurement in models.items():
+            results.setdefault(model, {}).update(measurement.result if suite == CLEAN else {suite: measurement.result})
+    return results
 
 
 def score(
@@ -147,13 +147,13 @@ def score(
     threads: int | None = None,
 ) -> Score:
     """Score a teacher on some rows of a source, whose class i is the teacher's class columns[i]."""
-    known, found = labels_in(source), [np.empty(0, OUTCOME)]
+    truth, outcomes = labels_in(source), [np.empty(0, OUTCOME)]
     batches = batches_of(source, computation.batch_size, rows)
     for batch, prediction in predict(teacher, computation, batches, hashes=False, threads=threads):
         readable = prediction.images.readable
-        labels = columns[known[np.array([batch.rows[position].id for position in readable], dtype=np.int64)]]
-        found.append(outcomes_of(prediction.log_probs, torch.from_numpy(labels), readable, len(batch.rows)))
-    return Score.of(np.concatenate(found))
+        labels = columns[truth[np.array([batch.rows[position].id for position in readable], dtype=np.int64)]]
+        outcomes.append(outcomes_of(prediction.log_probs, torch.from_numpy(labels), readable, len(batch.rows)))
+    return Score.of(np.concatenate(outcomes))
 
 
 def kept_outcomes(store: Store) -> Path:
@@ -180,12 +180,12 @@ def measure(
     A labeled source stands for the suite `clean` on it.
     """
     suite = Accuracy(CLEAN, data) if isinstance(data, Source) else data
-    known = recorded(teacher, name)
-    kind = "modified" if known and "modified" in known else "stamp"  # as recorded by earlier versions of nst
+    previous = recorded(teacher, name)
+    kind = "modified" if previous and "modified" in previous else "stamp"  # as recorded by earlier versions of nst
     stamp = _stamp(suite, kind)
     this_process().wait_for_everyone()  # all look before one writes: otherwise one might wait for a process that has already returned
-    if known and known["fingerprint"] == suite.identity and known.get(kind, stamp) == stamp:
-        return known
+    if previous and previous["fingerprint"] == suite.identity and previous.get(kind, stamp) == stamp:
+        return previous
     effort = Effort(kept_outcomes(store), run or ReadSettings(), progress or Progress())
     return keep(teacher, suite, name, suite.measure(load_candidate(teacher.ref, store), effort).result, progress)
 
@@ -218,13 +218,13 @@ def keep(teacher: Version, suite: Suite, name: str, result: dict[str, Any], prog
             metrics, times = Metrics.read(teacher.folder), {"stamp": stamp} if stamp else {}
             source = getattr(suite, "source", None)
             part = source.lineage.part if isinstance(source, Source) else None
-            about = {"source": suite.location + (f" ({part})" if part else ""), "fingerprint": suite.identity}
-            metrics.root[name] = Result.model_validate(kind | shown | about | times)
+            origin = {"source": suite.location + (f" ({part})" if part else ""), "fingerprint": suite.identity}
+            metrics.root[name] = Result.model_validate(kind | shown | origin | times)
             metrics.write(teacher.folder)
             write_plots(teacher.folder, suite.name, {teacher.ref: result}, name)
-            own = cards.write_model_card(Described.of(teacher))
+            card = cards.write_model_card(Described.of(teacher))
             teacher.changed_beside(*(path.name for path in teacher.place.iterdir() if _is_written(path)))
-        if own.problem and progress:
-            progress.say(f"{teacher.folder / 'README.md'}: {own.problem}")
+        if card.problem and progress:
+            progress.say(f"{teacher.folder / 'README.md'}: {card.problem}")
     state.wait_for_everyone()
     return recorded(teacher, name)

@@ -20,20 +20,20 @@ def columns_of(class_names: Sequence[str], wnids: Sequence[str], what: str) -> N
     Its class names are WordNet ids, or ImageNet's own names, as in transformers models (`nst_data.sources.imagenet_names`). Raises NstError
     for a classifier that lacks one of these classes.
     """
-    where = _places(class_names)
-    if missing := [wnid for wnid in wnids if wnid not in where]:
+    places = _places(class_names)
+    if missing := [wnid for wnid in wnids if wnid not in places]:
         shown, lacking = (", ".join(names[:3]) + (", ..." if names[3:] else "") for names in (class_names, missing))
         raise NstError(
             f"{what}: expected a classifier of ImageNet's classes, by WordNet ids or ImageNet's names, "
             f"found {len(class_names)} ({shown}) without {len(missing)} of the {len(wnids)} ({lacking})"
         )
-    return np.array([where[wnid] for wnid in wnids], dtype=np.int64)
+    return np.array([places[wnid] for wnid in wnids], dtype=np.int64)
 
 
 def known_wnids(class_names: Sequence[str], wnids: Sequence[str]) -> list[str]:
     """Those of ImageNet's classes in `wnids` that a classifier has, matched as in `columns_of`."""
-    where = _places(class_names)
-    return [wnid for wnid in wnids if wnid in where]
+    places = _places(class_names)
+    return [wnid for wnid in wnids if wnid in places]
 
 
 def _places(class_names: Sequence[str]) -> dict[str, int]:

@@ -76,8 +76,8 @@ def flips(predicted: NDArray[np.integer], noise: bool) -> NDArray[np.float64]:
 
     `predicted` has shape (sequences, frames). With `noise`, each frame is compared with the first (section 4.3; ImageNet-P/test.py).
     """
-    before = predicted[:, :1] if noise else predicted[:, :-1]
-    shares: NDArray[np.float64] = (predicted[:, 1:] != before).mean(axis=1)
+    reference = predicted[:, :1] if noise else predicted[:, :-1]
+    shares: NDArray[np.float64] = (predicted[:, 1:] != reference).mean(axis=1)
     return shares
 
 
@@ -99,9 +99,11 @@ def open_classes(suite: str, folder: Path, partly: bool) -> Source:
             + ("" if partly else _WAY_OUT)
         )
     source = _of_classes(suite, str(folder.absolute()), set(wnids)) if partly else _whole(suite, folder)
-    found = source.class_names or []
-    if not partly and (missing := [wnid for wnid in wnids if wnid not in set(found)]):
-        raise NstError(f"{folder}: expected the {len(wnids)} classes of {suite}, found {len(found)}; missing: {_shown(missing)}{_WAY_OUT}")
+    class_names = source.class_names or []
+    if not partly and (missing := [wnid for wnid in wnids if wnid not in set(class_names)]):
+        raise NstError(
+            f"{folder}: expected the {len(wnids)} classes of {suite}, found {len(class_names)}; missing: {_shown(missing)}{_WAY_OUT}"
+        )
     return source
 
 
@@ -128,12 +130,12 @@ def known_to(classifier: Classifier, suite: str, source: Source) -> tuple[Source
 
     Raises NstError if it has none of the classes that have images.
     """
-    wnids, there = classes_of_suite(suite), set(source.class_names or [])
+    wnids, present = classes_of_suite(suite), set(source.class_names or [])
     known = set(known_wnids(classifier.class_names, wnids))
-    if not known & there:
+    if not known & present:
         columns_of(classifier.class_names, wnids, suite)
     lacking = [wnid for wnid in wnids if wnid not in known]
-    return (source if there <= known else _of_classes(suite, source.location, known & there)), lacking
+    return (source if present <= known else _of_classes(suite, source.location, known & present)), lacking
 
 
 def trial_of(suite: str, name: str, source: Source, classifier: Classifier, lacking: Container[str] = ()) -> Trial:
@@ -143,8 +145,8 @@ def trial_of(suite: str, name: str, source: Source, classifier: Classifier, lack
     """
     wnids = [wnid for wnid in classes_of_suite(suite) if wnid not in lacking]
     columns = columns_of(classifier.class_names, wnids, suite)
-    where = {wnid: place for place, wnid in enumerate(wnids)}
-    labels = np.array([where[one] for one in source.class_names or []], dtype=np.int64)[labels_in(source)]
+    places = {wnid: place for place, wnid in enumerate(wnids)}
+    labels = np.array([places[class_name] for class_name in source.class_names or []], dtype=np.int64)[labels_in(source)]
     all_in_order = len(columns) == len(classifier.class_names) and bool((columns == range(len(columns))).all())
     are_cut = suite in (IMAGENET_C, IMAGENET_P)  # published as crops of 224 px
     return Trial(name, source, wnids, labels, None if all_in_order else columns, are_cut)
@@ -164,17 +166,17 @@ def corrupted_places(folder: Path, partly: bool) -> list[Place]:
 
     Raises NstError that names what is missing; with `partly`, corruptions with a missing severity are left out.
     """
-    wanted = {name: [(severity, _below(folder, name) / str(severity)) for severity in SEVERITIES] for name in ALEXNET_ERROR}
-    missing = {name: [f"{name}/{severity}" for severity, path in places if not _is_filled(path)] for name, places in wanted.items()}
+    expected = {name: [(severity, _below(folder, name) / str(severity)) for severity in SEVERITIES] for name in ALEXNET_ERROR}
+    missing = {name: [f"{name}/{severity}" for severity, path in places if not _is_filled(path)] for name, places in expected.items()}
     names = _there(folder, missing, partly, "15 corruptions with severities 1 to 5")
-    return [Place(name, severity, path) for name in names for severity, path in wanted[name]]
+    return [Place(name, severity, path) for name in names for severity, path in expected[name]]
 
 
 def perturbed_places(folder: Path, partly: bool) -> list[Place]:
     """The folders PERTURBATION of ImageNet-P, in the paper's order. Raises NstError that names what is missing."""
-    wanted = {name: _below(folder, name) for name in ALEXNET_FLIPS}
-    missing = {name: [] if _is_filled(path) else [name] for name, path in wanted.items()}
-    return [Place(name, None, wanted[name]) for name in _there(folder, missing, partly, "10 perturbations")]
+    expected = {name: _below(folder, name) for name in ALEXNET_FLIPS}
+    missing = {name: [] if _is_filled(path) else [name] for name, path in expected.items()}
+    return [Place(name, None, expected[name]) for name in _there(folder, missing, partly, "10 perturbations")]
 
 
 def _is_filled(folder: Path) -> bool:
@@ -183,11 +185,11 @@ def _is_filled(folder: Path) -> bool:
 
 
 def _there(folder: Path, missing: Mapping[str, Sequence[str]], partly: bool, expected: str) -> list[str]:
-    lacking = [one for places in missing.values() for one in places]
-    there = [name for name, places in missing.items() if not places]
-    if lacking and (not partly or not there):
-        raise NstError(f"{folder}: expected the folders of {expected}, missing: {_shown(lacking)}{_WAY_OUT if there else ''}")
-    return there
+    lacking = [place for places in missing.values() for place in places]
+    complete = [name for name, places in missing.items() if not places]
+    if lacking and (not partly or not complete):
+        raise NstError(f"{folder}: expected the folders of {expected}, missing: {_shown(lacking)}{_WAY_OUT if complete else ''}")
+    return complete
 
 
 def _below(folder: Path, name: str) -> Path:

@@ -28,13 +28,13 @@ class Effort:
 
     def observe(self, candidate: Candidate, trial: Trial, *conditions: Condition) -> Outcomes:
         """Run `trials.observe`. Raises NstError if no image can be read, or if more are unreadable than the run settings allow."""
-        found = observe(candidate, trial, conditions, self.kept, self.run, self.progress)
-        lost = np.flatnonzero(~is_read(found).any(axis=0))
+        outcomes = observe(candidate, trial, conditions, self.kept, self.run, self.progress)
+        lost = np.flatnonzero(~is_read(outcomes).any(axis=0))
         first = _why_lost(trial.source, int(lost[0])) if len(lost) else ""
         check_readable(trial.source.location, len(trial.source), len(lost), self.run.max_unreadable, first)
         if classes := lost_classes(trial.labels, trial.class_names, lost):
             self.progress.say(f"{trial.source.location}: {phrase(classes)}")
-        return found
+        return outcomes
 
 
 def _why_lost(source: Source, row: int) -> str:

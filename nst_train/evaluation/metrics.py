@@ -64,11 +64,11 @@ def reliability(outcomes: Outcomes, bins: int = quality.ECE_BINS) -> list[dict[s
 
     The last two are None for a bin without images.
     """
-    found = {row["bin"]: row for row in _by_bin(outcomes[is_read(outcomes)], bins).iter_rows(named=True)}
+    by_bin = {row["bin"]: row for row in _by_bin(outcomes[is_read(outcomes)], bins).iter_rows(named=True)}
     rows = []
     for number in range(bins):
         low, high = bounds(number, bins)
-        row = found.get(number)
+        row = by_bin.get(number)
         means = {
             name: row[column] / row["images"] if row else None for name, column in (("accuracy", "correct"), ("confidence", "confidence"))
         }
@@ -82,8 +82,8 @@ def by_class(outcomes: Outcomes, class_names: Sequence[str]) -> dict[str, dict[s
     images = np.bincount(read["label"], minlength=len(class_names))
     right = np.bincount(read["label"][is_right(read)], minlength=len(class_names))
     return {
-        class_names[one]: {"images": int(images[one]), "top1": int(right[one]) / int(images[one])}
-        for one in np.flatnonzero(images).tolist()
+        class_names[label]: {"images": int(images[label]), "top1": int(right[label]) / int(images[label])}
+        for label in np.flatnonzero(images).tolist()
     }
 
 

@@ -42,14 +42,14 @@ def outcomes_of(
     top = log_probs.max(dim=1)
     nll = -log_probs.gather(1, labels[:, None]).squeeze(1)
     check_answers(log_probs)
-    found = np.zeros(images or len(labels), OUTCOME)
-    found["label"] = UNREADABLE
+    outcomes = np.zeros(images or len(labels), OUTCOME)
+    outcomes["label"] = UNREADABLE
     places = slice(None) if readable is None else readable
     ranked = log_probs.topk(min(5, log_probs.shape[1]), dim=1).indices == labels[:, None]
     columns = {"label": labels, "predicted": top.indices, "confidence": top.values.exp(), "nll": nll, "top5": ranked.any(dim=1)}
     for name, values in columns.items():
-        found[name][places] = values.numpy()
-    return found
+        outcomes[name][places] = values.numpy()
+    return outcomes
 
 
 def check_answers(log_probs: Float[Tensor, "images classes"]) -> None:
@@ -110,13 +110,13 @@ class Keeping:
         state.wait_for_everyone()  # all look before one writes, so that they divide the same chunks
         if not agreed_text("kept" if is_writable(self._folder) else ""):  # each process then computes all missing chunks
             with under_way(sum(map(len, missing))) if missing else nullcontext():
-                made = {rows: work(rows) for rows in missing}
-            return np.concatenate([made[rows] if rows in made else self._read(rows, conditions) for rows in parts], axis=1)
-        first, last = (len(missing) * (state.process_index + one) // state.num_processes for one in (0, 1))
-        own = missing[first:last]  # consecutive, so that `work` can continue reading where it stopped
-        if own:
-            with under_way(sum(map(len, own))):
-                for rows in own:
+                computed = {rows: work(rows) for rows in missing}
+            return np.concatenate([computed[rows] if rows in computed else self._read(rows, conditions) for rows in parts], axis=1)
+        first, last = (len(missing) * (state.process_index + offset) // state.num_processes for offset in (0, 1))
+        share = missing[first:last]  # consecutive, so that `work` can continue reading where it stopped
+        if share:
+            with under_way(sum(map(len, share))):
+                for rows in share:
                     self._write(rows, work(rows))
         state.wait_for_everyone()
         whole = np.empty((conditions, images), OUTCOME)
@@ -141,9 +141,9 @@ class Keeping:
         path = self._path(rows)
         problem = f"{path}: expected outcomes of {len(rows)} images, found {{}}; delete it and run the same command again"
         try:
-            found: Outcomes = np.load(path, allow_pickle=False)
+            outcomes: Outcomes = np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise NstError(problem.format(first_line(error))) from None
-        if found.dtype != OUTCOME or found.shape != (conditions, len(rows)):
-            raise NstError(problem.format(f"shape {found.shape}"))
-        return found
+        if outcomes.dtype != OUTCOME or outcomes.shape != (conditions, len(rows)):
+            raise NstError(problem.format(f"shape {outcomes.shape}"))
+        return outcomes

@@ -37,12 +37,12 @@ class Part:
         """What was left out, as JSON values under `partial`; empty if all of the suite was measured."""
         wnids = classes_of_suite(suite)
         known = set(known_wnids(classifier.class_names, wnids)) if self.partly else set(wnids)
-        found = {
+        left_out = {
             "missing": list(self.missing),
             "missing_classes": list(self.missing_classes),
             "unknown_folders": list(self.unknown_folders),
             "classes_the_model_lacks": [wnid for wnid in wnids if wnid not in known],
             "lost_sequences": lost_sequences,
         }
-        found = {name: value for name, value in found.items() if value}
-        return {"partial": found} if found else {}
+        left_out = {name: value for name, value in left_out.items() if value}
+        return {"partial": left_out} if left_out else {}

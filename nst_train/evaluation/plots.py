@@ -62,10 +62,10 @@ def _corruptions(results: Results) -> tuple["Figure", str]:
     names = list(next(iter(results.values()))["error"])
     for place, (color, (model, result)) in enumerate(zip(_cycle(len(results)), results.items(), strict=True)):
         errors = list(result["error"].values())
-        by_severity = [100 * (1 - sum(one[severity] for one in errors) / len(errors)) for severity in range(5)]
+        by_severity = [100 * (1 - sum(values[severity] for values in errors) / len(errors)) for severity in range(5)]
         left.plot(range(1, 6), by_severity, color=color, marker="o", label=_text(model))
         width = 0.8 / len(results)
-        means = [100 * (1 - sum(one) / len(one)) for one in errors]
+        means = [100 * (1 - sum(values) / len(values)) for values in errors]
         right.bar([index + (place + 0.5) * width - 0.4 for index in range(len(means))], means, width, color=color)
     left.set_xticks(range(1, 6))
     left.set_xlabel(f"severity, mean over {len(names)} corruptions")

@@ -43,9 +43,9 @@ class PublishedCorruptions(_PublishedFolders):
             trial = part.trial(self.name, f"{place.name} {place.severity}", source, candidate.classifier)
             shown.append(trial.source)
             right.setdefault(place.name, []).append(right_by_image(effort.observe(candidate, trial)[0]))
-        found = of_corruptions(right, ALEXNET_ERROR, "AlexNet", _are_same_images(shown))
-        found.result.update(part.marks(self.name, candidate.classifier))
-        return found
+        measured = of_corruptions(right, ALEXNET_ERROR, "AlexNet", _are_same_images(shown))
+        measured.result.update(part.marks(self.name, candidate.classifier))
+        return measured
 
 
 class PublishedPerturbations(_PublishedFolders):
@@ -74,13 +74,13 @@ class PublishedPerturbations(_PublishedFolders):
                 raise NstError(f"{place.folder}: none of its {len(shares):,} sequences can be read whole; unpack {place.name} again")
             by_sequence[place.name] = np.where(whole, shares, np.nan)
             frames[place.name] = outcomes.shape[1]
-        found = {name: float(np.nanmean(shares)) for name, shares in by_sequence.items()}
-        rates = {name: share / ALEXNET_FLIPS[name] for name, share in found.items()}
+        probabilities = {name: float(np.nanmean(shares)) for name, shares in by_sequence.items()}
+        rates = {name: share / ALEXNET_FLIPS[name] for name, share in probabilities.items()}
         lost = sum(int(np.isnan(shares).sum()) for shares in by_sequence.values())
         result = {
             "mfr": mean_of(rates),
             "fr": rates,
-            "flips": found,
+            "flips": probabilities,
             "top1": float(np.nanmean(np.concatenate(right))),
             "frames": frames,
             "sequences": sum(map(len, by_sequence.values())) - lost,
@@ -88,11 +88,11 @@ class PublishedPerturbations(_PublishedFolders):
             "errors": lost,
             **part.marks(self.name, candidate.classifier, lost),
         }
-        paired = all(one == names[0] for one in names)
+        paired = all(of_source == names[0] for of_source in names)
         weighted = [shares / ALEXNET_FLIPS[name] for name, shares in by_sequence.items()]
         return Measured(result, {"mfr": np.mean(weighted, axis=0)} if paired else {})
 
 
 def _are_same_images(sources: list[Source]) -> bool:
     names = [source.listing()["name"] for source in sources]
-    return all(one.equals(names[0]) for one in names)
+    return all(of_source.equals(names[0]) for of_source in names)

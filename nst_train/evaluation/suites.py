@@ -41,7 +41,7 @@ def open_suite(name: str, data: Path | Source, settings: EvaluateSettings, refer
         return Accuracy(name, source, Part.of(name, [(Place(name, None, data), source)], []) if partly else None)
     places = corrupted_places(data, partly) if name == IMAGENET_C else perturbed_places(data, partly)
     sources = [(place, open_classes(name, place.folder, partly)) for place in places]
-    there = {place.name for place in places}
-    missing = [one for one in (ALEXNET_ERROR if name == IMAGENET_C else ALEXNET_FLIPS) if one not in there]
+    present = {place.name for place in places}
+    missing = [expected for expected in (ALEXNET_ERROR if name == IMAGENET_C else ALEXNET_FLIPS) if expected not in present]
     part = Part.of(name, sources, missing) if partly else None
     return (PublishedCorruptions if name == IMAGENET_C else PublishedPerturbations)(name, str(data.absolute()), sources, part)

@@ -136,21 +136,21 @@ class _Observation:
 
     def __call__(self, rows: range) -> Outcomes:
         """Outcomes of these rows under each condition, shape (conditions, rows)."""
-        found = np.zeros((max(1, len(self._conditions)), len(rows)), OUTCOME)
+        result = np.zeros((max(1, len(self._conditions)), len(rows)), OUTCOME)
         for first, condition, outcomes in self._under_conditions(rows) if self._conditions else self._as_they_are(rows):
             start = first - rows.start
-            found[condition, start : start + len(outcomes)] = outcomes
+            result[condition, start : start + len(outcomes)] = outcomes
             assert self._task is not None, "entered under_way"
             self._task.advance(len(outcomes))
-        return found
+        return result
 
     def _batches(self, rows: range) -> Iterator[PlainBatch]:
         """Yield batches of rows. Consecutive ranges share one pass over the source, so that each parquet row group is decoded once."""
         if rows.start != self._at:
             self._rows = self._trial.source.rows(range(rows.start, len(self._trial.source)))
         self._at = rows.stop
-        wanted = islice(self._rows, len(rows))
-        while batch := list(islice(wanted, self.computation.batch_size)):
+        chunk = islice(self._rows, len(rows))
+        while batch := list(islice(chunk, self.computation.batch_size)):
             yield PlainBatch(batch)
 
     def _as_they_are(self, rows: range) -> Iterator[tuple[int, int, Outcomes]]:
@@ -169,7 +169,7 @@ class _Observation:
         loaded = in_threads(self._load, self._batches(rows), max(1, threads // 8))  # decoding takes little time compared with what follows
         views = (_View(images, condition) for _, images in loaded for condition in range(len(self._conditions)))
         if self.computation.device == "cpu":
-            yield from (found for _, found in in_threads(lambda view: self._classified(view, self._shown(view)), views, threads))
+            yield from (outcomes for _, outcomes in in_threads(lambda view: self._classified(view, self._shown(view)), views, threads))
         else:
             yield from (self._classified(view, shown) for view, shown in in_threads(self._shown, views, threads))
 

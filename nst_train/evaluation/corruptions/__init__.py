@@ -58,8 +58,8 @@ def corrupt(pixels: NDArray[np.uint8], name: str, severity: int, seed: int) -> N
     piece of ice) differ between corruptions and are the same at all five severities, which differ only in strength. Raises UsageError for
     an unknown name or severity, and NstError for invalid pixels or an invalid seed.
     """
-    if name not in (known := CORRUPTIONS + EXTRA_CORRUPTIONS):
-        raise UsageError(f"corruption: expected one of {', '.join(known)}, found {name!r}")
+    if name not in (names := CORRUPTIONS + EXTRA_CORRUPTIONS):
+        raise UsageError(f"corruption: expected one of {', '.join(names)}, found {name!r}")
     if severity not in SEVERITIES:
         raise UsageError(f"severity of {name}: expected 1 to 5, found {severity!r}")
     _check(pixels, name)

@@ -59,8 +59,8 @@ def saturate(pixels: NDArray[np.uint8], random: Generator, factor: float, shift:
     value = levels.max(axis=2, keepdims=True)
     chroma = value - levels.min(axis=2, keepdims=True)
     saturation = np.divide(chroma, value, out=np.zeros_like(value), where=value > 0)
-    wanted = np.clip(saturation * np.float32(factor) + np.float32(shift), 0, 1)
+    scaled = np.clip(saturation * np.float32(factor) + np.float32(shift), 0, 1)
     below = np.divide(value - levels, chroma, out=np.zeros_like(levels), where=chroma > 0)  # 0 to 1 for each channel
     gray = np.array([0, 1, 1], dtype=np.float32)
-    saturated: Levels = value * (1 - wanted * np.where(chroma > 0, below, gray))
+    saturated: Levels = value * (1 - scaled * np.where(chroma > 0, below, gray))
     return saturated
