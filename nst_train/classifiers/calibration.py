@@ -104,14 +104,14 @@ def _chunks(
     images = max(1, _CHUNK_VALUES // log_probs.shape[1])
     for start in range(0, len(labels), images):
         rows = log_probs[start : start + images].detach().cpu().double()
-        at = labels[start : start + images].cpu().long()[:, None]
+        index = labels[start : start + images].cpu().long()[:, None]
         largest = rows.amax(dim=1, keepdim=True)
         if not largest.isfinite().all():
             raise NstError("a logit is NaN, or none is finite: the network's weights are damaged; retrain it")
         rows = rows - largest
-        of_label = rows.gather(1, at)
+        of_label = rows.gather(1, index)
         of_label = of_label.masked_fill(of_label.isneginf(), _SMALLEST)
-        yield rows.scatter(1, at, of_label), of_label.squeeze(1)
+        yield rows.scatter(1, index, of_label), of_label.squeeze(1)
 
 
 def _root(slope: Callable[[float], tuple[float, float]], low: float, high: float) -> float:

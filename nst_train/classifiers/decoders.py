@@ -60,7 +60,7 @@ def loaded(
 
         def load(batch: B) -> Images:
             images = load_images(batch.rows, teacher.preprocessings, batch_size, hashes, teacher.noise)
-            return replace(images, pixels=[one.pin_memory() if torch.cuda.is_available() else one for one in images.pixels])
+            return replace(images, pixels=[tensor.pin_memory() if torch.cuda.is_available() else tensor for tensor in images.pixels])
 
         yield from in_threads(load, batches, threads)
     else:
@@ -85,11 +85,11 @@ class Decoders:
 
     def __init__(self, teacher: Teacher, hashes: bool, count: int) -> None:
         probe = torch.zeros(3, 64, 64, dtype=torch.uint8)
-        self._alike = [one.prepare(probe) for one in teacher.preprocessings]
+        self._alike = [preprocessing.prepare(probe) for preprocessing in teacher.preprocessings]
         self._all: list[_Decoder] = []
         self._free: queue.SimpleQueue[_Decoder] = queue.SimpleQueue()
         load = partial(_load, preprocessings=teacher.preprocessings, hashes=hashes, noise=teacher.noise)
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # inherited by the children, for good
+        previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # inherited by the children, for good
         try:
             for _ in range(count):
                 self._start(load)
@@ -97,22 +97,23 @@ class Decoders:
             self.close()
             raise
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)
 
     def _start(self, load: "_Load") -> None:
         context = multiprocessing.get_context("fork")
-        here, there = context.Pipe()
+        connection, child_connection = context.Pipe()
         pixels = [_shared(_AT_ONCE, one) for one in self._alike]
-        ours = [here, *(one.connection for one in self._all)]  # closed in the child, which would not notice this process's end otherwise
-        process = context.Process(target=_decode, args=(there, ours, partial(load, into=pixels)), daemon=True)
+        # closed in the child, which would not notice this process's end otherwise
+        ours = [connection, *(one.connection for one in self._all)]
+        process = context.Process(target=_decode, args=(child_connection, ours, partial(load, into=pixels)), daemon=True)
         process.start()
-        there.close()
-        self._all.append(_Decoder(process, here, pixels))
+        child_connection.close()
+        self._all.append(_Decoder(process, connection, pixels))
         self._free.put(self._all[-1])
 
     def load(self, rows: Sequence[Row], batch_size: int) -> Images:
         """Like `load_images`, in pinned memory if there is a CUDA device. Raises NstError if a process died."""
-        pixels = [_pinned(batch_size, one) for one in self._alike]
+        pixels = [_pinned(batch_size, tensor) for tensor in self._alike]
         parts: list[Images] = []
         for start in range(0, len(rows), _AT_ONCE):
             read = [_read(row) for row in rows[start : start + _AT_ONCE]]
@@ -130,10 +131,10 @@ class Decoders:
 
     def close(self) -> None:
         """Kill the processes; threads waiting for one get an error."""
-        for one in self._all:
-            one.process.kill()
-        for one in self._all:
-            one.process.join()
+        for decoder in self._all:
+            decoder.process.kill()
+        for decoder in self._all:
+            decoder.process.join()
 
 
 _Load = Callable[..., Images]
@@ -149,8 +150,8 @@ def _load(rows: Sequence[Row], into: Sequence[Tensor], **settings: object) -> Im
 
 def _decode(connection: Connection, ours: Sequence[Connection], load: _Load) -> None:
     """Main loop of a decoding process: load the rows it receives until the other end is closed."""
-    for one in ours:
-        one.close()
+    for inherited in ours:
+        inherited.close()
     torch.set_num_threads(1)
     with suppress(EOFError, OSError):  # the parent is gone
         while True:
@@ -197,7 +198,7 @@ def _pinned(images: int, alike: Tensor) -> Tensor:
 def _joined(parts: Sequence[Images], pixels: list[Tensor]) -> Images:
     """Join the parts of a batch, with the pixels of the whole batch, or empty tensors if no image could be read."""
     readable = [first * _AT_ONCE + position for first, part in enumerate(parts) for position in part.readable]
-    reasons = [(first * _AT_ONCE + position, why) for first, part in enumerate(parts) for position, why in part.reasons]
-    hashes = [one for part in parts for one in part.hashes]
+    reasons = [(first * _AT_ONCE + position, reason) for first, part in enumerate(parts) for position, reason in part.reasons]
+    hashes = [image_hash for part in parts for image_hash in part.hashes]
     phashes = np.concatenate([part.phashes for part in parts]) if parts else np.empty(0, np.int64)
     return Images(readable, reasons, hashes, phashes, pixels if readable else [torch.empty(0) for _ in pixels])

@@ -78,7 +78,7 @@ def export_network(
     if to == "onnx":
         _check_installed()
     classifier, entry = load_classifier(teacher, store)
-    about = {
+    metadata = {
         "teacher": public_name(entry.ref),
         "digest": entry.digest,
         "weights_sha256": entry.weights_sha256,
@@ -86,16 +86,16 @@ def export_network(
         "preprocessing": classifier.preprocessing.described,
         "format": to,
     }
-    is_there = _is_there(target, about)
+    is_there = _is_there(target, metadata)
     pixels = _pixels(classifier)
-    what = "comparing what is there" if is_there else f"writing it as {to} and comparing that"
-    (progress or on_this_terminal()).say(f"{target}: {what} with {teacher}")
+    action = "comparing what is there" if is_there else f"writing it as {to} and comparing that"
+    (progress or on_this_terminal()).say(f"{target}: {action} with {teacher}")
     with _beside(target) as folder:
         fresh = folder / target.name
         if not is_there:
             try:
                 with _in_silence():
-                    writer(classifier, pixels[:2], fresh, about)
+                    writer(classifier, pixels[:2], fresh, metadata)
             except Exception as error:  # exporters' errors have no common base class
                 raise NstError(f"{teacher}: it cannot be written as {to}: {why_not_loaded(error)}") from None
         with _in_silence():
@@ -139,7 +139,7 @@ def _read_about(path: Path) -> object:
         import onnx
 
         properties = onnx.load(path, load_external_data=False).metadata_props
-        return {one.key: one.value if one.key in _AS_TEXT else json.loads(one.value) for one in properties}
+        return {entry.key: entry.value if entry.key in _AS_TEXT else json.loads(entry.value) for entry in properties}
     except Exception:  # not an export, but any other file
         return None
 
@@ -151,8 +151,8 @@ def _pixels(classifier: Classifier) -> Float[Tensor, "images 3 height width"]:
     """Seeded noise images, prepared by the classifier's preprocessing as photographs would be."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.randint(0, 256, (_IMAGES, 3, 12, 16), generator=generator, dtype=torch.uint8)
-    images = [one.repeat_interleave(20, 1).repeat_interleave(20, 2) for one in coarse]
-    return classifier.preprocessing.finish(torch.stack([classifier.preprocessing.prepare(one) for one in images]))
+    images = [image.repeat_interleave(20, 1).repeat_interleave(20, 2) for image in coarse]
+    return classifier.preprocessing.finish(torch.stack([classifier.preprocessing.prepare(image) for image in images]))
 
 
 @torch.no_grad()
@@ -178,14 +178,14 @@ def _beside(path: Path) -> Iterator[Path]:
 @contextmanager
 def _in_silence() -> Iterator[None]:
     """Silence the exporters' warnings and log messages about their steps."""
-    before = logging.root.manager.disable
+    previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.disable(before)
+        logging.disable(previous)
 
 
 def _write_onnx(classifier: Classifier, pixels: Tensor, path: Path, about: dict[str, Any]) -> None:

@@ -111,17 +111,17 @@ def _largest_batch(teacher: Teacher, computation: Computation) -> Computation:
     # not used as a decorator: as one it drops the function that reduces the size, at least up to Accelerate 1.12
     largest = find_executable_batch_size(fitting, LARGEST_BATCH_SIZE, lambda: next(halves, 0))
     try:
-        found: Computation = largest()
+        fitted: Computation = largest()
     except RuntimeError as error:
         if "reached zero" not in str(error):
             raise
         raise NstError(f"out of memory on {computation.device} with a batch of one image; use a smaller network") from None
-    return Computation(found.batch_size, computation.precision, computation.device, compile=computation.compile)
+    return Computation(fitted.batch_size, computation.precision, computation.device, compile=computation.compile)
 
 
 def _shapes(teacher: Teacher) -> list[tuple[int, ...]]:
     probe = torch.zeros(3, 64, 64, dtype=torch.uint8)
-    return [tuple(one.prepare(probe).shape) for one in teacher.preprocessings]
+    return [tuple(preprocessing.prepare(probe).shape) for preprocessing in teacher.preprocessings]
 
 
 def predict(
@@ -179,14 +179,14 @@ class _Forward:
 
     def __call__(self, pixels: Sequence[Tensor]) -> Float[Tensor, "batch classes"]:
         """Log-probabilities of a full batch, on the device; empty if none of its images is readable."""
-        if any(not len(one) for one in pixels):
+        if any(not len(batch) for batch in pixels):
             return torch.empty(0, len(self._teacher.class_names))
         with torch.inference_mode(), autocast(self._computation.precision, self._computation.device):
             finished = [
-                preprocessing.finish(one.to(self._device, non_blocking=True)).contiguous(memory_format=torch.channels_last)
-                for preprocessing, one in zip(self._teacher.preprocessings, pixels, strict=True)
+                preprocessing.finish(batch.to(self._device, non_blocking=True)).contiguous(memory_format=torch.channels_last)
+                for preprocessing, batch in zip(self._teacher.preprocessings, pixels, strict=True)
             ]
-            logits = [network(finished[which]) for network, which in zip(self._networks, self._which, strict=True)]
+            logits = [network(finished[index]) for network, index in zip(self._networks, self._which, strict=True)]
             return self._teacher.log_probs(logits, self._temperature)
 
 

@@ -29,7 +29,7 @@ def fit(
     image's `image_hash` is written to `hashes`, of shape (rows,), as bytes. Raises NstError if no image is left, or if a share of more than
     `max_unreadable` cannot be read.
     """
-    known = labels_in(source)
+    source_labels = labels_in(source)
     columns = match_classes(source.class_names or [], teacher.class_names, source.location, subset=True)
     log_probs, labels, read, first = [], [], 0, ""
     batches = batches_of(source, computation.batch_size)
@@ -37,13 +37,13 @@ def fit(
         rows = np.array([batch.rows[position].id for position in prediction.images.readable], np.int64)
         if hashes is not None:
             hashes[rows] = np.frombuffer(bytes.fromhex("".join(prediction.images.hashes)), hashes.dtype)
-        found, truth = prediction.log_probs.float(), torch.from_numpy(columns[known[rows]])
-        is_answered = has_answer(found)
-        log_probs.append(found[is_answered])
+        answers, truth = prediction.log_probs.float(), torch.from_numpy(columns[source_labels[rows]])
+        is_answered = has_answer(answers)
+        log_probs.append(answers[is_answered])
         labels.append(truth[is_answered])
         read += len(rows)
-        for at, reason in prediction.images.reasons[: not first]:
-            first = f"{batch.rows[at].key!r}: {reason}"
+        for index, reason in prediction.images.reasons[: not first]:
+            first = f"{batch.rows[index].key!r}: {reason}"
     lost = {"unreadable": len(source) - read, "no_answer": read - sum(map(len, labels))}
     if not read:
         raise NstError(f"{source.location}: none of its {len(source)} images could be read; give other `calibration` images")

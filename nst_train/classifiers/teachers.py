@@ -88,11 +88,11 @@ class Teacher:
     @property
     def preprocessings(self) -> list[Preprocessing]:
         """The distinct preprocessings of the members."""
-        found: list[Preprocessing] = []
+        distinct: list[Preprocessing] = []
         for member in self.members:
-            if member.preprocessing not in found:
-                found.append(member.preprocessing)
-        return found
+            if member.preprocessing not in distinct:
+                distinct.append(member.preprocessing)
+        return distinct
 
     @property
     def parameters(self) -> int:
@@ -107,8 +107,8 @@ class Teacher:
         if len(self.members) == 1:
             return torch.log_softmax(logits[0].float() / temperature, dim=1)
         probs = [
-            one.float().softmax(dim=1) if columns is None else one.float().softmax(dim=1)[:, columns.to(one.device)]
-            for one, columns in zip(logits, self.columns, strict=True)
+            of_member.float().softmax(dim=1) if columns is None else of_member.float().softmax(dim=1)[:, columns.to(of_member.device)]
+            for of_member, columns in zip(logits, self.columns, strict=True)
         ]
         mean = torch.stack(probs).mean(dim=0).log()
         return mean if temperature == 1 else torch.log_softmax(mean / temperature, dim=1)
@@ -143,8 +143,8 @@ def _training_of(names: Sequence[TeacherName], store: Store, transform: Transfor
     version = store.open(name, "teacher")
     settings = version.manifest.request.settings
     try:
-        own = {name: value for name, value in settings.items() if name not in BESIDE_SETTINGS}
-        return TrainSettings.of_request(own | {"noise": settings["noise"]}), Ways(NETWORK_NOISE in settings, HEADS in settings)
+        recorded = {name: value for name, value in settings.items() if name not in BESIDE_SETTINGS}
+        return TrainSettings.of_request(recorded | {"noise": settings["noise"]}), Ways(NETWORK_NOISE in settings, HEADS in settings)
     except (KeyError, ValidationError, UsageError):
         raise NstError(f"{version.ref}: its manifest does not record the noise of its training; remove `noise`") from None
 
@@ -159,7 +159,7 @@ def with_class_names(names: Sequence[str], store: Store, class_names: str, promp
     for name in names:
         takes_words = not is_in_store(name, store) and is_zero_shot(name)
         teachers.append(ZeroShot(model=name, class_names=class_names, prompts=prompts) if takes_words else name)
-    if not any(isinstance(one, ZeroShot) for one in teachers) and not (idle and prompts is None):
+    if not any(isinstance(teacher, ZeroShot) for teacher in teachers) and not (idle and prompts is None):
         option = f"`class_names` {class_names}" if prompts is None else f"`prompts` {prompts}"
         raise UsageError(f"{option}: for image-text models such as CLIP or SigLIP, and {', '.join(names)} is not one; remove it")
     return teachers
@@ -247,7 +247,7 @@ def _of_transformers(name: str, folder: Path, exact: bool, class_names: list[str
 
 def _checked(names: object, classes: int) -> list[str]:
     """Class names from a config. Raises NstError unless there is one non-empty string for each class."""
-    if not isinstance(names, list | tuple) or not all(isinstance(one, str) and one.strip() for one in names):
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name.strip() for name in names):
         raise NstError(f"label_names: expected a list of {classes} non-empty strings, found {str(names)[:80]}")
     if len(names) != classes:
         raise NstError(f"label_names: expected one for each of its {classes} classes, found {len(names)} ({', '.join(names[:5])})")

@@ -70,13 +70,13 @@ def _features(model: ImageText, tokens: Sequence[Mapping[str, Tensor]]) -> list[
     device = this_device()
     model.images.to(device)
     on_device = [{name: values.to(device) for name, values in of_batch.items()} for of_batch in tokens]
-    before = torch.get_num_threads()
+    previous_threads = torch.get_num_threads()
     set_threads(1)
     try:
-        found = in_threads(_without_gradient(model.text_features), on_device, cpus_of_this_process() if device.type == "cpu" else 1)
-        return [features.float().cpu() for _, features in found]
+        computed = in_threads(_without_gradient(model.text_features), on_device, cpus_of_this_process() if device.type == "cpu" else 1)
+        return [features.float().cpu() for _, features in computed]
     finally:
-        set_threads(before)
+        set_threads(previous_threads)
         model.images.to("cpu")
 
 
