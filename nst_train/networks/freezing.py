@@ -42,7 +42,7 @@ def _parts(module: nn.Module) -> Iterator[tuple[nn.Module, bool]]:
     """
     is_list = _is_list(module)
     for child in module.children():
-        if _is_list(child) or (not is_list and any(type(one) in _CONTAINERS for one in child.modules())):
+        if _is_list(child) or (not is_list and any(type(inner) in _CONTAINERS for inner in child.modules())):
             yield from _parts(child)
         else:
             yield child, is_list and any(map(_has_weights, child.children()))
@@ -58,7 +58,7 @@ def _has_weights(module: nn.Module) -> bool:
 
 def _freeze_layers(network: nn.Module, share: float) -> None:
     """Freeze single layers with weights, wherever in a block they are, as earlier versions of nst did; containers stay in training."""
-    layers = [one for one in network.modules() if next(one.parameters(recurse=False), None) is not None]
+    layers = [module for module in network.modules() if next(module.parameters(recurse=False), None) is not None]
     for layer in layers[: int(share * len(layers))]:
         layer.training = False  # only this layer: `eval` would include those inside it, in a ViT all of them
         for weight in layer.parameters(recurse=False):

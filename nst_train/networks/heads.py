@@ -9,11 +9,13 @@ from nst_train.networks.network_noise import classifiers_of
 
 def heads_of(network: nn.Module, classes: int) -> list[nn.Module]:
     """The last layer with an output for each class, in each of a network's classifiers."""
-    found = []
+    heads = []
     for classifier in classifiers_of(network, classes):
-        layers = [one for one in classifier.modules() if getattr(one, "out_features", getattr(one, "out_channels", None)) == classes]
-        found += layers[-1:]
-    return found
+        layers = [
+            layer for layer in classifier.modules() if getattr(layer, "out_features", getattr(layer, "out_channels", None)) == classes
+        ]
+        heads += layers[-1:]
+    return heads
 
 
 @torch.no_grad()

@@ -60,8 +60,8 @@ def _is_followed(processor: Any, stored: dict[str, Any]) -> bool:  # noqa: ANN40
     image = _slopes()
     preprocessing = TimmPreprocessing.of(data_config_of(stored))
     ours = preprocessing.finish(preprocessing.prepare(image)[None])[0]
-    own: Tensor = processor(images=as_image(image), return_tensors="pt")["pixel_values"][0]
-    return own.shape == ours.shape and bool((ours - own).abs().mean() <= (0.02 + 2 / own.shape[-1]) * own.std())
+    expected: Tensor = processor(images=as_image(image), return_tensors="pt")["pixel_values"][0]
+    return expected.shape == ours.shape and bool((ours - expected).abs().mean() <= (0.02 + 2 / expected.shape[-1]) * expected.std())
 
 
 def _slopes() -> UInt8[Tensor, "3 160 240"]:
@@ -74,14 +74,14 @@ def data_config_of(stored: dict[str, Any], image_size: int | None = None, crop_p
     """A processor's size, crop, interpolation, mean and std, in the form of timm's `resolve_model_data_config`."""
     size, crop = _sides(stored.get("size")), _sides(stored.get("crop_size") if stored.get("do_center_crop", True) else None)
     resized = _resized_to(stored, size)
-    own = crop.get("height") or crop.get("shortest_edge") or size.get("height") or size.get("shortest_edge")
+    side = crop.get("height") or crop.get("shortest_edge") or size.get("height") or size.get("shortest_edge")
     mean, std = _normalization(stored)
     return {
-        "input_size": (3, *2 * (image_size or own or _DEFAULT_SIZE_PX,)),
+        "input_size": (3, *2 * (image_size or side or _DEFAULT_SIZE_PX,)),
         "interpolation": _INTERPOLATION.get(stored.get("resample", 2), "bicubic"),
         "mean": mean,
         "std": std,
-        "crop_pct": crop_pct or (_crop_pct(own, resized, stored.get("crop_pct")) if own and resized else 1.0),
+        "crop_pct": crop_pct or (_crop_pct(side, resized, stored.get("crop_pct")) if side and resized else 1.0),
         "crop_mode": "squash" if _squashes(stored, size) else "center",
     }
 
@@ -114,9 +114,9 @@ def preparation_of(settings: TrainSettings) -> dict[str, Any]:
         return {}
     check_config(name, folder, config)
     path, changed = folder / PROCESSOR, (settings.image_size, settings.crop_pct)
-    now = data_config_of(read_processor(name, folder), *changed)
-    before = _earlier_data_config_of(json.loads(path.read_text("utf-8")) if path.is_file() else {}, *changed)
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in now.items() if value != before[key]}
+    new_config = data_config_of(read_processor(name, folder), *changed)
+    old_config = _earlier_data_config_of(json.loads(path.read_text("utf-8")) if path.is_file() else {}, *changed)
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in new_config.items() if value != old_config[key]}
 
 
 def write_processor(folder: Path, data_config: dict[str, Any]) -> None:
@@ -176,5 +176,5 @@ def _normalization(stored: dict[str, Any]) -> tuple[tuple[float, ...], tuple[flo
     std = tuple(stored.get("image_std") or _HALF) if is_normalized else (1.0,) * 3
     twice = std if stored.get("include_top") else (1.0,) * 3  # EfficientNet's processor divides by it again
     if scale == 1 and not offset:
-        return mean, tuple(one * again for one, again in zip(std, twice, strict=True))
-    return tuple((one + offset) / scale for one in mean), tuple(one * again / scale for one, again in zip(std, twice, strict=True))
+        return mean, tuple(value * again for value, again in zip(std, twice, strict=True))
+    return tuple((value + offset) / scale for value in mean), tuple(value * again / scale for value, again in zip(std, twice, strict=True))

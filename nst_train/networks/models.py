@@ -181,9 +181,9 @@ def check_takes(network: nn.Module, settings: TrainSettings, data_config: dict[s
 
 def _check_untied(network: nn.Module, name: str) -> None:
     """Raises NstError for weights that share memory under two names: safetensors does not store these, and their average would differ."""
-    known: dict[int, str] = {}
+    owners: dict[int, str] = {}
     for weight, tensor in network.state_dict().items():
-        first = known.setdefault(tensor.untyped_storage().data_ptr(), weight) if tensor.numel() else weight
+        first = owners.setdefault(tensor.untyped_storage().data_ptr(), weight) if tensor.numel() else weight
         if first != weight:
             raise NstError(
                 f"{name}: {first} and {weight} share their weights, which safetensors cannot hold; choose another `model`, or untie them"
@@ -287,8 +287,8 @@ def _check_tag(name: str) -> None:
         timm.models.get_pretrained_cfg(name, allow_unregistered=True)
     except RuntimeError:
         network = name.split(".")[0]
-        known = [one.partition(".")[2] for one in timm.list_models(f"{network}.*", pretrained=True)]
-        raise UsageError(f"{name}: {network} has no weights of that name; expected one of {', '.join(known)}, or just {network}") from None
+        tags = [model.partition(".")[2] for model in timm.list_models(f"{network}.*", pretrained=True)]
+        raise UsageError(f"{name}: {network} has no weights of that name; expected one of {', '.join(tags)}, or just {network}") from None
 
 
 def _suggestion(name: str, known: list[str], function: str) -> str:

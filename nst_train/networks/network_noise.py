@@ -76,9 +76,9 @@ class NetworkNoise:
         """The layer's number at its first use in a forward pass, then a different one at each: a DropPath may serve several branches."""
         if not self._each_use:
             return layer
-        before = self._uses.get(layer, 0)
-        self._uses[layer] = before + 1
-        return layer + before * _MOST_LAYERS
+        uses = self._uses.get(layer, 0)
+        self._uses[layer] = uses + 1
+        return layer + uses * _MOST_LAYERS
 
     def kept(self, rates: Rates, values: int, layer: int) -> Float[Tensor, "batch values"]:
         """Factors for each image's values: 0 for dropped ones, else 1 / (1 - rate)."""
@@ -132,10 +132,10 @@ def add_noise(network: nn.Module, labeled: Noise, pseudo: Noise, classes: int, s
     noise = NetworkNoise(seed, device, ways.each_use)
     largest = max(labeled.stochastic_depth, pseudo.stochastic_depth)
     if largest:
-        found = list(_drop_paths(network))
-        if not found:
+        drop_paths = list(_drop_paths(network))
+        if not drop_paths:
             raise NstError(f"{_kind_of(network)}: has no blocks that can be skipped; set noise.stochastic_depth to 0 for it")
-        for parent, name, rate in found:
+        for parent, name, rate in drop_paths:
             share = rate / largest
             rates = Rates(labeled.stochastic_depth * share, pseudo.stochastic_depth * share)
             setattr(parent, name, StochasticDepth(rates, noise).train(parent.training))
@@ -156,16 +156,16 @@ def add_noise(network: nn.Module, labeled: Noise, pseudo: Noise, classes: int, s
 
 def check_rows(network: nn.Module, images: Float[Tensor, "2 3 height width"]) -> None:
     """Run a noised network on two images. Raises ValueError unless the rows it skips are grouped by image, in order."""
-    given: list[Tensor] = []
+    received: list[Tensor] = []
     for layer in layers_of(network):
-        layer.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+        layer.register_forward_pre_hook(lambda _, inputs: received.append(inputs[0]))
     network(images)
-    if all(len(added) == len(images) for added in given):
+    if all(len(added) == len(images) for added in received):
         return
-    given.clear()
+    received.clear()
     network.eval()  # batch-norm of a batch would mix the images
     network(torch.stack([images[0], torch.full_like(images[1], torch.nan)]))
-    for added in given:
+    for added in received:
         of_second = added.flatten(1).isnan().any(dim=1)
         if not torch.equal(of_second, torch.arange(len(added)) >= len(added) / 2):
             raise ValueError(f"of a tensor of shape {tuple(added.shape)} for two images, not the first half is of the first image")
@@ -173,7 +173,7 @@ def check_rows(network: nn.Module, images: Float[Tensor, "2 3 height width"]) ->
 
 def layers_of(network: nn.Module) -> list[StochasticDepth]:
     """The stochastic-depth layers of a noised network."""
-    return [one for one in network.modules() if isinstance(one, StochasticDepth)]
+    return [layer for layer in network.modules() if isinstance(layer, StochasticDepth)]
 
 
 def classifiers_of(network: nn.Module, classes: int, every_head: bool = True) -> Sequence[nn.Module]:
@@ -181,12 +181,16 @@ def classifiers_of(network: nn.Module, classes: int, every_head: bool = True) ->
     the number of classes (without `every_head` only the last of them, see `Ways`); else the last layer with one output per class.
     """
     if hasattr(network, "get_classifier"):
-        found: Any = network.get_classifier()  # type: ignore[operator]
-        return [one for one in (found if isinstance(found, tuple | list | nn.ModuleList) else [found]) if isinstance(one, nn.Module)]
+        heads: Any = network.get_classifier()  # type: ignore[operator]
+        return [
+            module for module in (heads if isinstance(heads, tuple | list | nn.ModuleList) else [heads]) if isinstance(module, nn.Module)
+        ]
     if every_head and hasattr(network, "last_layers"):
         last: list[nn.Module] = network.last_layers()  # type: ignore[operator]
     else:
-        last = [one for one in network.modules() if getattr(one, "out_features", getattr(one, "out_channels", None)) == classes][-1:]
+        last = [
+            module for module in network.modules() if getattr(module, "out_features", getattr(module, "out_channels", None)) == classes
+        ][-1:]
     if not last:
         raise NstError(f"{_kind_of(network)}: expected a last layer with {classes} outputs, found none; set noise.dropout to 0 for it")
     return last

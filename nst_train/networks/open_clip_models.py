@@ -79,13 +79,13 @@ def load_open_clip(name: str, folder: Path, exact: bool) -> ImageText:
 @contextmanager
 def _unlogged() -> Iterator[None]:
     """Silence OpenCLIP's messages about each step, and keep its use of the root logger from installing a handler there."""
-    handler, before = logging.NullHandler(), logging.root.manager.disable
+    handler, previous = logging.NullHandler(), logging.root.manager.disable
     logging.root.addHandler(handler)
     logging.disable(logging.WARNING)
     try:
         yield
     finally:
-        logging.disable(before)
+        logging.disable(previous)
         logging.root.removeHandler(handler)
 
 
@@ -128,11 +128,11 @@ def _checked_config(name: str, folder: Path) -> dict[str, Any]:
             raise NstError(f"{name}: {OPEN_CLIP_CONFIG}: {side}.hf_model_name refers to another model, which nst does not download")
         if (network := of_side.get("timm_model_name")) is not None and not (isinstance(network, str) and timm.is_model(network)):
             raise NstError(f"{name}: {OPEN_CLIP_CONFIG}: {side}.timm_model_name: expected a network of timm, found {str(network)[:80]!r}")
-        most = dict.fromkeys(_SIZES, largest) | {"layers": tensors, "image_size": LARGEST_SIDE_PX}
-        for key, limit in most.items():
+        limits = dict.fromkeys(_SIZES, largest) | {"layers": tensors, "image_size": LARGEST_SIDE_PX}
+        for key, limit in limits.items():
             values = of_side.get(key, 1)
             values = values if isinstance(values, list) else [values]
-            if not all(isinstance(one, int | float) and 0 < one <= limit for one in values):
+            if not all(isinstance(value, int | float) and 0 < value <= limit for value in values):
                 raise NstError(
                     f"{name}: {OPEN_CLIP_CONFIG}: {side}.{key}: expected numbers that its {tensors:,} tensors of up to {largest:,} rows "
                     f"or columns can have, found {str(of_side[key])[:80]}"

@@ -59,14 +59,14 @@ def register_network(
         stored = options.get("pretrained_cfg") or config
         stored = stored if isinstance(stored, dict) else stored.to_dict()
         num_classes = num_classes or stored["num_classes"]
-        made: Any = make(num_classes, **{key: value for key, value in options.items() if key not in _OF_TIMM})
-        made.pretrained_cfg = stored
-        made.num_classes = num_classes
-        if not hasattr(made, "num_features"):  # timm writes it to the saved config
-            made.num_features = next((one.in_features for one in reversed([*made.modules()]) if isinstance(one, nn.Linear)), 0)
+        module: Any = make(num_classes, **{key: value for key, value in options.items() if key not in _OF_TIMM})
+        module.pretrained_cfg = stored
+        module.num_classes = num_classes
+        if not hasattr(module, "num_features"):  # timm writes it to the saved config
+            module.num_features = next((layer.in_features for layer in reversed([*module.modules()]) if isinstance(layer, nn.Linear)), 0)
         if pretrained:
-            made.load_state_dict(load_file(Path(made.pretrained_cfg["file"], WEIGHTS)))  # the folder of a local-dir: name
-        return made  # type: ignore[no-any-return]
+            module.load_state_dict(load_file(Path(module.pretrained_cfg["file"], WEIGHTS)))  # the folder of a local-dir: name
+        return module  # type: ignore[no-any-return]
 
     network.__name__ = name
     with warnings.catch_warnings():

@@ -86,15 +86,15 @@ def create_transformer(folder: Path, settings: TrainSettings, classes: int) -> L
     config, processor = AutoConfig.from_pretrained(folder, trust_remote_code=False), read_processor(settings.model, folder)
     _settle(config, settings, classes)
     if not settings.pretrained:
-        made = Logits(AutoModelForImageClassification.from_config(config, trust_remote_code=False), processor)
-        return _begun(made, settings, classes)
+        classifier = Logits(AutoModelForImageClassification.from_config(config, trust_remote_code=False), processor)
+        return _begun(classifier, settings, classes)
     network, info = AutoModelForImageClassification.from_pretrained(
         *(folder,),
         **{"config": config, "use_safetensors": True, "trust_remote_code": False, "dtype": torch.float32},
         **{"ignore_mismatched_sizes": True, "output_loading_info": True},
     )
-    made = Logits(network, processor)
-    last = [id(weight) for layer in made.last_layers() for weight in layer.parameters(recurse=False)]
+    classifier = Logits(network, processor)
+    last = [id(weight) for layer in classifier.last_layers() for weight in layer.parameters(recurse=False)]
     renewed = {name for name, weight in network.state_dict(keep_vars=True).items() if id(weight) in last}
     missing = sorted(name for name in info["missing_keys"] if name not in renewed)
     reshaped = {name: shapes for name, *shapes in sorted(info["mismatched_keys"]) if name not in renewed}
@@ -102,7 +102,7 @@ def create_transformer(folder: Path, settings: TrainSettings, classes: int) -> L
         wrong = differences(missing, sorted(info["unexpected_keys"]), reshaped)
         raise NstError(f"{settings.model}: its weights do not fit these settings ({wrong}); remove `image_size` or `pretrained`")
     is_published = not info["missing_keys"] and not info["mismatched_keys"]
-    return made if is_published else _begun(made, settings, classes)
+    return classifier if is_published else _begun(classifier, settings, classes)
 
 
 def outline_of_kind(content: dict[str, Any], settings: TrainSettings, classes: int) -> Logits:
@@ -114,8 +114,8 @@ def outline_of_kind(content: dict[str, Any], settings: TrainSettings, classes: i
 
     try:
         config = AutoConfig.for_model(str(content.get("model_type")))
-        named = content.get("architectures")
-        config.architectures = [str(one) for one in named] if isinstance(named, list) else []
+        architectures = content.get("architectures")
+        config.architectures = [str(architecture) for architecture in architectures] if isinstance(architectures, list) else []
         _settle(config, settings, classes)
         return Logits(AutoModelForImageClassification.from_config(config, trust_remote_code=False))
     except NstError:

@@ -41,9 +41,9 @@ def download(name: str) -> tuple[Path, str]:
     """
     folder = snapshot(name)
     if not (folder / CONFIG).is_file() or not any(folder.glob("*.safetensors")):
-        there = ", ".join(sorted(path.name for path in folder.glob("*"))) or "none"
+        files = ", ".join(sorted(path.name for path in folder.glob("*"))) or "none"
         raise NstError(
-            f"{name}: expected {CONFIG} and weights as safetensors in the repository, found {there}; "
+            f"{name}: expected {CONFIG} and weights as safetensors in the repository, found {files}; "
             "pickle files (.bin, .pt) are not supported"
         )
     return folder, folder.name
@@ -63,8 +63,8 @@ def snapshot(name: str, more: Sequence[str] = (), revision: str | None = None) -
 def cached_folder(name: str) -> Path | None:
     """The cache folder with the config.json of [hf-hub:]OWNER/NAME[@REVISION], or None if it is not cached. Does not access the Hub."""
     reference = repository_of(name)
-    found = try_to_load_from_cache(reference.repo, CONFIG, revision=reference.revision)
-    return Path(found).parent if isinstance(found, str) else None
+    path = try_to_load_from_cache(reference.repo, CONFIG, revision=reference.revision)
+    return Path(path).parent if isinstance(path, str) else None
 
 
 def local_name(name: str) -> str | None:
