@@ -66,21 +66,21 @@ def released_box(width: int, height: int, scale_min: float, size_px: int, random
     """
     if scale_min == 1:
         return middle_square(width, height)
-    most = width * height
-    least = scale_min * most
+    area = width * height
+    least = scale_min * area
     for _ in range(_ATTEMPTS):
         aspect = random.uniform(*_ASPECTS)
-        highest = min(height, round(math.sqrt(most / aspect)), int((width + 0.5) / aspect))
+        highest = min(height, round(math.sqrt(area / aspect)), int((width + 0.5) / aspect))
         high = random.randint(min(round(math.sqrt(least / aspect)), highest), highest)
         wide = round(high * aspect)
         if wide * high < least:
             high += 1
-        elif wide * high > most:
+        elif wide * high > area:
             high -= 1
         wide = round(high * aspect)
-        if high > height or wide > width or not max(least, _COVERED * most) <= wide * high:
+        if high > height or wide > width or not max(least, _COVERED * area) <= wide * high:
             continue
-        if wide * high == most:
+        if wide * high == area:
             break
         top = random.randrange(height - high) if high < height else 0
         return Box(random.randrange(width - wide) if wide < width else 0, top, wide, high)

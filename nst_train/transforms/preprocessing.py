@@ -212,7 +212,9 @@ def check_data_config(data_config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _are_numbers(values: Any, count: int) -> bool:  # noqa: ANN401 - anything that JSON can hold
-    are_numbers = isinstance(values, list | tuple) and all(isinstance(one, int | float) and not isinstance(one, bool) for one in values)
+    are_numbers = isinstance(values, list | tuple) and all(
+        isinstance(value, int | float) and not isinstance(value, bool) for value in values
+    )
     return are_numbers and len(values) == count and bool(np.isfinite(values).all())
 
 
@@ -226,10 +228,10 @@ def decode_pixels(encoded: bytes | memoryview, least_side_px: int | None = None,
         check_dimensions(header.width, header.height)
         factor = reduced_factor(header.width, header.height, least_side_px) if least_side_px else 1
         if factor == 1 or (min(header.width, header.height) >= _DCT_SIDE_PX and not may_hold_pictures(encoded)):
-            wanted = {"min_width": -(-header.width // factor), "min_height": -(-header.height // factor)}  # Pillow rounds up too
+            min_size = {"min_width": -(-header.width // factor), "min_height": -(-header.height // factor)}  # Pillow rounds up too
             try:
                 with large_images_alone(header.width * header.height):
-                    pixels = torch.from_numpy(decode_jpeg(memoryview(encoded).cast("B"), "RGB", **wanted)).permute(2, 0, 1)
+                    pixels = torch.from_numpy(decode_jpeg(memoryview(encoded).cast("B"), "RGB", **min_size)).permute(2, 0, 1)
                 return _upright(pixels, jpeg_orientation(encoded))
             except ValueError:
                 pass  # left to Pillow, which decodes it or gives the reason
