@@ -83,15 +83,15 @@ class PlaceOfImages:
 
     def lacking(self) -> str:
         """What a quick check finds missing on this machine; always empty unless the location is an absolute local path."""
-        there = Path(self.location)
-        if not there.is_absolute() or there.exists() or (is_pattern(self.location) and _matches(self.location)):
+        path = Path(self.location)
+        if not path.is_absolute() or path.exists() or (is_pattern(self.location) and _matches(self.location)):
             return ""
         return f"lacks the pool {self.location}"
 
     def open(self, indexes: Indexes | Path) -> Source:
         """Open the source. Raises NstError if it has other images on this machine."""
-        how: dict[str, Any] = {"image_column": self.image_column, "stream": self.stream, "indexes": indexes}
-        source = open_source(self.location, digest=self.digest, stamp=self.stamp, **how)
+        options: dict[str, Any] = {"image_column": self.image_column, "stream": self.stream, "indexes": indexes}
+        source = open_source(self.location, digest=self.digest, stamp=self.stamp, **options)
         if source.fingerprint != self.digest or self.stamp not in ("", source.stamp):
             raise NstError(
                 f"the pool {self.location} has different files than where the command was started ({len(source):,} images); "
@@ -118,10 +118,10 @@ def as_anywhere(model: str | ZeroShot) -> str | ZeroShot:
 
 def look_around(job: Job, packages: Mapping[str, str]) -> str:
     """What this process's machine lacks for a job, packages included; empty if a quick check finds nothing missing."""
-    here = installed_packages()
-    for name in dict.fromkeys([*here, *packages]):
-        if here.get(name) != packages.get(name):
-            found, expected = (f"{name} {one[name]}" if name in one else f"no {name}" for one in (here, packages))
+    installed = installed_packages()
+    for name in dict.fromkeys([*installed, *packages]):
+        if installed.get(name) != packages.get(name):
+            found, expected = (f"{name} {versions[name]}" if name in versions else f"no {name}" for versions in (installed, packages))
             return f"has {found} where the driver has {expected}; equal bytes need equal packages"
     return job.lacking()
 

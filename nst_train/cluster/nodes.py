@@ -57,8 +57,8 @@ def joined(settings: ClusterSettings) -> Iterator[Any]:
         try:
             ray.init(address=settings.address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-            found = first_line(error).partition(". ")[0].rstrip(".")
-            raise UsageError(f"`address` {settings.address}: no Ray cluster there ({found}); `ray start` begins one") from None
+            reason = first_line(error).partition(". ")[0].rstrip(".")
+            raise UsageError(f"`address` {settings.address}: no Ray cluster there ({reason}); `ray start` begins one") from None
     try:
         with _quiet():
             yield ray
@@ -107,27 +107,27 @@ def _quiet() -> Iterator[None]:
 
 def nodes_of(ray: Any, settings: ClusterSettings) -> list[Node]:  # noqa: ANN401 - the module
     """The live nodes that have room for a worker."""
-    found = [_node(one, settings) for one in ray.nodes() if one["Alive"]]
-    return [node for node in found if node.room]
+    nodes = [_node(about, settings) for about in ray.nodes() if about["Alive"]]
+    return [node for node in nodes if node.room]
 
 
 def _node(about: dict[str, Any], settings: ClusterSettings) -> Node:
     gpus, cpus = about["Resources"].get("GPU", 0), int(about["Resources"].get("CPU", 0))
     room = int(gpus / settings.gpus_per_worker + 1e-6) if settings.gpus_per_worker else 1 if settings.cpus_per_worker is None else cpus
-    each = settings.cpus_per_worker or max(1, cpus // max(1, room))
-    room = min(room, cpus // each)
+    per_worker = settings.cpus_per_worker or max(1, cpus // max(1, room))
+    room = min(room, cpus // per_worker)
     host, address = about["NodeManagerHostname"], about["NodeManagerAddress"]
-    return Node(about["NodeID"], f"{host} ({address})", room, each)
+    return Node(about["NodeID"], f"{host} ({address})", room, per_worker)
 
 
 def no_room(ray: Any, settings: ClusterSettings) -> NstError:  # noqa: ANN401 - the module
     """The error for a cluster in which no node has room for a worker."""
-    nodes = [one["Resources"] for one in ray.nodes() if one["Alive"]]
-    most = {name: max((one.get(name, 0) for one in nodes), default=0) for name in ("GPU", "CPU")}
-    advice = "" if most["GPU"] else "; `gpus_per_worker` 0 works on CPUs"
+    nodes = [entry["Resources"] for entry in ray.nodes() if entry["Alive"]]
+    largest = {name: max((entry.get(name, 0) for entry in nodes), default=0) for name in ("GPU", "CPU")}
+    advice = "" if largest["GPU"] else "; `gpus_per_worker` 0 works on CPUs"
     return NstError(
         f"`engine` ray: no node has room for a worker of {wanted(settings)}: of {len(nodes)} nodes the largest has "
-        f"{_amounts(most['GPU'], most['CPU'])}{advice}"
+        f"{_amounts(largest['GPU'], largest['CPU'])}{advice}"
     )
 
 

@@ -96,32 +96,32 @@ class Workers:
         if not self._nodes:
             raise no_room(self.ray, self.settings)
         began = time.monotonic()
-        while self._checks or not any(one.opening is None for one in self._started):
+        while self._checks or not any(worker.opening is None for worker in self._started):
             if not self._checks:
                 self._start(max(1, shards))
             self._wait()
             if time.monotonic() - began > _SAY_AFTER_SECONDS:
-                where = [*self._checks.values()] or [one.node for one in self._started]
-                self._say_once("begin", f"waiting for workers of {wanted(self.settings)} on {named(where) or 'any node'}")
+                nodes = [*self._checks.values()] or [worker.node for worker in self._started]
+                self._say_once("begin", f"waiting for workers of {wanted(self.settings)} on {named(nodes) or 'any node'}")
 
     def fill(self, shards: Sequence[int], is_done: Callable[[int], bool]) -> Iterator[Step]:
         """Have these shards written, except those that are done when their turn comes; yields progress as it is made."""
-        left = deque(shards)
-        while left or any(one.stream is not None for one in self._started):
-            busy = sum(one.stream is not None for one in self._started)
+        remaining = deque(shards)
+        while remaining or any(started.stream is not None for started in self._started):
+            busy = sum(started.stream is not None for started in self._started)
             self._look_for_nodes()
-            self._start(len(left) + busy)
+            self._start(len(remaining) + busy)
             for worker in self._idle():
-                while (shard := self._next_for(worker, left)) is not None and is_done(shard):
-                    left.remove(shard)
+                while (shard := self._next_for(worker, remaining)) is not None and is_done(shard):
+                    remaining.remove(shard)
                     yield Step(shard, is_others=True)
                 if shard is not None:
-                    left.remove(shard)
+                    remaining.remove(shard)
                     worker.shard, worker.rows, worker.began = shard, 0, time.monotonic()
                     worker.stream = worker.actor.fill.options(num_returns="streaming").remote(worker.shard)
             for step in self._wait():
                 if step.is_lost:
-                    left.appendleft(step.shard)
+                    remaining.appendleft(step.shard)
                 yield step
 
     def ask(self, method: str) -> Any:  # noqa: ANN401 - what the job's work says
@@ -141,16 +141,16 @@ class Workers:
 
     def close(self) -> None:
         """Kill all workers."""
-        for one in self._started:
-            self.ray.kill(one.actor)
+        for worker in self._started:
+            self.ray.kill(worker.actor)
         self._started.clear()
 
     def _idle(self) -> list[_Started]:
-        return [one for one in self._started if one.waited_for is None and not one.node.refused]
+        return [worker for worker in self._started if worker.waited_for is None and not worker.node.refused]
 
     def _next_for(self, worker: _Started, left: Iterable[int]) -> int | None:
         """The first shard that this worker's node has not lost more often than another node with a worker has."""
-        nodes = {one.node.id for one in self._started if not one.node.refused}
+        nodes = {started.node.id for started in self._started if not started.node.refused}
 
         def is_for(shard: int) -> bool:
             losses = self._losses.get(shard)
@@ -164,7 +164,9 @@ class Workers:
         self._looked = time.monotonic()
         alive = {node.id: node for node in nodes_of(self.ray, self.settings)}
         self._nodes = {key: self._nodes.get(key, node) for key, node in alive.items()}
-        for worker in [one for one in self._started if one.waited_for is None and (one.node.refused or one.node.id not in alive)]:
+        for worker in [
+            started for started in self._started if started.waited_for is None and (started.node.refused or started.node.id not in alive)
+        ]:
             self._end(worker)
         for node in self._nodes.values():
             if not node.is_checked and node not in self._checks.values():
@@ -193,9 +195,9 @@ class Workers:
 
     def _start(self, wanted: int) -> None:
         """Start up to `wanted` workers where there is room, on nodes with the fewest losses first, then evenly over nodes."""
-        most = min(wanted, self.settings.workers or wanted)
-        taken = Counter(one.node.id for one in self._started)
-        while len(self._started) < most:
+        limit = min(wanted, self.settings.workers or wanted)
+        taken = Counter(worker.node.id for worker in self._started)
+        while len(self._started) < limit:
             free = [node for node in self._nodes.values() if node.is_checked and not node.refused and taken[node.id] < node.room]
             if not free:
                 return
@@ -209,7 +211,7 @@ class Workers:
 
     def _wait(self) -> list[Step]:
         """Wait briefly for the next event, and return the progress made."""
-        of_ref = {one.waited_for: one for one in self._started if one.waited_for is not None}
+        of_ref = {worker.waited_for: worker for worker in self._started if worker.waited_for is not None}
         waited = [*self._checks, *of_ref]
         if not waited:
             self._stop_without_nodes()
@@ -262,8 +264,8 @@ class Workers:
             self.about = self.about or about
             if about != self.about:
                 self._end(worker)
-                why = f"node {worker.node.name} does not compute what the others do: {about} instead of {self.about}"
-                self._refuse(worker.node, NstError(why))
+                problem = f"node {worker.node.name} does not compute what the others do: {about} instead of {self.about}"
+                self._refuse(worker.node, NstError(problem))
 
     def _went_on(self, worker: _Started) -> list[Step]:
         try:
