@@ -60,7 +60,7 @@ def _with(node: Any, steps: list[str], value: Any, key: str) -> Any:  # noqa: AN
     if node is not None and not isinstance(node, dict):
         raise UsageError(f"`changes` {key}: {around} is {brief(node)}, which has no keys; change it as a whole: {around}=VALUE")
     inside = {} if node is None else node
-    name = next((one for one in inside if str(one) == step), step)  # a key may be a number
+    name = next((node_key for node_key in inside if str(node_key) == step), step)  # a key may be a number
     return {**inside, name: _with(inside.get(name), rest, value, key)}
 
 

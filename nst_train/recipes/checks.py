@@ -47,15 +47,15 @@ def check_recipe(recipe: Recipe, labeled: Source | None, class_names: list[str],
         check_trainable(labeled)
     check_trackers(recipe.run.tracker)
     check_classes_are_known(recipe.select, class_names)
-    made: list[TrainSettings] = []
+    outlined: list[TrainSettings] = []
     for network in recipe.networks:
         for settings in filter(None, (network.settings.first, network.settings.finetune)):
             check_names(settings)
             check_optimizer(settings, this_device())
             shape = settings.model_copy(update={"noise": Noise.none()} if settings.probe else {"seed": 0, "start": None})
-            if shape not in made:
+            if shape not in outlined:
                 outline(shape, len(class_names))
-                made.append(shape)
+                outlined.append(shape)
     for network in recipe.networks if recipe.control else []:  # a control has no pseudo-labels
         settings = network.settings
         is_last = network.generation == recipe.networks[-1].generation
@@ -76,11 +76,11 @@ def trained_model(key: str, name: N, store: Store, class_names: list[str] | None
 
     Raises NstError if it does not exist, or has other classes than the labeled images, if there are any.
     """
-    found: N | str = name
+    pinned: N | str = name
     try:
         if isinstance(name, str) and is_in_store(name, store):
             version = store.open(name, "teacher")
-            found, classes = version.ref, list(version.manifest.class_names)
+            pinned, classes = version.ref, list(version.manifest.class_names)
         elif isinstance(name, ZeroShot):
             classes = check_zero_shot(name)
         else:
@@ -89,14 +89,14 @@ def trained_model(key: str, name: N, store: Store, class_names: list[str] | None
             match_classes(classes, class_names, str(name), advice="Name a model with the classes of the labeled images")
     except NstError as error:
         raise type(error)(f"{key}: {error}") from None
-    return found, classes
+    return pinned, classes
 
 
 def check_selection(recipe: Recipe, store: Store) -> None:
     """Raises NstError if the first student's images were selected by its own teacher, before the recipe named another model."""
-    first = next(network.generation for network in recipe.networks if network.generation)
+    first_student = next(network.generation for network in recipe.networks if network.generation)
     for version in store.versions(recipe.name) if recipe.select.by else []:
-        if version.number == Number(first) and version.is_readable and version.manifest.kind == "generation":
+        if version.number == Number(first_student) and version.is_readable and version.manifest.kind == "generation":
             raise NstError(
                 f"`select.by` {recipe.select.by}: in this store {recipe.name} selects by its own teacher ({version.ref}); "
                 "give the recipe another `name`, or remove `by`"
@@ -126,16 +126,16 @@ def check_evaluations(
             match_classes(data.class_names or [], class_names, data.location, subset=True)
         else:
             wnids = classes_of_suite(settings.suite[0])
-            known = known_wnids(class_names, wnids) if settings.partial else []
-            columns_of(class_names, known or wnids, f"{location}, for {settings.suite[0]}")
+            shared_wnids = known_wnids(class_names, wnids) if settings.partial else []
+            columns_of(class_names, shared_wnids or wnids, f"{location}, for {settings.suite[0]}")
             open_suite(settings.suite[0], data, settings)
 
 
 def _check_sizes(recipe: Recipe) -> None:
     check_opencv()
     for network in recipe.networks:
-        last = network.settings.finetune or network.settings
-        size = last.test_size or last.image_size or published_size(last.model)
+        final = network.settings.finetune or network.settings
+        size = final.test_size or final.image_size or published_size(final.model)
         if size is not None and size < LEAST_SIDE_PX:
             raise UsageError(
                 f"generation {network.generation}: corruptions require images of {LEAST_SIDE_PX} px or more, found {size}; "

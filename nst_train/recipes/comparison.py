@@ -24,11 +24,11 @@ def compared(
     """
     if test is None:
         return list(generations)
-    newest = next(one for one in reversed(generations) if one.edition is not None)
+    newest = next(generation for generation in reversed(generations) if generation.edition is not None)
     suite, effort = Accuracy(CLEAN, test), Effort(kept_outcomes(store), run, progress)
-    is_right = [suite.measure(load_candidate(one.teacher.ref, store), effort).by_image["top1"] for one in generations]
-    of_newest = is_right[generations.index(newest)]
+    outcomes = [suite.measure(load_candidate(generation.teacher.ref, store), effort).by_image["top1"] for generation in generations]
+    newest_outcome = outcomes[generations.index(newest)]
     return [
-        one if one is newest else replace(one, to_newest=paired_bootstrap(right, of_newest))
-        for one, right in zip(generations, is_right, strict=True)
+        generation if generation is newest else replace(generation, to_newest=paired_bootstrap(outcome, newest_outcome))
+        for generation, outcome in zip(generations, outcomes, strict=True)
     ]

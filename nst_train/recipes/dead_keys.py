@@ -26,13 +26,13 @@ def dead_keys(content: dict[str, Any], recipe: Recipe) -> Iterator[tuple[Place, 
         if key in (content.get("label") or {}) and not recipe.label.noise and getattr(recipe.label, key) != getattr(LabelSettings(), key):
             yield ("label", key), "it is of labeling noise, which is off (set `noise: true`)"
     evaluate = content.get("evaluate") or []
-    for number, written in enumerate(evaluate if isinstance(evaluate, list) else [evaluate]):
-        place: Place = ("evaluate", number) if isinstance(evaluate, list) else ("evaluate",)
-        one = recipe.evaluate[number]
-        if "seed" in written and one.seed and CORRUPTED not in one.suite and not (PGD in one.suite and one.random_start):
+    for index, written in enumerate(evaluate if isinstance(evaluate, list) else [evaluate]):
+        place: Place = ("evaluate", index) if isinstance(evaluate, list) else ("evaluate",)
+        entry = recipe.evaluate[index]
+        if "seed" in written and entry.seed and CORRUPTED not in entry.suite and not (PGD in entry.suite and entry.random_start):
             yield (*place, "seed"), "it seeds corruptions and pgd's random starts, neither of which is requested"
-    to = content.get("push_to") or {}
-    if to.get("pool_source") is not None and to.get("corpus") is None:
+    push_to = content.get("push_to") or {}
+    if push_to.get("pool_source") is not None and push_to.get("corpus") is None:
         yield ("push_to", "pool_source"), "it is for the corpus card, and no `corpus:` is pushed"
 
 
@@ -48,23 +48,23 @@ def idle_of_first(recipe: Recipe) -> list[str]:
 def _of_network(network: Network, content: dict[str, Any]) -> Iterator[tuple[Place, str]]:
     place, settings, written = network.place, network.settings, network.written_in(content)
     yield from _of_probe(place, written, settings)
-    second = written.get("finetune")
+    finetune = written.get("finetune")
     yield from _of_freezing(place, written, settings)
-    if not second or settings.finetune is None:
+    if not finetune or settings.finetune is None:
         return
-    yield from _of_freezing((*place, "finetune"), second, settings.finetune)
-    yield from _of_probe((*place, "finetune"), second, settings.finetune)
+    yield from _of_freezing((*place, "finetune"), finetune, settings.finetune)
+    yield from _of_probe((*place, "finetune"), finetune, settings.finetune)
     if settings.finetune.transform == "evaluation":
-        noise = second.get("noise") or {}
-        asked: list[Place] = [(name,) for name in OF_AUGMENTATION if second.get(name)]
-        asked += [("noise", name) for name in INPUT_NOISE if noise.get(name)]
-        for of_input in asked:
-            yield (*place, "finetune", *of_input), "finetuning is on un-augmented images (set `transform: training` to augment them)"
+        noise = finetune.get("noise") or {}
+        augmentations: list[Place] = [(name,) for name in OF_AUGMENTATION if finetune.get(name)]
+        augmentations += [("noise", name) for name in INPUT_NOISE if noise.get(name)]
+        for augmentation in augmentations:
+            yield (*place, "finetune", *augmentation), "finetuning is on un-augmented images (set `transform: training` to augment them)"
     for key in OF_PSEUDO_LABELS:
-        if key in second and _is_set(settings.finetune, key):
+        if key in finetune and _is_set(settings.finetune, key):
             yield (*place, "finetune", key), "it applies to pseudo-labels, and finetuning uses labeled images only"
     for key in ("start", "pretrained"):
-        if second.get(key):
+        if finetune.get(key):
             yield (*place, "finetune", key), "finetuning always starts from the preceding training's weights"
     if settings.finetune.model != settings.model:
         yield (*place, "finetune", "model"), f"finetuning keeps the network of the preceding training, {settings.model}"

@@ -83,14 +83,14 @@ class FinishedRun:
                 return None
             if not kept.measured.items() <= _measured(versions.values()).items() or self.asked(kept.repositories).digest != kept.asked:
                 return None
-            made = [
+            restored = [
                 Generation(versions[teacher], versions[corpus] if corpus else None, versions[edition] if edition else None, to_newest)
                 for teacher, corpus, edition, to_newest in kept.generations
             ]
         except (OSError, ValueError, KeyError, TypeError, NstError):  # the run itself will report it
             return None
         progress.say(f"{self.recipe.name} is finished: same recipe, images and models")
-        return made
+        return restored
 
     def asked(self, repositories: Mapping[str, str]) -> Asked:
         """Everything that the run depends on, as of now. Raises KeyError for a timm model whose repository is missing."""
@@ -125,7 +125,13 @@ class FinishedRun:
             versions={version.ref: version.manifest.digest for version in versions},
             measured=_measured(versions),
             generations=[
-                (one.teacher.ref, one.corpus and one.corpus.ref, one.edition and one.edition.ref, one.to_newest) for one in generations
+                (
+                    generation.teacher.ref,
+                    generation.corpus and generation.corpus.ref,
+                    generation.edition and generation.edition.ref,
+                    generation.to_newest,
+                )
+                for generation in generations
             ],
         )
         text = kept.model_dump_json(indent=2) + "\n"
@@ -141,13 +147,17 @@ class FinishedRun:
     @property
     def _models(self) -> list[str]:
         """The trained models that the recipe names."""
-        settings = [one for network in self.recipe.networks for one in (network.settings, network.settings.finetune) if one]
-        names = [one.model for one in settings if one.pretrained]
-        asked = [*(one.start for one in settings), self.recipe.select.by, *(one.relative_to for one in self.recipe.evaluate)]
-        names += [name for name in asked if name not in OF_THE_RUN and name is not None]
+        trainings = [settings for network in self.recipe.networks for settings in (network.settings, network.settings.finetune) if settings]
+        names = [settings.model for settings in trainings if settings.pretrained]
+        references = [
+            *(settings.start for settings in trainings),
+            self.recipe.select.by,
+            *(settings.relative_to for settings in self.recipe.evaluate),
+        ]
+        names += [name for name in references if name not in OF_THE_RUN and name is not None]
         names += [self.recipe.teacher.model] if self.recipe.teacher else []
-        own = None if self.recipe.teacher else f"{self.recipe.name}-teacher@gen-0"  # this one is made by the run
-        return sorted({name for name in names if name != own})
+        own_model = None if self.recipe.teacher else f"{self.recipe.name}-teacher@gen-0"  # this one is made by the run
+        return sorted({name for name in names if name != own_model})
 
     def _identity(self, name: str, repositories: Mapping[str, str]) -> Any:  # noqa: ANN401 - a JSON value
         """A value that is equal if a name refers to the same weights."""
@@ -183,5 +193,5 @@ def _texts(value: Any) -> Iterator[str]:  # noqa: ANN401 - a JSON value
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):
-        for one in value.values() if isinstance(value, dict) else value:
-            yield from _texts(one)
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts(item)

@@ -35,17 +35,17 @@ class OpenedSources:
         pool = _open("pool", recipe.pool, progress, indexes=store.indexes if writes else None)
         test = _open("test", recipe.test, progress) if recipe.test else None
         validation = _open("validation", recipe.validation, progress) if recipe.validation else None
-        opened = cls(labeled, pool, test, validation, [(one, _data_of(one, progress)) for one in recipe.evaluate])
-        opened._check_pool_is_another()
-        return opened
+        sources = cls(labeled, pool, test, validation, [(settings, _data_of(settings, progress)) for settings in recipe.evaluate])
+        sources._check_pool_is_another()
+        return sources
 
     def _check_pool_is_another(self) -> None:
         """Raises UsageError if the pool is one of the other sources: all of it would be labeled, and then excluded from the selection."""
         for role in ("labeled", "test", "validation"):
-            other: Source | None = getattr(self, role)
-            if other is None or other.location != self.pool.location:
+            source: Source | None = getattr(self, role)
+            if source is None or source.location != self.pool.location:
                 continue
-            if other.images_fingerprint == self.pool.images_fingerprint:
+            if source.images_fingerprint == self.pool.images_fingerprint:
                 raise UsageError(
                     f"pool: {self.pool.location} is also `{role}`, so no image would be left to learn from; expected two sources"
                 )
@@ -65,7 +65,9 @@ def _data_of(settings: EvaluationSettings, progress: Progress) -> Path | Source 
 def _open(role: str, settings: SourceSettings, progress: Progress, indexes: Indexes | None = None) -> Source:
     """Open a source of the recipe, with labels unless it is the pool. Reports a Hub dataset, since a path may have been meant."""
     on_hub = [
-        one for one in settings.sources if address_of(one) is None and not os.path.exists(one) and HubReference.parse(one) is not None
+        location
+        for location in settings.sources
+        if address_of(location) is None and not os.path.exists(location) and HubReference.parse(location) is not None
     ]
     beside = f"{role}: no {', '.join(on_hub)} next to the recipe"
     columns: dict[str, Any] = {"image_column": settings.image_column, "label_column": settings.label_column}

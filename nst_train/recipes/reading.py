@@ -65,8 +65,8 @@ def parse_recipe(text: str, path: Path, changes: Mapping[str, Any] = NO_CHANGES)
         raise UsageError(f"{path}{line}: expected YAML; {fault}") from None
     if not isinstance(content, dict):
         kinds = {NoneType: "an empty file", list: "a list", str: "text"}
-        found = kinds.get(type(content)) or brief(content)
-        raise UsageError(f"{path}: expected a recipe with the keys {', '.join(Recipe.model_fields)}, found {found}")
+        actual = kinds.get(type(content)) or brief(content)
+        raise UsageError(f"{path}: expected a recipe with the keys {', '.join(Recipe.model_fields)}, found {actual}")
     _check_keys(path, tree, set())
     content = changed(content, changes)
     try:
@@ -107,25 +107,25 @@ def as_written(path: Path, changes: Mapping[str, Any] = NO_CHANGES) -> dict[str,
     """What a recipe accepted by `load_recipe` spells out, without the values from presets and defaults."""
     content: dict[str, Any] = changed(yaml.safe_load(path.read_text("utf-8")), changes)
     seed = {"seed": content["seed"]} if "seed" in content else {}
-    return content | {name: [seed | one for one in content.get(name, [])] for name in ("generations", "students")}
+    return content | {name: [seed | entry for entry in content.get(name, [])] for name in ("generations", "students")}
 
 
 def _explain(error: ValidationError, tree: yaml.Node | None, changes: Mapping[str, Any]) -> str:
     """The first error as one line: line number or change, place, what was expected and what was found."""
-    first = error.errors()[0]
-    line = _place(tree, first["loc"], changes) + ": "
-    inside = changes_inside(first["loc"], changes) if change_at(first["loc"], changes) is None else []
-    if first["type"] == "extra_forbidden":
-        line = f", `changes` {inside[0]}: {'.'.join(map(str, first['loc']))}: " if inside else line
-        return line + unknown_key(str(first["loc"][-1]), _model_at(first["loc"][:-1]))
-    if first["type"] == "missing":
+    details = error.errors()[0]
+    line = _place(tree, details["loc"], changes) + ": "
+    inside = changes_inside(details["loc"], changes) if change_at(details["loc"], changes) is None else []
+    if details["type"] == "extra_forbidden":
+        line = f", `changes` {inside[0]}: {'.'.join(map(str, details['loc']))}: " if inside else line
+        return line + unknown_key(str(details["loc"][-1]), _model_at(details["loc"][:-1]))
+    if details["type"] == "missing":
         return line + "missing"
-    message = _expected(first["type"], first["loc"]) or in_words(first)
+    message = _expected(details["type"], details["loc"]) or in_words(details)
     beside = f" (with `changes` {', '.join(inside)})" if inside else ""
-    tells_it = isinstance(first["input"], dict) or ", found " in message
-    found = "" if tells_it else f", found {_as_written_at(tree, first, changes)}"
-    is_other = message.startswith("expected text") and not isinstance(first["input"], str | NoneType | list | dict)
-    return line + message + found + ("; put it in quotes" if is_other else "") + beside
+    tells_it = isinstance(details["input"], dict) or ", found " in message
+    actual = "" if tells_it else f", found {_as_written_at(tree, details, changes)}"
+    is_not_text = message.startswith("expected text") and not isinstance(details["input"], str | NoneType | list | dict)
+    return line + message + actual + ("; put it in quotes" if is_not_text else "") + beside
 
 
 def _as_written_at(tree: yaml.Node | None, error: "ErrorDetails", changes: Mapping[str, Any]) -> str:
@@ -139,8 +139,8 @@ def _as_written_at(tree: yaml.Node | None, error: "ErrorDetails", changes: Mappi
 
 def _place(tree: yaml.Node | None, place: tuple[int | str, ...], changes: Mapping[str, Any]) -> str:
     """A place of a recipe with its line, or with the change that set its value."""
-    if found := change_at(place, changes):
-        key, inside = found
+    if change := change_at(place, changes):
+        key, inside = change
         return f", `changes` {key}" + (f": {inside}" if inside else "")
     return f", line {_found(tree, place)[0]}: {'.'.join(map(str, place))}" if place else ""
 
@@ -191,4 +191,4 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:  # noqa: ANN401 - any 
     """The settings class in an annotation such as `list[X]` or `X | None`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next((found for part in getattr(annotation, "__args__", ()) if (found := _model_in(part))), None)
+    return next((model for argument in getattr(annotation, "__args__", ()) if (model := _model_in(argument))), None)

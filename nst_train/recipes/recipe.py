@@ -30,16 +30,16 @@ _OF_SCHEDULE = ("learning_rate", "warmup_epochs", "warmup_steps", "schedule", "d
 def inherited(generation: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a generation, as written, that also hold for its `finetune` unless that sets them."""
     # the finetuning's unit of length replaces the other one; and a test size belongs to the image size next to it
-    other = {"epochs": "steps", "steps": "epochs", "warmup_steps": "warmup_epochs", "image_size": "test_size"}
+    alternatives = {"epochs": "steps", "steps": "epochs", "warmup_steps": "warmup_epochs", "image_size": "test_size"}
     finetune = generation["finetune"]
-    left = {*_NOT_INHERITED, *(other[name] for name in finetune if name in other)}
+    dropped = {*_NOT_INHERITED, *(alternatives[name] for name in finetune if name in alternatives)}
     if "preset" in finetune:  # its own preset, with its own schedule
-        left |= {"epochs", "steps", *_OF_SCHEDULE, *_of_preset(finetune)} - {"model"}
-    first = {name: value for name, value in generation.items() if name not in left}
-    noise, of_first = finetune.get("noise"), first.get("noise")
-    if isinstance(noise, dict) and isinstance(of_first, dict) and noise.keys() & set(OF_RANDAUGMENT):
-        first["noise"] = {name: value for name, value in of_first.items() if name != "augmentation"}
-    return first
+        dropped |= {"epochs", "steps", *_OF_SCHEDULE, *_of_preset(finetune)} - {"model"}
+    settings = {name: value for name, value in generation.items() if name not in dropped}
+    own_noise, noise = finetune.get("noise"), settings.get("noise")
+    if isinstance(own_noise, dict) and isinstance(noise, dict) and own_noise.keys() & set(OF_RANDAUGMENT):
+        settings["noise"] = {name: value for name, value in noise.items() if name != "augmentation"}
+    return settings
 
 
 def of_finetuning(generation: Mapping[str, Any]) -> dict[str, Any]:
@@ -49,10 +49,10 @@ def of_finetuning(generation: Mapping[str, Any]) -> dict[str, Any]:
     which starts at its full rate. `start` is resolved when the first training is done.
     """
     finetune = generation["finetune"]
-    whole, epochs = _epochs(generation, "schedule_epochs"), _epochs({**generation, **finetune})
+    schedule_epochs, epochs = _epochs(generation, "schedule_epochs"), _epochs({**generation, **finetune})
     counts_epochs = not _counts_steps(generation) and not _counts_steps(inherited(generation) | finetune)
-    is_end = counts_epochs and not any(name in finetune for name in (*_OF_SCHEDULE, "preset")) and whole >= epochs
-    schedule: dict[str, float | None] = {"schedule_epochs": whole if is_end else None}
+    is_end = counts_epochs and not any(name in finetune for name in (*_OF_SCHEDULE, "preset")) and schedule_epochs >= epochs
+    schedule: dict[str, float | None] = {"schedule_epochs": schedule_epochs if is_end else None}
     if not is_end and finetune.get("warmup_steps") is None and "preset" not in finetune:
         schedule |= {"warmup_epochs": 0, "warmup_steps": None}
     images = {} if generation.get("pseudo_only") else {"transform": "evaluation"}
@@ -265,33 +265,37 @@ class Recipe(Settings):
         for network in self.networks:
             is_control = self.control and network.generation == last
             if network.settings.start == "teacher" and (network.generation == 1 or is_control):
-                what = "a control" if network.generation > 1 else "a student"
-                raise ValueError(f"`{network.key}.start`: {what} cannot start from the first teacher, an image-text model; remove it")
+                kind = "a control" if network.generation > 1 else "a student"
+                raise ValueError(f"`{network.key}.start`: {kind} cannot start from the first teacher, an image-text model; remove it")
         return self
 
     @model_validator(mode="after")
     def _students_have_names_of_their_own(self) -> Self:
-        names = [name for one in self.students for name in (one.name, *([f"{one.name}-before-finetuning"] if one.finetune else []))]
-        alike = [folded(name) for name in names]  # otherwise the run would stop after training the first of them
-        if twice := [name for name in names if alike.count(folded(name)) > 1]:
-            raise ValueError(f"`students`: two are called {twice[0]}; give one of them another `name`")
+        names = [
+            name
+            for student in self.students
+            for name in (student.name, *([f"{student.name}-before-finetuning"] if student.finetune else []))
+        ]
+        folded_names = [folded(name) for name in names]  # otherwise the run would stop after training the first of them
+        if repeated := [name for name in names if folded_names.count(folded(name)) > 1]:
+            raise ValueError(f"`students`: two are called {repeated[0]}; give one of them another `name`")
         for network in self.networks:
             check_name(network.name_in(self.name))
         return self
 
     @model_validator(mode="after")
     def _trains_no_model_that_it_names(self) -> Self:
-        own = {network.name_in(self.name, kind) for network in self.networks for kind in ("teacher", "control")}
+        own_models = {network.name_in(self.name, kind) for network in self.networks for kind in ("teacher", "control")}
         of_0, by = f"{self.name}-teacher@gen-0", self.select.by
         teacher = self.teacher.model if self.teacher else None
-        if by is not None and (by == teacher or (by.partition("@")[0] in own and (by != of_0 or teacher is None))):
-            whose = "is the teacher" if by == teacher else "is trained by this recipe"
-            raise ValueError(f"`select.by` {by} {whose}; name another model, or remove `by`: with `when: once` the first teacher selects")
+        if by is not None and (by == teacher or (by.partition("@")[0] in own_models and (by != of_0 or teacher is None))):
+            reason = "is the teacher" if by == teacher else "is trained by this recipe"
+            raise ValueError(f"`select.by` {by} {reason}; name another model, or remove `by`: with `when: once` the first teacher selects")
         if teacher is None:
             return self
-        if teacher != of_0 and teacher.partition("@")[0] in own:
+        if teacher != of_0 and teacher.partition("@")[0] in own_models:
             raise ValueError(f"`teacher` {teacher}: this recipe trains students of that name; give it another `name`")
-        if teacher != of_0 and any(one.relative_to == of_0 for one in self.evaluate):
+        if teacher != of_0 and any(settings.relative_to == of_0 for settings in self.evaluate):
             raise ValueError(f"`relative_to` {of_0}: there is no generation 0 beside `teacher`; write {teacher}")
         return self
 
@@ -305,15 +309,15 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _only_the_first_is_a_probe(self) -> Self:
-        if any(one.generation and one.settings.probe for one in self.networks):
+        if any(network.generation and network.settings.probe for network in self.networks):
             raise ValueError("`probe` trains on labeled images only: it is for the first generation, and for a `finetune`")
         return self
 
     @model_validator(mode="after")
     def _validation_has_images(self) -> Self:
         if self.validation is None and any(
-            one.validate_every is not None or (one.finetune and one.finetune.validate_every is not None)
-            for one in (*self.generations, *self.students)
+            settings.validate_every is not None or (settings.finetune and settings.finetune.validate_every is not None)
+            for settings in (*self.generations, *self.students)
         ):
             raise ValueError("`validate_every` needs validation images; add a line `validation: {source: ...}` or remove it")
         return self
@@ -344,7 +348,7 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _evaluation_has_images(self) -> Self:
-        if not self.is_tested and any(one.data is None for one in self.evaluate):
+        if not self.is_tested and any(settings.data is None for settings in self.evaluate):
             raise ValueError(
                 "`evaluate` uses the test images where it has no `data`; add a line `test: {source: ...}` or `holdout: 0.2`, or set `data`"
             )
@@ -354,10 +358,10 @@ class Recipe(Settings):
     def _results_have_names_of_their_own(self) -> Self:
         """Otherwise one would overwrite the other."""
         names = ["test"] if self.is_tested else []
-        for one in self.evaluate:
-            if self.is_tested and one.data is None and one.name in (None, "test") and "suite" not in one.model_fields_set:
+        for settings in self.evaluate:
+            if self.is_tested and settings.data is None and settings.name in (None, "test") and "suite" not in settings.model_fields_set:
                 raise ValueError("`evaluate` has no suite, and the unmodified test images are always measured; add `suite: [corruptions]`")
-            for name in map(one.recorded, one.suite):
+            for name in map(settings.recorded, settings.suite):
                 if name in names:
                     raise ValueError(f"`evaluate` records two results as {name!r} in metrics.json; give one of them another `name`")
                 names.append(name)
@@ -378,9 +382,9 @@ class Recipe(Settings):
                 parts[name] = {"seed": seed, **parts[name]}
         for name in ("generations", "students"):
             if isinstance(parts[name], list):
-                parts[name] = [{"seed": seed, **one} if isinstance(one, dict) else one for one in parts[name]]
+                parts[name] = [{"seed": seed, **entry} if isinstance(entry, dict) else entry for entry in parts[name]]
         evaluate = content.get("evaluate", [])
         if evaluate and isinstance(evaluate, dict | list):
-            several = evaluate if isinstance(evaluate, list) else [evaluate]
-            parts["evaluate"] = [{"seed": seed, **one} if isinstance(one, dict) else one for one in several]
+            entries = evaluate if isinstance(evaluate, list) else [evaluate]
+            parts["evaluate"] = [{"seed": seed, **entry} if isinstance(entry, dict) else entry for entry in entries]
         return content | parts

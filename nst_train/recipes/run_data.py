@@ -37,44 +37,44 @@ class RecipeData:
         With `writes` False, the store is not changed.
         """
         sources = sources or OpenedSources.open(recipe, store, progress, writes=writes)
-        whole, pool, test, validation = sources.labeled, sources.pool, sources.test, sources.validation
-        labeled = whole
+        all_labeled, pool, test, validation = sources.labeled, sources.pool, sources.test, sources.validation
+        labeled = all_labeled
         teacher: TeacherName | None = None
-        names = None if whole is None else whole.class_names or []
-        if names is None:
+        class_names = None if all_labeled is None else all_labeled.class_names or []
+        if class_names is None:
             assert recipe.teacher is not None, "the recipe was checked"
-            teacher, names = trained_model("teacher", recipe.teacher.named, store, None)
-        check_recipe(recipe, whole, names, validation, test)
+            teacher, class_names = trained_model("teacher", recipe.teacher.named, store, None)
+        check_recipe(recipe, all_labeled, class_names, validation, test)
         check_selection(recipe, store)
-        check_reviews(recipe, store, names)
+        check_reviews(recipe, store, class_names)
         if recipe.teacher is not None and teacher is None:
-            teacher, _ = trained_model("teacher", recipe.teacher.named, store, names)
-        by = trained_model("select.by", recipe.select.by, store, names)[0] if recipe.select.by else None
-        if recipe.holdout and whole:  # after the faster checks, since it reads all images
-            labeled, test = held_out_together(whole, recipe.holdout, recipe.seed, store, progress, writes)
+            teacher, _ = trained_model("teacher", recipe.teacher.named, store, class_names)
+        by = trained_model("select.by", recipe.select.by, store, class_names)[0] if recipe.select.by else None
+        if recipe.holdout and all_labeled:  # after the faster checks, since it reads all images
+            labeled, test = held_out_together(all_labeled, recipe.holdout, recipe.seed, store, progress, writes)
         evaluations = [(settings, _or_test(data, test)) for settings, data in sources.evaluations]
-        check_evaluations(recipe, store, evaluations, names, whole.location if whole else f"`teacher` {teacher}")
+        check_evaluations(recipe, store, evaluations, class_names, all_labeled.location if all_labeled else f"`teacher` {teacher}")
         if recipe.holdout and labeled:
             _say_leaks(recipe, store, labeled, teacher, by, progress)
-        held_out = [source for source in (whole, validation, None if recipe.holdout else test) if source]
+        held_out = [source for source in (all_labeled, validation, None if recipe.holdout else test) if source]
         others = [data for _, data in evaluations if isinstance(data, Source) and data is not test]
-        return cls(labeled, names, pool, test, validation, evaluations, teacher, by, held_out, _of_other_images(others, held_out))
+        return cls(labeled, class_names, pool, test, validation, evaluations, teacher, by, held_out, _of_other_images(others, held_out))
 
 
 def _say_leaks(recipe: Recipe, store: Store, labeled: Source, teacher: TeacherName | None, by: str | None, progress: Progress) -> None:
     """`say_leaks` for the models that a recipe names."""
-    named = [teacher, by, *(network.settings.start for network in recipe.networks)]
-    say_leaks([one for one in named if isinstance(one, str) and one not in ("", "teacher")], store, labeled, progress)
+    models = [teacher, by, *(network.settings.start for network in recipe.networks)]
+    say_leaks([model for model in models if isinstance(model, str) and model not in ("", "teacher")], store, labeled, progress)
 
 
 def _of_other_images(sources: list[Source], known: list[Source]) -> list[Source]:
     """The sources whose images differ from those of `known` and of each other."""
-    found = {source.images_fingerprint: source for source in sources}
-    return [source for fingerprint, source in found.items() if fingerprint not in {one.images_fingerprint for one in known}]
+    by_fingerprint = {source.images_fingerprint: source for source in sources}
+    return [source for fingerprint, source in by_fingerprint.items() if fingerprint not in {other.images_fingerprint for other in known}]
 
 
 def _or_test(data: Path | Source | None, test: Source | None) -> Path | Source:
     """The data of an evaluation, or the test images if it names none."""
-    found = test if data is None else data
-    assert found is not None, "the recipe was checked"
-    return found
+    chosen = test if data is None else data
+    assert chosen is not None, "the recipe was checked"
+    return chosen

@@ -49,7 +49,7 @@ def _plain(node: Any, of_keys: bool = False) -> Any:  # noqa: ANN401 - any JSON
     `of_keys`: the node's own keys are names of settings, which may be called title or default.
     """
     if isinstance(node, list):
-        return [_plain(one) for one in node]
+        return [_plain(item) for item in node]
     if not isinstance(node, dict):
         return node
     plain = {}

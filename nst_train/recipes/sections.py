@@ -29,7 +29,7 @@ class SourceSettings(Settings):
     @classmethod
     def _are_texts(cls, value: Any) -> Any:  # noqa: ANN401 - anything a YAML file holds
         values = value if isinstance(value, list) else [value]
-        if not values or not all(isinstance(one, str) and one for one in values):
+        if not values or not all(isinstance(text, str) and text for text in values):
             raise ValueError("expected text, or a list of texts")
         return value
 
@@ -40,8 +40,8 @@ class SourceSettings(Settings):
 
     def located(self, locate: Callable[[str], str]) -> Self:
         """A copy whose sources are replaced by `locate(source)`."""
-        found = list(map(locate, self.sources))
-        return self.model_copy(update={"source": found[0] if isinstance(self.source, str) else found})
+        sources = list(map(locate, self.sources))
+        return self.model_copy(update={"source": sources[0] if isinstance(self.source, str) else sources})
 
 
 class TeacherSettings(Settings):

@@ -25,13 +25,13 @@ def with_sources_beside(path: Path, recipe: Recipe) -> Recipe:
     def beside(settings: SourceSettings | None) -> SourceSettings | None:
         if settings is None:
             return None
-        found = settings.located(lambda source: located(folder, source))
-        return found.model_copy(update={"class_names": _file(folder, settings.class_names)})
+        resolved = settings.located(lambda source: located(folder, source))
+        return resolved.model_copy(update={"class_names": _file(folder, settings.class_names)})
 
-    def of_evaluation(one: EvaluationSettings) -> EvaluationSettings:
-        if one.data is None or not one.of_published:
-            return one.model_copy(update={"data": beside(one.data)})
-        return one.model_copy(update={"data": one.data.located(lambda source: str(_file(folder, source)))})
+    def of_evaluation(entry: EvaluationSettings) -> EvaluationSettings:
+        if entry.data is None or not entry.of_published:
+            return entry.model_copy(update={"data": beside(entry.data)})
+        return entry.model_copy(update={"data": entry.data.located(lambda source: str(_file(folder, source)))})
 
     teacher = recipe.teacher and _words_beside(folder, recipe.teacher)
     by = recipe.select.by and _model(folder, recipe.select.by)
@@ -41,9 +41,9 @@ def with_sources_beside(path: Path, recipe: Recipe) -> Recipe:
             **sources,
             "teacher": teacher,
             "select": recipe.select.model_copy(update={"by": by}),
-            "evaluate": [of_evaluation(one) for one in recipe.evaluate],
-            "generations": [_trained(folder, one) for one in recipe.generations],
-            "students": [_trained(folder, one) for one in recipe.students],
+            "evaluate": [of_evaluation(entry) for entry in recipe.evaluate],
+            "generations": [_trained(folder, entry) for entry in recipe.generations],
+            "students": [_trained(folder, entry) for entry in recipe.students],
         }
     )
 
@@ -52,10 +52,10 @@ def _trained(folder: Path, settings: Trained) -> Trained:
     """A training with absolute folders of its network and start; a folder that is not next to the recipe is left as it is."""
     changed: dict[str, Any] = {}
     for name in ("model", "start"):
-        asked = getattr(settings, name)
-        if isinstance(asked, str) and asked.startswith(_FOLDER):
-            found = _model(folder, asked)
-            changed[name] = found if os.path.isdir(found.removeprefix(_FOLDER)) else asked
+        value = getattr(settings, name)
+        if isinstance(value, str) and value.startswith(_FOLDER):
+            resolved = _model(folder, value)
+            changed[name] = resolved if os.path.isdir(resolved.removeprefix(_FOLDER)) else value
     if isinstance(settings, GenerationSettings) and settings.finetune is not None:
         changed["finetune"] = _trained(folder, settings.finetune)
     return settings.model_copy(update=changed)

@@ -22,9 +22,9 @@ from nst_train.training.train import train
 
 def is_control_of_before(store: Store, name: str, teacher: TeacherName | None) -> bool:
     """Whether a control exists that started, as in earlier versions, from a teacher whose weights know pseudo-labels."""
-    firsts = [version for of_name in (name, f"{name}-before-finetuning") for version in store.versions(of_name)]
-    made = [version for version in firsts if version.number == Number(0) and version.is_readable]
-    return any(version.manifest.request.settings.get("start") == teacher for version in made)
+    versions = [version for control_name in (name, f"{name}-before-finetuning") for version in store.versions(control_name)]
+    controls = [version for version in versions if version.number == Number(0) and version.is_readable]
+    return any(version.manifest.request.settings.get("start") == teacher for version in controls)
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class Labels:
         if before is None or self.recipe.select.when == "every_generation":
             return self._selected(number, teacher, settings)
         run, progress = self._run, self.progress
-        again = label_like(self.store, before, teacher, self.data.pool, settings, generation=number, run=run, progress=progress)
-        return corpus, self.publish(again)
+        relabeled = label_like(self.store, before, teacher, self.data.pool, settings, generation=number, run=run, progress=progress)
+        return corpus, self.publish(relabeled)
 
     def _selected(self, number: int, model: TeacherName, settings: LabelSettings) -> tuple[Version, Version]:
         """The whole pool labeled by a model, and the edition selected by these labels."""
@@ -79,9 +79,9 @@ class Labels:
         earlier = request.digest if self.data.evaluated else None
         for version in self.store.versions(corpus.name):
             if version.number == number and version.is_readable and version.manifest.request.digest == earlier:
-                others = ", ".join(source.location for source in self.data.evaluated)
+                locations = ", ".join(source.location for source in self.data.evaluated)
                 self.progress.say(
-                    f"warning: {version.ref} was built without excluding {others}, so "
+                    f"warning: {version.ref} was built without excluding {locations}, so "
                     "evaluation images may be among its pseudo-labels; rerun under another `name` to exclude them"
                 )
                 return version
@@ -123,8 +123,8 @@ class Trainings:
             first = first.model_copy(update={"start": str(teacher)})  # not an image-text model: the recipe was checked
         if settings.finetune is None:
             return self._train(name, first, number, reviews, edition)
-        before = self._train(f"{name}-before-finetuning", first, number, reviews, edition, whole=False)
-        return self._train(name, settings.finetune.model_copy(update={"start": before.ref}), number, reviews)
+        first_version = self._train(f"{name}-before-finetuning", first, number, reviews, edition, whole=False)
+        return self._train(name, settings.finetune.model_copy(update={"start": first_version.ref}), number, reviews)
 
     def _train(
         self, name: str, training: TrainSettings, number: int, reviews: str | None, edition: Version | None = None, whole: bool = True
