@@ -98,9 +98,9 @@ def step_bytes(chosen: Numbers, facts: Facts) -> float:
 
 def of_memory(chosen: Numbers, facts: Facts, gpu_bytes: int) -> dict[str, Any]:
     """The `accumulate` that lets a GPU with `gpu_bytes` of memory compute a step of `GPU_NETWORK`; empty if the whole step fits."""
-    whole, room = step_bytes(chosen, facts), _SHARE_OF_GPU * gpu_bytes
+    needed_bytes, usable_bytes = step_bytes(chosen, facts), _SHARE_OF_GPU * gpu_bytes
     equal = (parts for parts in range(1, chosen.batch_size) if chosen.batch_size % parts == 0)
-    fewest = next((parts for parts in equal if whole / parts <= room), chosen.batch_size)
+    fewest = next((parts for parts in equal if needed_bytes / parts <= usable_bytes), chosen.batch_size)
     return {"accumulate": fewest} if fewest > 1 else {}
 
 
@@ -150,16 +150,16 @@ def facts_of(model: str) -> Facts:
     suits_vit = None if network is None else suits_vit_preset(network)
     if model.startswith(FOLDER):
         config = read_config(model, Path(model.removeprefix(FOLDER)))
-        stored = config.get("pretrained_cfg", config)
-        if not is_of_timm(config) or not isinstance(stored, dict):
+        saved_cfg = config.get("pretrained_cfg", config)
+        if not is_of_timm(config) or not isinstance(saved_cfg, dict):
             return Facts(None, None, True, suits_vit)
-        size, tested, fixed = stored.get("input_size"), stored.get("test_input_size"), bool(stored.get("fixed_input_size"))
+        size, tested, fixed = saved_cfg.get("input_size"), saved_cfg.get("test_input_size"), bool(saved_cfg.get("fixed_input_size"))
     elif "/" in model:
         return Facts(None, None, True, suits_vit)
     else:
-        known = timm.models.get_pretrained_cfg(model, allow_unregistered=True)
-        size, tested, fixed = known.input_size, known.test_input_size, known.fixed_input_size
-    sides = [int(one[-1]) if isinstance(one, list | tuple) else None for one in (size, tested)]
+        pretrained_cfg = timm.models.get_pretrained_cfg(model, allow_unregistered=True)
+        size, tested, fixed = pretrained_cfg.input_size, pretrained_cfg.test_input_size, pretrained_cfg.fixed_input_size
+    sides = [int(shape[-1]) if isinstance(shape, list | tuple) else None for shape in (size, tested)]
     return Facts(sides[0], sides[1], fixed, suits_vit)
 
 

@@ -69,14 +69,14 @@ class Estimate:
     @property
     def seconds(self) -> float | None:
         """Time of all remaining work; None if a part is not known."""
-        left = [one.seconds for one in self.stages if one.is_left]
-        return None if None in left else sum(one for one in left if one is not None)
+        stage_seconds = [one.seconds for one in self.stages if one.is_left]
+        return None if None in stage_seconds else sum(one for one in stage_seconds if one is not None)
 
     @property
     def bytes_on_disk(self) -> int:
         """Disk space of all remaining work, as far as known, including the temporary files of the largest stage."""
-        left = [one for one in self.stages if one.is_left]
-        return sum(one.bytes_on_disk or 0 for one in left) + max((one.bytes_of_work for one in left), default=0)
+        remaining = [stage for stage in self.stages if stage.is_left]
+        return sum(stage.bytes_on_disk or 0 for stage in remaining) + max((stage.bytes_of_work for stage in remaining), default=0)
 
 
 @with_checked_arguments
@@ -147,17 +147,17 @@ class _Stages:
         """The labels of the pool and the selection by them; with `when: once`, later generations label the selected images only."""
         select, classes = self.recipe.select, len(self.data.class_names)
         rows = self._rows
-        chosen = min(rows, select.per_class * classes) if isinstance(select.per_class, int) else rows
+        selected = min(rows, select.per_class * classes) if isinstance(select.per_class, int) else rows
         label, balancing = self.recipe.label, select.balancing.for_request()
         if select.by and not is_selected:  # the speed of this model is not known
             plain = label.model_copy(update={"noise": False, "temperature": 1.0})
             yield self._of_labels("generation", Number(0), "label the pool", rows, plain.for_request(), is_timed=False)
-            yield self._of_labels("edition", Number(0, 1), "select", chosen, balancing)
+            yield self._of_labels("edition", Number(0, 1), "select", selected, balancing)
         if select.when == "once" and (is_selected or select.by):
-            yield self._of_labels("edition", Number(number, 1), "label again", chosen, label.for_request())
+            yield self._of_labels("edition", Number(number, 1), "label again", selected, label.for_request())
             return
         yield self._of_labels("generation", Number(number), "label the pool", rows, label.for_request())
-        yield self._of_labels("edition", Number(number, 1), "select", chosen, balancing)
+        yield self._of_labels("edition", Number(number, 1), "select", selected, balancing)
 
     def _of_labels(self, kind: Kind, number: Number, what: str, images: int, asked: dict[str, Any], is_timed: bool = True) -> Stage:
         classes = len(self.data.class_names)
@@ -193,25 +193,25 @@ class _Stages:
                 settings = settings.model_copy(update={"start": settled(settings.start, self.store)})
         self._teacher = settings, per_step
         steps = None if settings.probe else Schedule.of(settings, self._counted(settings)).steps
-        asked = settings.of_probe() if settings.probe else settings if with_pseudo else settings.of_labeled_alone()
-        asked = asked if self.data.validation and not settings.probe else asked.without_validation()
-        in_request = asked.for_request() | _beside_settings(asked, len(self.data.class_names))
+        requested = settings.of_probe() if settings.probe else settings if with_pseudo else settings.of_labeled_alone()
+        requested = requested if self.data.validation and not settings.probe else requested.without_validation()
+        in_request = requested.for_request() | _beside_settings(requested, len(self.data.class_names))
         ref, (state, refusal) = f"{name}@{Number(number)}", self._states.of("teacher", name, Number(number), in_request)
-        what = f"{'probe' if settings.probe else 'train'} {public_name(settings.model)}"
+        action = f"{'probe' if settings.probe else 'train'} {public_name(settings.model)}"
         if state in NOTHING_TO_DO:
-            return Stage(ref, what, state, labeled, steps, 0.0, 0)
+            return Stage(ref, action, state, labeled, steps, 0.0, 0)
         self._check_classes_are_readable()
         if (speed := self._speed_of(settings, per_step)) is None:
-            return Stage(ref, what, state, labeled, steps, None, None, refusal=refusal)
+            return Stage(ref, action, state, labeled, steps, None, None, refusal=refusal)
         weights, tested = 4 * speed.parameters, len(self.data.test or []) * speed.seconds_a_label
         if steps is None:
             features = labeled * (4 * speed.features + _ROW_BYTES)
-            return Stage(ref, what, state, labeled, None, tested + labeled * speed.seconds_a_label, weights + features, refusal=refusal)
-        left = steps - (self._steps_done(name, number) if state == "begun" else 0)
-        validated = self._validated(settings, left, per_step) * speed.seconds_a_label
-        seconds = tested + validated + left * speed.seconds_a_step
+            return Stage(ref, action, state, labeled, None, tested + labeled * speed.seconds_a_label, weights + features, refusal=refusal)
+        steps_left = steps - (self._steps_done(name, number) if state == "begun" else 0)
+        validated = self._validated(settings, steps_left, per_step) * speed.seconds_a_label
+        seconds = tested + validated + steps_left * speed.seconds_a_step
         work = (self.recipe.run.keep_checkpoints + 1) * _CHECKPOINT_COPIES * weights
-        return Stage(ref, what, state, labeled, steps, seconds, weights, work, refusal)
+        return Stage(ref, action, state, labeled, steps, seconds, weights, work, refusal)
 
     def _check_classes_are_readable(self) -> None:
         """Check once, before the first unfinished training. Raises NstError like the training."""

@@ -55,10 +55,12 @@ def faster_settings(settings: TrainSettings, classes: int) -> dict[str, Any]:
 
 def _is_faster(candidate: TrainSettings, before: TrainSettings, classes: int) -> bool:
     """Whether every step of the candidate takes clearly less time than the step of `before` that is timed next to it."""
-    (old, _), (new, _) = (_step(one, classes, one.batch_size * (1 + one.ratio)) for one in (before, candidate))
-    if _seconds(new) > _SLOW * _seconds(old):
+    (old_step, _), (new_step, _) = (
+        _step(settings, classes, settings.batch_size * (1 + settings.ratio)) for settings in (before, candidate)
+    )
+    if _seconds(new_step) > _SLOW * _seconds(old_step):
         return False
-    return all(_seconds(new) * CLEARLY < _seconds(old) for _ in range(_ROUNDS))
+    return all(_seconds(new_step) * CLEARLY < _seconds(old_step) for _ in range(_ROUNDS))
 
 
 def _has_fused_attention(settings: TrainSettings, classes: int) -> bool:
@@ -73,11 +75,11 @@ def _untrained(settings: TrainSettings) -> TrainSettings:
 
 @contextmanager
 def _threads_kept() -> Iterator[None]:
-    before = torch.get_num_threads()
+    previous_threads = torch.get_num_threads()
     try:
         yield
     finally:
-        set_threads(before)
+        set_threads(previous_threads)
 
 
 def _seconds(work: Callable[[], object]) -> float:

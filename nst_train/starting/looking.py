@@ -65,8 +65,8 @@ class Look:
         """The number of labeled images left for training; near-duplicates may make it slightly larger."""
         if self.holdout is None:
             return len(self.labeled)
-        held = np.where(self.counts > 1, np.maximum(1, np.floor(self.holdout * self.counts + 0.5)), 0)
-        return len(self.labeled) - int(held.sum())
+        held_out = np.where(self.counts > 1, np.maximum(1, np.floor(self.holdout * self.counts + 0.5)), 0)
+        return len(self.labeled) - int(held_out.sum())
 
     @property
     def per_class(self) -> str:
@@ -86,53 +86,53 @@ def look_at(photos: Path | str | None, columns: Mapping[str, str] | None = None,
     `columns` are `open_source`'s `label_column`, `image_column` and `class_names` of the labeled images, and of others that have them.
     Raises UsageError or NstError, in one line, for anything that makes a recipe impossible.
     """
-    found = {role: where for role, where in named.items() if where is not None}
+    locations = {role: location for role, location in named.items() if location is not None}
     if photos is not None:
-        found = _found_in(Path(photos), set(found)) | found
-    _check_there(photos, found)
-    _check_apart(found)
-    opened, taken = {}, {}
-    for role, where in found.items():
-        opened[role], taken[role] = _opened(role, where, columns or {})
-    labeled, pool = opened["labeled"], opened["pool"]
+        locations = _found_in(Path(photos), set(locations)) | locations
+    _check_there(photos, locations)
+    _check_apart(locations)
+    sources, used_columns = {}, {}
+    for role, location in locations.items():
+        sources[role], used_columns[role] = _opened(role, location, columns or {})
+    labeled, pool = sources["labeled"], sources["pool"]
     check_trainable(labeled)
     for role in ("test", "validation"):
-        if role in opened:
-            match_classes(opened[role].class_names or [], labeled.class_names or [], opened[role].location, subset=True)
+        if role in sources:
+            match_classes(sources[role].class_names or [], labeled.class_names or [], sources[role].location, subset=True)
     counts = np.bincount(labels_in(labeled), minlength=len(labeled.class_names or []))
     sides = []
     for role in ("labeled", "pool"):
-        sampled = list(_sides_px(opened[role]))
-        _check_some_readable(role, opened[role], sampled)
+        sampled = list(_sides_px(sources[role]))
+        _check_some_readable(role, sources[role], sampled)
         sides += sampled
-    read = np.array([side for side in sides if side], dtype=np.int64)
+    readable = np.array([side for side in sides if side], dtype=np.int64)
     check_classes_are_readable(labeled)
-    test, validation = opened.get("test"), opened.get("validation")
-    measured = [one for one in (test, validation) if one]
-    faults = [f"{one.location}: {phrase(classes)}" for one in measured if (classes := _lost(one))]
+    test, validation = sources.get("test"), sources.get("validation")
+    measured = [source for source in (test, validation) if source]
+    faults = [f"{source.location}: {phrase(classes)}" for source in measured if (classes := _lost(source))]
     faults += _of_equal_bytes(labeled, measured)
-    return Look(found, labeled, pool, test, validation, counts, read, len(sides) - len(read), faults, taken)
+    return Look(locations, labeled, pool, test, validation, counts, readable, len(sides) - len(readable), faults, used_columns)
 
 
 def check_classes_are_readable(labeled: Source) -> None:
     """Raises NstError for a class whose images exist but cannot be read, as training does. Of a readable class, it reads one image."""
     names = labeled.class_names or []
-    for name, images, first in _unreadable_classes(labeled):
-        raise lost_class(labeled.location, images, names[name], first)
+    for name, images, fault in _unreadable_classes(labeled):
+        raise lost_class(labeled.location, images, names[name], fault)
 
 
 def _of_equal_bytes(labeled: Source, measured: list[Source]) -> Iterator[str]:
     """A line for labeled images in two classes, and one per set for those also in it; skipped if there are many labeled images."""
     if len(labeled) > _FEW_LABELED:
         return
-    of_labeled = [hashed for _, hashed in image_hashes(labeled.rows(np.arange(len(labeled))))]
-    if line := in_two_classes(labeled, np.array([bytes.fromhex(hashed or "0" * 32) for hashed in of_labeled], HASH)):
+    labeled_hashes = [hashed for _, hashed in image_hashes(labeled.rows(np.arange(len(labeled))))]
+    if line := in_two_classes(labeled, np.array([bytes.fromhex(hashed or "0" * 32) for hashed in labeled_hashes], HASH)):
         yield line
-    known = {*of_labeled}
+    distinct_hashes = {*labeled_hashes}
     for source in measured:
-        some = source.rows(np.linspace(0, len(source) - 1, min(len(source), _COMPARED), dtype=np.int64))
-        hashes = [hashed for _, hashed in image_hashes(some) if hashed]
-        if seen := sum(hashed in known for hashed in hashes):
+        sample = source.rows(np.linspace(0, len(source) - 1, min(len(source), _COMPARED), dtype=np.int64))
+        hashes = [hashed for _, hashed in image_hashes(sample) if hashed]
+        if seen := sum(hashed in distinct_hashes for hashed in hashes):
             compared = f"{len(hashes):,} images" + " that were compared" * (len(hashes) < len(source))
             yield f"{source.location}: {seen:,} of its {compared} are labeled images too, on which a score tells nothing: remove them there"
 
@@ -167,23 +167,23 @@ def _fault(row: Row) -> str | None:
 def check_is_folder(photos: Path) -> None:
     """Raises NstError if it is not a folder."""
     if not photos.is_dir():
-        what = "not a folder" if photos.exists() else "no such folder"
-        raise NstError(f"{photos}: {what}; expected one with labeled/ and unlabeled/ in it, or `labeled` and `pool` sources")
+        problem = "not a folder" if photos.exists() else "no such folder"
+        raise NstError(f"{photos}: {problem}; expected one with labeled/ and unlabeled/ in it, or `labeled` and `pool` sources")
 
 
 def _found_in(photos: Path, known: set[str]) -> dict[str, str]:
     check_is_folder(photos)
-    there = sorted(one for one in photos.iterdir() if not one.name.startswith(".") and (one.is_dir() or one.suffix.lower() in _FILES))
-    found = {}
+    paths = sorted(path for path in photos.iterdir() if not path.name.startswith(".") and (path.is_dir() or path.suffix.lower() in _FILES))
+    locations = {}
     for role, names in FOLDERS.items():
         if role in known:
             continue
-        fitting = [one for one in there if (one.name if one.is_dir() else one.stem).lower() in names]
-        if len(fitting) > 1:
-            raise UsageError(f"{photos}: {fitting[0].name} and {fitting[1].name} may both be the {role} images; name one with `{role}`")
-        if fitting:
-            found[role] = str(fitting[0])
-    return found
+        matching = [path for path in paths if (path.name if path.is_dir() else path.stem).lower() in names]
+        if len(matching) > 1:
+            raise UsageError(f"{photos}: {matching[0].name} and {matching[1].name} may both be the {role} images; name one with `{role}`")
+        if matching:
+            locations[role] = str(matching[0])
+    return locations
 
 
 def _check_there(photos: Path | str | None, found: dict[str, str]) -> None:
@@ -192,17 +192,17 @@ def _check_there(photos: Path | str | None, found: dict[str, str]) -> None:
         raise UsageError(f"{' and '.join(missing)}: missing; give a folder with labeled/ and unlabeled/ in it, or name both sources")
     for role in ("labeled", "pool"):
         if role not in found:
-            there = sorted(as_text(one.name) for one in Path(str(photos)).iterdir() if not one.name.startswith("."))
-            shown = ", ".join(there[:5]) + ", ..." * (len(there) > 5)
-            without = "; without a pool there is nothing to learn from: a single training makes a classifier" if role == "pool" else ""
+            entry_names = sorted(as_text(entry.name) for entry in Path(str(photos)).iterdir() if not entry.name.startswith("."))
+            shown = ", ".join(entry_names[:5]) + ", ..." * (len(entry_names) > 5)
+            hint = "; without a pool there is nothing to learn from: a single training makes a classifier" if role == "pool" else ""
             raise UsageError(
-                f"{photos}: expected a folder {FOLDERS[role][0]}/ in it, found {shown or 'nothing'}; name them with `{role}`{without}"
+                f"{photos}: expected a folder {FOLDERS[role][0]}/ in it, found {shown or 'nothing'}; name them with `{role}`{hint}"
             )
 
 
 def _check_apart(found: dict[str, str]) -> None:
     """Raises NstError for a source inside the labeled folder, whose folders are classes; UsageError for a source in two roles."""
-    paths = {role: Path(where).resolve() for role, where in found.items() if os.path.exists(where)}
+    paths = {role: Path(location).resolve() for role, location in found.items() if os.path.exists(location)}
     labeled = paths.pop("labeled", None)
     for one, other in (("test", "validation"), ("pool", "test"), ("pool", "validation")):
         if one in paths and paths[one] == paths.get(other):
@@ -220,11 +220,11 @@ def _check_apart(found: dict[str, str]) -> None:
 
 def _opened(role: str, where: str, columns: Mapping[str, str]) -> tuple[Source, dict[str, str]]:
     """The source, and the columns it was opened with: sources other than the labeled one may be folders, or have other columns."""
-    asked: dict[str, Any] = {name: value for name, value in columns.items() if role != "pool" or name == "image_column"}
+    used_columns: dict[str, Any] = {name: value for name, value in columns.items() if role != "pool" or name == "image_column"}
     try:
-        return open_source(where, labeled=role != "pool", **asked), asked
+        return open_source(where, labeled=role != "pool", **used_columns), used_columns
     except NstError as error:
-        if asked and role != "labeled":
+        if used_columns and role != "labeled":
             with suppress(NstError):
                 return open_source(where, labeled=role != "pool"), {}
         raise type(error)(f"{role}: {error}") from None
@@ -254,29 +254,29 @@ def warnings(look: Look) -> list[str]:
 
 def _of_labels(look: Look) -> Iterator[str]:
     counts, names = look.counts, look.class_names
-    for least, most, what in ((0, 0, "no labeled images"), (1, 2, "one or two labeled images")):
-        if few := [as_text(name) for name, images in zip(names, counts, strict=True) if least <= images <= most]:
-            shown = ", ".join(few[:5]) + ", ..." * (len(few) > 5)
-            verb, these = ("have", "these") if len(few) > 1 else ("has", "it")
-            yield f"{len(few):,} of {len(names):,} classes {verb} {what} ({shown}): label some more of {these} first"
+    for least, most, description in ((0, 0, "no labeled images"), (1, 2, "one or two labeled images")):
+        if rare := [as_text(name) for name, images in zip(names, counts, strict=True) if least <= images <= most]:
+            shown = ", ".join(rare[:5]) + ", ..." * (len(rare) > 5)
+            verb, pronoun = ("have", "these") if len(rare) > 1 else ("has", "it")
+            yield f"{len(rare):,} of {len(names):,} classes {verb} {description} ({shown}): label some more of {pronoun} first"
     if empty := look.labeled.empty_classes:
         folders, are = ("folders", "are not classes") if len(empty) > 1 else ("folder", "is not a class")
         yield f"{len(empty):,} {folders} without images {are}: {', '.join(empty[:5])}{', ...' * (len(empty) > 5)}"
-    there = counts[counts > 0]
-    if there.max() >= _UNBALANCED * there.min() and there.max() > 20:
-        rarest, commonest = (as_text(names[int(np.flatnonzero(counts == images)[0])]) for images in (there.min(), there.max()))
+    present = counts[counts > 0]
+    if present.max() >= _UNBALANCED * present.min() and present.max() > 20:
+        rarest, commonest = (as_text(names[int(np.flatnonzero(counts == images)[0])]) for images in (present.min(), present.max()))
         yield (
-            f"labels are unbalanced: {there.max():,} of {commonest}, {there.min():,} of {rarest}: "
+            f"labels are unbalanced: {present.max():,} of {commonest}, {present.min():,} of {rarest}: "
             "`class_weights: balanced` in the generations makes classes count alike"
         )
     if look.test is None and look.holdout is None:
         yield "there are no test images, and no class has two images of which one could be held out: nothing will be measured"
     elif look.test is None:
-        alone = int((counts == 1).sum())
-        keep = f"{alone:,} classes with one image keep it and are" if alone > 1 else "1 class with one image keeps it and is"
-        held = len(look.labeled) - look.trained_on
-        also = f"; {keep} not tested" if alone else ""
-        yield f"there are no test images: {held:,} of the labeled ones {'are' if held > 1 else 'is'} held out{also}"
+        singletons = int((counts == 1).sum())
+        keep = f"{singletons:,} classes with one image keep it and are" if singletons > 1 else "1 class with one image keeps it and is"
+        held_out = len(look.labeled) - look.trained_on
+        note = f"; {keep} not tested" if singletons else ""
+        yield f"there are no test images: {held_out:,} of the labeled ones {'are' if held_out > 1 else 'is'} held out{note}"
     tested = len(look.test) if look.test else len(look.labeled) - look.trained_on
     if 0 < tested < _FEW_TESTED:
         tell = f"{tested:,} test images tell" if tested > 1 else "1 test image tells"

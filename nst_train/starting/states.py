@@ -78,8 +78,8 @@ class States:
     def _is_of_run(self, entry: Input) -> bool:
         """Whether an input is a version made by the run, rather than one that the recipe names."""
         starts = (network.settings.start for network in self.recipe.networks)
-        named = {str(self.data.teacher), self.data.by, *self.recipe.reviews.values(), *starts}
-        return VERSION_REF.fullmatch(entry.ref) is not None and entry.ref not in named
+        recipe_refs = {str(self.data.teacher), self.data.by, *self.recipe.reviews.values(), *starts}
+        return VERSION_REF.fullmatch(entry.ref) is not None and entry.ref not in recipe_refs
 
     @cached_property
     def _before(self) -> MadeBefore:
@@ -88,7 +88,7 @@ class States:
     def _why_not_resumed(self, staging: Staging, asked: dict[str, Any]) -> str | None:
         """The line with which the run refuses to resume a training whose images have changed, or that was started on another device."""
         validation = None if asked.get("probe") else self.data.validation
-        sources = {role: one for role, one in (("labeled", self.data.labeled), ("validation", validation)) if one is not None}
+        sources = {role: source for role, source in (("labeled", self.data.labeled), ("validation", validation)) if source is not None}
         try:
             check_unchanged(staging, sources, self.progress, notes=False)
             if machine := staging.recalled("machine"):
@@ -99,8 +99,8 @@ class States:
 
     def _reviews_of(self, kind: Kind, ref: str) -> Version | None:
         """The review that the recipe gives to a version."""
-        name, _, written = ref.partition("@")
-        number = Number.parse(written).generation
+        name, _, suffix = ref.partition("@")
+        number = Number.parse(suffix).generation
         if name.startswith(f"{self.recipe.name}-control"):
             number = self.recipe.networks[-1].generation
         reviews = None if kind == "generation" else self.recipe.reviews_of(max(1, number) if kind == "edition" else number)
@@ -112,18 +112,18 @@ class States:
         if asked.get("start") and asked["start"] in OF_THE_RUN and there.settings.get("start"):
             settings["start"] = there.settings["start"]
         inputs, data = dict(there.inputs.by_role), self.data
-        known: dict[str, Input | None] = {"reviews": review.lineage if (review := self._reviews_of(there.kind, ref)) else None}
+        recipe_inputs: dict[str, Input | None] = {"reviews": review.lineage if (review := self._reviews_of(there.kind, ref)) else None}
         if there.kind == "teacher":
-            known["labeled"] = data.labeled.lineage if data.labeled else None
-            known["validation"] = data.validation.lineage if data.validation and not asked.get("probe") else None
+            recipe_inputs["labeled"] = data.labeled.lineage if data.labeled else None
+            recipe_inputs["validation"] = data.validation.lineage if data.validation and not asked.get("probe") else None
             if (weights := self._named_weights(asked)) is not None:
-                known["initial_weights"] = weights
+                recipe_inputs["initial_weights"] = weights
         elif "pool" in inputs:
-            known["pool"] = data.pool.lineage
+            recipe_inputs["pool"] = data.pool.lineage
         if there.kind == "teacher" or (there.kind == "edition" and "like" not in inputs):
             inputs = {role: entry for role, entry in inputs.items() if not role.startswith("exclude")}
-            known |= excluded_inputs(self._left_out(there))
-        entries = {role: entry for role, entry in (inputs | known).items() if entry is not None}
+            recipe_inputs |= excluded_inputs(self._left_out(there))
+        entries = {role: entry for role, entry in (inputs | recipe_inputs).items() if entry is not None}
         return there.model_copy(update={"settings": settings, "inputs": type(there.inputs)(**entries)})
 
     def _left_out(self, there: Request) -> list[Source]:
@@ -149,9 +149,9 @@ class States:
         entry, review = request.inputs.by_role.get("reviews"), self._reviews_of(request.kind, ref)
         if (entry and entry.digest) != (review.manifest.digest if review else None):
             return False
-        made = {name: value for name, value in request.settings.items() if name not in _NOT_COMPARED}
-        of_recipe = {"start": made["start"]} if made.get("start") and asked.get("start") and asked["start"] in OF_THE_RUN else {}
-        if made != asked | of_recipe:
+        settings = {name: value for name, value in request.settings.items() if name not in _NOT_COMPARED}
+        of_recipe = {"start": settings["start"]} if settings.get("start") and asked.get("start") and asked["start"] in OF_THE_RUN else {}
+        if settings != asked | of_recipe:
             return False
         digests = {role: entry.digest for role, entry in request.inputs.by_role.items()}
         excluded = {digest for role, digest in digests.items() if role.startswith("exclude")}
@@ -160,9 +160,9 @@ class States:
             labeled = self.data.labeled.fingerprint if self.data.labeled else None
             weights = self._named_weights(asked)
             is_same = weights is None or digests.get("initial_weights") == weights.digest
-            is_same &= excluded == {one.images_fingerprint for one in self._left_out(request)}
+            is_same &= excluded == {source.images_fingerprint for source in self._left_out(request)}
             return is_same and (digests.get("labeled"), digests.get("validation")) == (labeled, validation)
-        held_out, evaluated = ({one.images_fingerprint for one in part} for part in (self.data.held_out, self.data.evaluated))
+        held_out, evaluated = ({source.images_fingerprint for source in sources} for sources in (self.data.held_out, self.data.evaluated))
         if request.kind == "edition" and "like" not in digests and excluded not in (held_out, held_out | evaluated):
             return False
         return digests.get("pool", self.data.pool.fingerprint) == self.data.pool.fingerprint

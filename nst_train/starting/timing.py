@@ -81,9 +81,9 @@ def _seconds_a_step(
     at_once = max(2, min(part, _CPU_IMAGES if on_cpu else _GPU_IMAGES) // 2 * 2)  # mixup works on pairs
     data_config = data_config_of(network, settings)
     side, threads = data_config["input_size"][-1], settings.compute_threads or DEFAULT_THREADS
-    whole = settings.model_copy(update={"batch_size": at_once, "ratio": 1})
+    timed_settings = settings.model_copy(update={"batch_size": at_once, "ratio": 1})
     set_threads(threads)
-    step = make_step(network, whole, Schedule.of(whole, len(source)), data_config, classes)
+    step = make_step(network, timed_settings, Schedule.of(timed_settings, len(source)), data_config, classes)
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (at_once, side, side, 3), dtype=np.uint8)).permute(0, 3, 1, 2)
     batch = TrainingBatch(pixels, torch.arange(at_once) % classes, {})
     with freed_memory_kept():
@@ -101,11 +101,11 @@ def _seconds_a_step(
 def _seconds_to_prepare(settings: TrainSettings, source: Source, data_config: dict[str, object]) -> float:
     """Seconds to read, decode and augment one image in one process; 0 if the images cannot be read."""
     rows = np.arange(len(source))
-    few = settings.model_copy(update={"batch_size": min(_PREPARED, len(rows))})
+    timed_settings = settings.model_copy(update={"batch_size": min(_PREPARED, len(rows))})
     images = LabeledImages(source, rows, np.zeros(len(rows), np.int64))  # labels take no time
-    transforms = training_transforms(few, data_config)
+    transforms = training_transforms(timed_settings, data_config)
     try:
-        return _timed(lambda: next(training_batches(few, images, None, transforms, range(1), 0))) / few.batch_size
+        return _timed(lambda: next(training_batches(timed_settings, images, None, transforms, range(1), 0))) / timed_settings.batch_size
     except NstError:
         return 0.0
 
@@ -122,8 +122,8 @@ def _seconds_a_label(
     rows = range(min(len(pool), size * at_once))
     seconds = _timed(lambda: list(predict(teacher, computation, batches_of(pool, size, rows), threads=at_once))) / len(rows)
     if not on_cpu:
-        few = list(pool.rows(range(min(len(pool), _PREPARED))))
-        load = _timed(lambda: load_images(few, teacher.preprocessings, len(few), hashes=True)) / len(few)
+        sample = list(pool.rows(range(min(len(pool), _PREPARED))))
+        load = _timed(lambda: load_images(sample, teacher.preprocessings, len(sample), hashes=True)) / len(sample)
         seconds = max(seconds - load, load / threads)
     set_threads(DEFAULT_THREADS)
     return seconds

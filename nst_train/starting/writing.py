@@ -96,8 +96,8 @@ def init(
     if not path.absolute().parent.is_dir():
         raise UsageError(f"{path}: no folder {path.absolute().parent}; make it, or give another `output`")
     name = check_name(name) if name is not None else _name_of(path)
-    asked = {"label_column": label_column, "image_column": image_column, "class_names": class_names}
-    columns = {setting: value for setting, value in asked.items() if value is not None}
+    options = {"label_column": label_column, "image_column": image_column, "class_names": class_names}
+    columns = {setting: value for setting, value in options.items() if value is not None}
     look = look_at(photos, columns, labeled=labeled, pool=pool, test=test, validation=validation)
     from nst_train.device import memory_of, this_device
     from nst_train.networks.models import check_network_name
@@ -105,11 +105,11 @@ def init(
     device = this_device().type
     network = _with_folder(model or (CPU_NETWORK if device == "cpu" else GPU_NETWORK))
     check_network_name(network)
-    said = [line for line in (check_is_there(network, is_chosen=model is None),) if line]
+    notes = [line for line in (check_is_there(network, is_chosen=model is None),) if line]
     fetch_config(network)
     facts = facts_of(network)
     if facts.suits_vit_preset is None:
-        said.append(
+        notes.append(
             f"{network}: its config.json is not in the cache, so its kind is not known: the settings are those of a vision transformer "
             "without stochastic depth; write the recipe again where the Hub can be asked"
         )
@@ -124,7 +124,7 @@ def init(
     parse_recipe(text, path)  # if it does not load, that is our fault
     _write_new(path, text)
     has_schema = write_schema(path.absolute().parent)
-    return Beginning(path, look, network, device, [*warnings(look), *said], has_schema)
+    return Beginning(path, look, network, device, [*warnings(look), *notes], has_schema)
 
 
 def _write_new(path: Path, text: str) -> None:
