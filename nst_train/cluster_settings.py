@@ -25,9 +25,9 @@ class ClusterSettings(Settings):
     @model_validator(mode="after")
     def _has_a_cluster(self) -> Self:
         fields = ClusterSettings.model_fields
-        given = [name for name in fields if name != "engine" and getattr(self, name) != fields[name].default]
-        if given and self.engine != "ray":
-            raise ValueError(f"`{given[0]}` applies to `engine` ray; add that, or remove it")
+        ray_settings = [name for name in fields if name != "engine" and getattr(self, name) != fields[name].default]
+        if ray_settings and self.engine != "ray":
+            raise ValueError(f"`{ray_settings[0]}` applies to `engine` ray; add that, or remove it")
         if self.address.startswith(_CLIENT):
             raise ValueError(
                 "`address`: expected HOST:PORT or auto, not a client's ray:// address; run the command on a machine of the cluster, "

@@ -51,7 +51,7 @@ def settled_channels_last(asked: bool | None, network: nn.Module, device_type: s
 
 def is_convolutional(network: nn.Module) -> bool:
     """Whether a network has convolutions with overlapping windows. Those of a ViT, which cut the image into patches, do not overlap."""
-    return any(isinstance(one, nn.Conv2d) and max(one.kernel_size) > max(one.stride) for one in network.modules())
+    return any(isinstance(module, nn.Conv2d) and max(module.kernel_size) > max(module.stride) for module in network.modules())
 
 
 def autocast(precision: str, device_type: str) -> AbstractContextManager[Any]:

@@ -18,7 +18,7 @@ def _numbers(value: Any) -> Any:  # noqa: ANN401 - what a user wrote
     parts = [value] if isinstance(value, str | int | float) else value
     if not isinstance(parts, list | tuple):
         return value
-    return [_number(part) for one in parts for part in (one.split(",") if isinstance(one, str) else [one])]
+    return [_number(part) for item in parts for part in (item.split(",") if isinstance(item, str) else [item])]
 
 
 def _number(value: Any) -> Any:  # noqa: ANN401 - what a user wrote
@@ -36,7 +36,7 @@ _Suite = Annotated[str, Field(json_schema_extra={"enum": [*OF_OWN_IMAGES, *PUBLI
 
 
 def _are_levels(value: tuple[float, ...]) -> tuple[float, ...]:
-    if not value or not all(0 < one <= 1 for one in value):
+    if not value or not all(0 < size <= 1 for size in value):
         raise ValueError("expected sizes above 0, up to 1: images are in [0, 1]")
     return tuple(sorted(set(value)))
 

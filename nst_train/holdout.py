@@ -34,8 +34,8 @@ def say_leaks(models: Iterable[str], store: Store, labeled: Source, progress: Pr
     This includes their teachers, and the models they started from, as far as the store has their manifests.
     """
     for name, version, ancestors in _with_ancestors(models, store):
-        if other := next((one for one in ancestors if _labeled_digest(one) not in (None, labeled.fingerprint)), None):
-            who, its = (name, "whose") if other.ref == version.ref else (f"{name} descends from {other.ref}, which", f"and {name}'s")
+        if suspect := next((ancestor for ancestor in ancestors if _labeled_digest(ancestor) not in (None, labeled.fingerprint)), None):
+            who, its = (name, "whose") if suspect.ref == version.ref else (f"{name} descends from {suspect.ref}, which", f"and {name}'s")
             progress.say(
                 f"warning: {who} was not trained on just the labeled images that are not held out; it may have seen held-out ones, "
                 f"{its} score is then too high"
@@ -53,13 +53,13 @@ def say_trained_on(models: Iterable[str], store: Store, scored: Source, progress
     hashes = functools.cache(lambda: _some_hashes(scored))
     for name, version, ancestors in _with_ancestors(models, store):
         lineage = list(ancestors)
-        seen = [(one, len(scored)) for one in lineage if _labeled_digest(one) == scored.fingerprint]
-        for one in lineage if not seen else []:
+        overlaps = [(one, len(scored)) for one in lineage if _labeled_digest(one) == scored.fingerprint]
+        for one in lineage if not overlaps else []:
             if one.mirror is not None:
                 one.mirror.bring_reading(one.place)
-            if len(known := Reading(one.place, "labeled").known_hashes()):
-                seen.append((one, int(np.isin(hashes(), known).sum())))
-        trained, most = max(seen, key=lambda one: one[1], default=(version, 0))
+            if len(trained_hashes := Reading(one.place, "labeled").known_hashes()):
+                overlaps.append((one, int(np.isin(hashes(), trained_hashes).sum())))
+        trained, most = max(overlaps, key=lambda one: one[1], default=(version, 0))
         if most:
             images = "these images" if most == len(scored) else f"{most:,} of the {len(hashes()):,} images"
             images += " that were compared" if most < len(scored) and len(hashes()) < len(scored) else ""
@@ -70,8 +70,8 @@ def say_trained_on(models: Iterable[str], store: Store, scored: Source, progress
 def _some_hashes(source: Source) -> NDArray[np.bytes_]:
     """The 16 bytes of the `image_hash` of some evenly spread images of a source."""
     rows = np.linspace(0, len(source) - 1, min(len(source), _COMPARED), dtype=np.int64)
-    found = [bytes.fromhex(hashed) for _, hashed in image_hashes(source.rows(rows)) if hashed]
-    return np.array(found, "S16")
+    hashes = [bytes.fromhex(hashed) for _, hashed in image_hashes(source.rows(rows)) if hashed]
+    return np.array(hashes, "S16")
 
 
 def say_not_excluded(edition: Version, store: Store, labeled: Source, held: Source, progress: Progress) -> None:
@@ -79,12 +79,12 @@ def say_not_excluded(edition: Version, store: Store, labeled: Source, held: Sour
 
     For an edition that was labeled again (`label_like`), the one it takes its images from is checked; nothing is reported if that is gone.
     """
-    here, drawn = _by_digest(store), EditionManifest.of(edition.manifest).request.inputs
-    while drawn.like is not None:
-        if (version := here.get(drawn.like.digest)) is None:
+    by_digest, inputs = _by_digest(store), EditionManifest.of(edition.manifest).request.inputs
+    while inputs.like is not None:
+        if (version := by_digest.get(inputs.like.digest)) is None:
             return
-        drawn = EditionManifest.of(version.manifest).request.inputs
-    if not {one.digest for one in drawn.excluded.values()} & {labeled.images_fingerprint, held.images_fingerprint}:
+        inputs = EditionManifest.of(version.manifest).request.inputs
+    if not {entry.digest for entry in inputs.excluded.values()} & {labeled.images_fingerprint, held.images_fingerprint}:
         progress.say(
             f"warning: {edition.ref} was drawn without excluding {labeled.location}: held-out images that are also in the pool are "
             "trained on, and the score on them is then too high; draw an edition that excludes them"
@@ -93,15 +93,15 @@ def say_not_excluded(edition: Version, store: Store, labeled: Source, held: Sour
 
 def _with_ancestors(models: Iterable[str], store: Store) -> Iterator[tuple[str, Version, Iterator[Version]]]:
     """Each of the models that is in the store, with its version, and an iterator over that and its ancestors in the store."""
-    names = [one for one in dict.fromkeys(models) if is_in_store(one, store)]
-    here = _by_digest(store) if names else {}
+    names = [model for model in dict.fromkeys(models) if is_in_store(model, store)]
+    by_digest = _by_digest(store) if names else {}
     for name in names:
         version = store.open(name, "teacher")
-        yield name, version, _lineage(version, here)
+        yield name, version, _lineage(version, by_digest)
 
 
 def _by_digest(store: Store) -> dict[str, Version]:
-    return {one.manifest.digest: one for one in store.versions() if one.is_readable}
+    return {version.manifest.digest: version for version in store.versions() if version.is_readable}
 
 
 def _labeled_digest(version: Version) -> str | None:
@@ -111,11 +111,11 @@ def _labeled_digest(version: Version) -> str | None:
 
 def _lineage(version: Version, here: Mapping[str, Version]) -> Iterator[Version]:
     """A version and its ancestors in the store, nearest first, without repetition."""
-    found = {version.manifest.digest: version}
-    ahead = deque(found.values())
-    while ahead:
-        yield (one := ahead.popleft())
-        for entry in one.manifest.request.inputs.by_role.values():
-            if entry.digest in here and entry.digest not in found:
-                found[entry.digest] = here[entry.digest]
-                ahead.append(here[entry.digest])
+    visited = {version.manifest.digest: version}
+    queue = deque(visited.values())
+    while queue:
+        yield (ancestor := queue.popleft())
+        for entry in ancestor.manifest.request.inputs.by_role.values():
+            if entry.digest in here and entry.digest not in visited:
+                visited[entry.digest] = here[entry.digest]
+                queue.append(here[entry.digest])

@@ -90,7 +90,7 @@ class PseudoNoise(Settings):
 
     @model_validator(mode="after")
     def _augments_or_not(self) -> Self:
-        named = [name for name in ("magnitude", "operations", "flip", "crop_scale_min", "cutout") if getattr(self, name) is not None]
-        if self.transform == "evaluation" and named:
-            raise ValueError(f"{', '.join(named)}: pseudo-labeled images are un-augmented by transform evaluation; remove one of them")
+        fields = [name for name in ("magnitude", "operations", "flip", "crop_scale_min", "cutout") if getattr(self, name) is not None]
+        if self.transform == "evaluation" and fields:
+            raise ValueError(f"{', '.join(fields)}: pseudo-labeled images are un-augmented by transform evaluation; remove one of them")
         return self

@@ -53,15 +53,15 @@ def self_training(store: Store, recipe: Recipe, *, progress: Progress | None = N
 
     say_idle(recipe, progress)
     data = RecipeData.open(recipe, store, progress, sources=sources)
-    asked = run.begin()
+    dependencies = run.begin()
     publish = Publishing(recipe.name, recipe.push_to, store, progress)
     labels, training = Labels(recipe, store, data, publish, progress), Trainings(recipe, store, data, publish, progress)
     teacher = data.teacher
 
     generations: list[Generation] = []
     edition, first_teacher = None, teacher
-    for number, of_generation in groupby(recipe.networks, lambda network: network.generation):
-        corpus, taught_by, networks = None, teacher, list(of_generation)
+    for number, group in groupby(recipe.networks, lambda network: network.generation):
+        corpus, taught_by, networks = None, teacher, list(group)
         if taught_by is not None:
             corpus, edition = labels.of_students(number, taught_by, edition)
         for network in networks:
@@ -76,6 +76,6 @@ def self_training(store: Store, recipe: Recipe, *, progress: Progress | None = N
         start = taught_by if is_control_of_before(store, name, taught_by) else first_teacher
         generations.append(Generation(training.train(name, network.settings, 0, recipe.reviews_of(network.generation), start)))
     generations = compared(generations, data.test, store, recipe.run, progress)
-    if asked is not None and publish.is_complete:
-        run.keep(asked, publish.versions, generations)
+    if dependencies is not None and publish.is_complete:
+        run.keep(dependencies, publish.versions, generations)
     return generations

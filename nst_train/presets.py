@@ -36,10 +36,10 @@ class Preset:
         values: dict[str, Any] = {}
         for place, (value, _) in self.published.items():
             *outer, name = place.split(".")
-            inside = values
+            section = values
             for part in outer:
-                inside = inside.setdefault(part, {})
-            inside[name] = value
+                section = section.setdefault(part, {})
+            section[name] = value
         return values
 
 
@@ -143,9 +143,9 @@ _PRETRAINED_VIT: Published = {
 def _presets() -> dict[str, Preset]:
     about = "nst's own, not the paper's: finetunes published weights, or those of `start`, on some hundred photographs"
     presets = {"pretrained": Preset(about, _PRETRAINED), "pretrained-vit": Preset(f"{about}; a vision transformer", _PRETRAINED_VIT)}
-    for kind, (size, epochs, ratio, dropout, magnitude, own, by_l2) in _EFFICIENTNETS.items():
+    for kind, (size, epochs, ratio, dropout, magnitude, own_top1, l2_top1) in _EFFICIENTNETS.items():
         published = _efficientnet(kind, size, epochs, ratio, dropout, magnitude)
-        top1 = f"ImageNet top-1 {own}% taught by its own kind, {by_l2}% by L2 (table 9)"
+        top1 = f"ImageNet top-1 {own_top1}% taught by its own kind, {l2_top1}% by L2 (table 9)"
         presets[f"efficientnet-{kind}"] = Preset(f"sections 3.1 and 3.2; {top1}", published)
         of_code = published | _CODE | (_NO_RANDAUGMENT if kind in ("b0", "b1") else {})
         presets[f"efficientnet-{kind}-code"] = Preset("released code, `imagenet/train.sh`", of_code)
@@ -153,7 +153,7 @@ def _presets() -> dict[str, Preset]:
     # A.3 gives the network and the magnitude; the rest is section 3.1's, with 350 epochs as for networks larger than B4.
     presets["resnet-50"] = Preset(
         "section A.3; ImageNet top-1 78.9%, its teacher 77.6% (table 16)",
-        {place: one for place, one in _COMMON.items() if place != "batch_norm_decay"}  # the released code's is for its EfficientNets
+        {place: entry for place, entry in _COMMON.items() if place != "batch_norm_decay"}  # the released code's is for its EfficientNets
         | {
             "model": ("resnet50", OTHERS),
             "image_size": (224, "tables 4 and 5"),
@@ -169,7 +169,7 @@ def _presets() -> dict[str, Preset]:
     # A.3 gives the network and its strides. The schedule has 109,474 steps of 128 over 69,257 labeled images; its learning rate falls
     # by 0.97 as often as it takes to get from 0.016 to 0.0002 per 256 images in all epochs but 5:
     # every (202.3286 - 5) / (ln(0.0002 / 0.016) / ln 0.97).
-    svhn = {place: one for place, one in _COMMON.items() if not place.startswith("crop_")} | {
+    svhn = {place: entry for place, entry in _COMMON.items() if not place.startswith("crop_")} | {
         "model": ("tf_efficientnet_b0_32", OTHERS),
         "image_size": (32, OTHERS),
         "epochs": (202.3286, CODE),
@@ -222,8 +222,8 @@ def check_preset(name: str | None) -> str | None:
     """The name of a preset, or None. Raises ValueError, suggesting similar names, if there is no such preset."""
     if name is None or name in PRESETS:
         return name
-    near = difflib.get_close_matches(name, PRESETS, n=2)
-    if near:
-        raise ValueError(f"expected a preset (did you mean {' or '.join(near)}?)")
-    of_paper = [one for one in PRESETS if not one.startswith("pretrained") and not one.endswith("-code")]
+    similar = difflib.get_close_matches(name, PRESETS, n=2)
+    if similar:
+        raise ValueError(f"expected a preset (did you mean {' or '.join(similar)}?)")
+    of_paper = [preset for preset in PRESETS if not preset.startswith("pretrained") and not preset.endswith("-code")]
     raise ValueError(f"expected a preset: pretrained, pretrained-vit, or of the paper {', '.join(of_paper)}, some also with -code")

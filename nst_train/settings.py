@@ -228,8 +228,8 @@ class TrainSettings(Settings):
             return given
         if isinstance(given.get("noise"), Noise):  # from the Python API: only what was set
             given = given | {"noise": given["noise"].model_dump(exclude_unset=True)}
-        named = {name for name in _REPLACES if given.get(name) or (name == "batch_norm_decay" and given.get(name) is not None)}
-        replaced = {other for name in named for other in _REPLACES[name]}
+        replacing = {name for name in _REPLACES if given.get(name) or (name == "batch_norm_decay" and given.get(name) is not None)}
+        replaced = {replaced_name for name in replacing for replaced_name in _REPLACES[name]}
         if given.get("epochs") is not None and given.get("schedule_epochs") is None:
             replaced.add("decay_epochs")  # it belongs to the preset's epochs
         if given.get("warmup_epochs") is not None or given.get("warmup_steps") is not None:
@@ -296,8 +296,8 @@ class TrainSettings(Settings):
 
     def for_request(self) -> dict[str, Any]:
         """All settings; for a linear probe only those that apply to it, and `freeze_by` only if something is frozen."""
-        named = super().for_request().items()
-        return {name: value for name, value in named if (name in OF_PROBE if self.probe else self.freeze or name != "freeze_by")}
+        items = super().for_request().items()
+        return {name: value for name, value in items if (name in OF_PROBE if self.probe else self.freeze or name != "freeze_by")}
 
     def of_labeled_alone(self) -> Self:
         """A copy without settings of pseudo-labeled images, so that they do not distinguish trainings that have none."""
@@ -398,8 +398,8 @@ class EmbedRunSettings(ClusterSettings, ReadSettings):
         """Create from run settings, or from settings of reading images only."""
         if run is None or isinstance(run, cls):
             return run or cls()
-        known = EmbedRunSettings if isinstance(run, EmbedRunSettings) else ReadSettings
-        return cls(**{name: getattr(run, name) for name in known.model_fields})
+        settings_class = EmbedRunSettings if isinstance(run, EmbedRunSettings) else ReadSettings
+        return cls(**{name: getattr(run, name) for name in settings_class.model_fields})
 
 
 class LabelRunSettings(EmbedRunSettings):
