@@ -22,7 +22,7 @@ def answers(rows: Sequence[Row], prediction: Prediction, top_k: int | None) -> t
     reasons = images.reasons
     if not is_answered.all():
         images, log_probs = _of(images, is_answered.numpy()), log_probs[is_answered]
-        reasons = sorted([*reasons, *((at, NO_ANSWER) for at in set(prediction.images.readable) - set(images.readable))])
+        reasons = sorted([*reasons, *((index, NO_ANSWER) for index in set(prediction.images.readable) - set(images.readable))])
     labeled = [rows[position] for position in images.readable]
     columns = {
         "id": np.array([row.id for row in labeled], np.int64),
@@ -31,11 +31,11 @@ def answers(rows: Sequence[Row], prediction: Prediction, top_k: int | None) -> t
         "phash": images.phashes,
         **as_columns(soft_labels(log_probs.float().exp().numpy(), top_k)),
     }
-    return pa.table(columns), [{"id": rows[at].id, "key": rows[at].key, "reason": reason} for at, reason in reasons]
+    return pa.table(columns), [{"id": rows[index].id, "key": rows[index].key, "reason": reason} for index, reason in reasons]
 
 
 def _of(images: Images, which: NDArray[np.bool_]) -> Images:
     """The selected readable images of a batch; `which` has shape (readable,)."""
-    readable = [place for place, kept in zip(images.readable, which, strict=True) if kept]
-    hashes = [one for one, kept in zip(images.hashes, which, strict=True) if kept]
+    readable = [position for position, is_kept in zip(images.readable, which, strict=True) if is_kept]
+    hashes = [image_hash for image_hash, is_kept in zip(images.hashes, which, strict=True) if is_kept]
     return replace(images, readable=readable, hashes=hashes, phashes=images.phashes[which])

@@ -85,12 +85,12 @@ def check_not_moved(staging: Staging, request: Request, pool: Source) -> None:
 
 def _moved(begun: Request, asked: Request) -> str | None:
     """The role of the pool or teacher that has changed, if both requests ask for the same labeling of inputs with the same names."""
-    before, now = begun.inputs.by_role, asked.inputs.by_role
-    if (begun.kind, begun.settings, before.keys()) != (asked.kind, asked.settings, now.keys()):
+    old_inputs, new_inputs = begun.inputs.by_role, asked.inputs.by_role
+    if (begun.kind, begun.settings, old_inputs.keys()) != (asked.kind, asked.settings, new_inputs.keys()):
         return None
-    if any(_COMMIT.sub("", before[role].ref) != _COMMIT.sub("", now[role].ref) for role in now):
+    if any(_COMMIT.sub("", old_inputs[role].ref) != _COMMIT.sub("", new_inputs[role].ref) for role in new_inputs):
         return None
-    return next((role for role, entry in now.items() if entry.digest != before[role].digest), None)
+    return next((role for role, entry in new_inputs.items() if entry.digest != old_inputs[role].digest), None)
 
 
 def _say_already_made(store: Store, version: Version, how: str, run: LabelRunSettings, progress: Progress) -> None:
@@ -101,14 +101,14 @@ def _say_already_made(store: Store, version: Version, how: str, run: LabelRunSet
         case GenerationCounts(errors=errors, labeled=labels):
             pass
     they, them = ("it", "it") if errors == 1 else ("they", "them")
-    again = f"once {they} can be read, `store.remove({version.ref!r})` and rerun to label {them}"
+    remedy = f"once {they} can be read, `store.remove({version.ref!r})` and rerun to label {them}"
     if errors and (children := store.children(version)):  # so it cannot be removed
         verb = "were" if len(children) > 1 else "was"
-        again = f"once {they} can be read, label the pool under another name to have {them}, "
-        again += f"since {', '.join(children)} {verb} made from {version.ref}"
+        remedy = f"once {they} can be read, label the pool under another name to have {them}, "
+        remedy += f"since {', '.join(children)} {verb} made from {version.ref}"
     if not labels:
-        raise NstError(f"{version.ref} exists but has no labels, since none of its {errors:,} images could be read; {again}")
+        raise NstError(f"{version.ref} exists but has no labels, since none of its {errors:,} images could be read; {remedy}")
     unreadable = f"{errors:,} unreadable image{'s are' if errors > 1 else ' is'} missing from it"
     sealed = "`retry_errors` does nothing to a sealed version; " if run.retry_errors else ""
-    left_out = f"; {unreadable}: {sealed}{again}" if errors else ""
+    left_out = f"; {unreadable}: {sealed}{remedy}" if errors else ""
     progress.say(f"{version.ref} {how}: same teacher, images and settings{left_out}")

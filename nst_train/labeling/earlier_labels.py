@@ -55,9 +55,9 @@ class EarlierLabels:
         """The first row with each hash, -1 if there is none; shape (hashes,)."""
         if not len(self._hashes):
             return np.full(len(hashes), -1, np.int64)
-        wanted = _as_bytes(pa.array(hashes, pa.string()))
-        places = np.minimum(np.searchsorted(self._hashes, wanted), len(self._hashes) - 1)
-        positions: NDArray[np.int64] = np.where(self._hashes[places] == wanted, self._positions[places], -1)
+        hash_bytes = _as_bytes(pa.array(hashes, pa.string()))
+        places = np.minimum(np.searchsorted(self._hashes, hash_bytes), len(self._hashes) - 1)
+        positions: NDArray[np.int64] = np.where(self._hashes[places] == hash_bytes, self._positions[places], -1)
         return positions
 
     def take(self, positions: NDArray[np.int64]) -> pa.Table:
@@ -78,18 +78,21 @@ class Reused:
     def between(cls, earlier: Version, later: Version, scratch: Path) -> Self:
         """Compare by the first 8 bytes of each `image_hash`. Temporarily needs up to 8 bytes in `scratch` per row of both."""
         taken_over, gone = 0, 0
-        before, after = TableReader(earlier.folder, "pseudo_labels"), TableReader(later.folder, "pseudo_labels")
-        with Partitions(scratch, numbers=1, rows=len(before)) as labeled, Partitions(scratch, numbers=1, rows=len(before)) as present:
-            for batch in before.batches(["image_hash", "confidence"]):
+        earlier_table, later_table = TableReader(earlier.folder, "pseudo_labels"), TableReader(later.folder, "pseudo_labels")
+        with (
+            Partitions(scratch, numbers=1, rows=len(earlier_table)) as labeled,
+            Partitions(scratch, numbers=1, rows=len(earlier_table)) as present,
+        ):
+            for batch in earlier_table.batches(["image_hash", "confidence"]):
                 labeled.add(np.sort(_as_numbers(batch["image_hash"])[_answered(batch), 0]))
-            for batch in after.batches(["image_hash"]):
+            for batch in later_table.batches(["image_hash"]):
                 present.add(np.sort(_as_numbers(batch["image_hash"])[:, 0]))
-            for ours, theirs in zip(labeled, present, strict=True):
-                images, rows = np.sort(ours, axis=None), np.sort(theirs, axis=None)
+            for labeled_records, present_records in zip(labeled, present, strict=True):
+                images, rows = np.sort(labeled_records, axis=None), np.sort(present_records, axis=None)
                 images = images[np.append(True, images[1:] != images[:-1])[: len(images)]]
                 present_rows = np.searchsorted(rows, images, side="right") - np.searchsorted(rows, images)
                 taken_over, gone = taken_over + int(present_rows.sum()), gone + int((present_rows == 0).sum())
-        return cls(taken_over, len(after) - taken_over, gone)
+        return cls(taken_over, len(later_table) - taken_over, gone)
 
 
 def _answered(batch: pa.RecordBatch) -> NDArray[np.int64]:

@@ -116,11 +116,11 @@ def extend(
     """
     run, generation = LabelRunSettings.of(run), store.open(version, "generation")
     plan = Grown(pool or open_labeled_pool(generation, store.indexes, _POOL_HINT, as_labeled=False), generation, run.decode_threads)
-    progress, before = progress or on_this_terminal(), [version.ref for version in store.versions(generation.name)]
+    progress, earlier_refs = progress or on_this_terminal(), [version.ref for version in store.versions(generation.name)]
     driver = _Driver(store, plan.teachers(store), plan.settings(), run, progress)
     plan.check_same(driver.teachers)
     extended = driver.make(plan, generation.name)
-    if extended.ref not in before and store.address is None and run.share[0] == 0:  # at an address, this would download its tables
+    if extended.ref not in earlier_refs and store.address is None and run.share[0] == 0:  # at an address, this would download its tables
         progress.say(_what_was_reused(generation, extended, store.root))
     return extended
 
@@ -185,7 +185,7 @@ def _names_of(teacher: Teachers, store: Store) -> list[TeacherName]:
     teachers = [teacher] if isinstance(teacher, str | Version | ZeroShot) else teacher
     if not teachers:
         raise UsageError("`teacher`: expected a teacher or several, found none")
-    return [store.open(one, "teacher").ref if isinstance(one, Version) else one for one in teachers]
+    return [store.open(entry, "teacher").ref if isinstance(entry, Version) else entry for entry in teachers]
 
 
 def _of_all(store: Store, corpus: str) -> dict[str, Request]:
@@ -235,15 +235,15 @@ class _Driver(LabelTask):
 
     def make(self, plan: Plan, corpus: str, generation: int | None = None) -> Version:
         """Label what is missing, and seal. If another process seals first, its version is returned."""
-        inputs, read = {**self.teachers, "pool": plan.pool.lineage, **plan.inputs}, {"pool": plan.pool}
+        inputs, sources = {**self.teachers, "pool": plan.pool.lineage, **plan.inputs}, {"pool": plan.pool}
         if self.calibration is not None:
             inputs["calibration"] = calibration_input(self.store, inputs, self.settings, self.calibration)
-            read["calibration"] = self.calibration
+            sources["calibration"] = self.calibration
         request = plan.request(self.settings.for_request(), inputs)
-        staged = begin(self.store, request, corpus, generation, read, self.settings.limit, self.run, self.progress)
+        staged = begin(self.store, request, corpus, generation, sources, self.settings.limit, self.run, self.progress)
         if isinstance(staged, Version):
             return staged
         self._say_other_classes(corpus)
         from nst_train.labeling.make import make
 
-        return staged.shared(lambda: make(self._prepared, staged, plan, read))
+        return staged.shared(lambda: make(self._prepared, staged, plan, sources))

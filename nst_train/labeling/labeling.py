@@ -36,11 +36,11 @@ class NoAnswerError(NstError):
     @classmethod
     def of(cls, version: LabeledVersion, images: str, temperature: float) -> Self:
         """The error to raise if none of `images` has a finite answer at a temperature."""
-        at = f" at temperature {temperature:g}" if temperature != 1 else ""
+        condition = f" at temperature {temperature:g}" if temperature != 1 else ""
         precision = version.machine["precision"]
         advice = "label with `precision` fp32" if precision != "fp32" else "use another teacher"
         return cls(
-            f"{version.staging.ref}: expected probabilities, but the teacher's output is not finite for any of {images} images{at}: "
+            f"{version.staging.ref}: expected probabilities, but the teacher's output is not finite for any of {images} images{condition}: "
             f"its weights are damaged, or it overflows in {precision}; {advice}"
         )
 
@@ -105,9 +105,9 @@ class Labeling:
         """Label one shard, even if others are working on it. Yields the number of rows done since the last yield."""
         self.shards.claim(shard)
         part, pieces = self._part(shard), Pieces(self.shards.work, shard)
-        before = self._before(part, pieces)
-        yield self._rows_before(shard, part, before)
-        with closing(self._written(self._batches_of(shard, part, pieces, before))) as batches:
+        kept_batches = self._before(part, pieces)
+        yield self._rows_before(shard, part, kept_batches)
+        with closing(self._written(self._batches_of(shard, part, pieces, kept_batches))) as batches:
             for batch in batches:
                 yield len(batch.rows)
 
@@ -140,16 +140,16 @@ class Labeling:
         def on_wait(shards: int) -> None:
             nonlocal waited
             if not waited:
-                left = f"{shards} shard{'s' if shards > 1 else ''} left"
-                self.version.progress.say(f"{self.staging.ref}: waiting for other processes to label the {left}")
+                remaining = f"{shards} shard{'s' if shards > 1 else ''} left"
+                self.version.progress.say(f"{self.staging.ref}: waiting for other processes to label the {remaining}")
             waited = True
 
         for shard in self.shards.take(*self.worker, on_wait):
             part, pieces = self._part(shard), Pieces(self.shards.work, shard)
-            before = self._before(part, pieces)
-            counted[shard] = self._rows_before(shard, part, before)
+            kept_batches = self._before(part, pieces)
+            counted[shard] = self._rows_before(shard, part, kept_batches)
             task.advance(counted[shard])
-            yield from self._batches_of(shard, part, pieces, before)
+            yield from self._batches_of(shard, part, pieces, kept_batches)
             self._count_what_others_did(task, counted)
         self._count_what_others_did(task, counted)
 
@@ -158,8 +158,8 @@ class Labeling:
 
     def _before(self, part: Part, pieces: Pieces) -> list[tuple[pa.Table, Errors]]:
         """The kept batches of a partially labeled shard, except its last batch, which is always computed."""
-        last = (max(1, len(part.to_label)) - 1) // self.computation.batch_size
-        return pieces.kept()[:last]
+        last_batch = (max(1, len(part.to_label)) - 1) // self.computation.batch_size
+        return pieces.kept()[:last_batch]
 
     def _rows_before(self, shard: int, part: Part, before: Sequence[tuple[pa.Table, Errors]]) -> int:
         """How many rows of a shard are done or known before labeling resumes."""
@@ -167,14 +167,14 @@ class Labeling:
 
     def _batches_of(self, shard: int, part: Part, pieces: Pieces, before: Sequence[tuple[pa.Table, Errors]]) -> Iterator[Batch]:
         """Batches start over with each shard. A shard without rows to label has one empty batch."""
-        size, wanted = self.computation.batch_size, part.to_label
-        begin = len(before) * size
-        known = [(*batch, int(wanted[(place + 1) * size])) for place, batch in enumerate(before)]
-        source = self.plan.pool.rows(wanted[begin:])
-        for first in range(begin, max(1, len(wanted)), size):
-            rows = [next(source) for _ in wanted[first : first + size]]
-            stop = int(wanted[first + size]) if first + size < len(wanted) else None
-            yield Batch(shard, part, rows, first == begin, stop, pieces, known if first == begin else ())
+        size, to_label = self.computation.batch_size, part.to_label
+        start = len(before) * size
+        kept = [(*batch, int(to_label[(index + 1) * size])) for index, batch in enumerate(before)]
+        source = self.plan.pool.rows(to_label[start:])
+        for offset in range(start, max(1, len(to_label)), size):
+            rows = [next(source) for _ in to_label[offset : offset + size]]
+            stop = int(to_label[offset + size]) if offset + size < len(to_label) else None
+            yield Batch(shard, part, rows, offset == start, stop, pieces, kept if offset == start else ())
             if stop is not None and self.shards.is_done(shard):  # done by another process
                 return
 
@@ -186,14 +186,14 @@ class Labeling:
     def _written(self, batches: Iterable[Batch]) -> Generator[Batch, None, None]:
         """Label batches and yield them. Writing happens in a thread; all are written at the end."""
         labeled = predict(self.teacher, self.computation, batches, self.temperature, threads=self.threads)
-        writing, written = ThreadPoolExecutor(1), Future[None]()
-        written.set_result(None)
+        writing, pending = ThreadPoolExecutor(1), Future[None]()
+        pending.set_result(None)
         try:
             for batch, prediction in labeled:
-                written.result()
-                written = writing.submit(self._write, batch, prediction)
+                pending.result()
+                pending = writing.submit(self._write, batch, prediction)
                 yield batch
-            written.result()
+            pending.result()
         finally:
             self.shards.stopped.set()
             labeled.close()
@@ -208,9 +208,9 @@ class Labeling:
         if batch.first:
             self._abandon()
             self._writer = ShardWriter(self.shards, batch.shard, self.schema)
-            for known in batch.before:
-                self._writer.add(*batch.part.complete(*known))
-                self._any_label = self._any_label or known[0].num_rows > 0
+            for kept in batch.before:
+                self._writer.add(*batch.part.complete(*kept))
+                self._any_label = self._any_label or kept[0].num_rows > 0
         assert self._writer is not None, "a shard begins with its first batch"
         self.shards.show_life(batch.shard)
         rows, errors = answers(batch.rows, prediction, top_k_of(self.schema))
@@ -230,8 +230,8 @@ class Labeling:
         self._answered += seen
         self._any_label = self._any_label or labeled > 0
         if self._answered >= _TRIED and not self._any_label:
-            done = set(range(len(self.shards.plan))).difference(self.shards.missing())
-            self._any_label = any(any(self.shards.note(shard)["per_class"]) for shard in done)
+            done_shards = set(range(len(self.shards.plan))).difference(self.shards.missing())
+            self._any_label = any(any(self.shards.note(shard)["per_class"]) for shard in done_shards)
             if not self._any_label:
                 raise NoAnswerError.of(self.version, f"the first {self._answered}", self.temperature)
 

@@ -100,9 +100,9 @@ class _LikePart:
     def complete(self, labels: pa.Table, errors: Errors, _: int | None) -> tuple[pa.Table, Errors]:
         """Join new labels with the edition's own columns. Images whose bytes have changed become errors."""
         rows = self._rows.take(np.searchsorted(self.to_label, labels["id"].to_numpy()))
-        same = pc.equal(labels["image_hash"], rows["image_hash"])
-        for row in labels.filter(pc.invert(same)).select(["id", "key"]).to_pylist():
+        is_same = pc.equal(labels["image_hash"], rows["image_hash"])
+        for row in labels.filter(pc.invert(is_same)).select(["id", "key"]).to_pylist():
             errors = [*errors, {**row, "reason": OTHER_BYTES}]
         for name in ("duplicates", "copies"):
             labels = labels.append_column(name, rows[name])
-        return labels.filter(same), sorted(errors, key=lambda error: error["id"])
+        return labels.filter(is_same), sorted(errors, key=lambda error: error["id"])

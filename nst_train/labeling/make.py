@@ -35,6 +35,6 @@ def make(prepared: Prepared, staging: Staging, plan: Plan, read: Mapping[str, So
 
 def _say_size(version: LabeledVersion, top_k: int | None, progress: Progress) -> None:
     staging, plan, classes = version.staging, version.shards.plan, len(version.class_names)
-    needed = plan.rows * ((2 * classes if top_k is None else 6 * top_k) + _ROW_BYTES)
+    needed_bytes = plan.rows * ((2 * classes if top_k is None else 6 * top_k) + _ROW_BYTES)
     images, shards = f"{plan.rows:,} image{'s' * (plan.rows > 1)}", f"{len(plan):,} shard{'s' * (len(plan) > 1)}"
-    progress.say(f"{staging.ref}: {images} in {shards}, {disk_use(needed)} on disk{space_warning(staging.folder, needed)}")
+    progress.say(f"{staging.ref}: {images} in {shards}, {disk_use(needed_bytes)} on disk{space_warning(staging.folder, needed_bytes)}")

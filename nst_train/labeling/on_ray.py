@@ -61,7 +61,7 @@ class LabelJob:
     def _staging(self, store: Store) -> Staging | None:
         name = self.ref.partition("@")[0]
         store.refresh(name)
-        return next((one for one in store.stagings(name) if one.ref == self.ref), None)
+        return next((staging for staging in store.stagings(name) if staging.ref == self.ref), None)
 
     def _plan(self, store: Store, pool: Source, run: LabelRunSettings) -> Plan:
         if self.kind is Like:
@@ -91,8 +91,8 @@ class LabelWork:
     @property
     def about(self) -> About:
         """Classes, machine, temperature and counts of the teacher."""
-        one = self.labeling
-        return About(one.version.class_names, one.version.machine, one.temperature, one.teacher_counts)
+        labeling = self.labeling
+        return About(labeling.version.class_names, labeling.version.machine, labeling.temperature, labeling.teacher_counts)
 
     def fill(self, shard: int) -> Iterator[int]:
         """Label one shard. Yields the number of rows done since the last yield."""

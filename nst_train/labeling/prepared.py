@@ -54,12 +54,12 @@ class Prepared(LabelTask):
     def labeling(self, staging: Staging, plan: Plan) -> Labeling:
         """The labeling of a version in progress, computed as the first process chose."""
         teacher, computation = self._loaded[0], self._computation(staging)
-        classes, s = len(teacher.class_names), self.settings
-        top_k = s.top_k if s.top_k is not None else default_top_k(classes)
+        classes, settings = len(teacher.class_names), self.settings
+        top_k = settings.top_k if settings.top_k is not None else default_top_k(classes)
         schema = (balanced_schema if plan.kind == "edition" else pseudo_labels_schema)(teacher.class_names, top_k)
         calibration = plan.calibration or self._fitted(staging, teacher, computation)
         shards = self.shards(staging, plan)
-        temperature = calibration.temperature if calibration else s.temperature
+        temperature = calibration.temperature if calibration else settings.temperature
         counts = {"calibration": calibration, "top_k": top_k, "teacher_parameters": teacher.parameters}
         class_names, machine = list(teacher.class_names), dataclasses.asdict(computation)
         version = LabeledVersion(staging, shards, plan.pool, class_names, "label", machine, self.progress, self.run.max_unreadable)
@@ -68,8 +68,8 @@ class Prepared(LabelTask):
 
     def _computation(self, staging: Staging) -> Computation:
         """The computation that the first process of this labeling chose."""
-        chosen, s = staging.work / "computation.json", self.settings
-        fresh = None if chosen.exists() else choose_computation(self._loaded[0], s.batch_size, s.precision, s.compile)
+        path, settings = staging.work / "computation.json", self.settings
+        fresh = None if path.exists() else choose_computation(self._loaded[0], settings.batch_size, settings.precision, settings.compile)
         computation = computation_of(staging.remembered("computation", dataclasses.asdict(fresh) if fresh else {}), staging.ref)
         _log.info("%s: computed with %s", staging.ref, computation)
         return computation
