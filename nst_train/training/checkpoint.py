@@ -126,7 +126,9 @@ def load_checkpoint(
         network.load_state_dict(saved["network"])
         averaged.load_state_dict(saved["averaged"])
         state = _nested(saved["optimizer"], position["optimizer"])
-        groups = [group | there for group, there in zip(optimizer.state_dict()["param_groups"], position["groups"], strict=True)]
+        groups = [
+            group | saved_group for group, saved_group in zip(optimizer.state_dict()["param_groups"], position["groups"], strict=True)
+        ]
         optimizer.load_state_dict({"state": state, "param_groups": groups})
         _order_as_weights(optimizer)
         return Resumed(int(position["step"]), position["notes"], saved.get("best"))
@@ -155,8 +157,8 @@ def is_finite(*networks: nn.Module) -> bool:
 
 def diverged(ref: str, folder: Path, step: int, what: str, learning_rate: float | None, settings: TrainSettings) -> NstError:
     """The error for a training whose numbers are no longer finite from `step` on, with the `learning_rate` at that point if it is known."""
-    last = last_checkpoint(folder)
-    good = "there is no checkpoint from before" if last is None else f"the last good checkpoint is that of step {last:,}"
+    last_step = last_checkpoint(folder)
+    good = "there is no checkpoint from before" if last_step is None else f"the last good checkpoint is that of step {last_step:,}"
     warmup, smaller = "warmup_epochs" if settings.warmup_steps is None else "warmup_steps", "a smaller " if settings.clip_grad else ""
     rate = "" if learning_rate is None else f", at a learning rate of {learning_rate:.3g}"
     return NstError(
@@ -168,11 +170,15 @@ def diverged(ref: str, folder: Path, step: int, what: str, learning_rate: float 
 
 def _check_same_network(name: str, saved: dict[str, Tensor], network: nn.Module) -> None:
     expected = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
-    found = {key: tuple(tensor.shape) for key, tensor in saved.items()}
-    if found == expected:
+    saved_shapes = {key: tuple(tensor.shape) for key, tensor in saved.items()}
+    if saved_shapes == expected:
         return
-    missing, unexpected = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-    reshaped = {key: (found[key], expected[key]) for key in sorted(expected.keys() & found.keys()) if found[key] != expected[key]}
+    missing, unexpected = sorted(expected.keys() - saved_shapes.keys()), sorted(saved_shapes.keys() - expected.keys())
+    reshaped = {
+        key: (saved_shapes[key], expected[key])
+        for key in sorted(expected.keys() & saved_shapes.keys())
+        if saved_shapes[key] != expected[key]
+    }
     raise NstError(
         f"checkpoint {name} belongs to another network: {differences(missing, unexpected, reshaped)}. "
         "Use the timm version this training was started with, or `store.remove(...)` it and start over"

@@ -98,9 +98,9 @@ class Training:
             start_from(network, settings, store, class_names, progress)
         if edition is not None:
             _warn_if_smaller(settings.model, count_parameters(network), edition, progress)
-        kind = this_process().device.type
-        order = settled_channels_last(settings.channels_last, network, kind, settings.precision)
-        settings = settings.model_copy(update=staging.remembered("memory_format", {"channels_last": order}))
+        device_type = this_process().device.type
+        channels_last = settled_channels_last(settings.channels_last, network, device_type, settings.precision)
+        settings = settings.model_copy(update=staging.remembered("memory_format", {"channels_last": channels_last}))
         data_config = data_config_of(network, settings)
         _log.info(
             "%s: %s on %s, processes: %d, precision: %s, channels-last: %s",
@@ -108,8 +108,8 @@ class Training:
             *(settled_precision(settings.precision, this_process().device), "on" if settings.channels_last else "off"),
         )
         images = settings.batch_size // processes * _images_per_labeled(settings, pseudo is not None)
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        ahead = batches_ahead(images, data_config["input_size"][-1], run.workers_on(kind), here)
+        local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        ahead = batches_ahead(images, data_config["input_size"][-1], run.workers_on(device_type), local_processes)
         at_once = images // settings.accumulate * (processes if settings.sync_batch_norm else 1)
         check_takes(network, settings, data_config, len(class_names), at_once)
         check_optimizer(settings, this_process().device)
@@ -123,8 +123,8 @@ class Training:
             say_in_both(staging, validation, progress)
             unscored = len(unscored_faults)
             per_epoch = round(counted * _images_per_labeled(settings, pseudo is not None))
-            of_test = evaluation_data_config_of(network, settings)
-            scores = Validation.of(validation, class_names, settings, of_test, step.schedule, per_epoch, run.decode_threads)
+            test_config = evaluation_data_config_of(network, settings)
+            scores = Validation.of(validation, class_names, settings, test_config, step.schedule, per_epoch, run.decode_threads)
         return cls(staging, step, labeled, pseudo, class_names, lines, empty, data_config, ahead, scores, unscored)
 
     def say_size(self, progress: Progress) -> None:
@@ -171,9 +171,9 @@ class Training:
             self.ahead,
         )
         per_step = settings.batch_size * _images_per_labeled(settings, self.pseudo is not None)
-        kept = resumed.notes.get("trackers", {})
+        tracker_runs = resumed.notes.get("trackers", {})
         ref, digest = self.staging.ref, self.staging.request.digest
-        trackers = Trackers.start(tracker_names, ref, digest, kept, settings, self.staging.build, resumed.step, progress)
+        trackers = Trackers.start(tracker_names, ref, digest, tracker_runs, settings, self.staging.build, resumed.step, progress)
         log = TrainingLog(self.staging.build, step.schedule, per_step, resumed.step, resumed.notes, trackers)
         total = step.schedule.steps * per_step
         with trackers, closing(batches), progress.task(f"train {self.staging.ref}", total, "images", resumed.step * per_step) as task:
@@ -265,10 +265,10 @@ class Training:
         best = self.validation.best.weights if self.validation and self.validation.best else None
         save_checkpoint(self._checkpoints, done, network, averaged, self.step.optimizer.optimizer, notes, best, keep)
         _log.info("%s: checkpoint after step %d in %s", self.staging.ref, done, self._checkpoints)
-        now = self.staging.add_seconds(since)
+        new_start = self.staging.add_seconds(since)
         if self.staging.elsewhere is not None:
             self.staging.elsewhere.keep_training()
-        return now
+        return new_start
 
     def _check(self, bad_step: int | None) -> None:
         if bad_step is not None:
@@ -295,13 +295,15 @@ def _images_per_labeled(settings: TrainSettings, with_pseudo: bool) -> int:
 
 def _check_batch_size(settings: TrainSettings, processes: int, with_pseudo: bool) -> None:
     parts = processes * settings.accumulate
-    of = f"{processes} process{'es' * (processes > 1)}" + (f" x {settings.accumulate} parts of a step" if settings.accumulate > 1 else "")
+    divisor = f"{processes} process{'es' * (processes > 1)}" + (
+        f" x {settings.accumulate} parts of a step" if settings.accumulate > 1 else ""
+    )
     if settings.batch_size % parts:
-        raise NstError(f"batch size {settings.batch_size}: expected a multiple of the {of}; batch sizes are global")
+        raise NstError(f"batch size {settings.batch_size}: expected a multiple of the {divisor}; batch sizes are global")
     is_one_kind = not with_pseudo or settings.pseudo_only
     images = settings.batch_size // parts * _images_per_labeled(settings, with_pseudo)
     if (settings.mixup or settings.cutmix) and is_one_kind and images % 2:
-        raise NstError(f"batch size {settings.batch_size}: `mixup` and `cutmix` mix pairs; expected a multiple of 2 x {of}")
+        raise NstError(f"batch size {settings.batch_size}: `mixup` and `cutmix` mix pairs; expected a multiple of 2 x {divisor}")
 
 
 def _warn_if_smaller(model: str, parameters: int, edition: Version | StreamedEdition, progress: Progress) -> None:

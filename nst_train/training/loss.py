@@ -48,15 +48,15 @@ def top_k_cross_entropies(
     top k sum to more than 1, the others get 0. No dense target is built: since the others share one probability, their cost is that
     probability times the sum of their log-probabilities.
     """
-    others = logits.shape[1] - top_labels.shape[1]
+    other_classes = logits.shape[1] - top_labels.shape[1]
     top_probs = top_probs.float()
-    even = (1 - top_probs.sum(dim=1, keepdim=True)).clamp(min=0) / max(1, others)  # at k = classes it is used 0 times
-    probs = _tempered(torch.cat([top_probs, even], dim=1), temperature)
-    named, even = probs[:, :-1], probs[:, -1]
+    even_share = (1 - top_probs.sum(dim=1, keepdim=True)).clamp(min=0) / max(1, other_classes)  # at k = classes it is used 0 times
+    probs = _tempered(torch.cat([top_probs, even_share], dim=1), temperature)
+    named_probs, even_share = probs[:, :-1], probs[:, -1]
     log_probs = logits.float().log_softmax(dim=1)
     named_log_probs = log_probs.gather(1, top_labels.long())
-    costs = (named * named_log_probs).sum(dim=1) + even * (log_probs.sum(dim=1) - named_log_probs.sum(dim=1))
-    return -costs / (named.sum(dim=1) + others * even)
+    costs = (named_probs * named_log_probs).sum(dim=1) + even_share * (log_probs.sum(dim=1) - named_log_probs.sum(dim=1))
+    return -costs / (named_probs.sum(dim=1) + other_classes * even_share)
 
 
 def balanced_weights(labels: Int[np.ndarray, " images"], classes: int) -> Float[Tensor, " classes"]:

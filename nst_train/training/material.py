@@ -66,11 +66,11 @@ class Material:
         if self.reviews is None or self.labeled is None:
             return self, 0
         assert not isinstance(self.edition, StreamedEdition), "refused"
-        drawn, pool, review = self.edition, self.pool, self.reviews
+        edition, pool, review = self.edition, self.pool, self.reviews
 
         def open_pool() -> Source:
-            if drawn is not None and not needs_pool(drawn):
-                return open_source(answered_images(drawn, store), labeled=True)
+            if edition is not None and not needs_pool(edition):
+                return open_source(answered_images(edition, store), labeled=True)
             if pool is not None:
                 return pool
             hint = f"has labels for images of it that are not among the labeled ones: {review.ref} names them; pass their place with `pool`"
@@ -78,5 +78,5 @@ class Material:
 
         measured = [*self.exclude, *([self.validation] if self.validation else [])]
         with this_process().main_process_first():
-            part = LabeledPart.of(self.labeled, review, drawn, store, open_pool, staging.work, measured, progress)
+            part = LabeledPart.of(self.labeled, review, edition, store, open_pool, staging.work, measured, progress)
         return replace(self, labeled=part.source), part.reviewed

@@ -57,17 +57,17 @@ def mixing_of(settings: TrainSettings, step: int, images: Float[Tensor, "batch 3
     """
     if not settings.mixup and not settings.cutmix:
         return None
-    others = others_of(labeled, len(images) - labeled).to(images.device, non_blocking=True)
+    partners = others_of(labeled, len(images) - labeled).to(images.device, non_blocking=True)
     draw = np.random.default_rng(seed_of(settings.seed, "mixing", step))
     is_cutmix = draw.random() < 0.5 if settings.mixup and settings.cutmix else bool(settings.cutmix)
     alpha = settings.cutmix if is_cutmix else settings.mixup
     kept = float(draw.beta(alpha, alpha))
     if not is_cutmix:
-        return Mixing(kept, None, others)
+        return Mixing(kept, None, partners)
     height_px, width_px = images.shape[-2:]
     box = box_of(kept, height_px, width_px, int(draw.integers(height_px)), int(draw.integers(width_px)))
     top, bottom, left, right = box
-    return Mixing(1 - (bottom - top) * (right - left) / (height_px * width_px), box, others)  # of the box after clipping
+    return Mixing(1 - (bottom - top) * (right - left) / (height_px * width_px), box, partners)  # of the box after clipping
 
 
 def box_of(kept: float, height_px: int, width_px: int, middle_y: int, middle_x: int) -> Box:
@@ -87,6 +87,6 @@ def others_of(labeled: int, pseudo: int) -> Int[Tensor, " batch"]:
     circles = labeled if labeled and pseudo else (labeled + pseudo) // 2
     places = torch.arange(labeled + pseudo)
     members = torch.cat([part.reshape(circles, -1) for part in (places[:labeled], places[labeled:]) if len(part)], dim=1)
-    others = torch.empty_like(places)
-    others[members.flatten()] = members.roll(-1, dims=1).flatten()
-    return others
+    partners = torch.empty_like(places)
+    partners[members.flatten()] = members.roll(-1, dims=1).flatten()
+    return partners

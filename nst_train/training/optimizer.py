@@ -72,9 +72,9 @@ def _decayed_and_not(network: nn.Module, weight_decay: float) -> list[dict[str, 
     """Parameter groups that decay all trainable weights, biases too, except those of normalization layers (released code: main.py)."""
     normalizing = {weight for layer in network.modules() if _is_normalization(layer) for weight in layer.parameters(recurse=False)}
     trained = [weight for weight in network.parameters() if weight.requires_grad]
-    parts = [(weight_decay, [weight for weight in trained if weight not in normalizing])]
-    parts += [(0.0, [weight for weight in trained if weight in normalizing])]
-    return [{"params": weights, "weight_decay": decay} for decay, weights in parts if weights]
+    groups = [(weight_decay, [weight for weight in trained if weight not in normalizing])]
+    groups += [(0.0, [weight for weight in trained if weight in normalizing])]
+    return [{"params": weights, "weight_decay": decay} for decay, weights in groups if weights]
 
 
 def _is_normalization(layer: nn.Module) -> bool:

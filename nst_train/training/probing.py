@@ -59,13 +59,13 @@ def fit_probe(
             f"{staging.ref}: fitting the last layer on {len(labels):,} images, seeking its strength on {min(sample, len(labels)):,} of them"
         )
     is_sought = sample is not None or folds_of(labels) > 0
-    shown = progress.task(f"fit {staging.ref}", len(STRENGTHS), "strengths") if is_sought else nullcontext()
-    with shown as task:
+    task_context = progress.task(f"fit {staging.ref}", len(STRENGTHS), "strengths") if is_sought else nullcontext()
+    with task_context as task:
         probe = fit(features.matrix()[is_read], labels, len(names), settings.seed, settings.class_weights, sample=sample, task=task)
-    last = last_layer(network, len(names), settings.model)
+    layer = last_layer(network, len(names), settings.model)
     with torch.no_grad():
-        last.weight.copy_(torch.from_numpy(probe.weight))
-        last.bias.copy_(torch.from_numpy(probe.bias))
+        layer.weight.copy_(torch.from_numpy(probe.weight))
+        layer.bias.copy_(torch.from_numpy(probe.bias))
     files = save_teacher(network.eval(), staging.build, names, settings)
     counts = TeacherCounts(
         parameters=count_parameters(network),

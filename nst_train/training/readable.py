@@ -59,8 +59,8 @@ def unreadable_images(store: Store, staging: Staging, role: str, source: Source,
             hashes, faults = decoded.hashes(), dict[str, str]()
             if hashes is None:
                 hashes = np.zeros(len(source), HASH)
-                shown = progress if len(source) >= _MANY else Progress()
-                with shown.task(f"check {noun}", len(source), "images") as task:
+                check_progress = progress if len(source) >= _MANY else Progress()
+                with check_progress.task(f"check {noun}", len(source), "images") as task:
                     faults = unreadable(source, run.decode_threads or cpus_of_this_process(), hashes, task)
                 # before the result is remembered, so that the check is repeated when the images are back
                 check_readable(source.location, len(source), len(faults), run.max_unreadable, next(iter(faults.values()), ""), noun)
@@ -98,10 +98,10 @@ class _Decoded:
         """Shape (images,), dtype HASH; None if they are not known."""
         file = self.indexes.find(self.name) if self.name else None
         try:
-            found = file.read_bytes() if file else b""
+            content = file.read_bytes() if file else b""
         except OSError:
             return None
-        digest, hashes = found[:_DIGEST_BYTES], found[_DIGEST_BYTES:]
+        digest, hashes = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
         is_whole = digest == hashlib.sha256(hashes).digest() and len(hashes) == self.images * HASH.itemsize
         return np.frombuffer(hashes, HASH) if is_whole else None  # otherwise damaged: decode again
 
@@ -120,9 +120,9 @@ def _write(path: Path, content: bytes) -> None:
 def say_in_both(staging: Staging, validation: Source, progress: Progress) -> None:
     """Report how many validation images are also labeled images, by their bytes: scores on these do not tell which weights are best."""
     labeled, scored = (Reading(staging.build, role).known_hashes() for role in ("labeled", "validation"))
-    if seen := int(np.isin(scored, labeled).sum()):
+    if shared := int(np.isin(scored, labeled).sum()):
         progress.say(
-            f"warning: {validation.location}: {seen:,} of {len(scored):,} validation images are among the labeled ones, "
+            f"warning: {validation.location}: {shared:,} of {len(scored):,} validation images are among the labeled ones, "
             "so they do not tell which weights do best on new images; use others"
         )
 
@@ -130,17 +130,17 @@ def say_in_both(staging: Staging, validation: Source, progress: Progress) -> Non
 def in_two_classes(source: Source, hashes: NDArray[np.void]) -> str | None:
     """A warning if images of different classes have the same bytes. `hashes` holds the hash of each row, 0 for rows that were not read."""
     labels, names = labels_in(source), source.class_names or []
-    read = np.flatnonzero(hashes != np.zeros(1, HASH))
-    halves = hashes[read].view("<u8").reshape(-1, 2)
-    order = read[np.lexsort((labels[read], halves[:, 1], halves[:, 0]))]
-    same = hashes[order[1:]] == hashes[order[:-1]]
-    pairs = np.flatnonzero(same & (labels[order[1:]] != labels[order[:-1]]))
-    images = len({hashes[order[place]].tobytes() for place in pairs.tolist()})
+    read_rows = np.flatnonzero(hashes != np.zeros(1, HASH))
+    halves = hashes[read_rows].view("<u8").reshape(-1, 2)
+    order = read_rows[np.lexsort((labels[read_rows], halves[:, 1], halves[:, 0]))]
+    is_repeated = hashes[order[1:]] == hashes[order[:-1]]
+    pairs = np.flatnonzero(is_repeated & (labels[order[1:]] != labels[order[:-1]]))
+    images = len({hashes[order[pair]].tobytes() for pair in pairs.tolist()})
     if not images:
         return None
-    one, other = (f"{source.key(row)!r} of {names[labels[row]]!r}" for row in map(int, order[pairs[0] : pairs[0] + 2]))
+    first, second = (f"{source.key(row)!r} of {names[labels[row]]!r}" for row in map(int, order[pairs[0] : pairs[0] + 2]))
     stand = f"{images:,} image{'s stand' if images > 1 else ' stands'}"
-    return f"{source.location}: {stand} in two or more classes with the same bytes, such as {one} and {other}; remove the wrong ones"
+    return f"{source.location}: {stand} in two or more classes with the same bytes, such as {first} and {second}; remove the wrong ones"
 
 
 def check_classes(source: Source, labeled: LabeledImages, faults: Mapping[str, str], progress: Progress) -> list[str]:

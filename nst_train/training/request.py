@@ -54,13 +54,13 @@ def begin(store: Store, request: Request, name: str, generation: int | None) -> 
     if ORDER in request.settings:
         other_order = [_without(ORDER, form) for form in earlier]
         earlier += [form.model_copy(update={"settings": form.settings | {"stream": True}}) for form in other_order]
-    found = store.begin(request, name, generation, first=0, earlier=[*earlier[1:], *other_order])
-    if isinstance(found, Staging) and found.request.digest in {form.digest for form in other_order}:
+    training = store.begin(request, name, generation, first=0, earlier=[*earlier[1:], *other_order])
+    if isinstance(training, Staging) and training.request.digest in {form.digest for form in other_order}:
         raise NstError(
-            f"{found.ref} was started by an earlier nst, which orders images differently; "
-            f"finish it with that nst, or `store.remove({found.ref!r})` and run this command again"
+            f"{training.ref} was started by an earlier nst, which orders images differently; "
+            f"finish it with that nst, or `store.remove({training.ref!r})` and run this command again"
         )
-    return found
+    return training
 
 
 def _without(setting: str, request: Request) -> Request:

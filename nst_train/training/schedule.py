@@ -47,8 +47,8 @@ class Schedule:
         if step < self.warmup_steps:
             return self.peak * step / self.warmup_steps
         if self.is_cosine:
-            done = (step - self.warmup_steps) / (self.steps + self.skipped_steps - self.warmup_steps)
-            return self.peak * (1 + math.cos(math.pi * done)) / 2
+            fraction = (step - self.warmup_steps) / (self.steps + self.skipped_steps - self.warmup_steps)
+            return self.peak * (1 + math.cos(math.pi * fraction)) / 2
         return float(self.peak * self.decay_rate ** (step // self.decay_steps))
 
     @property

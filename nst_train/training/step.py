@@ -71,8 +71,8 @@ class Step:
     def _gradients(self, step: int, number: int, part: TrainingBatch) -> tuple[Tensor, Tensor]:
         """Add the gradient of one part of a step, already on the device, and return the cross-entropies of its images."""
         settings, labeled = self.settings, len(part.labels)
-        at = self.accelerator.process_index * settings.accumulate + number  # among parts of equal size
-        self.noise.begin(step, *(range(at * size, (at + 1) * size) for size in (labeled, len(part.images) - labeled)))
+        position = self.accelerator.process_index * settings.accumulate + number  # among parts of equal size
+        self.noise.begin(step, *(range(position * size, (position + 1) * size) for size in (labeled, len(part.images) - labeled)))
         images = self.normalize(part.images)
         mixing = mixing_of(settings, step, images, labeled)
         if mixing:
@@ -82,7 +82,7 @@ class Step:
         is_last = number + 1 == settings.accumulate
         with nullcontext() if is_last else self.accelerator.no_sync(self.network):
             logits = self._logits(images)
-            against = partial(
+            criterion = partial(
                 joint_cross_entropies,
                 labels=part.labels,
                 pseudo=part.pseudo,
@@ -90,7 +90,7 @@ class Step:
                 temperature=settings.pseudo_temperature,
                 class_weights=self.class_weights,
             )
-            losses = mixing.losses(logits, against) if mixing else against(logits)
+            losses = mixing.losses(logits, criterion) if mixing else criterion(logits)
             loss = weighed(losses[:labeled], losses[labeled:], settings.loss, settings.ratio) / settings.accumulate
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         losses = losses.detach()

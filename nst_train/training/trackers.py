@@ -26,13 +26,13 @@ _REST = 20  # a failed tracker rests this many times as long as it took to fail
 
 def check_trackers(asked: Sequence[str]) -> list[str]:
     """The trackers to use: the requested ones, or TensorBoard if it is installed. Raises UsageError for one that is not available."""
-    known, installed = sorted(LOGGER_TYPE_TO_CLASS), [str(name) for name in get_available_trackers()]
+    known_names, installed = sorted(LOGGER_TYPE_TO_CLASS), [str(name) for name in get_available_trackers()]
     for name in asked:
-        if name not in (*known, NO_TRACKER):
-            raise UsageError(f"`tracker` {name}: expected one of {', '.join(known)}, or {NO_TRACKER}")
+        if name not in (*known_names, NO_TRACKER):
+            raise UsageError(f"`tracker` {name}: expected one of {', '.join(known_names)}, or {NO_TRACKER}")
         if name not in (*installed, NO_TRACKER):
-            there = ", ".join(installed) or NO_TRACKER
-            raise UsageError(f"`tracker` {name}: its package is not installed; install it, or use one of those installed: {there}")
+            available = ", ".join(installed) or NO_TRACKER
+            raise UsageError(f"`tracker` {name}: its package is not installed; install it, or use one of those installed: {available}")
     if not asked:
         return [DEFAULT_TRACKER] * (DEFAULT_TRACKER in installed)
     return [name for name in dict.fromkeys(asked) if name != NO_TRACKER]
@@ -176,17 +176,17 @@ def _going_on(tracker: str, ref: str, runs: Mapping[str, str], begun: int) -> di
     """Arguments that make a resumed training continue its curves: TensorBoard drops later points, the others reopen the run."""
     if tracker == DEFAULT_TRACKER:
         return {"purge_step": begun + 1} if begun else {}
-    own = runs.get(tracker, runs["run"])
+    run_id = runs.get(tracker, runs["run"])
     if tracker == "wandb":
-        return {"name": ref, "id": own, "resume": "allow"}
+        return {"name": ref, "id": run_id, "resume": "allow"}
     if tracker == "trackio":  # Trackio identifies a run by its name
-        return {"name": f"{ref}-{own[:6]}", "resume": "allow"}
+        return {"name": f"{ref}-{run_id[:6]}", "resume": "allow"}
     if tracker == "mlflow":
-        return {"run_id": own} if tracker in runs else {"run_name": ref}
+        return {"run_id": run_id} if tracker in runs else {"run_name": ref}
     return {}
 
 
 def _shown(settings: TrainSettings) -> dict[str, Any]:
     """Settings as flat values, with only the name of a model folder, since a tracker may be public."""
-    shown = settings.model_dump(mode="json") | {"model": settings.model.rpartition("/")[2]}
-    return {**{name: value for name, value in shown.items() if not isinstance(value, dict)}, **shown["noise"]}
+    values = settings.model_dump(mode="json") | {"model": settings.model.rpartition("/")[2]}
+    return {**{name: value for name, value in values.items() if not isinstance(value, dict)}, **values["noise"]}

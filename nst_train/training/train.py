@@ -89,7 +89,9 @@ def train(
     settings, material = _what_counts(settings, material, store)
     with this_process().main_process_first():
         request, number = request_of(store, settings, material), None if generation is None else Number(generation)
-        how = take_over(store, request, name, number, progress, lambda made: check_unchanged(made, material.labeled_sources, progress))
+        how = take_over(
+            store, request, name, number, progress, lambda version: check_unchanged(version, material.labeled_sources, progress)
+        )
         staging = begin(store, request, name, generation)
         for line in [] if isinstance(staging, Version) else store.unfinished_beside(staging):
             progress.say(line)
@@ -111,7 +113,7 @@ def _of_pseudo_labels_alone(settings: TrainSettings, material: Material) -> Trai
         "`probe`": settings.probe,
         "`class_weights`": settings.class_weights is not None,
     }
-    if lacking := next((what for what, is_asked in needed_for.items() if is_asked), None):
+    if lacking := next((option for option, is_asked in needed_for.items() if is_asked), None):
         raise UsageError(f"`labeled` is missing: {lacking} needs labeled images")
     return settings.of_pseudo_alone()
 

@@ -67,13 +67,13 @@ class TrainingLog:
         self._window = self._window.to(sums.device)
         self._window[:2] += sums
         self._window[2] += self._window[:2].isfinite().all()
-        self._counts = [there + len(part) for there, part in zip(self._counts, (labeled, pseudo), strict=True)]
+        self._counts = [total + len(part) for total, part in zip(self._counts, (labeled, pseudo), strict=True)]
         if done % LOG_EVERY_STEPS == 0 or done == self._schedule.steps:
             if (bad := self.fold(done)) is not None:
                 return bad
             self._write_line(done)
         elif time.monotonic() - self._noted > _NOTE_EVERY_SECONDS:
-            self._note([there + here for there, here in zip(self._line, self._sums.tolist(), strict=False)], done)
+            self._note([total + increment for total, increment in zip(self._line, self._sums.tolist(), strict=False)], done)
         return None
 
     def fold(self, done: int) -> int | None:
@@ -84,8 +84,8 @@ class TrainingLog:
         self._counts = [0, 0]
         if not all(map(math.isfinite, sums)):
             return began + int(finite / this_process().num_processes) + 1
-        self._line = [there + new for there, new in zip(self._line, sums, strict=True)]
-        self._row = [there + new for there, new in zip(self._row, sums, strict=True)]
+        self._line = [total + increment for total, increment in zip(self._line, sums, strict=True)]
+        self._row = [total + increment for total, increment in zip(self._row, sums, strict=True)]
         return None
 
     def validated(self, done: int, scores: dict[str, Any]) -> None:
@@ -117,8 +117,8 @@ class TrainingLog:
     @property
     def notes(self) -> dict[str, Any]:
         """What a checkpoint keeps of the log. With several processes, the steps since the last fold are those of the main process only."""
-        here = {"window": self._window.tolist(), "counts": self._counts, "folded": self._folded}
-        return {**here, "line": self._line, "row": self._row, "row_began": self._row_began}
+        since_fold = {"window": self._window.tolist(), "counts": self._counts, "folded": self._folded}
+        return {**since_fold, "line": self._line, "row": self._row, "row_began": self._row_began}
 
     @property
     def is_finite(self) -> bool:
@@ -138,8 +138,8 @@ class TrainingLog:
         loss_labeled, loss_pseudo = _means(self._line)
         values = {"learning_rate": self._learning_rate(done), "loss_labeled": loss_labeled, "loss_pseudo": loss_pseudo}
         self._append({"step": done, "epoch": self._epoch(done), **values, "images_per_second": round(rate, 1)})
-        shown = {name.replace("loss_", "loss/"): value for name, value in values.items() if value is not None}
-        self.trackers.log(shown | {"images_per_second": rate, "epoch": self._epoch(done)}, done)
+        logged = {name.replace("loss_", "loss/"): value for name, value in values.items() if value is not None}
+        self.trackers.log(logged | {"images_per_second": rate, "epoch": self._epoch(done)}, done)
         self._note(self._line, done)
         self._line, self._line_began, self._line_time = [0.0] * 4, done, now
 
@@ -163,8 +163,8 @@ class TrainingLog:
 
     def _cut_back(self, begun: int) -> None:
         """Keep complete rows up to the checkpoint: a kill can truncate the last row, and later rows are written again."""
-        whole = [line for line in _lines(self._metrics) if line.endswith("}\n") and json.loads(line)["step"] <= begun]
-        write_text(self._metrics, "".join(whole))
+        complete = [line for line in _lines(self._metrics) if line.endswith("}\n") and json.loads(line)["step"] <= begun]
+        write_text(self._metrics, "".join(complete))
         rows = [line for line in _lines(self._summary)[1:] if line.endswith("\n") and int(line.split(",")[1]) <= begun]
         header = io.StringIO()
         csv.writer(header, lineterminator="\n").writerow(SUMMARY_COLUMNS)

@@ -76,11 +76,11 @@ class Validation:
             for buffer in network.buffers():  # statistics differ between processes; those of the first one are sealed
                 distributed.broadcast(buffer, 0)
         teacher = Teacher.of(Classifier(network, self._preprocessing, self._class_names))
-        first, last = (len(self.source) * process // state.num_processes for process in (state.process_index, state.process_index + 1))
+        start, stop = (len(self.source) * process // state.num_processes for process in (state.process_index, state.process_index + 1))
         computation = choose_computation(teacher, None, "fp32", compile_network=False)
-        own = score(teacher, computation, self.source, range(first, last), self._columns, self._threads)
+        local_score = score(teacher, computation, self.source, range(start, stop), self._columns, self._threads)
         set_threads(threads)
-        total = Score.of_numbers(over_processes(torch.tensor(own.numbers, dtype=torch.float64), "sum").tolist())
+        total = Score.of_numbers(over_processes(torch.tensor(local_score.numbers, dtype=torch.float64), "sum").tolist())
         if not total.images:
             raise NstError(f"{self.source.location}: none of its {len(self.source)} validation images could be read")
         scores = total.as_metrics(len(self._class_names))

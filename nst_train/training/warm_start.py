@@ -36,15 +36,17 @@ def start_from(network: nn.Module, settings: TrainSettings, store: Store, class_
     """
     assert settings.start is not None, "asked for by settings that name a start"
     trained, _ = load_classifier(settings.start, store)
-    weights, own = trained.network.state_dict(), network.state_dict()
+    weights, initial_weights = trained.network.state_dict(), network.state_dict()
     order = _order_of(class_names, trained.class_names)
-    last = {id(weight) for head in heads_of(network, len(class_names)) for weight in head.parameters(recurse=False)}
+    head_ids = {id(weight) for head in heads_of(network, len(class_names)) for weight in head.parameters(recurse=False)}
     for name, value in network.state_dict(keep_vars=True).items():
-        if id(value) in last and name in weights:
-            weights[name] = own[name] if order is None else weights[name][order]
-    missing, unexpected = ([name for name in one if name not in other] for one, other in ((own, weights), (weights, own)))
-    shapes = {name: (tuple(weights[name].shape), tuple(own[name].shape)) for name in own if name in weights}
-    reshaped = {name: (found, expected) for name, (found, expected) in shapes.items() if found != expected}
+        if id(value) in head_ids and name in weights:
+            weights[name] = initial_weights[name] if order is None else weights[name][order]
+    missing, unexpected = (
+        [name for name in state if name not in other] for state, other in ((initial_weights, weights), (weights, initial_weights))
+    )
+    shapes = {name: (tuple(weights[name].shape), tuple(initial_weights[name].shape)) for name in initial_weights if name in weights}
+    reshaped = {name: (actual, expected) for name, (actual, expected) in shapes.items() if actual != expected}
     if missing or unexpected or reshaped:
         raise NstError(
             f"start {settings.start}: the weights do not match {settings.model}: {differences(missing, unexpected, reshaped)}; "
@@ -53,12 +55,12 @@ def start_from(network: nn.Module, settings: TrainSettings, store: Store, class_
     network.load_state_dict(weights)
     if order is None:
         progress.say(f"{settings.start} has other classes: the last layer starts from scratch")
-    there, config = _normalization_of(trained.preprocessing), data_config_of(network, settings)
-    here = [float(value) for value in (*config["mean"], *config["std"])]
-    if not np.allclose(there, here, rtol=0, atol=_SAME):
+    start_normalization, config = _normalization_of(trained.preprocessing), data_config_of(network, settings)
+    normalization = [float(value) for value in (*config["mean"], *config["std"])]
+    if not np.allclose(start_normalization, normalization, rtol=0, atol=_SAME):
         progress.say(
-            f"warning: start {settings.start} was trained on images normalized by {_in_words(there)}, "
-            f"{settings.model} is trained with {_in_words(here)}; "
+            f"warning: start {settings.start} was trained on images normalized by {_in_words(start_normalization)}, "
+            f"{settings.model} is trained with {_in_words(normalization)}; "
             "choose the `model` that the start was trained as, with its tag"
         )
 
@@ -67,13 +69,13 @@ def _normalization_of(preprocessing: Preprocessing) -> list[float]:
     """The mean and then the standard deviation of each channel, derived from how black and white are preprocessed."""
     levels = (torch.full((3, *_ANY_SIZE), level, dtype=torch.uint8) for level in (0, 255))
     black, white = (preprocessing.finish(preprocessing.prepare(level)[None])[0].double() for level in levels)
-    at = (slice(None), black.shape[1] // 2, black.shape[2] // 2)
-    std = 1 / (white[at] - black[at])
-    return [*((0 - black[at]) * std).tolist(), *std.tolist()]
+    center = (slice(None), black.shape[1] // 2, black.shape[2] // 2)
+    std = 1 / (white[center] - black[center])
+    return [*((0 - black[center]) * std).tolist(), *std.tolist()]
 
 
 def _in_words(normalization: list[float]) -> str:
-    mean, std = (", ".join(f"{value:.3g}" for value in one) for one in (normalization[:3], normalization[3:]))
+    mean, std = (", ".join(f"{value:.3g}" for value in values) for values in (normalization[:3], normalization[3:]))
     return f"mean {mean} and standard deviation {std}"
 
 
