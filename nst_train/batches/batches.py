@@ -99,7 +99,7 @@ def unreadable(source: Source, threads: int, hashes: NDArray[np.void] | None = N
     """
 
     def faults(start: int) -> dict[str, str]:
-        found = {}
+        reasons = {}
         for row in range(start, min(start + _CHECKED_AT_ONCE, len(source))):
             try:
                 encoded = source.read(row)
@@ -107,16 +107,16 @@ def unreadable(source: Source, threads: int, hashes: NDArray[np.void] | None = N
                     hashes[row] = bytes.fromhex(image_hash(encoded))
                 decode(encoded)
             except (NstError, OSError) as error:
-                found[str(row)] = f"{source.key(row)}: {error}"
-        return found
+                reasons[str(row)] = f"{source.key(row)}: {error}"
+        return reasons
 
-    every, found = range(0, len(source), _CHECKED_AT_ONCE), dict[str, str]()
+    starts, reasons = range(0, len(source), _CHECKED_AT_ONCE), dict[str, str]()
     with ThreadPoolExecutor(threads) as pool:
-        for start, part in zip(every, pool.map(faults, every), strict=True):
-            found |= part
+        for start, part in zip(starts, pool.map(faults, starts), strict=True):
+            reasons |= part
             if task:
                 task.advance(min(_CHECKED_AT_ONCE, len(source) - start))
-    return found
+    return reasons
 
 
 def without(source: Source, faults: Mapping[str, str]) -> LabeledImages:
@@ -218,12 +218,12 @@ def training_batches(
         worker_init_fn=_begin_worker,
         pin_memory=torch.cuda.is_available(),
     )
-    others = set(multiprocessing.active_children())
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # workers inherit the blocked signals, and keep them blocked
+    other_children = set(multiprocessing.active_children())
+    previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # workers inherit the blocked signals, and keep them blocked
     try:
         items = iter(loader)
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)
     try:
         shards = pseudo.kept(steps, settings.batch_size * settings.ratio) if pseudo is not None else nullcontext(lambda _: None)
         with shards as reached:  # from here on a thread may run, which forked workers must not inherit
@@ -235,7 +235,7 @@ def training_batches(
                 yield item
                 reached(step + 1)
     finally:
-        _end(items, set(multiprocessing.active_children()) - others)
+        _end(items, set(multiprocessing.active_children()) - other_children)
 
 
 def _end(items: Any, workers: Set[multiprocessing.process.BaseProcess]) -> None:  # noqa: ANN401 - an iterator of DataLoader
@@ -319,10 +319,10 @@ def _hand_over_the_error(queue: "multiprocessing.queues.Queue[Any]", error: Exce
     if not isinstance(item, tuple):  # part of it may have been sent already
         os._exit(1)
     is_full = os.strerror(errno.ENOSPC) in str(error)
-    what = (
+    reason = (
         f"the workers' shared memory ({_SHARED_MEMORY}) is full" if is_full else f"a worker cannot pass on its batch ({first_line(error)})"
     )
-    queue.put((item[0], NstError(f"{what}; {_REMEDIES}")))
+    queue.put((item[0], NstError(f"{reason}; {_REMEDIES}")))
 
 
 def _heed_the_parent() -> None:

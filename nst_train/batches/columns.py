@@ -22,17 +22,17 @@ def lay_out(files: Sequence[Path], images: int, order: NDArray[np.int64], folder
     schema, entries = pq.read_schema(files[0]), 0
     hashes, ends = new_column(images, folder, "hashes", (16,), np.uint8), new_column(images, folder, "ends")
     shapes = {name: _shape_and_dtype(schema.field(name).type) for name in targets}
-    out = {name: new_column(images, folder, name, *shapes[name]) for name in targets}
-    for here, batch in pieces(files, ["image_hash", "copies", *targets]):
+    outputs = {name: new_column(images, folder, name, *shapes[name]) for name in targets}
+    for span, batch in pieces(files, ["image_hash", "copies", *targets]):
         copies = batch["copies"].to_numpy().astype(np.int64)
-        ends[here] = entries + np.cumsum(copies)
+        ends[span] = entries + np.cumsum(copies)
         entries += int(copies.sum())
-        hashes[here] = np.frombuffer(bytes.fromhex("".join(batch["image_hash"].to_pylist())), np.uint8).reshape(-1, 16)
+        hashes[span] = np.frombuffer(bytes.fromhex("".join(batch["image_hash"].to_pylist())), np.uint8).reshape(-1, 16)
         for name in targets:
             values = batch[name].flatten() if shapes[name][0] else batch[name]
-            stored = values.to_numpy(zero_copy_only=False).reshape(len(batch), *shapes[name][0])
-            out[name][here] = _renumbered(name, stored, order)
-    for column in (hashes, ends, *out.values()):
+            array = values.to_numpy(zero_copy_only=False).reshape(len(batch), *shapes[name][0])
+            outputs[name][span] = _renumbered(name, array, order)
+    for column in (hashes, ends, *outputs.values()):
         column.flush()
 
 
@@ -43,12 +43,12 @@ def target_columns(schema: pa.Schema, hard: bool) -> tuple[str, ...]:
 
 def pieces(files: Sequence[Path], columns: Sequence[str]) -> Iterator[tuple[slice, pa.RecordBatch]]:
     """Iterate over some columns of some files in batches, each with the slice of rows that it covers."""
-    done = 0
+    start = 0
     for file in files:
         with pq.ParquetFile(file) as parquet:
             for batch in parquet.iter_batches(AT_ONCE, columns=list(columns)):
-                yield slice(done, done + len(batch)), batch
-                done += len(batch)
+                yield slice(start, start + len(batch)), batch
+                start += len(batch)
 
 
 def new_column(images: int, folder: Path, name: str, shape: tuple[int, ...] = (), dtype: Any = np.int64) -> np.memmap[Any, Any]:  # noqa: ANN401

@@ -68,8 +68,8 @@ class PseudoLabeledImages:
         shards, entries = self.order.at(positions)
         images = np.empty_like(positions)
         for shard in np.unique(shards).tolist():
-            here = shards == shard
-            images[here] = self.shards.starts[shard] + np.searchsorted(self.shards.column(shard, "ends"), entries[here], side="right")
+            mask = shards == shard
+            images[mask] = self.shards.starts[shard] + np.searchsorted(self.shards.column(shard, "ends"), entries[mask], side="right")
         return images
 
     def read(self, index: int) -> bytes:
@@ -127,12 +127,12 @@ def _in_shards(
     edition: SelfContainedEdition, order: NDArray[np.int64], work: Path, hard: bool, seed: int, progress: Progress
 ) -> PseudoLabeledImages:
     """The entries of a self-contained edition."""
-    known = work / "shards.npy"
-    if not known.exists():
+    sizes_file = work / "shards.npy"
+    if not sizes_file.exists():
         work.mkdir(parents=True, exist_ok=True)
-        with replacing(known) as file:
+        with replacing(sizes_file) as file:
             np.save(file, edition.sizes(progress))
-    sizes, targets = np.load(known), target_columns(edition.schema, hard)
+    sizes, targets = np.load(sizes_file), target_columns(edition.schema, hard)
 
     def prepare(folder: Path, shard: int) -> None:
         file, (images, entries) = edition.bring(shard, folder), sizes[shard]
@@ -145,9 +145,9 @@ def _in_shards(
             raise DamagedShardError(f"{edition.place}: {edition.files[shard]} does not hold the rows that were counted; {edition.remedy}")
 
     process = this_process()
-    others = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if process.num_processes > 1 else 1
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if process.num_processes > 1 else 1
     starts = np.concatenate([[0], np.cumsum(sizes[:, 0])])
-    shards = edition.shards(work, prepare, starts, _GROUPS * SHARDS_AT_ONCE, process.local_process_index, others)
+    shards = edition.shards(work, prepare, starts, _GROUPS * SHARDS_AT_ONCE, process.local_process_index, local_processes)
     return PseudoLabeledImages(EditionImages(edition, shards), range(starts[-1]), ShardOrder(sizes[:, 1], seed), shards, targets)
 
 
@@ -188,8 +188,8 @@ def _find(edition: Version, pool: Source, rows: NDArray[np.int64], progress: Pro
         return (batch[name] for _, batch in pieces(files, [name]))
 
     if pool.fingerprint == EditionManifest.of(edition.manifest).request.inputs.pool.digest:
-        for here, batch in pieces(files, ["id"]):
-            rows[here] = batch["id"].to_numpy()
+        for span, batch in pieces(files, ["id"]):
+            rows[span] = batch["id"].to_numpy()
         return
     try:
         pool.find_all(lambda: column("key"), rows)
@@ -205,10 +205,10 @@ def _find(edition: Version, pool: Source, rows: NDArray[np.int64], progress: Pro
 
 def _are_the_same(hashes: Iterator[pa.Array], pool: Source, rows: NDArray[np.int64]) -> bool:
     """Whether a sample of the images that were found by key have the bytes that were labeled."""
-    wanted, done = np.unique(np.linspace(0, len(rows) - 1, _SAMPLES, dtype=np.int64)), 0
+    sampled, start = np.unique(np.linspace(0, len(rows) - 1, _SAMPLES, dtype=np.int64)), 0
     for batch in hashes:
-        for position in wanted[(wanted >= done) & (wanted < done + len(batch))].tolist():
-            if image_hash(pool.read(int(rows[position]))) != batch[position - done].as_py():
+        for position in sampled[(sampled >= start) & (sampled < start + len(batch))].tolist():
+            if image_hash(pool.read(int(rows[position]))) != batch[position - start].as_py():
                 return False
-        done += len(batch)
+        start += len(batch)
     return True

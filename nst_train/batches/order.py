@@ -16,8 +16,8 @@ def draw(positions: NDArray[np.int64], rows: int, seed: int, part: str) -> NDArr
     epochs = positions // rows
     drawn = np.empty_like(positions)
     for epoch in np.unique(epochs):
-        here = epochs == epoch
-        drawn[here] = permute(positions[here] % rows, rows, seed_of(seed, part, "order", int(epoch)))
+        in_epoch = epochs == epoch
+        drawn[in_epoch] = permute(positions[in_epoch] % rows, rows, seed_of(seed, part, "order", int(epoch)))
     return drawn
 
 

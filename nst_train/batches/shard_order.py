@@ -36,13 +36,13 @@ class ShardOrder:
         shards, entries = np.empty_like(positions), np.empty_like(positions)
         groups = self._groups_at(positions)
         for group in np.unique(groups).tolist():
-            here = groups == group
-            inside = self.shards(group)
-            ends = np.cumsum(self.sizes[inside])
-            places = positions[here] - self._start(group)
-            drawn = permute(places, int(ends[-1]), seed_of(self.seed, "pseudo", self.mixed_by, group))
-            which = np.searchsorted(ends, drawn, side="right")
-            shards[here], entries[here] = inside[which], drawn - (ends - self.sizes[inside])[which]
+            in_group = groups == group
+            group_shards = self.shards(group)
+            ends = np.cumsum(self.sizes[group_shards])
+            group_positions = positions[in_group] - self._start(group)
+            drawn = permute(group_positions, int(ends[-1]), seed_of(self.seed, "pseudo", self.mixed_by, group))
+            index = np.searchsorted(ends, drawn, side="right")
+            shards[in_group], entries[in_group] = group_shards[index], drawn - (ends - self.sizes[group_shards])[index]
         return shards, entries
 
     def shards(self, group: int) -> NDArray[np.int64]:
@@ -65,15 +65,15 @@ class ShardOrder:
         return -(-len(self.sizes) // self.at_once)
 
     def _epoch(self, epoch: int) -> _Epoch:
-        found = self._epochs.get(epoch)
-        if found is None:
+        cached = self._epochs.get(epoch)
+        if cached is None:
             shards = permute(np.arange(len(self.sizes)), len(self.sizes), seed_of(self.seed, "pseudo", "shards", epoch))
             sizes = np.add.reduceat(self.sizes[shards], np.arange(0, len(shards), self.at_once))
-            found = shards, np.concatenate([[0], np.cumsum(sizes)])
+            cached = shards, np.concatenate([[0], np.cumsum(sizes)])
             if len(self._epochs) >= _EPOCHS_KEPT:
                 self._epochs.clear()
-            self._epochs[epoch] = found
-        return found
+            self._epochs[epoch] = cached
+        return cached
 
     def _start(self, group: int) -> int:
         epoch, number = divmod(group, self._per_epoch)
@@ -83,7 +83,7 @@ class ShardOrder:
         groups = np.empty_like(positions)
         epochs = positions // len(self)
         for epoch in np.unique(epochs).tolist():
-            here = epochs == epoch
-            found = np.searchsorted(self._epoch(epoch)[1], positions[here] - epoch * len(self), side="right") - 1
-            groups[here] = epoch * self._per_epoch + found
+            in_epoch = epochs == epoch
+            group = np.searchsorted(self._epoch(epoch)[1], positions[in_epoch] - epoch * len(self), side="right") - 1
+            groups[in_epoch] = epoch * self._per_epoch + group
         return groups
