@@ -43,11 +43,11 @@ class Backbone(Teacher):
 
 def last_layer(network: nn.Module, classes: int, name: str) -> nn.Linear:
     """The layer that turns features into logits. Raises NstError if the network does not end in a single linear layer."""
-    found = classifiers_of(network, classes)
-    if len(found) != 1 or not isinstance(found[0], nn.Linear) or found[0].bias is None:
-        kinds = ", ".join(type(one).__name__ for one in found) or "none"
+    layers = classifiers_of(network, classes)
+    if len(layers) != 1 or not isinstance(layers[0], nn.Linear) or layers[0].bias is None:
+        kinds = ", ".join(type(layer).__name__ for layer in layers) or "none"
         raise NstError(f"{name}: expected one linear layer with a bias at the end of the network, found {kinds}; choose another model")
-    return found[0]
+    return layers[0]
 
 
 def backbone_of(network: nn.Module, classes: int, name: str, data_config: dict[str, Any]) -> Backbone:
@@ -55,13 +55,13 @@ def backbone_of(network: nn.Module, classes: int, name: str, data_config: dict[s
 
     Raises NstError if the logits are not the last layer's output for these features, or the network rejects images of that size.
     """
-    last = last_layer(network.eval(), classes, name)
+    layer = last_layer(network.eval(), classes, name)
     headless = copy.deepcopy(network)
-    place = next(path for path, module in network.named_modules() if module is last)
+    place = next(path for path, module in network.named_modules() if module is layer)
     parent, _, attribute = place.rpartition(".")
     setattr(headless.get_submodule(parent), attribute, nn.Identity())
-    _check_features(network, headless, last, name, data_config["input_size"])
-    classifier = Classifier(headless, TimmPreprocessing.of(data_config), [str(number) for number in range(last.in_features)])
+    _check_features(network, headless, layer, name, data_config["input_size"])
+    classifier = Classifier(headless, TimmPreprocessing.of(data_config), [str(number) for number in range(layer.in_features)])
     return Backbone((classifier,), (None,))
 
 

@@ -77,8 +77,8 @@ def embed_by(
     embedding = Embedding.begun(embedder, data, settings, run)
 
     def fill(under_way: FeaturesUnderWay, task: Task) -> None:
-        with closing(embedding.fill(under_way, under_way.shards.take())) as done:
-            for rows in done:
+        with closing(embedding.fill(under_way, under_way.shards.take())) as row_counts:
+            for rows in row_counts:
                 task.advance(rows)
 
     if scratch is not None and not is_writable(store.root) and find(store, embedding.about.request) is None:
@@ -97,12 +97,12 @@ def _made(
 ) -> Features:
     """The features of a request: existing ones, or those that `fill` computes until no shard is missing."""
     request = about.request
-    place, said = folder_of(store, request), "these features were computed"
-    if found := find(store, request):
+    place, event = folder_of(store, request), "these features were computed"
+    if existing := find(store, request):
         remedy = f"`remove_features(store, {ref_of(place)!r})` and embed again"
-        Reading(place, "source").check(data, _hashes(found), said, remedy, progress)
-        progress.say(f"{data.location}: features of {found.about.images:,} images are there already: {found.location}")
-        return found
+        Reading(place, "source").check(data, _hashes(existing), event, remedy, progress)
+        progress.say(f"{data.location}: features of {existing.about.images:,} images are there already: {existing.location}")
+        return existing
     try:
         under_way = begin(store, request, len(data), settings.rows_per_shard, about.dimensions)
         Reading(under_way.build, "source").begin(data)
@@ -116,8 +116,8 @@ def _made(
                     under_way.seal(about.machine)
                     is_sealed = True
     except (FileNotFoundError, NstError):
-        if found := find(store, request):  # another process was computing them too and has finished
-            return found
+        if existing := find(store, request):  # another process was computing them too and has finished
+            return existing
         raise
     finished = find(store, request)
     if finished is None:
@@ -138,7 +138,7 @@ def _check_readable(under_way: FeaturesUnderWay, data: Source, most: float) -> N
     """Raises NstError if too many images cannot be read; their shards will be recomputed once they can."""
     unread = list(under_way.shards.unread())
     try:
-        check_readable(data.location, len(data), sum(len(one) for _, one in unread), most, under_way.shards.first_unread())
+        check_readable(data.location, len(data), sum(len(faults) for _, faults in unread), most, under_way.shards.first_unread())
     except NstError:
         for shard, errors in unread:
             if errors:
@@ -148,5 +148,5 @@ def _check_readable(under_way: FeaturesUnderWay, data: Source, most: float) -> N
 
 def _hashes(features: Features) -> Iterator[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
     rows = features.rows()
-    hashes = np.array([bytes.fromhex(one) for one in rows["image_hash"].to_pylist()], dtype="S16").view(HASH)
+    hashes = np.array([bytes.fromhex(image_hash) for image_hash in rows["image_hash"].to_pylist()], dtype="S16").view(HASH)
     yield rows["id"].to_numpy(), hashes

@@ -63,7 +63,7 @@ class Embedding:
         batches = self._batches(under_way.shards.plan, shards)
         for batch, prediction in predict(self.embedder.backbone, self.computation, batches, threads=self.threads):
             rows.append(_table(batch, prediction, kind))
-            errors += [{"id": batch.rows[at].id, "key": batch.rows[at].key, "reason": why} for at, why in prediction.images.reasons]
+            errors += [{"id": batch.rows[row].id, "key": batch.rows[row].key, "reason": why} for row, why in prediction.images.reasons]
             under_way.shards.show_life(batch.shard)
             yield len(batch.rows)
             if batch.is_last:

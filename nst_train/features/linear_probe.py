@@ -97,11 +97,11 @@ def fit(
                 if folds:
                     strength = max(_likelihoods(model, scaled, labels, folds, scoring, seed, task), key=lambda tried: tried[1])[0]
                 model = model.set_params(C=strength).fit(scaled, labels)
-    found, bias = model.coef_ / std, model.intercept_ - (model.coef_ / std) @ mean
+    weight, bias = model.coef_ / std, model.intercept_ - (model.coef_ / std) @ mean
     if len(model.classes_) == 2:  # scikit-learn has only the logit of the second class
-        found, bias = np.concatenate([np.zeros_like(found), found]), np.concatenate([[0.0], bias])
+        weight, bias = np.concatenate([np.zeros_like(weight), weight]), np.concatenate([[0.0], bias])
     weight_of_all, bias_of_all = np.zeros((classes, features.shape[1])), np.full(classes, bias.min() + _NEVER)
-    weight_of_all[model.classes_], bias_of_all[model.classes_] = found, bias
+    weight_of_all[model.classes_], bias_of_all[model.classes_] = weight, bias
     return LinearProbe(weight_of_all.astype(np.float32), bias_of_all.astype(np.float32), strength, folds, int(np.max(model.n_iter_)))
 
 
@@ -121,14 +121,14 @@ def _sought_on_a_sample(
     task: Task | None,
 ) -> tuple[int, float]:
     """The number of folds used and the strength chosen."""
-    drawn = np.sort(np.random.default_rng(seed).choice(len(labels), min(sample, len(labels)), replace=False))
-    of_its_class = np.bincount(labels[drawn])[labels[drawn]]
-    folds = next((one for one in range(FOLDS, 1, -1) if np.mean(of_its_class >= one) >= 0.5), FOLDS)
-    drawn = drawn[of_its_class >= folds]
-    if len(np.unique(labels[drawn])) < 2:
+    sampled = np.sort(np.random.default_rng(seed).choice(len(labels), min(sample, len(labels)), replace=False))
+    of_its_class = np.bincount(labels[sampled])[labels[sampled]]
+    folds = next((count for count in range(FOLDS, 1, -1) if np.mean(of_its_class >= count) >= 0.5), FOLDS)
+    sampled = sampled[of_its_class >= folds]
+    if len(np.unique(labels[sampled])) < 2:
         return 0, STATED_STRENGTH
     best, best_score = 0, -np.inf
-    for number, (_, score) in enumerate(_likelihoods(model, scaled[drawn], labels[drawn], folds, scoring, seed, task)):
+    for number, (_, score) in enumerate(_likelihoods(model, scaled[sampled], labels[sampled], folds, scoring, seed, task)):
         if score > best_score:
             best, best_score = number, score
         elif number == best + 2:
@@ -171,10 +171,10 @@ def cross_validated(
     def fitted(rows: NDArray[np.int64], strength: float | None) -> LinearProbe:
         most = MOST_SEARCHED if strength is None else MOST_FITTED
         if len(rows) > most:
-            drawn = rng.choice(rows, most, replace=False)
+            sampled = rng.choice(rows, most, replace=False)
             if strength is not None:  # otherwise each image of a class that the probe has not seen would look wrong
-                drawn = np.union1d(drawn, rows[rank_in_class(labels[rows]) < _LEAST_OF_A_CLASS])
-            rows = np.sort(drawn)
+                sampled = np.union1d(sampled, rows[rank_in_class(labels[rows]) < _LEAST_OF_A_CLASS])
+            rows = np.sort(sampled)
         return fit(features[rows], labels[rows], classes, seed, strength=strength)
 
     probs, sizes = np.full((len(labels), classes), np.nan, np.float32), np.bincount(labels, minlength=classes)
@@ -184,8 +184,8 @@ def cross_validated(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a class has fewer images than there are folds
         folds = min(FOLDS, int(sizes.max()))
-        for inside, outside in StratifiedKFold(folds, shuffle=True, random_state=seed).split(features, labels):
-            probs[outside] = fitted(inside, strength).probs(features[outside])
+        for train_rows, test_rows in StratifiedKFold(folds, shuffle=True, random_state=seed).split(features, labels):
+            probs[test_rows] = fitted(train_rows, strength).probs(features[test_rows])
     probs[sizes[labels] == 1] = np.nan
     return probs
 

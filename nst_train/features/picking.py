@@ -132,18 +132,18 @@ class _Picking:
         if not len(images):
             raise NstError(f"{version.ref}: expected labels to pick from, found none: no image was labeled; its table errors says why")
         if by == "random":
-            chosen = drawn(images.numbers, self.settings.number, self.settings.seed)
-            return Picks(version.ref, described(version, images.numbers[chosen], None, by), len(images))
+            picked = drawn(images.numbers, self.settings.number, self.settings.seed)
+            return Picks(version.ref, described(version, images.numbers[picked], None, by), len(images))
         beside = self._beside(version, images, by, labeled, pool)
         scores, featured = self._scores(version, images, by, beside), beside.featured
         if by == "suspicion":
             self._keep_suspicion(version.name, str(version.number), hashes_of(version, images, scores))
-        not_found = np.zeros(len(images), bool) if featured is None else ~featured.is_here
-        answered = self._are_answered(images, version.name)
-        scores = np.where(not_found | answered, -np.inf, scores).astype(np.float32)
-        chosen = self._chosen(scores, images.labels, featured, by)
-        rows = described(version, images.numbers[chosen], scores[chosen], by)
-        return Picks(version.ref, rows, len(images), int(answered.sum()), int(not_found.sum()))
+        is_missing = np.zeros(len(images), bool) if featured is None else ~featured.is_here
+        is_answered = self._are_answered(images, version.name)
+        scores = np.where(is_missing | is_answered, -np.inf, scores).astype(np.float32)
+        picked = self._chosen(scores, images.labels, featured, by)
+        rows = described(version, images.numbers[picked], scores[picked], by)
+        return Picks(version.ref, rows, len(images), int(is_answered.sum()), int(is_missing.sum()))
 
     def _beside(self, version: Version, images: DistinctImages, by: str, labeled: Source | None, pool: Source | None) -> _Beside:
         earlier = earlier_generations(self.store, version) if by in ("churn", "suspicion") else []
@@ -153,11 +153,11 @@ class _Picking:
             return _Beside(earlier)
         model = features_model(version, self.store, self.model)
         source = pool or pool_of(version, self.store)
-        known = (labeled or labeled_images(version, self.store)) if by == "outlier" else None
+        labeled_source = (labeled or labeled_images(version, self.store)) if by == "outlier" else None
         featured = FeaturedImages(images, self._embedded(model, source))
         if not featured.is_here.any():
             raise NstError(f"{source.location}: contains none of the images of {version.ref}; pass the pool that was labeled, with `pool`")
-        return _Beside(earlier, featured, None if known is None else self._sample(self._embedded(model, known)))
+        return _Beside(earlier, featured, None if labeled_source is None else self._sample(self._embedded(model, labeled_source)))
 
     def _sample(self, features: Features) -> Scores:
         matrix, rng = features.matrix(), np.random.default_rng(self.settings.seed)
@@ -166,9 +166,9 @@ class _Picking:
     def _scores(self, version: Version, images: DistinctImages, by: str, beside: _Beside) -> Scores:
         classes = version.manifest.class_names
         if by == "churn":
-            return churn(images, (DistinctImages.of(one, classes) for one in beside.earlier))
+            return churn(images, (DistinctImages.of(generation, classes) for generation in beside.earlier))
         if by == "suspicion" and beside.earlier:
-            return ensemble_suspicion(images, (soft_labels_of(one, classes) for one in [*beside.earlier, version]))
+            return ensemble_suspicion(images, (soft_labels_of(generation, classes) for generation in [*beside.earlier, version]))
         soft_labels, seed = soft_labels_of(version), self.settings.seed
         if by in UNCERTAINTIES:
             return uncertainties(images, soft_labels, by)
@@ -189,17 +189,17 @@ class _Picking:
         check_trainable(source)
         features = self._embedded(self.model, source)
         table, names = features.rows(), source.class_names or []
-        numbers, first = np.unique(image_numbers(table["image_hash"]), return_index=True)
-        labels = labels_in(source)[table["id"].to_numpy()[first]].astype(np.int64)
+        numbers, first_rows = np.unique(image_numbers(table["image_hash"]), return_index=True)
+        labels = labels_in(source)[table["id"].to_numpy()[first_rows]].astype(np.int64)
         images = DistinctImages(numbers, labels, np.full(len(labels), np.nan, np.float32))
         featured, scores, errors = FeaturedImages(images, features), None, None
-        answered = self._are_answered(images, corpus) if corpus and by != "random" else np.zeros(len(images), bool)
+        is_answered = self._are_answered(images, corpus) if corpus and by != "random" else np.zeros(len(images), bool)
         if by == "random":
-            chosen = drawn(numbers, self.settings.number, self.settings.seed)
+            picked = drawn(numbers, self.settings.number, self.settings.seed)
         elif by == "outlier":
             scores = outliers_within(featured, self.settings.seed)
         else:
-            probs = cross_validated(features.matrix()[first], labels, len(names), self.settings.seed)
+            probs = cross_validated(features.matrix()[first_rows], labels, len(names), self.settings.seed)
             if not np.isfinite(probs).any():
                 raise NstError(
                     f"{source.location}: expected a class with two images that differ, to tell by the one what the other is; found none; "
@@ -208,13 +208,13 @@ class _Picking:
             images, errors = replace(images, confidences=1 - suspicion_of_labels(probs, labels)), self._errors(probs, labels)
             scores = self._scores_of_labeled(by, probs, images, featured)
         if scores is not None:
-            chosen = self._chosen(np.where(answered, -np.inf, scores), labels, featured, by)
+            picked = self._chosen(np.where(is_answered, -np.inf, scores), labels, featured, by)
         if corpus and by == "suspicion":
-            hashes = pl.Series(table["image_hash"]).gather(first)
+            hashes = pl.Series(table["image_hash"]).gather(first_rows)
             self._keep_suspicion(corpus, LABELED, pl.DataFrame({"image_hash": hashes, "suspicion": scores}))
-        rows = pl.DataFrame(table.select(["image_hash", "key"]).take(first[chosen]))
-        rows = with_labels(rows, labels[chosen], images.confidences[chosen], names, None if scores is None else scores[chosen], by)
-        return Picks(source.location, rows, len(images), int(answered.sum()), estimated_errors=errors)
+        rows = pl.DataFrame(table.select(["image_hash", "key"]).take(first_rows[picked]))
+        rows = with_labels(rows, labels[picked], images.confidences[picked], names, None if scores is None else scores[picked], by)
+        return Picks(source.location, rows, len(images), int(is_answered.sum()), estimated_errors=errors)
 
     def _errors(self, probs: Scores, labels: NDArray[np.int64]) -> float:
         is_known = np.isfinite(probs).all(axis=1)
@@ -237,8 +237,8 @@ class _Picking:
 
     def _are_answered(self, images: DistinctImages, corpus: str) -> NDArray[np.bool_]:
         """Which images a person has already answered about."""
-        said = settled(self.store, corpus)
-        hashes = pl.Series([*said.answers, *said.disputed], dtype=pl.String)
+        settled_answers = settled(self.store, corpus)
+        hashes = pl.Series([*settled_answers.answers, *settled_answers.disputed], dtype=pl.String)
         return np.isin(images.numbers, hash_numbers(hashes).to_numpy())
 
     def _keep_suspicion(self, corpus: str, version: str, suspicion: pl.DataFrame) -> None:

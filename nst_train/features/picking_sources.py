@@ -57,5 +57,5 @@ def _teacher_of(version: Version, store: Store) -> Input | None:
 
 def _in_store(teacher: Input, store: Store) -> Version | None:
     """The teacher of a lineage entry, or None if it is not in the store."""
-    of_name = store.versions(teacher.ref.partition("@")[0])
-    return next((one for one in of_name if one.is_readable and one.manifest.digest == teacher.digest), None)
+    versions = store.versions(teacher.ref.partition("@")[0])
+    return next((version for version in versions if version.is_readable and version.manifest.digest == teacher.digest), None)
