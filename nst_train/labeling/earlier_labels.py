@@ -78,21 +78,18 @@ class Reused:
     def between(cls, earlier: Version, later: Version, scratch: Path) -> Self:
         """Compare by the first 8 bytes of each `image_hash`. Temporarily needs up to 8 bytes in `scratch` per row of both."""
         taken_over, gone = 0, 0
-        earlier_table, later_table = TableReader(earlier.folder, "pseudo_labels"), TableReader(later.folder, "pseudo_labels")
-        with (
-            Partitions(scratch, numbers=1, rows=len(earlier_table)) as labeled,
-            Partitions(scratch, numbers=1, rows=len(earlier_table)) as present,
-        ):
-            for batch in earlier_table.batches(["image_hash", "confidence"]):
+        old_table, new_table = TableReader(earlier.folder, "pseudo_labels"), TableReader(later.folder, "pseudo_labels")
+        with Partitions(scratch, numbers=1, rows=len(old_table)) as labeled, Partitions(scratch, numbers=1, rows=len(old_table)) as present:
+            for batch in old_table.batches(["image_hash", "confidence"]):
                 labeled.add(np.sort(_as_numbers(batch["image_hash"])[_answered(batch), 0]))
-            for batch in later_table.batches(["image_hash"]):
+            for batch in new_table.batches(["image_hash"]):
                 present.add(np.sort(_as_numbers(batch["image_hash"])[:, 0]))
             for labeled_records, present_records in zip(labeled, present, strict=True):
                 images, rows = np.sort(labeled_records, axis=None), np.sort(present_records, axis=None)
                 images = images[np.append(True, images[1:] != images[:-1])[: len(images)]]
                 present_rows = np.searchsorted(rows, images, side="right") - np.searchsorted(rows, images)
                 taken_over, gone = taken_over + int(present_rows.sum()), gone + int((present_rows == 0).sum())
-        return cls(taken_over, len(later_table) - taken_over, gone)
+        return cls(taken_over, len(new_table) - taken_over, gone)
 
 
 def _answered(batch: pa.RecordBatch) -> NDArray[np.int64]:

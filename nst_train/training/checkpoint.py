@@ -126,9 +126,7 @@ def load_checkpoint(
         network.load_state_dict(saved["network"])
         averaged.load_state_dict(saved["averaged"])
         state = _nested(saved["optimizer"], position["optimizer"])
-        groups = [
-            group | saved_group for group, saved_group in zip(optimizer.state_dict()["param_groups"], position["groups"], strict=True)
-        ]
+        groups = [group | stored for group, stored in zip(optimizer.state_dict()["param_groups"], position["groups"], strict=True)]
         optimizer.load_state_dict({"state": state, "param_groups": groups})
         _order_as_weights(optimizer)
         return Resumed(int(position["step"]), position["notes"], saved.get("best"))
@@ -170,15 +168,11 @@ def diverged(ref: str, folder: Path, step: int, what: str, learning_rate: float 
 
 def _check_same_network(name: str, saved: dict[str, Tensor], network: nn.Module) -> None:
     expected = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
-    saved_shapes = {key: tuple(tensor.shape) for key, tensor in saved.items()}
-    if saved_shapes == expected:
+    actual = {key: tuple(tensor.shape) for key, tensor in saved.items()}
+    if actual == expected:
         return
-    missing, unexpected = sorted(expected.keys() - saved_shapes.keys()), sorted(saved_shapes.keys() - expected.keys())
-    reshaped = {
-        key: (saved_shapes[key], expected[key])
-        for key in sorted(expected.keys() & saved_shapes.keys())
-        if saved_shapes[key] != expected[key]
-    }
+    missing, unexpected = sorted(expected.keys() - actual.keys()), sorted(actual.keys() - expected.keys())
+    reshaped = {key: (actual[key], expected[key]) for key in sorted(expected.keys() & actual.keys()) if actual[key] != expected[key]}
     raise NstError(
         f"checkpoint {name} belongs to another network: {differences(missing, unexpected, reshaped)}. "
         "Use the timm version this training was started with, or `store.remove(...)` it and start over"

@@ -295,15 +295,13 @@ def _images_per_labeled(settings: TrainSettings, with_pseudo: bool) -> int:
 
 def _check_batch_size(settings: TrainSettings, processes: int, with_pseudo: bool) -> None:
     parts = processes * settings.accumulate
-    divisor = f"{processes} process{'es' * (processes > 1)}" + (
-        f" x {settings.accumulate} parts of a step" if settings.accumulate > 1 else ""
-    )
+    unit = f"{processes} process{'es' * (processes > 1)}" + (f" x {settings.accumulate} parts of a step" if settings.accumulate > 1 else "")
     if settings.batch_size % parts:
-        raise NstError(f"batch size {settings.batch_size}: expected a multiple of the {divisor}; batch sizes are global")
+        raise NstError(f"batch size {settings.batch_size}: expected a multiple of the {unit}; batch sizes are global")
     is_one_kind = not with_pseudo or settings.pseudo_only
     images = settings.batch_size // parts * _images_per_labeled(settings, with_pseudo)
     if (settings.mixup or settings.cutmix) and is_one_kind and images % 2:
-        raise NstError(f"batch size {settings.batch_size}: `mixup` and `cutmix` mix pairs; expected a multiple of 2 x {divisor}")
+        raise NstError(f"batch size {settings.batch_size}: `mixup` and `cutmix` mix pairs; expected a multiple of 2 x {unit}")
 
 
 def _warn_if_smaller(model: str, parameters: int, edition: Version | StreamedEdition, progress: Progress) -> None:

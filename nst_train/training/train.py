@@ -89,9 +89,7 @@ def train(
     settings, material = _what_counts(settings, material, store)
     with this_process().main_process_first():
         request, number = request_of(store, settings, material), None if generation is None else Number(generation)
-        how = take_over(
-            store, request, name, number, progress, lambda version: check_unchanged(version, material.labeled_sources, progress)
-        )
+        how = take_over(store, request, name, number, progress, lambda reused: check_unchanged(reused, material.labeled_sources, progress))
         staging = begin(store, request, name, generation)
         for line in [] if isinstance(staging, Version) else store.unfinished_beside(staging):
             progress.say(line)

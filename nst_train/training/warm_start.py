@@ -36,16 +36,14 @@ def start_from(network: nn.Module, settings: TrainSettings, store: Store, class_
     """
     assert settings.start is not None, "asked for by settings that name a start"
     trained, _ = load_classifier(settings.start, store)
-    weights, initial_weights = trained.network.state_dict(), network.state_dict()
+    weights, initial = trained.network.state_dict(), network.state_dict()
     order = _order_of(class_names, trained.class_names)
     head_ids = {id(weight) for head in heads_of(network, len(class_names)) for weight in head.parameters(recurse=False)}
     for name, value in network.state_dict(keep_vars=True).items():
         if id(value) in head_ids and name in weights:
-            weights[name] = initial_weights[name] if order is None else weights[name][order]
-    missing, unexpected = (
-        [name for name in state if name not in other] for state, other in ((initial_weights, weights), (weights, initial_weights))
-    )
-    shapes = {name: (tuple(weights[name].shape), tuple(initial_weights[name].shape)) for name in initial_weights if name in weights}
+            weights[name] = initial[name] if order is None else weights[name][order]
+    missing, unexpected = ([name for name in state if name not in other] for state, other in ((initial, weights), (weights, initial)))
+    shapes = {name: (tuple(weights[name].shape), tuple(initial[name].shape)) for name in initial if name in weights}
     reshaped = {name: (actual, expected) for name, (actual, expected) in shapes.items() if actual != expected}
     if missing or unexpected or reshaped:
         raise NstError(
