@@ -24,9 +24,9 @@ def _numbers(value: Any) -> Any:  # noqa: ANN401 - what a user wrote
 def _number(value: Any) -> Any:  # noqa: ANN401 - what a user wrote
     if not isinstance(value, str):
         return value
-    above, _, below = value.partition("/")
+    numerator, _, denominator = value.partition("/")
     try:
-        return float(above) / float(below or 1)
+        return float(numerator) / float(denominator or 1)
     except (ValueError, ZeroDivisionError):
         raise ValueError("expected numbers such as 2/255 or 0.01, with commas between them") from None
 

@@ -90,7 +90,7 @@ class PseudoNoise(Settings):
 
     @model_validator(mode="after")
     def _augments_or_not(self) -> Self:
-        fields = [name for name in ("magnitude", "operations", "flip", "crop_scale_min", "cutout") if getattr(self, name) is not None]
-        if self.transform == "evaluation" and fields:
-            raise ValueError(f"{', '.join(fields)}: pseudo-labeled images are un-augmented by transform evaluation; remove one of them")
+        names = [name for name in ("magnitude", "operations", "flip", "crop_scale_min", "cutout") if getattr(self, name) is not None]
+        if self.transform == "evaluation" and names:
+            raise ValueError(f"{', '.join(names)}: pseudo-labeled images are un-augmented by transform evaluation; remove one of them")
         return self

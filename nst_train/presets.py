@@ -141,8 +141,8 @@ _PRETRAINED_VIT: Published = {
 
 
 def _presets() -> dict[str, Preset]:
-    about = "nst's own, not the paper's: finetunes published weights, or those of `start`, on some hundred photographs"
-    presets = {"pretrained": Preset(about, _PRETRAINED), "pretrained-vit": Preset(f"{about}; a vision transformer", _PRETRAINED_VIT)}
+    summary = "nst's own, not the paper's: finetunes published weights, or those of `start`, on some hundred photographs"
+    presets = {"pretrained": Preset(summary, _PRETRAINED), "pretrained-vit": Preset(f"{summary}; a vision transformer", _PRETRAINED_VIT)}
     for kind, (size, epochs, ratio, dropout, magnitude, own_top1, l2_top1) in _EFFICIENTNETS.items():
         published = _efficientnet(kind, size, epochs, ratio, dropout, magnitude)
         top1 = f"ImageNet top-1 {own_top1}% taught by its own kind, {l2_top1}% by L2 (table 9)"

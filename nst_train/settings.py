@@ -41,10 +41,10 @@ OF_LABEL_NOISE = ("seed", "noise_transform")  # of LabelSettings: used by `noise
 
 def over(below: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """Merge `given` over `below`, recursively in nested dictionaries."""
-    inside = {
+    nested = {
         name: over(value, given[name]) for name, value in below.items() if isinstance(value, dict) and isinstance(given.get(name), dict)
     }
-    return below | given | inside
+    return below | given | nested
 
 
 class TrainSettings(Settings):

@@ -79,11 +79,11 @@ def pick(
         NstError: The images are not in the pool, no image is left, or a table is damaged.
     """
     progress = progress or on_this_terminal()
-    about, keeps = (settings or PickSettings(), model, embedding or EmbedSettings(), run or ReadSettings()), is_writable(store.root)
-    if queue and not keeps:
+    arguments, can_write = (settings or PickSettings(), model, embedding or EmbedSettings(), run or ReadSettings()), is_writable(store.root)
+    if queue and not can_write:
         raise NstError(f"{store.location} cannot be written to; remove `queue`")
     with tempfile.TemporaryDirectory(prefix="nst-pick-") as scratch:
-        picking = _Picking(store, Path(scratch), *about, progress)
+        picking = _Picking(store, Path(scratch), *arguments, progress)
         if isinstance(candidates, Source):
             if labeled or pool:
                 raise UsageError(f"{candidates.location}: is labeled images, to which `labeled` and `pool` do not apply; remove them")
@@ -95,9 +95,9 @@ def pick(
             if corpus is not None:
                 raise UsageError(f"`corpus` is for labeled images, and {version.ref} has one of its own; remove it")
             picks, corpus = picking.of_version(version, labeled, pool), version.name
-    if corpus and not keeps:
+    if corpus and not can_write:
         progress.say(f"{store.location} cannot be written to: these picks are not kept as a queue")
-    return replace(picks, queue=keep_queue(store, corpus, picks.rows, queue)) if corpus and keeps else picks
+    return replace(picks, queue=keep_queue(store, corpus, picks.rows, queue)) if corpus and can_write else picks
 
 
 def candidates_per_pick(by: str) -> int:

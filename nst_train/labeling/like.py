@@ -71,10 +71,10 @@ class Like(Plan):
             .agg(pl.col("copies").sum(), pl.len())
             .collect()
         )
-        of_label = {label: (unique, copies) for label, copies, unique in rows.iter_rows()}
+        by_label = {label: (unique, copies) for label, copies, unique in rows.iter_rows()}
         per_class = {}
         for index, (name, images) in enumerate(counts.per_class.items()):
-            unique, copies = of_label.get(index, (0, 0))
+            unique, copies = by_label.get(index, (0, 0))
             per_class[name] = ClassCounts(labeled=images, unique=unique, copies=copies)
         return EditionCounts(
             top_k=of_teacher["top_k"],

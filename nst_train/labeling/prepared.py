@@ -44,8 +44,10 @@ class Prepared(LabelTask):
 
     @cached_property
     def _loaded(self) -> tuple[Teacher, dict[str, Input]]:
-        s = self.settings
-        return load_teacher(self.names, self.store, s.exact_transform, s.seed if s.noise else None, s.noise_transform)
+        settings = self.settings
+        return load_teacher(
+            self.names, self.store, settings.exact_transform, settings.seed if settings.noise else None, settings.noise_transform
+        )
 
     def shards(self, staging: Staging, plan: Plan) -> Shards:
         """The shards of a version in progress."""

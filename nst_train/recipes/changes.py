@@ -44,24 +44,24 @@ def _with(node: Any, steps: list[str], value: Any, key: str) -> Any:  # noqa: AN
     if not steps:
         return value
     step, *rest = steps
-    around = ".".join(key.split(".")[: -len(steps)])
-    if around in _LISTS and step.isdigit() and not (isinstance(node, list) and node):
+    parent = ".".join(key.split(".")[: -len(steps)])
+    if parent in _LISTS and step.isdigit() and not (isinstance(node, list) and node):
         node = [node] if node else [{}] if step == "0" else []
     if isinstance(node, list):
         if not node:
-            raise UsageError(f"`changes` {key}: {around} has no entries; change it as a whole: {around}=[VALUE]")
+            raise UsageError(f"`changes` {key}: {parent} has no entries; change it as a whole: {parent}=[VALUE]")
         index = int(step) if step.isascii() and step.isdigit() else len(node)
         if index >= len(node):
-            has = f"entr{'ies' if len(node) > 1 else 'y'} {' to '.join(map(str, sorted({0, len(node) - 1})))}"
-            below = rest if step.isdigit() else steps if step.isidentifier() and not rest else []
-            example = ".".join([around, "0", *below])
-            raise UsageError(f"`changes` {key}: {around} has {has}, found {step}; name one, such as {example}")
+            entry_range = f"entr{'ies' if len(node) > 1 else 'y'} {' to '.join(map(str, sorted({0, len(node) - 1})))}"
+            tail = rest if step.isdigit() else steps if step.isidentifier() and not rest else []
+            example = ".".join([parent, "0", *tail])
+            raise UsageError(f"`changes` {key}: {parent} has {entry_range}, found {step}; name one, such as {example}")
         return [*node[:index], _with(node[index], rest, value, key), *node[index + 1 :]]
     if node is not None and not isinstance(node, dict):
-        raise UsageError(f"`changes` {key}: {around} is {brief(node)}, which has no keys; change it as a whole: {around}=VALUE")
-    inside = {} if node is None else node
-    name = next((node_key for node_key in inside if str(node_key) == step), step)  # a key may be a number
-    return {**inside, name: _with(inside.get(name), rest, value, key)}
+        raise UsageError(f"`changes` {key}: {parent} is {brief(node)}, which has no keys; change it as a whole: {parent}=VALUE")
+    mapping = {} if node is None else node
+    name = next((node_key for node_key in mapping if str(node_key) == step), step)  # a key may be a number
+    return {**mapping, name: _with(mapping.get(name), rest, value, key)}
 
 
 def change_at(place: tuple[int | str, ...], changes: Iterable[str]) -> tuple[str, str] | None:
@@ -76,5 +76,5 @@ def change_at(place: tuple[int | str, ...], changes: Iterable[str]) -> tuple[str
 
 def changes_inside(place: tuple[int | str, ...], changes: Iterable[str]) -> list[str]:
     """The changes to something inside a place of a recipe."""
-    around = [str(step) for step in place]
-    return [key for key in changes if key.split(".")[: len(around)] == around]
+    prefix = [str(step) for step in place]
+    return [key for key in changes if key.split(".")[: len(prefix)] == prefix]

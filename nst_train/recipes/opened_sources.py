@@ -69,7 +69,7 @@ def _open(role: str, settings: SourceSettings, progress: Progress, indexes: Inde
         for location in settings.sources
         if address_of(location) is None and not os.path.exists(location) and HubReference.parse(location) is not None
     ]
-    beside = f"{role}: no {', '.join(on_hub)} next to the recipe"
+    problem = f"{role}: no {', '.join(on_hub)} next to the recipe"
     columns: dict[str, Any] = {"image_column": settings.image_column, "label_column": settings.label_column}
     try:
         source = open_source(
@@ -77,7 +77,7 @@ def _open(role: str, settings: SourceSettings, progress: Progress, indexes: Inde
         )
     except NstError as error:
         was_asked = on_hub and not isinstance(error, NotHereError)
-        raise type(error)(f"{beside}, and on the Hub: {error}" if was_asked else f"{role}: {error}") from None
+        raise type(error)(f"{problem}, and on the Hub: {error}" if was_asked else f"{role}: {error}") from None
     if on_hub:
-        progress.say(f"{beside}; using Hub dataset {source.location}")
+        progress.say(f"{problem}; using Hub dataset {source.location}")
     return source

@@ -114,18 +114,18 @@ def _explain(error: ValidationError, tree: yaml.Node | None, changes: Mapping[st
     """The first error as one line: line number or change, place, what was expected and what was found."""
     details = error.errors()[0]
     line = _place(tree, details["loc"], changes) + ": "
-    inside = changes_inside(details["loc"], changes) if change_at(details["loc"], changes) is None else []
+    changed_keys = changes_inside(details["loc"], changes) if change_at(details["loc"], changes) is None else []
     if details["type"] == "extra_forbidden":
-        line = f", `changes` {inside[0]}: {'.'.join(map(str, details['loc']))}: " if inside else line
+        line = f", `changes` {changed_keys[0]}: {'.'.join(map(str, details['loc']))}: " if changed_keys else line
         return line + unknown_key(str(details["loc"][-1]), _model_at(details["loc"][:-1]))
     if details["type"] == "missing":
         return line + "missing"
     message = _expected(details["type"], details["loc"]) or in_words(details)
-    beside = f" (with `changes` {', '.join(inside)})" if inside else ""
-    tells_it = isinstance(details["input"], dict) or ", found " in message
-    actual = "" if tells_it else f", found {_as_written_at(tree, details, changes)}"
+    context = f" (with `changes` {', '.join(changed_keys)})" if changed_keys else ""
+    names_input = isinstance(details["input"], dict) or ", found " in message
+    actual = "" if names_input else f", found {_as_written_at(tree, details, changes)}"
     is_not_text = message.startswith("expected text") and not isinstance(details["input"], str | NoneType | list | dict)
-    return line + message + actual + ("; put it in quotes" if is_not_text else "") + beside
+    return line + message + actual + ("; put it in quotes" if is_not_text else "") + context
 
 
 def _as_written_at(tree: yaml.Node | None, error: "ErrorDetails", changes: Mapping[str, Any]) -> str:

@@ -207,15 +207,15 @@ class Recipe(Settings):
         by_generation = {0: value} if isinstance(value, str) else value
         if not isinstance(by_generation, dict):
             raise ValueError("expected NAME@review-N, or from which generation on: `{2: NAME@review-N}`")
-        if odd := [ref for ref in by_generation.values() if not (isinstance(ref, str) and is_review(ref) and "/" not in ref)]:
-            raise ValueError(f"expected reviews of the store with their number, such as flowers@review-1, found {odd[0]!r}")
+        if invalid := [ref for ref in by_generation.values() if not (isinstance(ref, str) and is_review(ref) and "/" not in ref)]:
+            raise ValueError(f"expected reviews of the store with their number, such as flowers@review-1, found {invalid[0]!r}")
         return by_generation
 
     @model_validator(mode="after")
     def _reviews_are_of_its_generations(self) -> Self:
         last = self.networks[-1].generation if self.networks else 0
-        if odd := [first for first in self.reviews if not 0 <= first <= last]:
-            raise ValueError(f"`reviews`: there is no generation {odd[0]}; expected 0 to {last}")
+        if invalid := [first for first in self.reviews if not 0 <= first <= last]:
+            raise ValueError(f"`reviews`: there is no generation {invalid[0]}; expected 0 to {last}")
         if self.select.when == "once" and any(first > 1 for first in self.reviews):
             raise ValueError("with `when: once` the selection is made for the first student; give `reviews` for generation 0 or 1")
         return self

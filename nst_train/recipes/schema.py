@@ -19,8 +19,8 @@ def recipe_schema() -> dict[str, Any]:
     schema: dict[str, Any] = _plain(Recipe.model_json_schema())
     for name in MAY_BE_EMPTY:
         section = schema["properties"][name]
-        about = {"description": section.pop("description")} if "description" in section else {}
-        schema["properties"][name] = {"anyOf": [*section.pop("anyOf", [section]), {"type": "null"}]} | about
+        description = {"description": section.pop("description")} if "description" in section else {}
+        schema["properties"][name] = {"anyOf": [*section.pop("anyOf", [section]), {"type": "null"}]} | description
     for settings in schema["$defs"].values():
         if "preset" in settings["properties"]:
             settings["required"] = [name for name in settings.get("required", []) if name != _OF_A_PRESET]

@@ -183,9 +183,9 @@ class Publishing:
         tag = f"{prefix}{version.number}"  # controls and networks that are finetuned later have their own numbers
         if repo is None or is_pushed(version, repo, tag):
             return version
-        about = self.to.model_dump(exclude={"corpus", "teacher"})
+        options = self.to.model_dump(exclude={"corpus", "teacher"})
         try:
-            place = push(self.store, version, repo, tag=tag, **about, progress=self.progress)
+            place = push(self.store, version, repo, tag=tag, **options, progress=self.progress)
             self.progress.say(f"{version.ref} is {place.ref} on the Hub")
         except Exception as error:  # whatever it is, training continues; other libraries' messages, which may contain addresses, are hidden
             reason = str(error) if isinstance(error, NstError) else getattr(error, "strerror", None) or type(error).__name__

@@ -132,8 +132,8 @@ class _Stages:
     def all(self) -> Iterator[Stage]:
         """All versions of the recipe, in the order they are made."""
         is_taught, is_selected = self.data.teacher is not None, False
-        for number, of_generation in groupby(self.recipe.networks, lambda network: network.generation):
-            networks = list(of_generation)
+        for number, group in groupby(self.recipe.networks, lambda network: network.generation):
+            networks = list(group)
             if is_taught:
                 yield from self._labels(number, is_selected)
                 is_selected = True

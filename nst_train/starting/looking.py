@@ -146,8 +146,8 @@ def _lost(source: Source) -> dict[str, int]:
 def _unreadable_classes(source: Source) -> Iterator[tuple[int, int, str]]:
     """(class, number of images, a line about the first one) for each class of which no image can be read."""
     labels = labels_in(source)
-    present, first = np.unique(labels, return_index=True)
-    suspects = {int(labels[row.id]): why for row in source.rows(np.sort(first)) if (why := _fault(row))}
+    present, first_rows = np.unique(labels, return_index=True)
+    suspects = {int(labels[row.id]): why for row in source.rows(np.sort(first_rows)) if (why := _fault(row))}
     for label in map(int, present):
         if label in suspects:
             rows = np.flatnonzero(labels == label)
@@ -204,9 +204,9 @@ def _check_apart(found: dict[str, str]) -> None:
     """Raises NstError for a source inside the labeled folder, whose folders are classes; UsageError for a source in two roles."""
     paths = {role: Path(location).resolve() for role, location in found.items() if os.path.exists(location)}
     labeled = paths.pop("labeled", None)
-    for one, other in (("test", "validation"), ("pool", "test"), ("pool", "validation")):
-        if one in paths and paths[one] == paths.get(other):
-            raise UsageError(f"{found[one]}: given as `{one}` and as `{other}`; expected two sources")
+    for first, second in (("test", "validation"), ("pool", "test"), ("pool", "validation")):
+        if first in paths and paths[first] == paths.get(second):
+            raise UsageError(f"{found[first]}: given as `{first}` and as `{second}`; expected two sources")
     for role in paths:
         if labeled is None:
             continue
@@ -286,7 +286,7 @@ def _of_labels(look: Look) -> Iterator[str]:
 def _of_pool(look: Look) -> Iterator[str]:
     if len(look.pool) < len(look.labeled):
         yield f"the pool has {counted(len(look.pool), 'image')}, fewer than the {len(look.labeled):,} labeled ones: it can teach little"
-    places = {role: Path(where).resolve() for role, where in look.named.items() if os.path.isdir(where)}
+    places = {role: Path(location).resolve() for role, location in look.named.items() if os.path.isdir(location)}
     for role in ("labeled", "test", "validation"):
         if "pool" in places and role in places and places["pool"] in places[role].parents:
             yield f"the pool contains the {role} images: students are not trained on them, but they are labeled, which takes time"

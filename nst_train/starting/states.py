@@ -52,16 +52,16 @@ class States:
                 return "differs", self.store.why_taken(version, self._asked_instead(version.manifest.request, version.ref, asked))
         for staging in self.store.stagings(name):
             if staging.ref == f"{name}@{number}" and staging.request.kind == kind:
-                instead = self._asked_instead(staging.request, staging.ref, asked)
+                expected = self._asked_instead(staging.request, staging.ref, asked)
                 try:
-                    if kind == "generation" or "like" in instead.inputs.by_role:
-                        check_not_moved(staging, instead, self.data.pool)
+                    if kind == "generation" or "like" in expected.inputs.by_role:
+                        check_not_moved(staging, expected, self.data.pool)
                 except NstError as error:
                     return "differs", str(error)
                 if self._is_asked(staging.request, staging.ref, asked):
                     refusal = self._why_not_resumed(staging, asked) if kind == "teacher" else None
                     return "differs" if refusal else "begun", refusal
-                return "differs", self.store.why_taken(staging, instead)
+                return "differs", self.store.why_taken(staging, expected)
         return ("taken over" if self._is_taken_over(kind, name, number, asked) else "to do"), None
 
     def _is_taken_over(self, kind: Kind, name: str, number: Number, asked: dict[str, Any]) -> bool:

@@ -145,12 +145,12 @@ def _name_of(path: Path) -> str:
 
 def _with_folder(model: str) -> str:
     """A model name, with an absolute path if it is a folder."""
-    return f"local-dir:{os.path.abspath(os.path.expanduser(where))}" if (where := _folder_of(model)) else model
+    return f"local-dir:{os.path.abspath(os.path.expanduser(location))}" if (location := _folder_of(model)) else model
 
 
 def _in_recipe(model: str, folder: Path) -> str:
     """A model as named by a recipe in `folder`: a folder that is near gets a relative path."""
-    return f"local-dir:{_beside(folder, where, None)}" if (where := _folder_of(model)) else model
+    return f"local-dir:{_beside(folder, location, None)}" if (location := _folder_of(model)) else model
 
 
 def _folder_of(model: str) -> str:
@@ -160,11 +160,11 @@ def _folder_of(model: str) -> str:
 def _sources(look: Look, folder: Path) -> dict[str, dict[str, str]]:
     """Each source as named by a recipe in `folder`: relative if it is near, unchanged for a dataset on the Hub; with its columns."""
     sources = {}
-    for role, where in look.named.items():
+    for role, location in look.named.items():
         columns = dict(look.columns.get(role, {}))
         if "class_names" in columns:
             columns["class_names"] = _beside(folder, columns["class_names"], None)
-        sources[role] = {"source": _beside(folder, where, getattr(look, role).revision)} | columns
+        sources[role] = {"source": _beside(folder, location, getattr(look, role).revision)} | columns
     return sources
 
 
@@ -241,7 +241,7 @@ def recipe_text(
     """The recipe as YAML. Names from the user appear in values only, never in comments."""
     on_gpu, classes = device != "cpu", len(look.class_names)
     heads = [(f"name: {scalar(name)}", "name of the corpus in the store and, with -teacher, of the trained networks")]
-    about = {
+    comments = {
         "labeled": f"{counted(len(look.labeled), 'image')} of {counted(classes, 'class')}, {look.per_class} each",
         "test": f"{counted(len(look.test) if look.test else 0, 'image')}; used for evaluation only",
         "validation": "selects the best weights",
@@ -249,7 +249,7 @@ def recipe_text(
     }
     for role in _ROLES:
         if role in sources:
-            heads.append((f"{role}: {_flow(sources[role])}", about[role]))
+            heads.append((f"{role}: {_flow(sources[role])}", comments[role]))
         elif role == "test" and look.holdout:
             heads.append((f"holdout: {look.holdout:g}", "no test images: this share of each class's labeled images is held out"))
     heads.append(("seed: 0", "same seed, same bytes"))

@@ -85,8 +85,8 @@ def joint_cross_entropies(
     classes, labeled = logits.shape[1], len(labels)
     targets = smoothed(labels, classes, smoothing)
     if "top_labels" in pseudo:
-        soft = top_k_cross_entropies(logits[labeled:], pseudo["top_labels"], pseudo["top_probs"], temperature)
-        losses = torch.cat([cross_entropies(logits[:labeled], targets), soft])
+        soft_losses = top_k_cross_entropies(logits[labeled:], pseudo["top_labels"], pseudo["top_probs"], temperature)
+        losses = torch.cat([cross_entropies(logits[:labeled], targets), soft_losses])
     else:
         if "probs" in pseudo:
             targets = torch.cat([targets, renormalized(pseudo["probs"], temperature)])

@@ -159,6 +159,6 @@ def check_classes(source: Source, labeled: LabeledImages, faults: Mapping[str, s
 
 def say_lost_classes(source: Source, faults: Mapping[str, str], progress: Progress) -> None:
     """Report the classes of which no validation image can be read."""
-    lost = np.fromiter(map(int, faults), np.int64, count=len(faults))
-    if classes := lost_classes(labels_in(source), source.class_names or [], lost):
+    lost_rows = np.fromiter(map(int, faults), np.int64, count=len(faults))
+    if classes := lost_classes(labels_in(source), source.class_names or [], lost_rows):
         progress.say(f"{source.location}: {phrase(classes)}")

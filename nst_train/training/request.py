@@ -37,8 +37,8 @@ def request_of(store: Store, settings: TrainSettings, material: Material) -> Req
     preparation = {PREPARATION: changed} if (changed := preparation_of(settings)) else {}
     classes = edition.manifest.class_names if edition is not None else material.labeled.class_names if material.labeled else None
     is_large = settings.probe and material.labeled is not None and len(material.labeled) > MOST_FOLDED
-    beside = order | preparation | beside_settings(settings, len(classes or [])) | ({PROBE_SAMPLE: MOST_FOLDED} if is_large else {})
-    return TeacherRequest(settings=settings.for_request() | beside, inputs=TeacherInputs(**inputs))
+    extra = order | preparation | beside_settings(settings, len(classes or [])) | ({PROBE_SAMPLE: MOST_FOLDED} if is_large else {})
+    return TeacherRequest(settings=settings.for_request() | extra, inputs=TeacherInputs(**inputs))
 
 
 def begin(store: Store, request: Request, name: str, generation: int | None) -> Version | Staging:

@@ -58,8 +58,8 @@ class Schedule:
 
     def ends_epoch(self, done: int, epochs: float = 1.0) -> bool:
         """Whether step `done` (counted from 1) is the last or passes a multiple of `epochs`."""
-        every = epochs * self.steps_per_epoch
-        return done == self.steps or done // every > (done - 1) // every
+        interval = epochs * self.steps_per_epoch
+        return done == self.steps or done // interval > (done - 1) // interval
 
 
 def images_that_count(entries: int, settings: TrainSettings) -> float:

@@ -69,8 +69,8 @@ class TrainingLog:
         self._window[2] += self._window[:2].isfinite().all()
         self._counts = [total + len(part) for total, part in zip(self._counts, (labeled, pseudo), strict=True)]
         if done % LOG_EVERY_STEPS == 0 or done == self._schedule.steps:
-            if (bad := self.fold(done)) is not None:
-                return bad
+            if (bad_step := self.fold(done)) is not None:
+                return bad_step
             self._write_line(done)
         elif time.monotonic() - self._noted > _NOTE_EVERY_SECONDS:
             self._note([total + increment for total, increment in zip(self._line, self._sums.tolist(), strict=False)], done)
@@ -103,8 +103,8 @@ class TrainingLog:
 
     def write_row(self, done: int, seconds: float) -> int | None:
         """Write a summary row after `seconds` of training: means since the previous row. Returns what `fold` does; all must call it."""
-        if (bad := self.fold(done)) is not None:
-            return bad
+        if (bad_step := self.fold(done)) is not None:
+            return bad_step
         loss_labeled, loss_pseudo = _means(self._row)
         top1 = self._scores.get("top1")
         row = (self._epoch(done), done, loss_labeled, loss_pseudo, self._learning_rate(done), top1, round(seconds, 1))
