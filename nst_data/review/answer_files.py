@@ -55,8 +55,8 @@ def import_answers(store: Store, corpus: str, file: Path | str, *, reviewer: str
     rows = [_parsed(row, where) for row, where in _rows(path) if not _is_open(row)]
     _check_is_no_slip(store, corpus)
     labels = newest_labels(store, corpus)
-    known = {name for version in label_versions(store, corpus) for name in version.manifest.class_names}
-    rows = [(_as_excluded(row, known), where) for row, where in rows]
+    all_classes = {name for version in label_versions(store, corpus) for name in version.manifest.class_names}
+    rows = [(_as_excluded(row, all_classes), where) for row, where in rows]
     with_classes = labels_with_classes(store, corpus, [row.class_name for row, _ in rows if row.class_name])
     classes = with_classes.manifest.class_names if with_classes else []
     for row, where in rows:
@@ -65,28 +65,28 @@ def import_answers(store: Store, corpus: str, file: Path | str, *, reviewer: str
                 check_class(row.class_name, classes)
             except UsageError as error:
                 raise NstError(f"{where}: {error}") from None
-    found = _found(labels, [row for row, _ in rows]) if labels else {}
+    images = _found(labels, [row for row, _ in rows]) if labels else {}
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
     log, answers, first = AnswerLog(store, corpus, reviewer), [], dict[str, tuple[Answer, str]]()
     for row, where in rows:
-        image_hash, key = found.get(row.image_hash or row.key, (row.image_hash, row.key or row.image_hash))
+        image_hash, key = images.get(row.image_hash or row.key, (row.image_hash, row.key or row.image_hash))
         if not image_hash:
             there = f"{labels.ref} has no image {row.key!r}" if labels else f"no labels of {corpus} are in the store to find {row.key!r} in"
             raise NstError(f"{where}: {there}; name its `image_hash`")
         if not _HASH.fullmatch(image_hash):
             raise NstError(f"{where}: `image_hash` is {image_hash!r}, expected 32 digits of 0-9 and a-f, as labels have it; name its `key`")
         answer = replace(row, image_hash=image_hash, key=key, time=now)
-        before, there = first.setdefault(image_hash, (answer, where))
-        if before.says != answer.says:
+        earlier, there = first.setdefault(image_hash, (answer, where))
+        if earlier.says != answer.says:
             raise NstError(
-                f"{where}: says {answer.words!r} of {key!r}, and {there}, {before.words!r} of the same image; remove one of them"
+                f"{where}: says {answer.words!r} of {key!r}, and {there}, {earlier.words!r} of the same image; remove one of them"
             )
         answers.append(answer)
     distinct = {(answer.image_hash, answer.picked_by, answer.seen_in): answer for answer in answers}.values()
-    new = [answer for answer in distinct if not log.knows(answer)]
-    if new:
-        log.extend(new)
-    return len(new), len(answers) - len(new)
+    new_answers = [answer for answer in distinct if not log.knows(answer)]
+    if new_answers:
+        log.extend(new_answers)
+    return len(new_answers), len(answers) - len(new_answers)
 
 
 @with_checked_arguments
@@ -116,7 +116,7 @@ def export_answers(store: Store, what: str, file: Path | str) -> int:
         return len(rows)
     values = [{name: row[name] for name in COLUMNS} for row in rows]
     if suffix in DELIMITERS:
-        lines = [csv_line(one, DELIMITERS[suffix]) for one in (COLUMNS, *(row.values() for row in values))]
+        lines = [csv_line(cells, DELIMITERS[suffix]) for cells in (COLUMNS, *(row.values() for row in values))]
     else:
         lines = [json_line(row) for row in values]
     write_output(path, b"".join(lines))
@@ -137,8 +137,8 @@ def _of_corpus(store: Store, corpus: str) -> Iterator[Mapping[str, Any]]:
     answers = Answers(store, corpus)
     answers.refresh()
     for image_hash in answers.images():
-        for one in answers.of(image_hash):
-            yield {**vars(one), "class": one.class_name}
+        for answer in answers.of(image_hash):
+            yield {**vars(answer), "class": answer.class_name}
 
 
 def _of_review(review: Version) -> Iterator[Mapping[str, Any]]:
@@ -170,8 +170,8 @@ def _rows(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
             with pq.ParquetFile(path) as file:
                 names = file.schema_arrow.names
                 _check_columns(path, names, "columns")
-                wanted = [name for name in names if name in {*COLUMNS, "by"}]
-                rows = (row for batch in file.iter_batches(columns=wanted) for row in batch.to_pylist())
+                columns = [name for name in names if name in {*COLUMNS, "by"}]
+                rows = (row for batch in file.iter_batches(columns=columns) for row in batch.to_pylist())
                 for number, row in enumerate(rows, start=1):
                     yield row, f"{path}, row {number}"
         else:
@@ -180,8 +180,8 @@ def _rows(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
 
 def _check_columns(path: Path, names: Sequence[str], expected: str) -> None:
     if not {"image_hash", "key"} & set(names) or not {"class", "excluded"} & set(names):
-        found = ", ".join(names) or "nothing"
-        raise NstError(f"{path}: expected {expected} `image_hash` or `key`, and `class` or `excluded`; found {found}")
+        columns = ", ".join(names) or "nothing"
+        raise NstError(f"{path}: expected {expected} `image_hash` or `key`, and `class` or `excluded`; found {columns}")
 
 
 def _of_tasks(location: str) -> Iterator[tuple[Mapping[str, Any], str]]:
@@ -209,8 +209,8 @@ def _as_excluded(answer: Answer, classes: Collection[str]) -> Answer:
 def _parsed(row: Mapping[str, Any], where: str) -> tuple[Answer, str]:
     values = {name: row.get(name) or None for name in COLUMNS}  # empty CSV cells count as missing
     values["picked_by"] = values["picked_by"] or row.get("by") or None  # the column name in lists of `nst pick`
-    if odd := [name for name, value in values.items() if not isinstance(value, str | None)]:
-        raise NstError(f"{where}: `{odd[0]}` is {values[odd[0]]!r}, expected text")
+    if invalid := [name for name, value in values.items() if not isinstance(value, str | None)]:
+        raise NstError(f"{where}: `{invalid[0]}` is {values[invalid[0]]!r}, expected text")
     if not (values["image_hash"] or values["key"]):
         raise NstError(f"{where}: names no image; expected its `image_hash` or `key`")
     if (values["class"] is None) == (values["excluded"] is None):
@@ -225,10 +225,10 @@ def _check_is_no_slip(store: Store, corpus: str) -> None:
     """Raises UsageError if the store knows nothing of a corpus but has one with a similar name."""
     if answers_folder(store, corpus).is_dir() or store.versions(corpus):
         return
-    corpora = {one.name for one in store.versions() if one.is_readable and one.manifest.kind != "teacher"}
-    near = difflib.get_close_matches(corpus, sorted(corpora), n=1, cutoff=0.85)
-    if near and not corpus.startswith(near[0]):  # flowers-test may well be a set of labeled images next to the corpus flowers
-        raise UsageError(f"{corpus}: the store has no labels or answers of that name; did you mean {near[0]}?")
+    corpora = {version.name for version in store.versions() if version.is_readable and version.manifest.kind != "teacher"}
+    similar = difflib.get_close_matches(corpus, sorted(corpora), n=1, cutoff=0.85)
+    if similar and not corpus.startswith(similar[0]):  # flowers-test may well be a set of labeled images next to the corpus flowers
+        raise UsageError(f"{corpus}: the store has no labels or answers of that name; did you mean {similar[0]}?")
 
 
 def _found(labels: Version, rows: Sequence[Answer]) -> dict[str, tuple[str, str]]:
@@ -237,5 +237,5 @@ def _found(labels: Version, rows: Sequence[Answer]) -> dict[str, tuple[str, str]
     keys = [row.key for row in rows if not row.image_hash]
     table = scan_labels(labels).select("image_hash", "key")
     by_hash, by_key = collect(labels.ref, table.filter(pl.col("image_hash").is_in(hashes)), table.filter(pl.col("key").is_in(keys)))
-    found = {image_hash: (image_hash, key) for image_hash, key in by_hash.iter_rows()}
-    return found | {key: (image_hash, key) for image_hash, key in by_key.iter_rows()}
+    images = {image_hash: (image_hash, key) for image_hash, key in by_hash.iter_rows()}
+    return images | {key: (image_hash, key) for image_hash, key in by_key.iter_rows()}

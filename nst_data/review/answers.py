@@ -92,17 +92,17 @@ class Answers:
 
     def images(self) -> list[str]:
         """The hashes of all images with an answer, ordered by reviewer and then by when each image was first answered."""
-        return list(dict.fromkeys(image for file in self._of_reviewer.values() for image, given in file.standing.items() if given))
+        return list(dict.fromkeys(image for file in self._of_reviewer.values() for image, answers in file.standing.items() if answers))
 
     def settled(self) -> Settled:
         """The agreed answers and the disputed images."""
         agreed, disputed, reviewers = dict[str, Answer](), dict[str, Sequence[Answer]](), dict[str, Sequence[str]]()
         for image_hash in self.images():
-            given, stands = self.said_of(image_hash)
-            if stands is None:
-                disputed[image_hash] = given
+            answers, settled_answer = self.said_of(image_hash)
+            if settled_answer is None:
+                disputed[image_hash] = answers
             else:
-                agreed[image_hash], reviewers[image_hash] = stands, [answer.reviewer for answer in given]
+                agreed[image_hash], reviewers[image_hash] = settled_answer, [answer.reviewer for answer in answers]
         return Settled(agreed, disputed, reviewers)
 
     def said_of(self, image_hash: str) -> tuple[list[Answer], Answer | None]:
@@ -110,13 +110,13 @@ class Answers:
 
         If reviewers agree, the latest of their answers is used.
         """
-        given = self.of(image_hash)
-        if len({answer.says for answer in given}) != 1:
-            return given, None
-        last = max(given, key=lambda answer: answer.time)
-        drawn = [answer for answer in self._all_of(image_hash) if answer.picked_by == RANDOM]
-        pick = max(reversed(drawn), key=lambda answer: draw_rank(answer.seen_in), default=last)
-        return given, last if pick is last else replace(last, picked_by=pick.picked_by, seen_in=pick.seen_in)
+        answers = self.of(image_hash)
+        if len({answer.says for answer in answers}) != 1:
+            return answers, None
+        latest = max(answers, key=lambda answer: answer.time)
+        draws = [answer for answer in self._all_of(image_hash) if answer.picked_by == RANDOM]
+        draw = max(reversed(draws), key=lambda answer: draw_rank(answer.seen_in), default=latest)
+        return answers, latest if draw is latest else replace(latest, picked_by=draw.picked_by, seen_in=draw.seen_in)
 
     def _all_of(self, image_hash: str) -> Iterator[Answer]:
         """All answers about an image that were not undone, including superseded ones."""
@@ -129,10 +129,10 @@ class AnswerLog:
     def __init__(self, store: Store, corpus: str, reviewer: str = "reviewer", *, class_names: Sequence[str] | None = None) -> None:
         """`append` accepts only `class_names`, if given. Raises UsageError if the reviewer's name is not a safe and unique file name."""
         self._path = answers_folder(store, corpus) / f"{_check_reviewer(reviewer)}.jsonl"
-        if there := mistaken_for(reviewer, [path.stem for path in reviewer_files(self._path.parent)]):
+        if existing := mistaken_for(reviewer, [path.stem for path in reviewer_files(self._path.parent)]):
             raise UsageError(
-                f"reviewer {reviewer!r}: {there!r} has answered, which is the same name on file systems that do not distinguish case; "
-                f"use {there!r}, or choose another"
+                f"reviewer {reviewer!r}: {existing!r} has answered, which is the same name on file systems that do not distinguish case; "
+                f"use {existing!r}, or choose another"
             )
         self._file, self._class_names = _ReviewerFile(self._path), class_names
 
@@ -179,15 +179,15 @@ class AnswerLog:
                 raise UsageError(f"{key}: there is no answer to undo")
         self.extend([answer])
         self._file.refresh()
-        given = self._file.standing.get(image_hash)
-        return given[-1] if given else None
+        answers = self._file.standing.get(image_hash)
+        return answers[-1] if answers else None
 
     def knows(self, answer: Answer) -> bool:
         """Whether this is already the reviewer's answer and, if the image was picked at random, the same draw has been answered before."""
         self._file.refresh()
-        given = self._file.standing.get(answer.image_hash, [])
-        drawn = answer.picked_by != RANDOM or any((one.picked_by, one.seen_in) == (RANDOM, answer.seen_in) for one in given)
-        return drawn and bool(given) and given[-1].says == answer.says
+        answers = self._file.standing.get(answer.image_hash, [])
+        is_known_draw = answer.picked_by != RANDOM or any((reply.picked_by, reply.seen_in) == (RANDOM, answer.seen_in) for reply in answers)
+        return is_known_draw and bool(answers) and answers[-1].says == answer.says
 
     def extend(self, answers: Sequence[Answer]) -> None:
         """Append many validated answers at once; they are on disk when this returns. Raises NstError."""
@@ -259,30 +259,30 @@ class _ReviewerFile:
             return set()
         except OSError as error:
             raise NstError(f"{self._path}: {error.strerror}") from None
-        whole, changed = added[: added.rfind(b"\n") + 1], set[str]()
-        for line in whole.splitlines():
+        complete, changed = added[: added.rfind(b"\n") + 1], set[str]()
+        for line in complete.splitlines():
             self._lines += 1
             answer = self._parsed(line)
             if answer is None:
                 continue
             changed.add(answer.image_hash)
-            given = self.standing.setdefault(answer.image_hash, [])
+            answers = self.standing.setdefault(answer.image_hash, [])
             if not answer.undo:
-                given.append(answer)
-            elif given:
-                given.pop()
-        self._read += len(whole)
+                answers.append(answer)
+            elif answers:
+                answers.pop()
+        self._read += len(complete)
         return changed
 
     def _parsed(self, line: bytes) -> Answer | None:
         """Parse a line; None for a line cut short when its writer was killed (the next writer starts a new line)."""
         try:
-            given = json.loads(line)
+            value = json.loads(line)
         except ValueError:  # covers UnicodeDecodeError, too
             if not line.strip(b"\0") or line.startswith(b"{"):
                 return None
             raise NstError(f"{self._path}, line {self._lines}: expected an answer as a JSON object; delete the line") from None
-        answer = _from_json(given, self._path.stem)
+        answer = _from_json(value, self._path.stem)
         if answer is None:
             raise NstError(f"{self._path}, line {self._lines}: expected an answer with an image and one class, found another object")
         return answer
@@ -291,8 +291,8 @@ class _ReviewerFile:
 def _as_line(answer: Answer) -> str:
     values = asdict(answer) | {"class": answer.class_name}
     names = ("time", "image_hash", "key", "class", "excluded", "undo", "picked_by", "seen_in")
-    always = ("time", "image_hash", "key", "class", "excluded")
-    return json.dumps({name: values[name] for name in names if name in always or values[name]}) + "\n"
+    required = ("time", "image_hash", "key", "class", "excluded")
+    return json.dumps({name: values[name] for name in names if name in required or values[name]}) + "\n"
 
 
 def _from_json(given: Any, reviewer: str) -> Answer | None:  # noqa: ANN401 - any JSON value

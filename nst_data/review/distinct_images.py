@@ -46,8 +46,8 @@ class DistinctImages:
         Raises UsageError for a teacher, NstError if a table is damaged or the classes differ.
         """
         rows = scan_labels(version).select("id", "label", "confidence", number=image_number(pl.col("image_hash")))
-        first = rows.group_by("number").agg(pl.col("label", "confidence").min_by("id")).sort("number")
-        (table,) = collect(version.ref, first)
+        distinct = rows.group_by("number").agg(pl.col("label", "confidence").min_by("id")).sort("number")
+        (table,) = collect(version.ref, distinct)
         check_label_range(table["label"], version.manifest.class_names, version.ref)
         labels = _classes(version, class_names)[table["label"].to_numpy()]
         return cls(table["number"].to_numpy(), labels, table["confidence"].to_numpy())
@@ -57,9 +57,9 @@ class DistinctImages:
 
     def places(self, numbers: NDArray[np.uint64]) -> NDArray[np.int64]:
         """The position of each number in `numbers` here, -1 if it is absent."""
-        found = np.minimum(np.searchsorted(self.numbers, numbers), max(0, len(self) - 1))
-        here = self.numbers[found] == numbers if len(self) else np.zeros(len(numbers), bool)
-        return np.where(here, found, -1)
+        positions = np.minimum(np.searchsorted(self.numbers, numbers), max(0, len(self) - 1))
+        is_present = self.numbers[positions] == numbers if len(self) else np.zeros(len(numbers), bool)
+        return np.where(is_present, positions, -1)
 
 
 def soft_labels_of(version: Version, class_names: Sequence[str] | None = None) -> SoftLabels:

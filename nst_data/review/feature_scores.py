@@ -24,11 +24,11 @@ def outliers(featured: FeaturedImages, labeled: Float[np.ndarray, "labeled dimen
     The images of a class that nobody has labeled lie near one another. Features are centered on the mean of the labeled images.
     """
     center = labeled.mean(axis=0)
-    known, references = unit_length(labeled - center), featured.sample(MOST_REFERENCES, seed)
-    near, own = featured.of(references, center), _places_among(references, len(featured.is_here))
+    labeled_features, references = unit_length(labeled - center), featured.sample(MOST_REFERENCES, seed)
+    reference_features, place_of = featured.of(references, center), _places_among(references, len(featured.is_here))
 
     def score(features: Unit, places: Int[np.ndarray, " images"]) -> Scores:
-        far, typical = outlier_scores(features, known), (1 + typicality(features, near, own[places])) / 2
+        far, typical = outlier_scores(features, labeled_features), (1 + typicality(features, reference_features, place_of[places])) / 2
         return ((far + TYPICAL_OUTLIER * typical) / (1 + TYPICAL_OUTLIER)).astype(np.float32)
 
     return _scored(featured, score, center)
@@ -37,31 +37,31 @@ def outliers(featured: FeaturedImages, labeled: Float[np.ndarray, "labeled dimen
 def outliers_within(featured: FeaturedImages, seed: int) -> Scores:
     """`outlier_scores` of labeled images, each relative to the others."""
     references = featured.sample(MOST_REFERENCES, seed)
-    near, own = featured.of(references), _places_among(references, len(featured.is_here))
-    return _scored(featured, lambda features, places: outlier_scores(features, near, own[places]))
+    reference_features, place_of = featured.of(references), _places_among(references, len(featured.is_here))
+    return _scored(featured, lambda features, places: outlier_scores(features, reference_features, place_of[places]))
 
 
 def mixed(margins: Scores, featured: FeaturedImages, seed: int) -> Scores:
     """Unsure and typical images: the rank by margin, plus a quarter of the rank by `typicality` within the pool."""
     references = featured.sample(MOST_REFERENCES, seed)
-    near, own = featured.of(references), _places_among(references, len(margins))
-    typical = _scored(featured, lambda features, places: typicality(features, near, own[places]))
-    both = ((ranks(margins) + TYPICAL * ranks(typical)) / (1 + TYPICAL)).astype(np.float32)
-    return np.where(np.isfinite(margins) & featured.is_here, both, -np.inf).astype(np.float32)
+    reference_features, place_of = featured.of(references), _places_among(references, len(margins))
+    typical = _scored(featured, lambda features, places: typicality(features, reference_features, place_of[places]))
+    combined = ((ranks(margins) + TYPICAL * ranks(typical)) / (1 + TYPICAL)).astype(np.float32)
+    return np.where(np.isfinite(margins) & featured.is_here, combined, -np.inf).astype(np.float32)
 
 
 def suspicion_by_neighbors(images: DistinctImages, soft_labels: SoftLabels, classes: int, featured: FeaturedImages, seed: int) -> Scores:
     """How likely each label is to be wrong: 1 minus the mean probability that the image's nearest neighbors in the pool give to it."""
     references = featured.sample(max(1, min(MOST_REFERENCES, _NUMBERS_OF_VOTERS // classes)), seed)
-    near, own = featured.of(references), _places_among(references, len(images))
+    reference_features, place_of = featured.of(references), _places_among(references, len(images))
     probs = np.zeros((len(references), classes), np.float32)
-    for numbers, some in soft_labels:
+    for numbers, batch_probs in soft_labels:
         places = images.places(numbers)
-        voters = np.where(places >= 0, own[places], -1)
-        probs[voters[voters >= 0]] = some[voters >= 0]
+        voters = np.where(places >= 0, place_of[places], -1)
+        probs[voters[voters >= 0]] = batch_probs[voters >= 0]
 
     def suspicion(features: Unit, places: Int[np.ndarray, " images"]) -> Scores:
-        return 1 - neighbor_votes(features, images.labels[places], near, probs, own[places])
+        return 1 - neighbor_votes(features, images.labels[places], reference_features, probs, place_of[places])
 
     return _scored(featured, suspicion)
 
@@ -82,6 +82,6 @@ def _scored(
 
 
 def _places_among(references: NDArray[np.int64], images: int) -> Own:
-    own = np.full(images, -1, np.int64)
-    own[references] = np.arange(len(references))
-    return own
+    places = np.full(images, -1, np.int64)
+    places[references] = np.arange(len(references))
+    return places

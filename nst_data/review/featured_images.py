@@ -26,18 +26,18 @@ class FeaturedImages:
         """
         for rows, matrix in self.features.batches():
             places = self._images.places(image_numbers(rows["image_hash"]))
-            is_one = places >= 0
-            yield places[is_one], unit_length(matrix[is_one] - np.float32(center))
+            is_present = places >= 0
+            yield places[is_present], unit_length(matrix[is_present] - np.float32(center))
 
     def of(self, places: NDArray[np.int64], center: NDArray[np.float32] | float = 0) -> NDArray[np.float32]:
         """The features of the given images as `batches` yields them, in this order, shape (places, dimensions); all must have features."""
-        taken = np.empty((len(places), self.features.about.dimensions), np.float32)
+        features = np.empty((len(places), self.features.about.dimensions), np.float32)
         row_of = np.full(len(self._images), -1, np.int64)
         row_of[places] = np.arange(len(places))
-        for found, matrix in self.batches(center):
-            is_wanted = row_of[found] >= 0
-            taken[row_of[found[is_wanted]]] = matrix[is_wanted]
-        return taken
+        for batch_places, matrix in self.batches(center):
+            is_wanted = row_of[batch_places] >= 0
+            features[row_of[batch_places[is_wanted]]] = matrix[is_wanted]
+        return features
 
     def sample(self, most: int, seed: int) -> NDArray[np.int64]:
         """The sorted places of all images with features, or of a seeded sample of `most` of them."""

@@ -53,7 +53,7 @@ def freeze(
     _check_settled(corpus, answers)
     if not answers.answers:
         raise NstError(f"{answers_folder(store, corpus)}: there is no answer about {corpus} yet; give answers on the review page")
-    answered = {one.class_name for one in answers.answers.values() if one.class_name}
+    answered = {a.class_name for a in answers.answers.values() if a.class_name}
     labels = labels_with_classes(store, corpus, answered)
     classes = labels.manifest.class_names if labels else list(class_names or sorted(answered))
     if labels and (newest := label_versions(store, corpus)[-1]).manifest.class_names != classes:
@@ -74,14 +74,14 @@ def freeze(
 def _check_settled(corpus: str, answers: Settled) -> None:
     if not answers.disputed:
         return
-    named = [
-        f"{as_text(given[-1].key)!r} ({', '.join(f'{one.reviewer}: {as_text(one.words)}' for one in given)})"
-        for given in answers.disputed.values()
+    descriptions = [
+        f"{as_text(dispute[-1].key)!r} ({', '.join(f'{answer.reviewer}: {as_text(answer.words)}' for answer in dispute)})"
+        for dispute in answers.disputed.values()
     ]
-    more = f" and {len(named) - _MOST_NAMED:,} more" if len(named) > _MOST_NAMED else ""
-    images = f"{len(named):,} images are" if len(named) > 1 else "1 image is"
+    more = f" and {len(descriptions) - _MOST_NAMED:,} more" if len(descriptions) > _MOST_NAMED else ""
+    images = f"{len(descriptions):,} images are" if len(descriptions) > 1 else "1 image is"
     raise NstError(
-        f"{corpus}: {images} disputed: {', '.join(named[:_MOST_NAMED])}{more}; one of the reviewers must change or undo their answer"
+        f"{corpus}: {images} disputed: {', '.join(descriptions[:_MOST_NAMED])}{more}; one of the reviewers must change or undo their answer"
     )
 
 
@@ -105,8 +105,8 @@ def _write(staging: Staging, answers: Settled, classes: list[str], with_reviewer
     plan, files = ShardPlan(len(rows), _ROWS_PER_SHARD, REVIEW), {}
     with staging.refusable():
         for shard in range(len(plan)):
-            part = [_row(answer, places, sorted(answers.reviewers[answer.image_hash])) for _, answer in rows[slice(*plan.bounds(shard))]]
-            table = pa.Table.from_pylist(part, schema=schema)
+            records = [_row(answer, places, sorted(answers.reviewers[answer.image_hash])) for _, answer in rows[slice(*plan.bounds(shard))]]
+            table = pa.Table.from_pylist(records, schema=schema)
             files[plan.file(shard)] = write_parquet(staging.build / plan.file(shard), [table], schema, staging.work)
     staging.add_seconds(since)
     manifest = staging.describe(files, classes, _counts(answers, classes, with_reviewers))
@@ -128,14 +128,14 @@ def _row(answer: Answer, places: dict[str, int], reviewers: list[str]) -> dict[s
 
 
 def _counts(answers: Settled, classes: list[str], with_reviewers: bool) -> ReviewCounts:
-    given = answers.answers.values()
-    labels = Counter(answer.class_name for answer in given)
-    reasons = Counter(answer.excluded for answer in given)
-    people = Counter(name for names in answers.reviewers.values() for name in names)
+    all_answers = answers.answers.values()
+    label_counts = Counter(answer.class_name for answer in all_answers)
+    reason_counts = Counter(answer.excluded for answer in all_answers)
+    reviewer_counts = Counter(name for names in answers.reviewers.values() for name in names)
     return ReviewCounts(
-        answered=len(given),
-        excluded={reason: reasons[reason] for reason in EXCLUDED},
-        per_class={name: labels[name] for name in classes},
-        picked_by=dict(sorted(Counter(answer.picked_by or "browsing" for answer in given).items())),
-        reviewers=dict(sorted(people.items())) if with_reviewers else {},
+        answered=len(all_answers),
+        excluded={reason: reason_counts[reason] for reason in EXCLUDED},
+        per_class={name: label_counts[name] for name in classes},
+        picked_by=dict(sorted(Counter(answer.picked_by or "browsing" for answer in all_answers).items())),
+        reviewers=dict(sorted(reviewer_counts.items())) if with_reviewers else {},
     )

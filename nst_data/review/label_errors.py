@@ -22,9 +22,9 @@ def confident_joint(probs: Probs, labels: Labels) -> Int[np.ndarray, "given true
     probability over the images labeled as it (equation 2). An image that reaches no threshold is not counted.
     """
     classes = probs.shape[1]
-    of_own = np.bincount(labels, probs[np.arange(len(labels)), labels].astype(np.float64), classes)
+    self_confidence = np.bincount(labels, probs[np.arange(len(labels)), labels].astype(np.float64), classes)
     images = np.bincount(labels, minlength=classes)
-    thresholds = np.where(images > 0, of_own / np.maximum(images, 1), np.inf)
+    thresholds = np.where(images > 0, self_confidence / np.maximum(images, 1), np.inf)
     reached = np.where(probs >= thresholds, probs, -1)
     is_confident = reached.max(axis=1) >= 0
     joint = np.zeros((classes, classes), np.int64)

@@ -25,8 +25,8 @@ def uncertainties(images: DistinctImages, soft_labels: SoftLabels, by: str) -> S
 def earlier_generations(store: Store, version: Version) -> list[Version]:
     """The generations of a corpus before that of `version`, oldest first, without editions."""
     versions = store.versions(version.name)
-    before = [one for one in versions if one.number.edition is None and one.number.generation < version.number.generation]
-    return [one for one in before if one.manifest.kind == "generation"]
+    earlier = [v for v in versions if v.number.edition is None and v.number.generation < version.number.generation]
+    return [v for v in earlier if v.manifest.kind == "generation"]
 
 
 def churn(images: DistinctImages, earlier: Iterable[DistinctImages]) -> Scores:
@@ -34,21 +34,21 @@ def churn(images: DistinctImages, earlier: Iterable[DistinctImages]) -> Scores:
 
     Among images whose labels changed equally often, less confident ones score higher.
     """
-    changes, times = np.zeros(len(images), np.float32), np.zeros(len(images), np.float32)
-    last = np.full(len(images), -1, np.int64)
+    changes, comparisons = np.zeros(len(images), np.float32), np.zeros(len(images), np.float32)
+    last_labels = np.full(len(images), -1, np.int64)
 
     def count(labels: NDArray[np.int64]) -> None:
-        both = (last >= 0) & (labels >= 0)
-        np.add(times, both, out=times)
-        np.add(changes, both & (last != labels), out=changes)
+        comparable = (last_labels >= 0) & (labels >= 0)
+        np.add(comparisons, comparable, out=comparisons)
+        np.add(changes, comparable & (last_labels != labels), out=changes)
 
-    for before in earlier:
-        places = before.places(images.numbers)
-        labels = np.where(places >= 0, before.labels[places], -1)
+    for generation in earlier:
+        places = generation.places(images.numbers)
+        labels = np.where(places >= 0, generation.labels[places], -1)
         count(labels)
-        last = np.where(labels >= 0, labels, last)
+        last_labels = np.where(labels >= 0, labels, last_labels)
     count(images.labels)
-    return ((changes + (1 - images.confidences)) / (times + 1)).astype(np.float32)
+    return ((changes + (1 - images.confidences)) / (comparisons + 1)).astype(np.float32)
 
 
 def ensemble_suspicion(images: DistinctImages, generations: Iterable[SoftLabels]) -> Scores:

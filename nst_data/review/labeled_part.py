@@ -81,43 +81,43 @@ class LabeledPart:
             for image_hash, label in read_review(reviews).select("image_hash", "label").iter_rows()
         }
         hashes = _hashes(labeled, work / "labeled_hashes.npy", progress)
-        labels, left_out, corrected, known = labels_in(labeled).copy(), list[int](), 0, set[str]()
+        labels, left_out, corrected, matched = labels_in(labeled).copy(), list[int](), 0, set[str]()
         for row, image_hash in enumerate(hashes):
             if image_hash not in answers:
                 continue
-            known.add(image_hash)
+            matched.add(image_hash)
             label = answers[image_hash]
             if label is None:
                 left_out.append(row)
             else:
                 corrected += int(labels[row] != label)
                 labels[row] = label
-        found, wanted = None, _of_pool(reviews, edition, store, names, of_review).filter(~pl.col("image_hash").is_in(list(known)))
+        pool_images, wanted = None, _of_pool(reviews, edition, store, names, of_review).filter(~pl.col("image_hash").is_in(list(matched)))
         measured = measured if wanted.height else ()
         held_out = HeldOut.read(measured, near=True, progress=progress if measured else None)
         answered, wanted = wanted.height, wanted.filter(~pl.col("image_hash").is_in(list(held_out.image_hashes)))
         if wanted.height:
             source = open_pool()
             rows = _found(source, wanted, reviews, progress)
-            stays = ~_are_near(source, rows, held_out)
-            rows, wanted = rows[stays], wanted.filter(pl.Series(stays))
-            found = Found(source, rows, wanted["label"].to_numpy(), wanted["image_hash"].to_list())
+            keep = ~_are_near(source, rows, held_out)
+            rows, wanted = rows[keep], wanted.filter(pl.Series(keep))
+            pool_images = Found(source, rows, wanted["label"].to_numpy(), wanted["image_hash"].to_list())
         if answered > wanted.height:
             progress.say(
                 f"{reviews.ref}: {answered - wanted.height:,} images of the pool are left out: they are excluded or validation images, "
                 "or near-duplicates of these"
             )
-        reviewed = sum(answers[image_hash] is not None for image_hash in hashes if image_hash in known) + wanted.height
+        reviewed = sum(answers[image_hash] is not None for image_hash in hashes if image_hash in matched) + wanted.height
         progress.say(
             f"{reviews.ref}: {wanted.height:,} images of the pool join the {len(labeled):,} labeled ones, of which "
             f"{corrected:,} get another label and {len(left_out):,} are left out"
         )
-        return cls(Corrected(labeled, labels, left_out, found), reviewed)
+        return cls(Corrected(labeled, labels, left_out, pool_images), reviewed)
 
 
 def _hashes(labeled: Source, kept: Path, progress: Progress) -> list[str]:
     if kept.exists():
-        return [str(one) for one in np.load(kept)]
+        return [str(value) for value in np.load(kept)]
     hashes = []
     with progress.task(f"find reviewed images in {labeled.location}", len(labeled), "images") as task:
         for _, image_hash in image_hashes(labeled.rows(range(len(labeled)))):
@@ -163,10 +163,12 @@ def _are_near(pool: Source, rows: NDArray[np.int64], held_out: HeldOut) -> NDArr
     """Whether each of the given pool rows shows the same picture as a held-out image."""
     if not len(held_out.index):
         return np.zeros(len(rows), np.bool_)
-    places, of_row = np.unique(rows, return_inverse=True)
+    places, inverse = np.unique(rows, return_inverse=True)
     thumbnails = (thumbnail for _, thumbnail in each_in_threads(lambda row: looked_at(row, True), pool.rows(places)))
-    near = [thumbnail is not None and held_out.show(Looks.of(thumbnail[None]), int(phash(thumbnail[None])[0])) for thumbnail in thumbnails]
-    return np.array(near, np.bool_)[of_row]
+    is_near = [
+        thumbnail is not None and held_out.show(Looks.of(thumbnail[None]), int(phash(thumbnail[None])[0])) for thumbnail in thumbnails
+    ]
+    return np.array(is_near, np.bool_)[inverse]
 
 
 def _found(pool: Source, wanted: pl.DataFrame, reviews: Version, progress: Progress) -> NDArray[np.int64]:
@@ -178,8 +180,8 @@ def _found(pool: Source, wanted: pl.DataFrame, reviews: Version, progress: Progr
     except NstError:
         pass
     else:
-        there = np.unique(rows)
-        by_row = dict(zip(there.tolist(), (image_hash for _, image_hash in image_hashes(pool.rows(there))), strict=True))
+        unique_rows = np.unique(rows)
+        by_row = dict(zip(unique_rows.tolist(), (image_hash for _, image_hash in image_hashes(pool.rows(unique_rows))), strict=True))
         if all(by_row[row] in ("", image_hash) for row, image_hash in zip(rows.tolist(), wanted["image_hash"], strict=True)):
             return rows  # an unreadable image has no hash, and is counted as unreadable later
     pool.check_holds_some(lambda: hashes, len(rows))

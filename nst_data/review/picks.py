@@ -93,15 +93,15 @@ def write_list(picks: Picks, path: Path) -> None:
     """
     empty = pl.lit(None, dtype=pl.String)
     rows = picks.rows.select("key", "image_hash", "label", "confidence", "by", "score", "seen_in", **{"class": empty, "excluded": empty})
-    kind = check_list_name(path)
-    if kind == ".parquet":
+    suffix = check_list_name(path)
+    if suffix == ".parquet":
         content = as_parquet(rows)
-    elif kind == ".jsonl":
+    elif suffix == ".jsonl":
         content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows.to_dicts()).encode()
     else:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerows([rows.columns, *([cell(one) if isinstance(one, str) else one for one in row] for row in rows.rows())])
+        writer.writerows([rows.columns, *([cell(value) if isinstance(value, str) else value for value in row] for row in rows.rows())])
         content = text.getvalue().encode()
     with replacing(path) as file:
         file.write(content)
@@ -112,16 +112,16 @@ def check_list_name(path: Path) -> str:
 
     Raises UsageError if the path cannot be written, or exists and is not a pick list without answers.
     """
-    kind = path.suffix.lower()
-    if kind not in (".csv", ".jsonl", ".parquet"):
+    suffix = path.suffix.lower()
+    if suffix not in (".csv", ".jsonl", ".parquet"):
         raise UsageError(f"{path}: expected a name that ends in .csv, .jsonl or .parquet")
     if not path.absolute().parent.is_dir():
         raise UsageError(f"{path}: there is no folder {path.absolute().parent}; make it first")
     if path.is_dir():
         raise UsageError(f"{path}: expected a file, found a folder")
-    if path.exists() and not _is_open_list(path, kind):
+    if path.exists() and not _is_open_list(path, suffix):
         raise not_overwritten(path)
-    return kind
+    return suffix
 
 
 def _is_open_list(path: Path, kind: str) -> bool:
@@ -178,7 +178,7 @@ def _rows_in(source: Source, picks: pl.DataFrame) -> NDArray[np.int64]:
 
 def _file_name(key: str, content: bytes) -> str:
     """A file name of letters, digits, dots and dashes from the end of a key, with a suffix that matches the actual image format."""
-    last = re.sub(r"[^A-Za-z0-9._-]+", "-", re.split(r"[/:\\]", key)[-1]).strip(".-")[-80:]
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", re.split(r"[/:\\]", key)[-1]).strip(".-")[-80:]
     suffix = image_suffix(content) or ".img"
-    stem = re.sub(rf"({re.escape(suffix)}|\.jpeg)$", "", last, flags=re.IGNORECASE)
+    stem = re.sub(rf"({re.escape(suffix)}|\.jpeg)$", "", name, flags=re.IGNORECASE)
     return f"{stem or 'image'}{suffix}"

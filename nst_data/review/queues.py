@@ -42,8 +42,8 @@ class Queue:
 def queues(store: Store, corpus: str) -> list[Queue]:
     """The queues of a corpus, sorted by name."""
     paths = _folder(store, corpus, "queues").glob("[!.]*.parquet")  # skips the `._NAME` files that macOS adds on foreign file systems
-    there = (Queue(path.stem, path) for path in paths if path.stat().st_size)  # an empty file is still being written
-    return sorted(there, key=lambda queue: queue.name)
+    complete = (Queue(path.stem, path) for path in paths if path.stat().st_size)  # an empty file is still being written
+    return sorted(complete, key=lambda queue: queue.name)
 
 
 def read_queue(store: Store, corpus: str, name: str) -> Queue:
@@ -51,8 +51,8 @@ def read_queue(store: Store, corpus: str, name: str) -> Queue:
     for queue in queues(store, corpus):
         if queue.name == name:
             return queue
-    there = ", ".join(queue.name for queue in queues(store, corpus)) or "none"
-    raise UsageError(f"queue {name!r}: expected one of {corpus}'s queues, there is {there}")
+    names = ", ".join(queue.name for queue in queues(store, corpus)) or "none"
+    raise UsageError(f"queue {name!r}: expected one of {corpus}'s queues, there is {names}")
 
 
 def keep_queue(store: Store, corpus: str, picks: pl.DataFrame, name: str | None = None) -> str:
@@ -60,22 +60,22 @@ def keep_queue(store: Store, corpus: str, picks: pl.DataFrame, name: str | None 
 
     Identical picks are kept only once. Raises UsageError if the queue `name` exists with other picks.
     """
-    known = {queue.name: queue for queue in queues(store, corpus)}
-    first = check_name(name) if name is not None else str(picks["by"][0])
+    by_name = {queue.name: queue for queue in queues(store, corpus)}
+    base = check_name(name) if name is not None else str(picks["by"][0])
     for number in count(1):
-        chosen = first if number == 1 else f"{first}-{number}"
-        there = mistaken_for(chosen, known) or chosen
-        if there not in known:
-            if _write(store, corpus, chosen, picks):
-                return chosen
+        candidate = base if number == 1 else f"{base}-{number}"
+        stored_name = mistaken_for(candidate, by_name) or candidate
+        if stored_name not in by_name:
+            if _write(store, corpus, candidate, picks):
+                return candidate
             if name is None:
                 continue
             raise UsageError(f"queue {name!r}: another process is writing it; run this again, or delete {_file(store, corpus, name)}")
-        if there == chosen and _are_equal(known[chosen].rows(), _whole(picks)):
-            return chosen
+        if stored_name == candidate and _are_equal(by_name[candidate].rows(), _whole(picks)):
+            return candidate
         if name is not None:
-            found = "one of that name" if there == name else f"{there!r}, on some file systems the same name,"
-            raise UsageError(f"queue {name!r}: {corpus} has {found} with other images; choose another `queue`")
+            conflict = "one of that name" if stored_name == name else f"{stored_name!r}, on some file systems the same name,"
+            raise UsageError(f"queue {name!r}: {corpus} has {conflict} with other images; choose another `queue`")
     raise AssertionError("one of the names is free")
 
 
@@ -87,8 +87,8 @@ def _are_equal(kept: pl.DataFrame, picks: pl.DataFrame) -> bool:
 
 def _whole(picks: pl.DataFrame) -> pl.DataFrame:
     """Add a null `seen_in` column if missing, and put the columns in the order of `PICK_COLUMNS`."""
-    lacking = {"seen_in": pl.lit(None, pl.String)} if "seen_in" not in picks.columns else {}
-    return picks.with_columns(**lacking).select(list(PICK_COLUMNS))
+    missing = {"seen_in": pl.lit(None, pl.String)} if "seen_in" not in picks.columns else {}
+    return picks.with_columns(**missing).select(list(PICK_COLUMNS))
 
 
 def as_parquet(table: pl.DataFrame) -> bytes:

@@ -69,13 +69,13 @@ def unit_length(features: Unit) -> Unit:
 def _k_center(features: Unit, labels: Labels, number: int, most: int) -> NDArray[np.int64]:
     """Greedy k-center (Sener and Savarese 2018, algorithm 1): the first candidate, then repeatedly the one farthest from all picks."""
     distances = np.full(len(labels), np.inf, np.float32)
-    is_left, counts = np.ones(len(labels), bool), np.zeros(int(labels.max(initial=0)) + 1, np.int64)
+    is_available, counts = np.ones(len(labels), bool), np.zeros(int(labels.max(initial=0)) + 1, np.int64)
     picks = np.empty(number, np.int64)
     for pick in range(number):
-        is_allowed = is_left & (counts[labels] < most)
-        is_allowed = is_allowed if is_allowed.any() else is_left
+        is_allowed = is_available & (counts[labels] < most)
+        is_allowed = is_allowed if is_allowed.any() else is_available
         place = int(np.argmax(np.where(is_allowed, distances, -1)))
-        picks[pick], is_left[place] = place, False
+        picks[pick], is_available[place] = place, False
         counts[labels[place]] += 1
         np.minimum(distances, np.maximum(0, 1 - features @ features[place]), out=distances)
     return picks
