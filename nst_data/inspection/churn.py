@@ -84,20 +84,20 @@ def diff(store: Store, before: Version | str, after: Version | str, *, pairs: in
         UsageError: One of the versions is a teacher, does not exist, or is anonymous.
         NstError: Their classes differ, or a table is damaged.
     """
-    first, second = [store.open(one, "generation", "edition") for one in (before, after)]
+    first, second = [store.open(ref, "generation", "edition") for ref in (before, after)]
     for version in (first, second):
         check_names_images(version, "compare")
     names, what = first.manifest.class_names, f"{first.ref} and {second.ref}"
-    others = matched_by_name(scan_labels(second), second.manifest.class_names, names, what)
-    return measure(scan_labels(first), others, names, what, pairs)
+    matched = matched_by_name(scan_labels(second), second.manifest.class_names, names, what)
+    return measure(scan_labels(first), matched, names, what, pairs)
 
 
 def one_row_per_image(labels: pl.LazyFrame) -> pl.LazyFrame:
     """`image` (its hash as an integer), `label`, `confidence` and, for an edition, `copies`; an image's row with the lowest id is used."""
     image = pl.col("image_hash").str.to_integer(base=16, dtype=pl.UInt128)  # half the size of the string, and twice as fast to join
     copies = [name for name in ("copies",) if name in labels.collect_schema()]
-    chosen = labels.select(image.alias("image"), "id", pl.col("label").cast(pl.Int32), "confidence", *copies)
-    return chosen.group_by("image").agg(pl.col("label", "confidence", *copies).min_by("id"))
+    selected = labels.select(image.alias("image"), "id", pl.col("label").cast(pl.Int32), "confidence", *copies)
+    return selected.group_by("image").agg(pl.col("label", "confidence", *copies).min_by("id"))
 
 
 def in_both(before: pl.LazyFrame, after: pl.LazyFrame) -> pl.LazyFrame:
@@ -134,16 +134,16 @@ def measure(
     """
     rows = sum(int(frame.item()) for frame in collect(what, before.select(pl.len()), after.select(pl.len())))
     parts = max(1, -(-rows // rows_at_once))
-    found = [_measure_part(before, after, what, part, parts) for part in range(parts)]
-    changes = pl.concat([one.changes for one in found]).group_by("label", "label_after", "bin").sum()
+    results = [_measure_part(before, after, what, part, parts) for part in range(parts)]
+    changes = pl.concat([result.changes for result in results]).group_by("label", "label_after", "bin").sum()
     for column in ("label", "label_after"):
         check_label_range(changes[column], class_names, what)
     both = int(changes["images"].sum())
     moved, measured = float(changes["moved"].sum()), int(changes["measured"].sum())
     editions = all("copies" in frame.collect_schema() for frame in (before, after))
     return Churn(
-        only_before=sum(one.images_before for one in found) - both,
-        only_after=sum(one.images_after for one in found) - both,
+        only_before=sum(result.images_before for result in results) - both,
+        only_after=sum(result.images_after for result in results) - both,
         both=both,
         changed=_changed(changes),
         mean_confidence_change=moved / measured if measured else None,
@@ -161,13 +161,13 @@ def matched_by_name(after: pl.LazyFrame, class_names: Sequence[str], expected: S
     except NstError:
         sides = ((expected, class_names, "the first"), (class_names, expected, "the second"))
         only_in = [
-            f"{len(odd)} in {whose} alone ({', '.join(odd[:10])}{', ...' * (len(odd) > 10)})"
+            f"{len(unmatched)} in {whose} alone ({', '.join(unmatched[:10])}{', ...' * (len(unmatched) > 10)})"
             for names, others, whose in sides
-            if (odd := [name for name, place in zip(names, places_among(names, others), strict=True) if place is None])
+            if (unmatched := [name for name, place in zip(names, places_among(names, others), strict=True) if place is None])
         ]
         if only_in:
-            found = " and ".join(only_in)
-            raise NstError(f"{what}: expected the same classes in both, found {found}; choose two with the same classes") from None
+            differences = " and ".join(only_in)
+            raise NstError(f"{what}: expected the same classes in both, found {differences}; choose two with the same classes") from None
         raise
     return after.with_columns(label=pl.col("label").replace_strict(pl.arange(0, len(places), eager=True), places, default=pl.col("label")))
 
@@ -221,5 +221,5 @@ def _by_class(changes: pl.DataFrame, class_names: Sequence[str]) -> list[ClassCh
 
 
 def _by_confidence(changes: pl.DataFrame) -> list[ConfidenceChurn]:
-    found = {number: values for number, *values in _shares(changes, "bin").iter_rows()}
-    return [ConfidenceChurn(*bounds(number), *found.get(number, (0, 0, None))) for number in range(BINS)]
+    by_bin = {number: values for number, *values in _shares(changes, "bin").iter_rows()}
+    return [ConfidenceChurn(*bounds(number), *by_bin.get(number, (0, 0, None))) for number in range(BINS)]

@@ -49,9 +49,9 @@ class Dropped:
             rows = judged(labels, settings, parent.manifest.class_names, left_out, Path(work)).to_native()
             (table,) = collect(parent.ref, rows.select("id", pl.col("label").cast(pl.Int32), "confidence", "reason"))
         table = table.sort("id").with_columns(place=pl.arange(0, table.height, eager=True, dtype=pl.UInt32))
-        chosen = LabelRows(edition, most=2**63).read(["id", "label", "confidence"])
-        table = table.filter(~pl.col("id").is_in(chosen["id"].implode())).drop("id")
-        table = _with_last_reasons(table, chosen, settings)
+        selected = LabelRows(edition, most=2**63).read(["id", "label", "confidence"])
+        table = table.filter(~pl.col("id").is_in(selected["id"].implode())).drop("id")
+        table = _with_last_reasons(table, selected, settings)
         return table.with_columns(row=pl.arange(0, table.height, eager=True, dtype=pl.UInt32)).rechunk()
 
     def __len__(self) -> int:
@@ -65,8 +65,8 @@ class Dropped:
 def _answered(store: Store, edition: Version) -> dict[str, frozenset[str]]:
     """The images that had been answered in the review with which an edition was drawn, by the reason for leaving them out."""
     entry = EditionManifest.of(edition.manifest).request.inputs.reviews
-    there = [one for one in store.versions(entry.ref.partition("@")[0]) if one.ref == entry.ref] if entry else []
-    return hashes_by_reason(there[0]) if there and entry and there[0].manifest.digest == entry.digest else {}
+    reviews = [version for version in store.versions(entry.ref.partition("@")[0]) if version.ref == entry.ref] if entry else []
+    return hashes_by_reason(reviews[0]) if reviews and entry and reviews[0].manifest.digest == entry.digest else {}
 
 
 def _with_last_reasons(table: pl.DataFrame, chosen: pl.DataFrame, settings: BalanceSettings) -> pl.DataFrame:
@@ -75,8 +75,10 @@ def _with_last_reasons(table: pl.DataFrame, chosen: pl.DataFrame, settings: Bala
         return table.with_columns(pl.col("reason").fill_null("near_held_out"))
     least = chosen.group_by(pl.col("label").cast(pl.Int32)).agg(least=pl.col("confidence").min())
     is_surer = (pl.col("confidence") > pl.col("least")).fill_null(True) if settings.method == "exact" else pl.lit(False)
-    last = pl.when(is_surer).then(pl.lit("near_held_out")).otherwise(pl.lit("over_quota"))
-    return table.join(least, on="label", how="left", maintain_order="left").with_columns(pl.col("reason").fill_null(last)).drop("least")
+    last_reason = pl.when(is_surer).then(pl.lit("near_held_out")).otherwise(pl.lit("over_quota"))
+    return (
+        table.join(least, on="label", how="left", maintain_order="left").with_columns(pl.col("reason").fill_null(last_reason)).drop("least")
+    )
 
 
 def _folder(store: Store) -> Path:

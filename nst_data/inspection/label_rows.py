@@ -94,12 +94,12 @@ class LabelRows:
         with damage_is_named(self.version.ref), self._lock:
             for place in np.unique(places).tolist():
                 file, group = self._groups[place]
-                here = np.flatnonzero(places == place)
-                tables.append(self._opened(file).read_row_group(group, columns=list(columns)).take(wanted[here] - self._starts[place]))
-                order.append(here)
+                positions = np.flatnonzero(places == place)
+                tables.append(self._opened(file).read_row_group(group, columns=list(columns)).take(wanted[positions] - self._starts[place]))
+                order.append(positions)
         empty = self._arrow_schema.empty_table().select(list(columns))
-        found: pl.DataFrame = pl.DataFrame(pa.concat_tables([empty, *tables]))
-        return found.select(pl.all().gather(np.argsort(np.concatenate([np.empty(0, np.int64), *order]), kind="stable")))
+        table: pl.DataFrame = pl.DataFrame(pa.concat_tables([empty, *tables]))
+        return table.select(pl.all().gather(np.argsort(np.concatenate([np.empty(0, np.int64), *order]), kind="stable")))
 
     @cached_property
     def _arrow_schema(self) -> pa.Schema:

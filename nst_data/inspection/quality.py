@@ -141,12 +141,12 @@ def quality(
     if isinstance(truth, Version) or (isinstance(truth, str) and is_review(truth)):
         review = store.open(truth, "review")
         places = match_classes(review.manifest.class_names, names, review.ref, subset=True)
-        measured = measure(scan_labels(version), truth_of_review(review, places), names, version.ref, pairs)
-        return replace(measured, review=review_quality(store, version, review, places))
-    where = truth if isinstance(truth, Source) else str(truth)
+        result = measure(scan_labels(version), truth_of_review(review, places), names, version.ref, pairs)
+        return replace(result, review=review_quality(store, version, review, places))
+    location = truth if isinstance(truth, Source) else str(truth)
     columns = {"image_column": image_column, "label_column": label_column}
-    read = read_truth(where, version, store, class_names=class_names, **columns, progress=progress)
-    return measure(scan_labels(version), read, names, version.ref, pairs)
+    true_labels = read_truth(location, version, store, class_names=class_names, **columns, progress=progress)
+    return measure(scan_labels(version), true_labels, names, version.ref, pairs)
 
 
 def measure(labels: pl.LazyFrame, truth: Truth, class_names: Sequence[str], what: str = "labels", pairs: int = 10) -> Quality:
@@ -156,14 +156,14 @@ def measure(labels: pl.LazyFrame, truth: Truth, class_names: Sequence[str], what
     """
     by = truth.by
     judged = with_truth(labels, truth.table.lazy(), by)
-    pairs_found, shown, fine, rows = collect(
+    confusions, bins, ece_bins, rows = collect(
         what, confusion(judged), reliability(judged, BINS), reliability(judged, ECE_BINS), labels.select(pl.len())
     )
-    joined = int(pairs_found["images"].sum())
+    joined = int(confusions["images"].sum())
     if not joined:
         raise NstError(f"{what}: none of its images is in the truth, joined by {by}; expected a source that holds some of them")
-    check_label_range(pairs_found["label"], class_names, what)
-    correct = int(pairs_found.filter(pl.col("label") == pl.col("truth"))["images"].sum())
+    check_label_range(confusions["label"], class_names, what)
+    correct = int(confusions.filter(pl.col("label") == pl.col("truth"))["images"].sum())
     return Quality(
         truth=truth.location,
         joined_by=by,
@@ -173,18 +173,18 @@ def measure(labels: pl.LazyFrame, truth: Truth, class_names: Sequence[str], what
         labels=int(rows.item()),
         joined=joined,
         accuracy=correct / joined,
-        calibration_error=calibration_error(fine),
-        by_confidence=_by_confidence(shown),
-        wrong_pairs=_wrong_pairs(pairs_found, class_names, pairs),
-        precision=_precision(pairs_found, class_names),
+        calibration_error=calibration_error(ece_bins),
+        by_confidence=_by_confidence(bins),
+        wrong_pairs=_wrong_pairs(confusions, class_names, pairs),
+        precision=_precision(confusions, class_names),
     )
 
 
 def _by_confidence(table: pl.DataFrame) -> list[ConfidenceBin]:
-    found = {number: (images, correct, confidence) for number, images, correct, confidence in table.iter_rows()}
+    by_bin = {number: (images, correct, confidence) for number, images, correct, confidence in table.iter_rows()}
     bins = []
     for number in range(BINS):
-        images, correct, confidence = found.get(number, (0, 0, 0.0))
+        images, correct, confidence = by_bin.get(number, (0, 0, 0.0))
         means = (correct / images, confidence / images) if images else (None, None)
         bins.append(ConfidenceBin(*bounds(number), images, *means))
     return bins

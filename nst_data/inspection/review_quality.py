@@ -35,14 +35,14 @@ class Share:
         """Wilson's interval (1927), with a finite-population correction if the sample was drawn without replacement from a `population`."""
         if not images:
             return None
-        share, seen = correct / images, float(images)
+        share, n = correct / images, float(images)
         if population is not None:
             if images >= population:
                 return cls(images, correct, share, share, share)
-            seen *= (population - 1) / (population - images)
-        middle = (share + _Z**2 / (2 * seen)) / (1 + _Z**2 / seen)
-        half = _Z / (1 + _Z**2 / seen) * math.sqrt(share * (1 - share) / seen + _Z**2 / (4 * seen**2))
-        return cls(images, correct, share, max(0.0, middle - half), min(1.0, middle + half))
+            n *= (population - 1) / (population - images)
+        center = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+        half_width = _Z / (1 + _Z**2 / n) * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
+        return cls(images, correct, share, max(0.0, center - half_width), min(1.0, center + half_width))
 
 
 @dataclass(frozen=True)
@@ -102,13 +102,13 @@ def _images_stood_for(store: Store, seen_in: str | None, version: Version, image
         return images
     if is_of_edition(seen_in):
         return 0
-    named = [one for one in store.versions(seen_in.partition("@")[0]) if one.ref == seen_in] if seen_in else []
-    if not named or not named[0].is_readable or named[0].manifest.kind != "generation":
+    matches = [v for v in store.versions(seen_in.partition("@")[0]) if v.ref == seen_in] if seen_in else []
+    if not matches or not matches[0].is_readable or matches[0].manifest.kind != "generation":
         return images
-    hashes = [scan_labels(one).select("image_hash") for one in (version, named[0])]
+    hashes = [scan_labels(v).select("image_hash") for v in (version, matches[0])]
     refs = f"{version.ref} and {seen_in}"
-    (there,) = collect(refs, hashes[0].join(hashes[1], on="image_hash", how="semi").select(pl.col("image_hash").n_unique()))
-    return int(there.item())
+    (shared,) = collect(refs, hashes[0].join(hashes[1], on="image_hash", how="semi").select(pl.col("image_hash").n_unique()))
+    return int(shared.item())
 
 
 def _share(rows: pl.DataFrame, population: int | None = None) -> Share | None:

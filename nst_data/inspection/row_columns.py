@@ -72,19 +72,19 @@ class RowColumns:
     def _kept(self, name: str, make: Callable[[], pl.DataFrame]) -> pl.DataFrame:
         manifest = self.rows.version.manifest
         path = self._folder / f"{manifest.digest[:32]}-{len(self.rows)}-{name}.arrow"
-        if (found := _read(path, len(self.rows))) is not None:
-            return found
-        made = make()
+        if (cached := _read(path, len(self.rows))) is not None:
+            return cached
+        frame = make()
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             clear_abandoned(self._folder)
-            table = made.rechunk().to_arrow()
+            table = frame.rechunk().to_arrow()
             with replacing(path) as file, pa.ipc.new_file(file, table.schema) as writer:
                 writer.write_table(table)
         except OSError:  # full or read-only disk: keep the column in memory
-            return made
-        found = _read(path, len(self.rows))
-        return made if found is None else found
+            return frame
+        cached = _read(path, len(self.rows))
+        return frame if cached is None else cached
 
     def _soft(self) -> pl.DataFrame:
         margins, entropies = [np.empty(0, np.float32)], [np.empty(0, np.float32)]
@@ -105,8 +105,8 @@ class RowColumns:
 
     def _labels_of(self, other: LabelRows, places: NDArray[np.int64]) -> pl.DataFrame:
         """Join by row number if the pool is the same, else by the first half of the hash; the other table is read once, in batches."""
-        mine, theirs = (one.version.manifest.request.inputs.pool for one in (self.rows, other))
-        by = "id" if mine and theirs and mine.digest == theirs.digest else "image_hash"
+        own_pool, other_pool = (rows.version.manifest.request.inputs.pool for rows in (self.rows, other))
+        by = "id" if own_pool and other_pool and own_pool.digest == other_pool.digest else "image_hash"
         wanted = self.rows.read(["id"])["id"].to_numpy() if by == "id" else self.hashes().to_numpy()
         if len(wanted) < 2 or (wanted[1:] > wanted[:-1]).all():
             keys, inverse = wanted, None
@@ -115,15 +115,15 @@ class RowColumns:
         labels, confidences = np.full(len(keys), -1, np.int32), np.full(len(keys), np.nan, np.float32)
         for batch in other.batches([by, "label", "confidence"]):
             values = batch.column(0).to_numpy() if by == "id" else hash_numbers(pl.Series(batch.column(0))).to_numpy()
-            at = np.minimum(np.searchsorted(keys, values), max(len(keys) - 1, 0))
-            is_here = keys[at] == values if len(keys) else np.zeros(len(values), np.bool_)
-            labels[at[is_here]] = places[np.clip(batch.column(1).to_numpy()[is_here], 0, len(places) - 1)]
-            confidences[at[is_here]] = batch.column(2).to_numpy()[is_here]
+            positions = np.minimum(np.searchsorted(keys, values), max(len(keys) - 1, 0))
+            is_match = keys[positions] == values if len(keys) else np.zeros(len(values), np.bool_)
+            labels[positions[is_match]] = places[np.clip(batch.column(1).to_numpy()[is_match], 0, len(places) - 1)]
+            confidences[positions[is_match]] = batch.column(2).to_numpy()[is_match]
         if inverse is not None:
             labels, confidences = labels[inverse], confidences[inverse]
-        there = pl.Series(labels >= 0)
+        is_known = pl.Series(labels >= 0)
         table = pl.DataFrame({"label2": labels, "confidence2": confidences})
-        return table.select(pl.when(there).then(pl.all()))
+        return table.select(pl.when(is_known).then(pl.all()))
 
 
 def margin_and_entropy(probs: NDArray[np.float32], classes: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -132,10 +132,10 @@ def margin_and_entropy(probs: NDArray[np.float32], classes: int) -> tuple[NDArra
     Probability missing from a row is spread evenly over the `classes` that are not stored.
     """
     entropy = -(probs * np.log(np.maximum(probs, 1e-12))).sum(axis=1)
-    others, rest = classes - probs.shape[1], np.clip(1 - probs.sum(axis=1), 0, 1)
-    if others > 0:
-        entropy -= rest * np.log(np.maximum(rest / others, 1e-12))
-    largest = probs if probs.shape[1] > 1 else np.stack([rest / max(others, 1), probs[:, 0]], axis=1)
+    unstored, remainder = classes - probs.shape[1], np.clip(1 - probs.sum(axis=1), 0, 1)
+    if unstored > 0:
+        entropy -= remainder * np.log(np.maximum(remainder / unstored, 1e-12))
+    largest = probs if probs.shape[1] > 1 else np.stack([remainder / max(unstored, 1), probs[:, 0]], axis=1)
     top = np.partition(largest, -2, axis=1)[:, -2:]
     return top[:, 1] - top[:, 0], entropy.astype(np.float32)
 

@@ -18,9 +18,9 @@ def said_of(images: Mapping[str, int], shown: Version, other: Version, columns: 
     if shown.ref != other.ref and (is_anonymous(shown.manifest) or is_anonymous(other.manifest)):
         return {}  # anonymous versions have row numbers in place of hashes
     pools = [version.manifest.request.inputs.pool for version in (shown, other)]
-    wanted = pl.col("image_hash").is_in(list(images))
+    condition = pl.col("image_hash").is_in(list(images))
     if images and pools[0] and pools[1] and pools[0].digest == pools[1].digest:
         numbers = list(images.values())
-        wanted &= pl.col("id").is_between(min(numbers), max(numbers)) & pl.col("id").is_in(numbers)
-    (found,) = collect(other.ref, scan_labels(other).filter(wanted).select("image_hash", *columns))
-    return {row[0]: row[1:] for row in reversed(found.rows())}
+        condition &= pl.col("id").is_between(min(numbers), max(numbers)) & pl.col("id").is_in(numbers)
+    (table,) = collect(other.ref, scan_labels(other).filter(condition).select("image_hash", *columns))
+    return {row[0]: row[1:] for row in reversed(table.rows())}

@@ -33,11 +33,11 @@ class SimilarImages:
         """(row, cosine similarity) of the most similar other rows in descending order; empty for a row without features."""
         with self._lock:
             rows, matrix = self._loaded
-        at = np.flatnonzero(rows == row)
-        if not len(at):
+        matches = np.flatnonzero(rows == row)
+        if not len(matches):
             return []
-        similarity = matrix @ matrix[at[0]]
-        similarity[at] = -2
+        similarity = matrix @ matrix[matches[0]]
+        similarity[matches] = -2
         nearest = np.argsort(-similarity, kind="stable")[:_NUMBER]
         return [(int(rows[place]), round(float(similarity[place]), 4)) for place in nearest if similarity[place] > -2]
 
@@ -56,29 +56,31 @@ class SimilarImages:
     def _load(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         about = self.features.about
         step = max(1, -(-about.images * about.dimensions * 4 // _MOST_BYTES))
-        hashes, parts, first = [], [np.empty((0, about.dimensions), np.float32)], 0
+        hashes, parts, offset = [], [np.empty((0, about.dimensions), np.float32)], 0
         folder = self.features.folder
         for name in sorted(name for name in about.files if name.startswith("features/")):
             for batch in pq.ParquetFile(folder / name).iter_batches(8192, columns=["image_hash", "features"]):
-                taken = np.arange(-first % step, batch.num_rows, step)
-                values = batch["features"].flatten().to_numpy(zero_copy_only=False).reshape(-1, about.dimensions)[taken]
-                hashes += batch["image_hash"].take(taken).to_pylist()
+                indices = np.arange(-offset % step, batch.num_rows, step)
+                values = batch["features"].flatten().to_numpy(zero_copy_only=False).reshape(-1, about.dimensions)[indices]
+                hashes += batch["image_hash"].take(indices).to_pylist()
                 parts.append(values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12))
-                first += batch.num_rows
-        found = {hashed: iter(rows) for hashed, rows in self.view.rows_of(hashes).items()}  # identical images each have features
-        rows = np.array([next(found.get(hashed, iter(())), -1) for hashed in hashes], np.int64)
+                offset += batch.num_rows
+        rows_by_hash = {hashed: iter(rows) for hashed, rows in self.view.rows_of(hashes).items()}  # identical images each have features
+        rows = np.array([next(rows_by_hash.get(hashed, iter(())), -1) for hashed in hashes], np.int64)
         return rows[rows >= 0], np.concatenate(parts).astype(np.float32)[rows >= 0]
 
 
 def similar_images(store: Store, view: View) -> SimilarImages | None:
     """Search by features of the view's own source: those of its teacher, else the newest; None if the store has none."""
     inputs = view.version.manifest.request.inputs if view.version else None
-    source = inputs.pool.digest if inputs and inputs.pool else getattr(getattr(view.rows, "source", None), "images_fingerprint", None)
+    source_digest = (
+        inputs.pool.digest if inputs and inputs.pool else getattr(getattr(view.rows, "source", None), "images_fingerprint", None)
+    )
     teachers = {entry.digest for role, entry in inputs.by_role.items() if role.startswith("teacher")} if inputs else set()
     best: tuple[tuple[bool, str], Features] | None = None
     for features in filter(None, (kept.features for kept in kept_features(store) if kept.is_finished)):
         request, created = features.about.request, features.about.created
         rank = (request.model.digest in teachers, created)
-        if request.source.digest == source and (best is None or rank > best[0]):
+        if request.source.digest == source_digest and (best is None or rank > best[0]):
             best = rank, features
     return SimilarImages(view, best[1]) if best else None

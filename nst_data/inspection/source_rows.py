@@ -30,8 +30,8 @@ class SourceRows:
 
     def take(self, rows: Sequence[int], columns: Sequence[str]) -> pl.DataFrame:
         """`key` and `image_hash` of some rows; the hash is empty if the image cannot be read."""
-        found = {name: [self.source.key(row) if name == "key" else self._hash(row) for row in rows] for name in columns}
-        return pl.DataFrame(found, schema=dict.fromkeys(columns, pl.String))
+        data = {name: [self.source.key(row) if name == "key" else self._hash(row) for row in rows] for name in columns}
+        return pl.DataFrame(data, schema=dict.fromkeys(columns, pl.String))
 
     @cached_property
     def key_places(self) -> pl.Series:

@@ -94,10 +94,10 @@ def _from_tables(
     location: str, files: list[str], version: Version, store: Store, class_names: ClassNames | None, asked: str | None
 ) -> Truth:
     table, column = _read(location, files, asked)
-    given = names_in(class_names) if class_names is not None else []
-    labels, names = labels_of(table[column], feature_names(table.schema, column), location, column, len(given))
+    given_names = names_in(class_names) if class_names is not None else []
+    labels, names = labels_of(table[column], feature_names(table.schema, column), location, column, len(given_names))
     if class_names is not None:
-        labels, names = renamed(labels, names, location, given, file_of(class_names))
+        labels, names = renamed(labels, names, location, given_names, file_of(class_names))
     truth = match_classes(names, version.manifest.class_names, location, subset=True)[labels]
     by = next((name for name in ("image_hash", "key") if name in table.column_names), "id")
     if by == "id":
@@ -118,13 +118,13 @@ def _keys_name_the_same_images(version: Version, source: Source, keyed: pl.DataF
     """Whether all keys of one side occur on the other and, in a sample, stand for the same bytes."""
     labels = scan_labels(version)
     joined = labels.select("key", "image_hash").join(keyed.lazy().unique("key").select("key", "row"), on="key")
-    found, sample, rows = collect(
+    matches, sample, rows = collect(
         version.ref,
         joined.select(pl.len()),
         joined.bottom_k(_SAMPLE_ROWS, by=pl.col("row").hash(seed=0)).select("row", "image_hash"),
         labels.select(pl.len()),
     )
-    if found.item() == 0 or found.item() not in (keyed["key"].n_unique(), rows.item()):
+    if matches.item() == 0 or matches.item() not in (keyed["key"].n_unique(), rows.item()):
         return False
     expected = dict(sample.sort("row").iter_rows())
     for row in source.rows(np.array(list(expected), dtype=np.int64)):

@@ -102,13 +102,13 @@ class View:
             return self.errors.height, list(range(start, min(start + query.limit, len(self) + self.errors.height)))
         is_dropped = query.reason not in (None, KEPT)
         rows, by = self._left_out(query) if is_dropped else self._selected(query), self._order(query)
-        first = self.first_dropped if is_dropped else 0
+        offset = self.first_dropped if is_dropped else 0
         if by is None:
             total, page = pl.collect_all([rows.select(pl.len()), rows.select("row").slice(query.offset, query.limit)])
-            return int(total.item()), (first + page["row"].cast(pl.Int64)).to_list()
+            return int(total.item()), (offset + page["row"].cast(pl.Int64)).to_list()
         with self._one_at_a_time:  # bounds memory to that of one query, however fast a person types
             values = rows.select("row", by=by).collect()
-            return values.height, (first + first_rows(values, query.sort in _LARGEST_FIRST, query.offset, query.limit)).tolist()
+            return values.height, (offset + first_rows(values, query.sort in _LARGEST_FIRST, query.offset, query.limit)).tolist()
 
     def _order(self, query: Query) -> str | None:
         """The column to sort by; None to keep the order of the rows."""
@@ -133,8 +133,8 @@ class View:
     def _selected(self, query: Query) -> pl.LazyFrame:
         rows = self.frame.lazy()
         if query.rows is not None:
-            among = query.rows[(query.rows >= 0) & (query.rows < len(self))]
-            rows = self.frame[among.tolist()].lazy()
+            valid = query.rows[(query.rows >= 0) & (query.rows < len(self))]
+            rows = self.frame[valid.tolist()].lazy()
         if query.near is not None:
             rows = self.frame[self.near_duplicates(query.near).tolist()].lazy()
         rows = self._with_columns(rows, query).filter(*self._conditions(query))
@@ -144,25 +144,25 @@ class View:
 
     def _with_columns(self, rows: pl.LazyFrame, query: Query) -> pl.LazyFrame:
         """Add columns needed by filters and sorting that the frame lacks."""
-        wanted: list[pl.Series] = []
+        columns: list[pl.Series] = []
         if query.sort == "key":
-            wanted.append(self._key_places)
+            columns.append(self._key_places)
         if query.sort in ("margin", "entropy"):
             if self.columns is None:
                 raise UsageError(f"sort={query.sort}: labeled images have no soft labels")
-            wanted.append(self.columns.soft()[query.sort])
+            columns.append(self.columns.soft()[query.sort])
         if query.sort == "-suspicion":
             if self.suspicion is None:
                 raise UsageError(f"sort=-suspicion: suspicion scores have not been computed; run `pick({self.name!r}, by='suspicion')`")
-            wanted.append(self.suspicion.result())
+            columns.append(self.suspicion.result())
         if query.disagree or query.before is not None or (query.after is not None):
             if self.compared is None:
                 raise UsageError("there is no other version to compare with; name one as REF2")
-            wanted.append(self.compared.result()["label2"])
-        for column in wanted:
+            columns.append(self.compared.result()["label2"])
+        for column in columns:
             is_whole = query.rows is None and query.near is None
-            picked = pl.lit(column) if is_whole else pl.lit(column).gather(pl.col("row"))
-            rows = rows.with_columns(picked.alias(column.name))
+            values = pl.lit(column) if is_whole else pl.lit(column).gather(pl.col("row"))
+            rows = rows.with_columns(values.alias(column.name))
         return rows
 
     @property
@@ -173,26 +173,26 @@ class View:
         return self.columns.key_places()
 
     def _conditions(self, query: Query) -> list[pl.Expr]:
-        found = []
+        conditions = []
         if query.class_name is not None:
-            found.append(pl.col("label") == self.label(query.class_name))
+            conditions.append(pl.col("label") == self.label(query.class_name))
         if query.least is not None or query.most is not None:
             if "confidence" not in self.frame.columns:
                 raise UsageError("labeled images have no confidence to filter by")
             confidence = pl.col("confidence").cast(pl.Float64)
             if query.least is not None and query.least > 0:
-                found.append(confidence >= query.least)
+                conditions.append(confidence >= query.least)
             if query.most is not None and query.most < 1:
-                found.append(confidence < query.most)
+                conditions.append(confidence < query.most)
         if query.copies:
-            found.append(pl.col("copies") > 1 if "copies" in self.frame.columns else pl.lit(False))
+            conditions.append(pl.col("copies") > 1 if "copies" in self.frame.columns else pl.lit(False))
         if query.disagree:
-            found.append(pl.col("label") != pl.col("label2"))
+            conditions.append(pl.col("label") != pl.col("label2"))
         if query.before is not None:
-            found.append(pl.col("label2") == self.label(query.before))
+            conditions.append(pl.col("label2") == self.label(query.before))
         if query.after is not None:
-            found.append(pl.col("label") == self.label(query.after))
-        return found
+            conditions.append(pl.col("label") == self.label(query.after))
+        return conditions
 
     def label(self, name: str) -> int:
         """The index of a class. Raises UsageError if there is no such class."""
@@ -222,13 +222,13 @@ class View:
         parent = parent_of(self.version, self.store)
         if parent is None or parent.manifest.kind != "generation":
             return None
-        there = LabelRows(parent)
-        if there.is_sample:
+        parent_rows = LabelRows(parent)
+        if parent_rows.is_sample:
             return None
-        hashes, ids = there.read(["phash", "id"])
+        hashes, ids = parent_rows.read(["phash", "id"])
         places = np.searchsorted(ids.to_numpy(), self.rows.read(["id"])["id"].to_numpy())
-        found: NDArray[np.int64] = hashes.to_numpy()[np.minimum(places, len(ids) - 1)]
-        return found
+        phashes: NDArray[np.int64] = hashes.to_numpy()[np.minimum(places, len(ids) - 1)]
+        return phashes
 
     def rows_of(self, hashes: Iterable[str]) -> dict[str, list[int]]:
         """The rows of each `image_hash` that occurs in the view."""
@@ -236,15 +236,15 @@ class View:
         if not wanted:
             return {}
         if isinstance(self.rows, SourceRows):
-            there = self.rows.hashes
-            places = there.is_in(wanted).arg_true().to_list()
-            return _grouped((there[place], place) for place in places)
+            all_hashes = self.rows.hashes
+            places = all_hashes.is_in(wanted).arg_true().to_list()
+            return _grouped((all_hashes[place], place) for place in places)
         assert self.columns is not None
         numbers = hash_numbers(pl.Series(wanted, dtype=pl.String))
         places = self.columns.hashes().is_in(numbers.implode()).arg_true().to_list()
-        asked = set(wanted)
-        found = self.rows.take(places, ["image_hash"])["image_hash"].to_list() if places else []
-        return _grouped((hashed, place) for hashed, place in zip(found, places, strict=True) if hashed in asked)
+        requested = set(wanted)
+        candidates = self.rows.take(places, ["image_hash"])["image_hash"].to_list() if places else []
+        return _grouped((hashed, place) for hashed, place in zip(candidates, places, strict=True) if hashed in requested)
 
     def hashes(self) -> pl.Series:
         """The hash of each row or, for a version, an integer that stands for it. Computed on first use; a source is read in full."""
@@ -257,14 +257,14 @@ class View:
 
     def by_hash(self, hashes: pl.Series, values: pl.Series) -> pl.Series:
         """Align values given by `image_hash` with the rows, NaN where there is none."""
-        mine = hash_numbers(self.rows.hashes) if isinstance(self.rows, SourceRows) else self.columns.hashes()  # type: ignore[union-attr]
+        row_hashes = hash_numbers(self.rows.hashes) if isinstance(self.rows, SourceRows) else self.columns.hashes()  # type: ignore[union-attr]
         numbers = hash_numbers(hashes).to_numpy()
         order = np.argsort(numbers)
-        numbers, found = numbers[order], values.cast(pl.Float32).to_numpy()[order]
+        numbers, sorted_values = numbers[order], values.cast(pl.Float32).to_numpy()[order]
         if not len(numbers):
             return pl.Series(values.name, np.full(len(self), np.nan, np.float32))
-        at = np.minimum(np.searchsorted(numbers, mine.to_numpy()), len(numbers) - 1)
-        return pl.Series(values.name, np.where(numbers[at] == mine.to_numpy(), found[at], np.float32(np.nan)))
+        positions = np.minimum(np.searchsorted(numbers, row_hashes.to_numpy()), len(numbers) - 1)
+        return pl.Series(values.name, np.where(numbers[positions] == row_hashes.to_numpy(), sorted_values[positions], np.float32(np.nan)))
 
     @cached_property
     def histogram(self) -> dict[str, Any] | None:
@@ -285,18 +285,18 @@ class View:
     def moves(self) -> tuple[int, list[dict[str, Any]]]:
         """How many labels differ from the compared version, and the most frequent changes between classes."""
         assert self.compared is not None
-        both = self.frame.lazy().select("label").with_columns(label2=pl.lit(self.compared.result()["label2"]))
-        counted = (
-            both.filter(pl.col("label") != pl.col("label2")).group_by("label2", "label").agg(images=pl.len()).collect(engine="streaming")
+        labels = self.frame.lazy().select("label").with_columns(label2=pl.lit(self.compared.result()["label2"]))
+        changes = (
+            labels.filter(pl.col("label") != pl.col("label2")).group_by("label2", "label").agg(images=pl.len()).collect(engine="streaming")
         )
-        ranked = counted.sort("images", "label2", "label", descending=[True, False, False]).head(MOST_MOVES)
+        ranked = changes.sort("images", "label2", "label", descending=[True, False, False]).head(MOST_MOVES)
         names = self.class_names
         largest = [{"from": names[before], "to": names[after], "images": images} for before, after, images in ranked.iter_rows()]
-        return int(counted["images"].sum()), largest
+        return int(changes["images"].sum()), largest
 
 
 def _grouped(pairs: Iterable[tuple[str, int]]) -> dict[str, list[int]]:
-    found: dict[str, list[int]] = {}
+    groups: dict[str, list[int]] = {}
     for hashed, row in pairs:
-        found.setdefault(hashed, []).append(row)
-    return found
+        groups.setdefault(hashed, []).append(row)
+    return groups
