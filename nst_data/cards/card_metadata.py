@@ -48,18 +48,18 @@ def license_of(published: Published | None, earlier: Mapping[str, Any]) -> dict[
 
     If none is given, the license of the earlier card.
     """
-    given = published.license if published else None
-    if given is None or not given.strip():
-        taken = [key for key in _OF_LICENSE if isinstance(earlier.get(key), str) or (key == "license" and _is_names(earlier.get(key)))]
-        return {key: earlier[key] for key in taken}
-    return _as_license(given)
+    stated = published.license if published else None
+    if stated is None or not stated.strip():
+        keys = [key for key in _OF_LICENSE if isinstance(earlier.get(key), str) or (key == "license" and _is_names(earlier.get(key)))]
+        return {key: earlier[key] for key in keys}
+    return _as_license(stated)
 
 
 def _as_license(words: str) -> dict[str, Any]:
     words = " ".join(words.split())
     name = re.sub(r"[^a-z0-9.]+", "-", words.lower()).strip("-.")[:60].strip("-.")
-    if known := next((one for one in (words.lower(), name) if one in LICENSES), None):
-        return {"license": known}
+    if identifier := next((candidate for candidate in (words.lower(), name) if candidate in LICENSES), None):
+        return {"license": identifier}
     link = {"license_link": words} if re.fullmatch(r"https?://\S+", words) else {}
     return {"license": "other", "license_name": name or "custom", **link, "license_details": words}
 
@@ -69,44 +69,44 @@ def earlier_metadata(folder: Path, published: Published | None) -> dict[str, Any
 
     A license that the user wrote into the former is converted to the Hub's format, since the Hub refuses cards with other licenses.
     """
-    here, there = read_front_matter(read_card(folder)), read_front_matter(published.earlier if published else "")
-    license = here.get("license")
-    if "license" in there:
-        here = {key: value for key, value in here.items() if key not in _OF_LICENSE}
+    local, remote = read_front_matter(read_card(folder)), read_front_matter(published.earlier if published else "")
+    license = local.get("license")
+    if "license" in remote:
+        local = {key: value for key, value in local.items() if key not in _OF_LICENSE}
     elif isinstance(license, str) and license.strip() and license not in LICENSES | {"other"}:
-        here |= _as_license(license)
-    return here | there
+        local |= _as_license(license)
+    return local | remote
 
 
 def pool_source_of(published: Published | None, earlier: Mapping[str, Any]) -> str | None:
     """Where the pool's images come from, in the user's words: those given, or else those in the earlier card."""
-    own = earlier.get(_OWN_KEY)
-    before = own.get("pool_source") if isinstance(own, dict) else None
-    given = published.pool_source if published else None
-    return given if given is not None else before if isinstance(before, str) else None
+    section = earlier.get(_OWN_KEY)
+    earlier_source = section.get("pool_source") if isinstance(section, dict) else None
+    new_source = published.pool_source if published else None
+    return new_source if new_source is not None else earlier_source if isinstance(earlier_source, str) else None
 
 
 def dataset_metadata(described: Described, published: Published | None, earlier: Mapping[str, Any]) -> dict[str, Any]:
     """The metadata of a version of a corpus."""
     # `datasets` caches by folder name and this text; without it, all versions named gen-1 would share a cache entry
-    about = f"{described.ref} {described.manifest.request.digest[:16]}"
+    description = f"{described.ref} {described.manifest.request.digest[:16]}"
     configs: list[dict[str, Any]] = [
-        {"config_name": table, "description": about, "data_files": [{"split": "train", "path": f"{table}/train-*.parquet"}]}
+        {"config_name": table, "description": description, "data_files": [{"split": "train", "path": f"{table}/train-*.parquet"}]}
         for table in described.tables
     ]
     configs[0]["default"] = True
     counts = described.manifest.counts
     rows = counts.unique if isinstance(counts, EditionCounts) else counts.labeled if isinstance(counts, GenerationCounts) else 0
     is_review = isinstance(counts, ReviewCounts)
-    annotated = "expert-generated" if is_review else "found" if described.may_be_by_people else "machine-generated"
+    creator = "expert-generated" if is_review else "found" if described.may_be_by_people else "machine-generated"
     rows = counts.answered if isinstance(counts, ReviewCounts) else rows
-    places = {role: place_of(role, one, published) for role, one in described.inputs.by_role.items()}
+    places = {role: place_of(role, entry, published) for role, entry in described.inputs.by_role.items()}
     pool_source = pool_source_of(published, earlier)
     return {
         **license_of(published, earlier),
         "pretty_name": f"{published.repo.partition('/')[2] if published else described.target.parent.name} {described.target.name}",
         "task_categories": ["image-classification"],
-        "annotations_creators": [annotated],
+        "annotations_creators": [creator],
         "source_datasets": _repos(places, "pool") or ["original"],
         "size_categories": [_size_category(rows)],
         "tags": ["nst", TAG, "reviews" if is_review else "pseudo-labels", "self-training"],
@@ -122,7 +122,7 @@ def model_metadata(described: Described, published: Published | None, earlier: M
     `base_model` is the model whose weights training started from, a finetune in the Hub's terms; the teacher of its labels contributed no
     weights. Its license applies if the user gives none, unless something that the model was trained on has a more restrictive license.
     """
-    places = {role: place_of(role, one, published) for role, one in described.inputs.by_role.items()}
+    places = {role: place_of(role, entry, published) for role, entry in described.inputs.by_role.items()}
     base, trained_on = _repos(places, "initial_weights"), _repos(places, "edition", "labeled")
     library, weights = library_of(described.folder), described.inputs.by_role.get("initial_weights")
     is_free = not any(right.restriction for right in rights(described, published) if right.role != INITIAL_WEIGHTS)
@@ -156,7 +156,7 @@ def scores(metrics: Metrics) -> dict[str, dict[str, Any]]:
     Each has `top1`, `top5` and `ece` as fractions, `mce`, `mfr`, `epsilon` (the size of an attack), `images`, and the strings
     `relative_to` (the reference for errors) and `source`, as far as they are known.
     """
-    found = {}
+    results = {}
     for name, result in metrics.root.items():
         if result.partial:  # not comparable with other results reported under this name
             continue
@@ -166,8 +166,8 @@ def scores(metrics: Metrics) -> dict[str, dict[str, Any]]:
         if not {"top1", "mce", "mfr"} & measured.keys():
             continue
         texts = {"source": result.source, "relative_to": result.relative_to and public_name(result.relative_to)}
-        found[name] = {**measured, "images": result.images or 0, **{key: text for key, text in texts.items() if text is not None}}
-    return found
+        results[name] = {**measured, "images": result.images or 0, **{key: text for key, text in texts.items() if text is not None}}
+    return results
 
 
 _METRICS = {
@@ -289,4 +289,4 @@ def _size_category(rows: int) -> str:
 
 
 def _is_names(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)

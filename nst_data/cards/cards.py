@@ -167,7 +167,8 @@ def _about(described: Described, published: Published | None, earlier: Mapping[s
         "class_names": manifest.class_names,
         "counts": manifest.counts,
         "made_from": [
-            (role, _shown(role, one, published), _code(one.digest[:12]), one.revision) for role, one in described.inputs.by_role.items()
+            (role, _shown(role, entry, published), _code(entry.digest[:12]), entry.revision)
+            for role, entry in described.inputs.by_role.items()
         ],
         "settings": dict(_settings(manifest.request.settings)),
         "license": license_of(published, earlier),
@@ -197,12 +198,12 @@ def _teachers(described: Described, published: Published | None) -> list[str]:
     """Each teacher as a line of markdown: link and revision, share in an ensemble, and accuracy."""
     entries = described.teachers()
     lines = []
-    for role, one in entries.items():
-        version = described.found(one)
+    for role, entry in entries.items():
+        version = described.found(entry)
         results = scores(Described.of(version).metrics()) if version else {}
-        parts = [f"**{_shown(role, one, published)}**"]
-        parts += [f"revision {as_text(one.revision)}"] if one.revision else []
-        parts += [f"zero-shot, by the class names in {_prompts(one.texts)}"] if one.texts else []
+        parts = [f"**{_shown(role, entry, published)}**"]
+        parts += [f"revision {as_text(entry.revision)}"] if entry.revision else []
+        parts += [f"zero-shot, by the class names in {_prompts(entry.texts)}"] if entry.texts else []
         parts += [f"one of {len(entries)}, each has the same share of the mean"] if len(entries) > 1 else []
         parts += [f"{as_text(name)}: {_score(result)}" for name, result in results.items()]
         lines.append("; ".join(parts) + ("" if results else "; its accuracy is not known here"))
@@ -212,17 +213,17 @@ def _teachers(described: Described, published: Published | None) -> list[str]:
 def _prompts(texts: ClassTexts) -> str:
     """The first three prompt templates of an image-text model, and how many more there are."""
     more = f" and {len(texts.prompts) - 3:,} more" if len(texts.prompts) > 3 else ""
-    return ", ".join(as_text(f"“{one}”") for one in texts.prompts[:3]) + more
+    return ", ".join(as_text(f"“{prompt}”") for prompt in texts.prompts[:3]) + more
 
 
 def _lineage(described: Described, published: Published | None) -> list[str]:
     """The steps from the first teacher to this one, one line of markdown each, as far back as the store has them."""
     steps = []
-    for role, one, version in described.lineage():
-        line = _shown(role, one, published if role in described.inputs.by_role else _without_links(published))
+    for role, entry, version in described.lineage():
+        line = _shown(role, entry, published if role in described.inputs.by_role else _without_links(published))
         steps.append(f"{line}: {_step(version)}" if version else f"{line}: further back the store here does not reach")
-    own = f"**{as_text(described.ref)}**: {_step(described)}"
-    return [*reversed(steps), own]
+    last_step = f"**{as_text(described.ref)}**: {_step(described)}"
+    return [*reversed(steps), last_step]
 
 
 def _without_links(published: Published | None) -> Published | None:

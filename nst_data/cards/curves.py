@@ -29,7 +29,7 @@ def write_curves(folder: Path, title: str, best_epoch: float | None = None) -> b
 
     rows = read_metrics_log(folder / METRICS_LOG)
     parts = {"loss_labeled": ("loss on labeled images", _BLUE), "loss_pseudo": ("loss on pseudo-labeled images", _ORANGE)}
-    parts = {column: look for column, look in parts.items() if _points(rows, column)}
+    parts = {column: style for column, style in parts.items() if _points(rows, column)}
     if not parts:
         return False
     figure = Figure(figsize=(9.6, 6.2), dpi=100, layout="constrained")

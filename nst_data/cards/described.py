@@ -129,16 +129,16 @@ class Described:
 
     def lineage(self) -> Iterator[tuple[str, Input, "Described | None"]]:
         """Step back through the inputs to the first teacher: role, input and, if it is in the store, the version."""
-        at: Described | None = self
+        current: Described | None = self
         seen = {self.ref}
-        while at is not None:
-            role, entry = _step_back(at.inputs)
+        while current is not None:
+            role, entry = _step_back(current.inputs)
             if entry is None or entry.ref in seen:
                 return
             seen.add(entry.ref)
             version = self.found(entry)
-            at = Described.of(version) if version else None
-            yield role, entry, at
+            current = Described.of(version) if version else None
+            yield role, entry, current
 
     def metrics(self) -> Metrics:
         """The measured results of a teacher; empty if the file is missing or invalid."""

@@ -41,10 +41,10 @@ def write_pictures(described: Described, parts: Path | None = None) -> list[str]
         return []
     parent = described.parent
     labels = [pl.scan_parquet(files, glob=False), *([scan_labels(parent)] if parent else [])]
-    after, *before = [np.array(one.images) for one in histograms(described.ref, *labels)]
-    bins: list[Series] = [("labeled" if isinstance(described.manifest, GenerationManifest) else "selected", _BLUE, after)]
+    counts, *parent_counts = [np.array(histogram.images) for histogram in histograms(described.ref, *labels)]
+    bins: list[Series] = [("labeled" if isinstance(described.manifest, GenerationManifest) else "selected", _BLUE, counts)]
     if parent:
-        bins.insert(0, (parent.ref, _GRAY, before[0]))
+        bins.insert(0, (parent.ref, _GRAY, parent_counts[0]))
     with _drawn(described.folder / CONFIDENCE, parts, 4.0) as figure:
         _draw_confidence(figure, described, bins)
     rows = described.per_class()
@@ -157,5 +157,5 @@ def _short(count: float) -> str:
 
 def _shown(name: str) -> str:
     """A class name on a single line, shortened to fit the picture."""
-    line = "".join(sign if sign.isprintable() else " " for sign in " ".join(name.split()))
+    line = "".join(char if char.isprintable() else " " for char in " ".join(name.split()))
     return line if len(line) <= _NAME_WIDTH else line[: _NAME_WIDTH - 3] + "..."

@@ -22,8 +22,8 @@ class OwnText:
     @property
     def section(self) -> str:
         """The end of a card: the problem, if any, and the text between its marks."""
-        told = f"> **Look here:** {self.problem}.\n\n" if self.problem else ""
-        return f"\n{told}{_HINT}\n{BEGIN}{self.text}{END}\n"
+        note = f"> **Look here:** {self.problem}.\n\n" if self.problem else ""
+        return f"\n{note}{_HINT}\n{BEGIN}{self.text}{END}\n"
 
 
 def own_text(card: str) -> OwnText:
@@ -33,15 +33,15 @@ def own_text(card: str) -> OwnText:
     card that nst did not write, all of it.
     """
     _, body = split_front_matter(card)
-    begun = re.search(rf"^[ \t]*{re.escape(BEGIN)}", body, re.MULTILINE)
-    begin, end = begun.end() if begun else -1, body.rfind(END)
+    begin_mark = re.search(rf"^[ \t]*{re.escape(BEGIN)}", body, re.MULTILINE)
+    begin, end = begin_mark.end() if begin_mark else -1, body.rfind(END)
     if 0 <= begin <= end:
         return OwnText(body[begin:end])
     if begin >= 0 > end:
         return OwnText(_ending(body[begin:]), "the mark that ends your own text was missing; all behind its beginning is kept")
     if end >= 0:
-        kept = body.rpartition(_HINT)[2] if begin >= 0 else body[:end].rpartition(_HINT)[2]
-        return OwnText(_ending(kept), "the mark that begins your own text was not where it belongs; all that may be yours is kept")
+        text = body.rpartition(_HINT)[2] if begin >= 0 else body[:end].rpartition(_HINT)[2]
+        return OwnText(_ending(text), "the mark that begins your own text was not where it belongs; all that may be yours is kept")
     if body.strip() and not re.search(rf"^- {TAG}\s*$", card.removesuffix(body), re.MULTILINE):
         return OwnText(_ending("\n" + body), "this card was not written by nst before; all of its text is kept below")
     return OwnText()

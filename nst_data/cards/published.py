@@ -76,8 +76,8 @@ def public_setting(name: str, value: Any) -> Any:  # noqa: ANN401 - any JSON val
     if isinstance(value, str):
         return value if name in _OF_NAMES else public_name(value)
     if isinstance(value, Mapping):
-        return {key: public_setting(key, one) for key, one in value.items()}
-    return [public_setting(name, one) for one in value] if isinstance(value, list | tuple) else value
+        return {key: public_setting(key, item) for key, item in value.items()}
+    return [public_setting(name, item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def public_ref(made_from: Input) -> str:

@@ -23,18 +23,18 @@ class Right:
 
 def rights(described: Described, published: Published | None) -> list[Right]:
     """The licenses of all inputs and their inputs, back to the first teacher as far as the store has them, without duplicates."""
-    found: dict[tuple[str, str, str], Right] = {}
+    unique: dict[tuple[str, str, str], Right] = {}
     for role, ref, license in _licenses(described):
         if published and published.anonymous:
             ref, license = "", without_names(license)
         name = ref or None
-        found.setdefault((role, name or "", license), Right(role, name, license, restriction(license)))
-    return list(found.values())
+        unique.setdefault((role, name or "", license), Right(role, name, license, restriction(license)))
+    return list(unique.values())
 
 
 def _licenses(described: Described) -> Iterator[tuple[str, str, str]]:
-    for one in (described, *(step for _, _, step in described.lineage() if step is not None)):
-        for role, entry in one.inputs.by_role.items():
-            known = role if role in _ROLES else role.rpartition("_")[0]
-            if entry.license and known in _ROLES:
-                yield _ROLES[known], public_ref(entry), entry.license
+    for node in (described, *(step for _, _, step in described.lineage() if step is not None)):
+        for role, entry in node.inputs.by_role.items():
+            kind = role if role in _ROLES else role.rpartition("_")[0]
+            if entry.license and kind in _ROLES:
+                yield _ROLES[kind], public_ref(entry), entry.license
