@@ -74,12 +74,12 @@ class SelfContainedEdition:
         return np.array([images, entries], np.int64).T
 
     def _sizes_read(self, progress: Progress) -> tuple[list[int], list[int]]:
-        found = []
+        sizes = []
         with progress.task(f"count {self.place}", len(self.files), "shards") as task, ThreadPoolExecutor(self._counted_at_once) as pool:
             for size in pool.map(self._size_of, self.files):
-                found.append(size)
+                sizes.append(size)
                 task.advance(1)
-        return [images for images, _ in found], [entries for _, entries in found]
+        return [images for images, _ in sizes], [entries for _, entries in sizes]
 
     def _size_of(self, name: str) -> tuple[int, int]:
         with self._opened(name) as parquet:

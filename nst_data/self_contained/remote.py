@@ -85,8 +85,8 @@ class StreamedEdition(SelfContainedEdition):
         window = ShardWindow(work / f"stream-{PROCESS_SPACE}", prepare, starts, self.place, process, processes)
         window.begin()
         needed = sum(sorted((self.manifest.files[name].bytes for name in self.files), reverse=True)[:most])
-        there, free = (path.stat().st_size for path in window.folder.rglob("*") if path.is_file()), shutil.disk_usage(window.folder).free
-        if needed > free + sum(there):
+        present, free = (path.stat().st_size for path in window.folder.rglob("*") if path.is_file()), shutil.disk_usage(window.folder).free
+        if needed > free + sum(present):
             raise NstError(
                 f"{self.place}: up to {needed / 1e9:,.1f} GB of its shards are kept in {window.folder} at once, "
                 f"{free / 1e9:,.1f} GB are left there"
@@ -113,8 +113,8 @@ class StreamedEdition(SelfContainedEdition):
                 "it was not used; run the same command again"
             )
         path.rename(folder / _SHARD)
-        for other in [one for one in folder.iterdir() if one.is_dir()]:  # created by the download
-            shutil.rmtree(other)
+        for subfolder in [child for child in folder.iterdir() if child.is_dir()]:  # created by the download
+            shutil.rmtree(subfolder)
         return folder / _SHARD
 
     def _size_of(self, name: str) -> tuple[int, int]:

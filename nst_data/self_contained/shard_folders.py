@@ -77,8 +77,8 @@ class ShardFolders:
         first = self.column(int(shards[0]), name)
         values = np.empty((len(images), *first.shape[1:]), first.dtype)
         for shard in np.unique(shards).tolist():
-            here = shards == shard
-            values[here] = self.column(shard, name)[images[here] - self.starts[shard]]
+            is_in_shard = shards == shard
+            values[is_in_shard] = self.column(shard, name)[images[is_in_shard] - self.starts[shard]]
         return values
 
     def close_all_but(self, shards: Sequence[int]) -> None:

@@ -85,17 +85,17 @@ class ShardWindow(ShardFolders):
         return self.folder / f"reached.{process}"
 
     def _note(self, position: int) -> None:
-        mine = self.folder / f".reached.{self.process}"
-        mine.write_text(str(position))
-        move_over(mine, self._reached(self.process))
+        part = self.folder / f".reached.{self.process}"
+        part.write_text(str(position))
+        move_over(part, self._reached(self.process))
 
     def _slowest(self, start: int) -> int:
         """The position that all processes have reached."""
-        found = []
+        positions = []
         for process in range(self.processes):
             path = self._reached(process)
-            found.append(int(path.read_text()) if path.exists() else start)
-        return min(found)
+            positions.append(int(path.read_text()) if path.exists() else start)
+        return min(positions)
 
     @property
     def _keeper(self) -> Path:

@@ -77,7 +77,7 @@ def write_self_contained(
 def shard_counts(files: Sequence[Path]) -> ShardCounts:
     """Images and entries (images including copies) of each shard, so that streaming one by one needs no other look at them first."""
     copies = [pq.read_table(file, columns=["copies"])["copies"] for file in files]
-    return ShardCounts(images=[len(one) for one in copies], entries=[int(pc.sum(one, min_count=0).as_py()) for one in copies])
+    return ShardCounts(images=[len(column) for column in copies], entries=[int(pc.sum(column, min_count=0).as_py()) for column in copies])
 
 
 def is_begun(staging: Staging) -> bool:
@@ -149,8 +149,8 @@ class _Images:
         def at_once() -> int:
             return int(np.clip(2**20 * images // size, 1, 64))
 
-        wanted = zip(self._find(table), table["image_hash"].to_pylist(), strict=True)
-        for encoded in each_in_threads(lambda one: self._checked(*one), wanted, self.threads, at_once):
+        pairs = zip(self._find(table), table["image_hash"].to_pylist(), strict=True)
+        for encoded in each_in_threads(lambda pair: self._checked(*pair), pairs, self.threads, at_once):
             images, size = images + 1, size + len(encoded)
             yield encoded
 
