@@ -58,27 +58,27 @@ class KeptFeatures:
     def shards(self) -> int:
         """The number of completed shards of unfinished features."""
         if self.mirror is not None:
-            return sum("/shards/" in one.name for one in self.files)
+            return sum("/shards/" in file.name for file in self.files)
         return len(list((self.folder / WORK / "shards").glob("[!.]*")))
 
     @property
     def bytes(self) -> int:
         """Their size on disk, or in the remote store."""
-        sizes = sum(one.size for one in self.files)
+        total = sum(file.size for file in self.files)
         if self.mirror is not None:
-            return sizes
+            return total
         for folder, _, names in os.walk(self.folder):  # skips folders that another process deletes meanwhile
             for name in names:
                 with contextlib.suppress(FileNotFoundError):
-                    sizes += Path(folder, name).stat().st_size
-        return sizes
+                    total += Path(folder, name).stat().st_size
+        return total
 
 
 def kept_features(store: Store) -> list[KeptFeatures]:
     """All features in a store, sorted by folder name; for a remote store this takes two listings."""
     if store.mirror is not None:
-        found = store.mirror.refresh_features()
-        return [KeptFeatures(store.root / FOLDER / name, store.mirror, found[name]) for name in sorted(found) if _NAME.fullmatch(name)]
+        files = store.mirror.refresh_features()
+        return [KeptFeatures(store.root / FOLDER / name, store.mirror, files[name]) for name in sorted(files) if _NAME.fullmatch(name)]
     return [KeptFeatures(folder) for folder in sorted((store.root / FOLDER).glob("*")) if _NAME.fullmatch(folder.name) and folder.is_dir()]
 
 
@@ -103,22 +103,22 @@ def remove_features(store: Store, ref: str, *, progress: Progress | None = None)
         NstError: A process on any machine is computing them.
     """
     kept, digits = kept_features(store), ref.partition("@")[2].lower()
-    found = [one for one in kept if one.folder.name.startswith(digits)]
-    there = "there are: " + (", ".join(one.ref for one in found or kept) or "none")
+    matches = [features for features in kept if features.folder.name.startswith(digits)]
+    available = "there are: " + (", ".join(features.ref for features in matches or kept) or "none")
     if len(digits) < _LEAST_DIGITS:
-        raise UsageError(f"{ref}: expected {FOLDER}@ and at least {_LEAST_DIGITS} digits, found {len(digits)}; {there}")
-    if len(found) != 1:
-        raise UsageError(f"{ref}: expected one of the features in the store {store.location}, found {len(found)}; {there}")
-    one, is_finished, say = found[0], found[0].is_finished, (progress or on_this_terminal()).say
-    run = None if store.mirror is None else run_of(store.mirror, one.folder)
+        raise UsageError(f"{ref}: expected {FOLDER}@ and at least {_LEAST_DIGITS} digits, found {len(digits)}; {available}")
+    if len(matches) != 1:
+        raise UsageError(f"{ref}: expected one of the features in the store {store.location}, found {len(matches)}; {available}")
+    features, is_finished, say = matches[0], matches[0].is_finished, (progress or on_this_terminal()).say
+    run = None if store.mirror is None else run_of(store.mirror, features.folder)
     if run is None:
-        wait_for_claims(one.folder / WORK, ref, say)
+        wait_for_claims(features.folder / WORK, ref, say)
     else:
         run.check_nobody_at_work(ref, say)
-    discard(one.folder)  # before the remote files, since files found only on this machine would be uploaded again
+    discard(features.folder)  # before the remote files, since files found only on this machine would be uploaded again
     if run is not None:
         if is_finished:
-            run.mirror.discard_version(run.mirror.name_of(one.folder))
+            run.mirror.discard_version(run.mirror.name_of(features.folder))
         run.discard()
         discard(run.mirror.root / run.name)
-    return one.folder
+    return features.folder

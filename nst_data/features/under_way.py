@@ -60,9 +60,9 @@ class FeaturesUnderWay:
 
     def write(self, shard: int, rows: Sequence[pa.Table], errors: list[dict[str, Any]]) -> None:
         """Write a whole shard from tables with the columns of `schema`."""
-        kind = schema(self.dimensions)
-        table = pa.concat_tables([kind.empty_table(), *rows])
-        with replacing(self.build / self.shards.plan.file(shard), self.shards.parts) as file, parquet_writer(file, kind) as writer:
+        table_schema = schema(self.dimensions)
+        table = pa.concat_tables([table_schema.empty_table(), *rows])
+        with replacing(self.build / self.shards.plan.file(shard), self.shards.parts) as file, parquet_writer(file, table_schema) as writer:
             writer.write_table(table, row_group_size=_ROWS_PER_GROUP)
         self.shards.write_note(shard, file.sealed, np.array([table.num_rows]), errors)
 
@@ -113,8 +113,8 @@ def _joined(mirror: Mirror, request: FeaturesRequest, place: Path) -> RemoteRun:
     run = run_of(mirror, place)
     mirror.refresh_version(mirror.name_of(place))  # this machine may have features that were removed meanwhile
     if not mirror.refresh_run(run.name):
-        asked = {"request": request.model_dump(mode="json"), "begun": secrets.token_hex(8)}  # tells restarted runs apart
-        run.claim(json.dumps(asked, indent=2))
+        record = {"request": request.model_dump(mode="json"), "begun": secrets.token_hex(8)}  # tells restarted runs apart
+        run.claim(json.dumps(record, indent=2))
         if not mirror.refresh_run(run.name):
             raise NstError(f"{ref_of(place)}: was finished or removed by another process; rerun this command")
     begun = (mirror.root / run.name / REQUEST).read_bytes()
