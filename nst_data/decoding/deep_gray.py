@@ -84,7 +84,7 @@ def _number(value: object) -> float:
     """A tag's value as a float; NaN, which equals nothing, if it is missing, not finite, or not a number."""
     single = value[0] if isinstance(value, tuple) and len(value) == 1 else value
     try:
-        found = float(single.strip(" \0") if isinstance(single, str) else single)  # type: ignore[arg-type]
+        number = float(single.strip(" \0") if isinstance(single, str) else single)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError, ZeroDivisionError):
         return np.nan
-    return found if np.isfinite(found) else np.nan
+    return number if np.isfinite(number) else np.nan

@@ -44,8 +44,8 @@ def jpeg_exif(encoded: bytes | memoryview) -> bytes:
     """The EXIF data of a JPEG, from any of its segments and joined if split over several; empty if there is none."""
     if len(encoded) <= _FEW_BYTES and _EXIF not in bytes(encoded):
         return b""
-    found = (content for marker, content in _segments(encoded) if marker == _APP1 and content[: len(_EXIF)] == _EXIF)
-    return b"".join(content[len(_EXIF) :] for content in found)
+    contents = (content for marker, content in _segments(encoded) if marker == _APP1 and content[: len(_EXIF)] == _EXIF)
+    return b"".join(content[len(_EXIF) :] for content in contents)
 
 
 def may_hold_pictures(encoded: bytes | memoryview) -> bool:
@@ -80,8 +80,8 @@ def _segments(encoded: bytes | memoryview) -> Iterator[tuple[int, memoryview]]:
     position = len(_STARTS_WITH)
     if encoded[:position] != _STARTS_WITH:
         return
-    while found := _MARKER.search(encoded, position):
-        marker, position = found[1][0], found.end()
+    while match := _MARKER.search(encoded, position):
+        marker, position = match[1][0], match.end()
         if marker == _SCAN:
             return
         if marker in _WITHOUT_CONTENT:

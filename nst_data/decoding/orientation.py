@@ -49,10 +49,10 @@ def exif_orientation(exif: bytes) -> int:
         for entry in range(directory + 2, directory + 2 + 12 * entries, 12):
             tag, kind, count = struct.unpack_from(f"{order}HHI", tiff, entry)
             if tag == ORIENTATION_TAG and kind in _INTEGERS and count > 0:
-                form, place = f"{order}{_INTEGERS[kind]}", entry + 8
+                form, offset = f"{order}{_INTEGERS[kind]}", entry + 8
                 if struct.calcsize(form) * count > 4:  # values that do not fit here are stored elsewhere
-                    (place,) = struct.unpack_from(f"{order}I", tiff, place)
-                return _valid(struct.unpack_from(form, tiff, place))
+                    (offset,) = struct.unpack_from(f"{order}I", tiff, offset)
+                return _valid(struct.unpack_from(form, tiff, offset))
     except struct.error:  # truncated
         pass
     return _AS_STORED
