@@ -67,7 +67,7 @@ def import_answers(store: Store, corpus: str, file: Path | str, *, reviewer: str
                 raise NstError(f"{where}: {error}") from None
     images = _found(labels, [row for row, _ in rows]) if labels else {}
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
-    log, answers, first = AnswerLog(store, corpus, reviewer), [], dict[str, tuple[Answer, str]]()
+    log, answers, first_answers = AnswerLog(store, corpus, reviewer), [], dict[str, tuple[Answer, str]]()
     for row, where in rows:
         image_hash, key = images.get(row.image_hash or row.key, (row.image_hash, row.key or row.image_hash))
         if not image_hash:
@@ -76,7 +76,7 @@ def import_answers(store: Store, corpus: str, file: Path | str, *, reviewer: str
         if not _HASH.fullmatch(image_hash):
             raise NstError(f"{where}: `image_hash` is {image_hash!r}, expected 32 digits of 0-9 and a-f, as labels have it; name its `key`")
         answer = replace(row, image_hash=image_hash, key=key, time=now)
-        earlier, there = first.setdefault(image_hash, (answer, where))
+        earlier, there = first_answers.setdefault(image_hash, (answer, where))
         if earlier.says != answer.says:
             raise NstError(
                 f"{where}: says {answer.words!r} of {key!r}, and {there}, {earlier.words!r} of the same image; remove one of them"
