@@ -106,15 +106,17 @@ def adopt(
     progress = progress or on_this_terminal()
     if key and pool is None:
         raise UsageError("`key` refers to images; add `pool` SOURCE, or remove it if the table holds the images")
-    given = names_in(class_names) if class_names is not None else None
-    asked = Asked(probs, label_column, key, logits, given)
-    tables = [_opened(store, one, pool, asked) for one in _several(table, pool)]
+    given_names = names_in(class_names) if class_names is not None else None
+    request = Asked(probs, label_column, key, logits, given_names)
+    tables = [_opened(store, member, pool, request) for member in _several(table, pool)]
     images = pool or tables[0].images
     file = None if class_names is None else file_of(class_names)
-    members = [_read(one, images, given, file, smoothing, progress) for one in tables]
-    for line in [*images.remarks(), *(remark for one in members for remark in one.remarks)]:
+    members = [_read(member, images, given_names, file, smoothing, progress) for member in tables]
+    for line in [*images.remarks(), *(remark for member in members for remark in member.remarks)]:
         progress.say(line)
-    averaged = AveragedLabels([Member(one.location, one.reader, one.rows) for one in members], images) if len(members) > 1 else None
+    averaged = (
+        AveragedLabels([Member(member.location, member.reader, member.rows) for member in members], images) if len(members) > 1 else None
+    )
     labels, rows = (averaged, averaged.rows) if averaged else (members[0].reader, members[0].rows)
     names = labels.class_names
     top_k = top_k if top_k is not None else labels.default_top_k()
@@ -122,7 +124,7 @@ def adopt(
     schema = pseudo_labels_schema(names, top_k)
     inputs = GenerationInputs(
         pool=images.lineage,
-        **{f"adopted_{number}" if number > 1 else "adopted": one.entry(progress) for number, one in enumerate(members, start=1)},
+        **{f"adopted_{number}" if number > 1 else "adopted": member.entry(progress) for number, member in enumerate(members, start=1)},
         **({"class_names": Input(ref=_reference(class_names), digest=json_digest(names))} if class_names else {}),
         **({"teacher": _named_teacher(teacher)} if teacher is not None else {}),
     )
@@ -180,12 +182,12 @@ def _read(table: LabelTable, images: Source, names: Sequence[str] | None, file: 
 
 def _several(table: Source | str | Path | Sequence[Source | str | Path], pool: Source | None) -> list[Source | str]:
     """The tables, in order. Raises UsageError if there are several but no pool."""
-    given = [table] if isinstance(table, Source | str | Path) else list(table)
-    if not given:
+    tables = [table] if isinstance(table, Source | str | Path) else list(table)
+    if not tables:
         raise UsageError("`table`: expected labels as a source or where they are, or several of these, found none")
-    if len(given) > 1 and pool is None:
+    if len(tables) > 1 and pool is None:
         raise UsageError("several tables of labels are averaged for the images of `pool` SOURCE; add it")
-    return [str(one) if isinstance(one, Path) else one for one in given]
+    return [str(entry) if isinstance(entry, Path) else entry for entry in tables]
 
 
 def _opened(store: Store, table: Source | str, pool: Source | None, asked: Asked) -> LabelTable:
@@ -263,8 +265,8 @@ class _Adoption:
     def counts(self, counts: LabelCounts) -> GenerationCounts:
         """Add the number of pool images without labels."""
         images = len(self.version.pool)
-        whole = counts.model_dump() | {"pool": images, "unlabeled": images - self.version.shards.plan.rows}
-        return GenerationCounts(**whole, top_k=self.top_k, teacher_parameters=0)
+        values = counts.model_dump() | {"pool": images, "unlabeled": images - self.version.shards.plan.rows}
+        return GenerationCounts(**values, top_k=self.top_k, teacher_parameters=0)
 
     @property
     def _kept(self) -> Path:
@@ -276,11 +278,11 @@ class _Adoption:
         shards = self.version.shards
         start, stop = shards.plan.bounds(shard)
         writer = ShardWriter(shards, shard, self.schema)
-        looked = each_in_threads(_looked_at, self.version.pool.rows(self.rows.in_pool[start:stop]))
+        results = each_in_threads(_looked_at, self.version.pool.rows(self.rows.in_pool[start:stop]))
         try:
-            while images := list(islice(looked, _IMAGES_AT_ONCE)):
-                which = np.asarray(self.rows.in_table[start : start + len(images)])
-                writer.add(*_table(images, labels[which]))
+            while images := list(islice(results, _IMAGES_AT_ONCE)):
+                table_rows = np.asarray(self.rows.in_table[start : start + len(images)])
+                writer.add(*_table(images, labels[table_rows]))
                 shards.show_life(shard)
                 start += len(images)
                 yield len(images)
@@ -291,25 +293,25 @@ class _Adoption:
 
     def _say_size(self) -> None:
         staging, rows = self.version.staging, self.version.shards.plan.rows
-        soft = rows * soft_label_bytes(self.schema)
-        needed, images = 2 * soft + rows * _ROW_BYTES, f"{rows:,} of {len(self.version.pool):,} images"
+        soft_bytes = rows * soft_label_bytes(self.schema)
+        needed, images = 2 * soft_bytes + rows * _ROW_BYTES, f"{rows:,} of {len(self.version.pool):,} images"
         self.version.progress.say(
-            f"{staging.ref}: {images}, {disk_use(needed)} on disk, {disk_use(soft)} of it until it is done"
+            f"{staging.ref}: {images}, {disk_use(needed)} on disk, {disk_use(soft_bytes)} of it until it is done"
             f"{space_warning(staging.folder, needed)}"
         )
 
 
 def _table(images: Sequence[_Looked], labels: NDArray[np.void]) -> tuple[pa.Table, list[dict[str, Any]]]:
     """The rows of readable images, and the errors of the others."""
-    good = [place for place, one in enumerate(images) if one.reason is None]
-    readable = [images[place] for place in good]
-    thumbnails = [one.thumbnail for one in readable if one.thumbnail is not None]
+    indices = [index for index, image in enumerate(images) if image.reason is None]
+    readable = [images[index] for index in indices]
+    thumbnails = [image.thumbnail for image in readable if image.thumbnail is not None]
     columns = {
-        "id": np.array([one.id for one in readable], np.int64),
-        "key": pa.array([one.key for one in readable], pa.string()),
-        "image_hash": pa.array([one.image_hash for one in readable], pa.string()),
+        "id": np.array([image.id for image in readable], np.int64),
+        "key": pa.array([image.key for image in readable], pa.string()),
+        "image_hash": pa.array([image.image_hash for image in readable], pa.string()),
         "phash": phash(np.stack(thumbnails) if thumbnails else np.empty((0, 32, 32, 3), np.uint8)),
-        **as_columns(labels[good]),
+        **as_columns(labels[indices]),
     }
-    errors = [{"id": one.id, "key": one.key, "reason": one.reason} for one in images if one.reason is not None]
+    errors = [{"id": image.id, "key": image.key, "reason": image.reason} for image in images if image.reason is not None]
     return pa.table(columns), errors

@@ -62,19 +62,19 @@ def _fault(name: str, value: object, hint: Any) -> str:  # noqa: ANN401 - any ty
     """What is wrong with an argument; for a list, about its first invalid item."""
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-        for items in (typing.get_args(one)[0] for one in options if typing.get_origin(one) is Sequence):
-            at, item = next((place, item) for place, item in enumerate(value) if not _is_one(item, items))
-            return f"`{name}[{at}]`: expected {_described(items)}, found {item!r}"
+        for items in (typing.get_args(option)[0] for option in options if typing.get_origin(option) is Sequence):
+            index, item = next((position, item) for position, item in enumerate(value) if not _is_one(item, items))
+            return f"`{name}[{index}]`: expected {_described(items)}, found {item!r}"
     return f"`{name}`: expected {_described(hint)}, found {value!r}"
 
 
 def _is_one(value: object, hint: Any) -> bool:  # noqa: ANN401 - any type annotation
     """Whether a value matches an annotation, as far as that is checked; the contents of mappings are not."""
-    origin, inside = typing.get_origin(hint) or hint, typing.get_args(hint)
+    origin, args = typing.get_origin(hint) or hint, typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return any(_is_one(value, one) for one in inside)
+        return any(_is_one(value, item) for item in args)
     if origin is Sequence:
-        return isinstance(value, Sequence) and not isinstance(value, str | bytes) and all(_is_one(one, inside[0]) for one in value)
+        return isinstance(value, Sequence) and not isinstance(value, str | bytes) and all(_is_one(item, args[0]) for item in value)
     if origin in (int, float):
         return isinstance(value, (int, np.integer) if origin is int else (int, float, np.number)) and not isinstance(value, bool)
     if origin is bool:
@@ -84,19 +84,19 @@ def _is_one(value: object, hint: Any) -> bool:  # noqa: ANN401 - any type annota
 
 def _described(hint: Any) -> str:  # noqa: ANN401 - any type annotation
     """An annotation in words."""
-    origin, inside = typing.get_origin(hint) or hint, typing.get_args(hint)
+    origin, args = typing.get_origin(hint) or hint, typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        is_version = any(getattr(one, "__name__", "") == "Version" for one in inside)  # a version's name is given as str
-        named = [one for one in inside if one is not types.NoneType and not (one is str and is_version)]
-        single = [one for one in named if typing.get_origin(one) is not Sequence]
+        is_version = any(getattr(option, "__name__", "") == "Version" for option in args)  # a version's name is given as str
+        options = [option for option in args if option is not types.NoneType and not (option is str and is_version)]
+        single = [option for option in options if typing.get_origin(option) is not Sequence]
         words = list(dict.fromkeys(map(_described, single)))
-        if single and len(single) < len(named):
+        if single and len(single) < len(options):
             return ", ".join(words) + ", or a list of these"
-        return " or ".join(dict.fromkeys(map(_described, named)))
+        return " or ".join(dict.fromkeys(map(_described, options)))
     if origin is Sequence:
-        name = getattr(inside[0], "__name__", "")
-        return _LISTS.get(name) or f"a list with {_described(inside[0])} in each place"
+        name = getattr(args[0], "__name__", "")
+        return _LISTS.get(name) or f"a list with {_described(args[0])} in each place"
     if origin is typing.Literal:
-        return " or ".join(map(repr, inside))
+        return " or ".join(map(repr, args))
     name = getattr(origin, "__name__", str(origin))
     return _SUCH_AS.get(name) or (f"{name}(...)" if origin.__module__.startswith("nst_") else name)

@@ -26,14 +26,14 @@ def labels_with_classes(store: Store, corpus: str, answered: Iterable[str]) -> V
     labels = label_versions(store, corpus)
     if not labels:
         return None
-    known = set(answered) & {name for version in labels for name in version.manifest.class_names}
-    fitting = [version for version in labels if known <= set(version.manifest.class_names)]
+    required = set(answered) & {name for version in labels for name in version.manifest.class_names}
+    fitting = [version for version in labels if required <= set(version.manifest.class_names)]
     if fitting:
         return fitting[-1]
     newest = labels[-1]
-    lacking = min(known - set(newest.manifest.class_names))
-    other = next(version for version in reversed(labels) if lacking in version.manifest.class_names)
+    missing = min(required - set(newest.manifest.class_names))
+    other = next(version for version in reversed(labels) if missing in version.manifest.class_names)
     raise NstError(
         f"{corpus}: expected labels with all classes that were answered, but {newest.ref} has other classes than {other.ref}: "
-        f"it lacks {lacking!r}; `store.remove({newest.ref!r})` if it does not belong to {corpus}"
+        f"it lacks {missing!r}; `store.remove({newest.ref!r})` if it does not belong to {corpus}"
     )

@@ -27,12 +27,12 @@ def write_digits(folder: Path, seed: int) -> None:
     order = np.random.default_rng(seed).permutation(len(images))
     test, rest = order[:TEST], order[TEST:]
     labeled = np.concatenate([rest[digits.target[rest] == digit][:LABELED_PER_CLASS] for digit in range(10)])
-    fresh = temporary(folder.with_name(f".{folder.name}"))
-    shutil.rmtree(fresh, ignore_errors=True)
+    staging = temporary(folder.with_name(f".{folder.name}"))
+    shutil.rmtree(staging, ignore_errors=True)
     for index in order:
         part = "test" if index in test else "labeled" if index in labeled else "pool"
-        place = fresh / part if part == "pool" else fresh / part / str(digits.target[index])
-        place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(images[index]).save(place / f"{index:04d}.png")
-    place_once(fresh, folder)
-    shutil.rmtree(fresh, ignore_errors=True)  # if another process was first, it wrote the same images
+        destination = staging / part if part == "pool" else staging / part / str(digits.target[index])
+        destination.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images[index]).save(destination / f"{index:04d}.png")
+    place_once(staging, folder)
+    shutil.rmtree(staging, ignore_errors=True)  # if another process was first, it wrote the same images

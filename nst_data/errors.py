@@ -72,5 +72,5 @@ def secrets_cut(line: str) -> str:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether this machine or its GPU is out of memory; libraries raise various classes for that."""
-    said = ("out of memory", "can't allocate memory", "Cannot allocate memory", "Unable to allocate")
-    return isinstance(error, MemoryError) or any(words in str(error) for words in said)
+    phrases = ("out of memory", "can't allocate memory", "Cannot allocate memory", "Unable to allocate")
+    return isinstance(error, MemoryError) or any(phrase in str(error) for phrase in phrases)

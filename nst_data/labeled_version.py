@@ -100,11 +100,11 @@ def check_unchanged(
     is_sealed = isinstance(staged, Version)
     folder = staged.folder if isinstance(staged, Version) else staged.build
     for role, source in read.items():
-        reading, made = Reading(folder, role), None
+        reading, created = Reading(folder, role), None
         if isinstance(staged, Version) and role == "pool":
-            made = staged.manifest.created
+            created = staged.manifest.created
         if is_compared:
-            known = hashes_in(folder) if role == "pool" else reading.kept()
-            reading.check(source, known, f"{staged.ref} was {'made' if is_sealed else 'begun'}", remedy, progress, made)
+            hashes = hashes_in(folder) if role == "pool" else reading.kept()
+            reading.check(source, hashes, f"{staged.ref} was {'made' if is_sealed else 'begun'}", remedy, progress, created)
         if not is_sealed:
             reading.begin(source)

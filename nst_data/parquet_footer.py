@@ -21,9 +21,9 @@ def column_chunks(
     so that the first page is requested only once all columns have been started. Statistics may be requested for columns of bytes only: for
     others Arrow also decodes the minimum and maximum, and aborts if one is too short.
     """
-    tops = tuple(f"{name}." for name in names)
+    prefixes = tuple(f"{name}." for name in names)
     leaves = [footer.schema.column(index) for index in range(len(footer.schema))]
-    kinds = {index: leaf.physical_type for index, leaf in enumerate(leaves) if f"{leaf.path}.".startswith(tops)}
+    kinds = {index: leaf.physical_type for index, leaf in enumerate(leaves) if f"{leaf.path}.".startswith(prefixes)}
     reader = pq.ParquetFile(pa.PythonFile(_NoPages(), mode="r"), metadata=footer, buffer_size=1, pre_buffer=False)
     for group in range(footer.num_row_groups) if groups is None else groups:
         with suppress(_PagesWantedError):

@@ -54,5 +54,5 @@ def each_in_threads(
     """Yield results in the order of the items; each thread takes `at_once` items at a time. By default one thread per CPU."""
     rest = iter(items)
     batches = iter(lambda: list(islice(rest, at_once())), [])
-    for _, results in in_threads(lambda some: [work(item) for item in some], batches, threads or cpus_of_this_process()):
+    for _, results in in_threads(lambda batch: [work(item) for item in batch], batches, threads or cpus_of_this_process()):
         yield from results

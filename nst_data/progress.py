@@ -15,7 +15,7 @@ _LEAST_BESIDE, _LEAST_OF_A_NAME = 32, 16
 
 def as_text(name: str) -> str:
     """A name with non-printable characters escaped, which a terminal might act on."""
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in name)
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in name)
 
 
 class Task(Protocol):
@@ -97,8 +97,8 @@ class _LineTask:
         self._said = (self._done, self._note)
         self._printed = time.monotonic()
         done, seconds, missing = self._done - self._before, self._printed - self._began, self._total - self._done
-        left = f"{missing * seconds / done:,.0f} s left" if done and missing > 0 else ""
-        parts = [_amount(self._done, self._total, self._unit), _rate(done, seconds, self._unit), left, self._note]
+        time_left = f"{missing * seconds / done:,.0f} s left" if done and missing > 0 else ""
+        parts = [_amount(self._done, self._total, self._unit), _rate(done, seconds, self._unit), time_left, self._note]
         print(as_text(f"{self._name}: {', '.join(filter(None, parts))}"), file=sys.stderr, flush=True)
 
 
@@ -149,8 +149,8 @@ class _BarTask:
     def advance(self, amount: int, note: str = "") -> None:
         self._done += amount
         rate = _rate(self._done - self._before, time.monotonic() - self._began, self._unit)
-        shown = {"amount": _amount(self._done, self._total, self._unit), "rate": rate}
-        self._rich.update(self._task, advance=amount, note=note, **shown)
+        fields = {"amount": _amount(self._done, self._total, self._unit), "rate": rate}
+        self._rich.update(self._task, advance=amount, note=note, **fields)
 
 
 _state = SimpleNamespace(silent=False)

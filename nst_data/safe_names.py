@@ -39,8 +39,8 @@ def folder_names(class_names: Sequence[str], others: Collection[str] = ()) -> li
     names: list[str] = []
     taken = set(map(folded, others))
     for index, name in enumerate(class_names):
-        signs = unicodedata.normalize("NFC", name)
-        safe = _fitting("".join(sign if sign.isprintable() and sign not in _REFUSED else "_" for sign in signs))
+        normalized = unicodedata.normalize("NFC", name)
+        safe = _fitting("".join(char if char.isprintable() and char not in _REFUSED else "_" for char in normalized))
         while folded(safe) in taken:
             safe = f"{safe}-{index}"
         taken.add(folded(safe))
@@ -55,8 +55,8 @@ def folded(name: str) -> str:
 
 def mistaken_for(name: str, names: Collection[str]) -> str | None:
     """One of `names` that some file system considers equal to this different name; None if there is none or `name` is among them."""
-    others = {folded(other): other for other in names if other != name}
-    return None if name in names else others.get(folded(name))
+    by_folded_name = {folded(other): other for other in names if other != name}
+    return None if name in names else by_folded_name.get(folded(name))
 
 
 def cell(text: str) -> str:

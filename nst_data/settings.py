@@ -58,17 +58,17 @@ else:
 
 def _fault(model: type[BaseModel], error: ValidationError) -> str:
     first = error.errors()[0]
-    *around, name = first["loc"] or ("",)
-    for step in around:
-        inner = model.model_fields[step].annotation if step in model.model_fields else None
+    *parents, name = first["loc"] or ("",)
+    for parent in parents:
+        inner = model.model_fields[parent].annotation if parent in model.model_fields else None
         model = inner if isinstance(inner, type) and issubclass(inner, BaseModel) else model
-    place = f"`{'.'.join(map(str, first['loc']))}`: " if name != "" else ""
+    prefix = f"`{'.'.join(map(str, first['loc']))}`: " if name != "" else ""
     if first["type"] == "missing":
-        about = model.model_fields[str(name)].description
-        return f"{place}missing{(about and f': {about}') or ''}"
+        description = model.model_fields[str(name)].description
+        return f"{prefix}missing{(description and f': {description}') or ''}"
     if first["type"] == "extra_forbidden":
-        return place + unknown_key(str(name), model)
-    return place + in_words(first) + (f", found {first['input']!r}" if place else "")
+        return prefix + unknown_key(str(name), model)
+    return prefix + in_words(first) + (f", found {first['input']!r}" if prefix else "")
 
 
 _EXPECTED = {
@@ -106,8 +106,8 @@ def in_words(error: "ErrorDetails") -> str:
 
 def unknown_key(name: str, model: type[BaseModel]) -> str:
     """The message about an unknown settings key, with a suggestion."""
-    near = difflib.get_close_matches(name, model.model_fields, n=1)
-    return "unknown key; " + (f"did you mean {near[0]}?" if near else f"expected one of {', '.join(model.model_fields)}")
+    matches = difflib.get_close_matches(name, model.model_fields, n=1)
+    return "unknown key; " + (f"did you mean {matches[0]}?" if matches else f"expected one of {', '.join(model.model_fields)}")
 
 
 class Settings(BaseModel, metaclass=_InOneLine):
@@ -125,19 +125,19 @@ class Settings(BaseModel, metaclass=_InOneLine):
     @field_validator("*", mode="before")
     @classmethod
     def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:  # noqa: ANN401 - what a user wrote
-        kind = cls.model_fields[str(info.field_name)].annotation
-        if isinstance(value, bool) and {kind, *typing.get_args(kind)} & {int, float} and kind != tuple[float, float]:
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and {annotation, *typing.get_args(annotation)} & {int, float} and annotation != tuple[float, float]:
             raise ValueError("expected a number")  # otherwise it would become 0 or 1
         return value
 
     def for_request(self) -> dict[str, Any]:
         """The settings that affect data, as JSON values, without `Later` fields that have their `before` value."""
         later, values = later_fields(type(self)), self.model_dump(mode="json")
-        own = {name: getattr(self, name) for name in values}
+        attributes = {name: getattr(self, name) for name in values}
         return {
-            name: own[name].for_request() if isinstance(own[name], Settings) else value
+            name: attributes[name].for_request() if isinstance(attributes[name], Settings) else value
             for name, value in values.items()
-            if name not in later or own[name] != later[name]
+            if name not in later or attributes[name] != later[name]
         }
 
     @classmethod
@@ -147,10 +147,10 @@ class Settings(BaseModel, metaclass=_InOneLine):
 
 
 def _with_default(field: FieldInfo) -> str:
-    about = field.description or ""
+    description = field.description or ""
     if field.is_required() or field.default in (None, (), {}) or isinstance(field.default, BaseModel):
-        return about
-    return f"{about} [default: {field.default!r}]"
+        return description
+    return f"{description} [default: {field.default!r}]"
 
 
 class ReadableSettings(Settings):

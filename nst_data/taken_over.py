@@ -34,8 +34,8 @@ class MadeBefore:
 
     def of(self, request: Request) -> Version | None:
         """A version made by an equivalent request; None if there is none."""
-        wanted = self._form(request)
-        return next((version for version in self.versions if self._form(version.manifest.request) == wanted), None)
+        form = self._form(request)
+        return next((version for version in self.versions if self._form(version.manifest.request) == form), None)
 
     def content(self, digest: str) -> str:
         """A digest of the content of the version with this digest; the digest itself if the store has no such version."""
@@ -72,12 +72,12 @@ def take_over(
     """
     if not store.reuses or number is None or _is_there(store, request, name, number):
         return ALREADY
-    made = MadeBefore(store).of(request)
-    if made is None:
+    existing = MadeBefore(store).of(request)
+    if existing is None:
         return ALREADY
     ref, run = f"{name}@{number}", store.root / "runs" / PULLS / name / str(number)
     try:
-        check(made)
+        check(existing)
     except NstError:
         return ALREADY
     run.parent.mkdir(parents=True, exist_ok=True)
@@ -86,15 +86,15 @@ def take_over(
         if _is_there(store, request, name, number):
             return ALREADY
         try:
-            if not _is_built(made, request, name, number, store, progress):
-                progress.say(f"warning: {made.ref} is damaged, so {ref} is made anew")
+            if not _is_built(existing, request, name, number, store, progress):
+                progress.say(f"warning: {existing.ref} is damaged, so {ref} is made anew")
                 return ALREADY
             target = store.target(request.kind, name, str(number))
             target.parent.mkdir(parents=True, exist_ok=True)
             store.place(run / "build", target)
         finally:
             discard(run)
-    return f"is taken over from {made.ref}"
+    return f"is taken over from {existing.ref}"
 
 
 def _is_there(store: Store, request: Request, name: str, number: Number) -> bool:
@@ -110,19 +110,19 @@ def _is_built(made: Version, request: Request, name: str, number: Number, store:
     """Build the version in a staging folder from the other version's files; False if one of these is not as it was sealed."""
     folder, build = made.folder, store.root / "runs" / PULLS / name / str(number) / "build"
     build.mkdir(parents=True)
-    before = made.manifest
-    with progress.task(f"take over {made.ref}", sum(sealed.bytes for sealed in before.files.values()), "bytes") as task:
-        for file, sealed in before.files.items():
+    old_manifest = made.manifest
+    with progress.task(f"take over {made.ref}", sum(sealed.bytes for sealed in old_manifest.files.values()), "bytes") as task:
+        for file, sealed in old_manifest.files.items():
             if not is_copied(folder / file, build / file, sealed, linked=True):
                 return False
             task.advance(sealed.bytes)
     for path in [path for path in folder.rglob("*") if path.is_file() and path.name[0] != "."]:
         file = path.relative_to(folder).as_posix()
-        if file not in before.files and file not in _OWN:
+        if file not in old_manifest.files and file not in _OWN:
             with suppress(FileNotFoundError):  # being rewritten at this moment
                 copy_file(path, build / file)
-    digest = content_digest(request, before.files, before.class_names)
-    manifest = before.model_copy(update={"name": name, "version": str(number), "request": request, "digest": digest})
+    digest = content_digest(request, old_manifest.files, old_manifest.class_names)
+    manifest = old_manifest.model_copy(update={"name": name, "version": str(number), "request": request, "digest": digest})
     cards.write_card(Described(build, store.target(request.kind, name, str(number)), manifest))
     write_text(build / MANIFEST_NAME, manifest.model_dump_json(indent=2) + "\n")
     fsync_tree(build)

@@ -13,13 +13,13 @@ def structure(data: bytes, at: int) -> tuple[Fields, int]:
     """Parse a structure; return it and the position after it. Raises one of `DAMAGE`."""
     fields: Fields = {}
     number = 0
-    while head := data[at]:
+    while header := data[at]:
         at += 1
-        if head >> 4:
-            number += head >> 4
+        if header >> 4:
+            number += header >> 4
         else:
             number, at = _integer(data, at)
-        fields[number], at = _value(data, at, head & 15)
+        fields[number], at = _value(data, at, header & 15)
     return fields, at + 1
 
 
@@ -39,11 +39,11 @@ def _value(data: bytes, at: int, kind: int) -> tuple[Any, int]:
     if kind == 7:
         return None, _inside(data, at + 8)  # a double, which nothing here needs
     if kind == 9:
-        size, inside = data[at] >> 4, data[at] & 15
+        size, item_kind = data[at] >> 4, data[at] & 15
         size, at = _varint(data, at + 1) if size == 15 else (size, at + 1)
         values = []
         for _ in range(size):
-            value, at = _value(data, at, 3 if inside in (1, 2) else inside)
+            value, at = _value(data, at, 3 if item_kind in (1, 2) else item_kind)
             values.append(value)
         return values, at
     raise ValueError(f"Thrift's kind {kind}")

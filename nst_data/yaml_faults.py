@@ -29,10 +29,10 @@ def yaml_fault(error: Exception) -> tuple[str, str]:
         return "", f"it has the character U+{int(error.character):04X}, which is no text; remove it"
     if not isinstance(error, MarkedYAMLError):
         return "", f"a value in it cannot be read ({first_line(error)}); put text in quotes"
-    said = f"{error.context} {error.problem}"
-    words = next((words for part, words in _WORDS.items() if part in said), "indentation or punctuation is wrong")
+    message = f"{error.context} {error.problem}"
+    words = next((words for part, words in _WORDS.items() if part in message), "indentation or punctuation is wrong")
     marks = [error.problem_mark, error.context_mark]
-    if "quoted scalar" in said or "simple key" in said:  # reported at the end of the scan, but the mistake is where it starts
+    if "quoted scalar" in message or "simple key" in message:  # reported at the end of the scan, but the mistake is where it starts
         marks.reverse()
     for mark in marks:
         lines = (mark.buffer or "").rstrip("\0").split("\n") if mark else []
