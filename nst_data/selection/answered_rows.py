@@ -35,8 +35,10 @@ class AnsweredRows:
         left_out = pl.Series(sorted(set().union(*held_out.values())), dtype=pl.String)
         labels = read_review(reviews).drop_nulls("label").filter(~pl.col("image_hash").is_in(left_out.implode()))
         labels = labels.select("image_hash", label=pl.Series(order)[labels["label"]])
-        (found,) = collect(generation.ref, scan_labels(generation).select("id", "key", "image_hash").join(labels.lazy(), on="image_hash"))
-        return cls(found.sort("id").unique("image_hash", keep="first", maintain_order=True), names)
+        (answered,) = collect(
+            generation.ref, scan_labels(generation).select("id", "key", "image_hash").join(labels.lazy(), on="image_hash")
+        )
+        return cls(answered.sort("id").unique("image_hash", keep="first", maintain_order=True), names)
 
     def __len__(self) -> int:
         return self.rows.height
@@ -45,8 +47,8 @@ class AnsweredRows:
         """Write the table, with the images of a `pool`, if given. Raises NstError for an image that has changed."""
         file, schema = f"{ANSWERED}/train-00000-of-00001.parquet", answered_schema(self.class_names, with_images=pool is not None)
         tables = [self.rows.to_arrow()] if pool is None else self._with_images(pool, is_as_labeled)
-        made = (table.select(schema.names).cast(schema) for table in tables)
-        return {file: write_parquet(staging.build / file, made, schema, staging.work)}
+        cast_tables = (table.select(schema.names).cast(schema) for table in tables)
+        return {file: write_parquet(staging.build / file, cast_tables, schema, staging.work)}
 
     def _with_images(self, pool: Source, is_as_labeled: bool) -> Iterator[pa.Table]:
         numbers = self.rows["id"].to_numpy() if is_as_labeled else pool.rows_of(self.rows["key"].to_list())

@@ -84,11 +84,11 @@ def deal_copies(rows: LazyFrameT, per_class: int, max_copies: int | None, labels
     targets = {label: min(per_class, count * (max_copies or per_class)) for label, count in counts.items()}
     rows = rows.with_columns(nst_first=(ORDER_SIZE - 1 - nw.col("nst_order")) / (ORDER_SIZE + 1))
     cuts = cutoffs(rows, "nst_first", {label: targets[label] % count for label, count in counts.items()}, labels=labels)
-    everyone = pl.DataFrame(
+    class_copies = pl.DataFrame(
         {"label": list(counts), "copies": [targets[label] // count for label, count in counts.items()]},
         schema={"label": pl.Int64, "copies": pl.Int64},
     )
-    rows = with_class_values(cuts.beside(rows), everyone)
+    rows = with_class_values(cuts.beside(rows), class_copies)
     rows = rows.with_columns(copies=(nw.col("copies") + nw.when(cuts.is_past).then(0).otherwise(1)).cast(nw.Int32))
     return cuts.without(rows).drop("nst_first")
 
@@ -116,10 +116,10 @@ def balance_as_released(labels: IntoLazyFrameT, per_class: int, seed: int, max_c
 def _as_released(counted: pl.DataFrame, per_class: int, max_copies: int | None) -> pl.DataFrame:
     """For each class: its lowest bin, the number of rows from there up, the copies of each, and the rest that is distributed at random."""
     ranked = counted.sort("bin", descending=True).with_columns(total=pl.col("rows").cast(pl.Int64).cum_sum().over("label"))
-    whole = pl.col("total") - pl.col("rows") < per_class  # a bin is taken if those above it were not enough
-    taken = ranked.filter(whole).group_by("label").agg(nst_bin=pl.col("bin").min(), nst_rows=pl.col("total").max())
-    most = pl.col("nst_rows") * (max_copies or per_class)
-    target = pl.min_horizontal(pl.lit(per_class), most)
+    is_needed = pl.col("total") - pl.col("rows") < per_class  # a bin is taken if those above it were not enough
+    taken = ranked.filter(is_needed).group_by("label").agg(nst_bin=pl.col("bin").min(), nst_rows=pl.col("total").max())
+    max_total = pl.col("nst_rows") * (max_copies or per_class)
+    target = pl.min_horizontal(pl.lit(per_class), max_total)
     return taken.with_columns(nst_copies=target // pl.col("nst_rows"), nst_rest=target % pl.col("nst_rows"))
 
 
@@ -136,8 +136,8 @@ def _check_at_least(setting: str, number: int, lowest: int) -> None:
 
 
 def _with_int64_labels(rows: LazyFrameT) -> LazyFrameT:
-    kind = rows.collect_schema()["label"]
-    return rows if kind == nw.Int64 else rows.with_columns(nw.col("label").cast(nw.Int64))
+    dtype = rows.collect_schema()["label"]
+    return rows if dtype == nw.Int64 else rows.with_columns(nw.col("label").cast(nw.Int64))
 
 
 def _still_in(rows: LazyFrameT) -> LazyFrameT:

@@ -133,23 +133,23 @@ def cutoffs(
         counted = count_bins(still_in(rows), bin_of(nw.col(by)))
     if isinstance(quotas, int):
         quotas = dict.fromkeys(counted["label"].unique(), quotas)
-    wanted = pl.DataFrame({"label": list(quotas), "needed": list(quotas.values())}, schema={"label": pl.Int64, "needed": pl.Int64})
-    found = counted.group_by("label").agg(pl.col("rows").sum())
-    crowded = found.join(wanted, on="label").filter(pl.col("rows") > pl.col("needed"))
+    needed = pl.DataFrame({"label": list(quotas), "needed": list(quotas.values())}, schema={"label": pl.Int64, "needed": pl.Int64})
+    candidates = counted.group_by("label").agg(pl.col("rows").sum())
+    crowded = candidates.join(needed, on="label").filter(pl.col("rows") > pl.col("needed"))
     box = _Box.around(by, crowded.filter(pl.col("needed") > 0).select("label", "needed")).narrowed(counted)
-    none = crowded.filter(pl.col("needed") == 0).select("label", pl.lit(_NONE).alias(by))
+    zero_quota = crowded.filter(pl.col("needed") == 0).select("label", pl.lit(_NONE).alias(by))
     if not box.rows:
-        nobody = pl.DataFrame(schema={"label": pl.Int64, by: pl.Float32, "id": pl.Int64})
-        return Cutoffs((by,), none, nobody.select("id"), nobody)
-    bins = box
+        no_rows = pl.DataFrame(schema={"label": pl.Int64, by: pl.Float32, "id": pl.Int64})
+        return Cutoffs((by,), zero_quota, no_rows.select("id"), no_rows)
+    first_box = box
     box = _small_enough(box, rows, still_in)
     has_hashes = ties[0] == "image_hash" and "image_hash" in rows.collect_schema().names()
     if box.rows > _RANKED_ROWS and has_hashes:  # such as labels that all have the same confidence
         box = _small_enough(box.with_hash(), rows, still_in)
-    found = collected(still_in(box.inside(rows)).select("label", *box.keys, "id"))
-    last, over = _last_needed(box, found, labels, ties)
-    nothing = none.select("label", *(pl.lit(_NONE, last.schema[key]).alias(key) for key in box.keys))
-    return Cutoffs(box.keys, pl.concat([last, nothing]), over, found if box is bins else None)
+    candidates = collected(still_in(box.inside(rows)).select("label", *box.keys, "id"))
+    last, over = _last_needed(box, candidates, labels, ties)
+    zero_last = zero_quota.select("label", *(pl.lit(_NONE, last.schema[key]).alias(key) for key in box.keys))
+    return Cutoffs(box.keys, pl.concat([last, zero_last]), over, candidates if box is first_box else None)
 
 
 def _small_enough(box: "_Box", rows: LazyFrameT, still_in: Callable[[LazyFrameT], LazyFrameT]) -> "_Box":
@@ -226,15 +226,15 @@ class _Box:
     def narrowed(self, counted: pl.DataFrame) -> "_Box":
         """The box of the bins that contain the last rows."""
         low = f"{self.keys[-1]}_low"
-        before = pl.col("rows").cum_sum().over("label") - pl.col("rows")
-        found = (
+        rows_before = pl.col("rows").cum_sum().over("label") - pl.col("rows")
+        last_bins = (
             counted.join(self.classes, on="label")
             .sort("bin", descending=True)
-            .with_columns(before=before)
+            .with_columns(before=rows_before)
             .filter(pl.col("before") < pl.col("needed"), pl.col("needed") <= pl.col("before") + pl.col("rows"))
             .with_columns((pl.col(low) + pl.col("bin") * (self.width / BINS)).alias(low), needed=pl.col("needed") - pl.col("before"))
         )
-        return _Box(self.keys, found.select(self.classes.columns), self.width / BINS, int(found["rows"].sum()))
+        return _Box(self.keys, last_bins.select(self.classes.columns), self.width / BINS, int(last_bins["rows"].sum()))
 
 
 def _with_hash_key(rows: LazyFrameT) -> LazyFrameT:

@@ -79,8 +79,8 @@ class Engine:
 
     def __post_init__(self) -> None:
         """Raise UsageError for an unknown engine."""
-        if self.name not in (known := get_args(engines.EngineName)):
-            raise UsageError(f"`engine`: expected {' or '.join(map(repr, known))}, found {self.name!r}")
+        if self.name not in (names := get_args(engines.EngineName)):
+            raise UsageError(f"`engine`: expected {' or '.join(map(repr, names))}, found {self.name!r}")
 
 
 @with_checked_arguments
@@ -139,10 +139,10 @@ def balance(
         check_names_images(generation, "balance")
     request = balance_request(generation, settings, exclude, pool, reviews)
 
-    def check(made: Version) -> None:
+    def check(sealed: Version) -> None:
         for role, source in roles.items():
-            reading, remedy = Reading(made.folder, role), f"`store.remove({made.ref!r})` and balance again"
-            reading.check(source, reading.kept(), f"{made.ref} was made", remedy, progress)
+            reading, remedy = Reading(sealed.folder, role), f"`store.remove({sealed.ref!r})` and balance again"
+            reading.check(source, reading.kept(), f"{sealed.ref} was made", remedy, progress)
 
     number = None if edition is None else Number(generation.number.generation, edition)
     how = take_over(store, request, generation.name, number, progress, check)
@@ -189,10 +189,10 @@ def check_classes_are_known(settings: BalanceSettings, class_names: Sequence[str
     for option, names in (("`exclude_class`", settings.exclude_class), ("`class_min_confidence`", settings.class_min_confidence)):
         for name in names:
             if name not in known_names:
-                near = difflib.get_close_matches(name, class_names, n=1)
-                known = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(class_names[:20])}"
-                known += ", ..." * (not near and len(class_names) > 20)
-                raise UsageError(f"{option}: the teacher has no class {name!r}; {known}")
+                matches = difflib.get_close_matches(name, class_names, n=1)
+                hint = f"did you mean {matches[0]!r}?" if matches else f"expected one of {', '.join(class_names[:20])}"
+                hint += ", ..." * (not matches and len(class_names) > 20)
+                raise UsageError(f"{option}: the teacher has no class {name!r}; {hint}")
 
 
 def _make(
@@ -206,7 +206,7 @@ def _make(
     engine: Engine,
     max_unreadable: float,
 ) -> Version:
-    since, class_names = time.monotonic(), generation.manifest.class_names
+    started, class_names = time.monotonic(), generation.manifest.class_names
     with staging.refusable(is_begun), _workspace(staging) as work, _work(engine, progress) as at_work:
         top_k = _check_table(generation)
         with damage_is_named(generation.ref):
@@ -217,7 +217,7 @@ def _make(
         near_too, shown = not settings.exact_overlap_only, progress if exclude else None
 
         def keep_hashes(source: Source, hashes: NDArray[np.void]) -> None:
-            role = next(role for role, one in _roles(exclude).items() if one is source)
+            role = next(role for role, excluded in _roles(exclude).items() if excluded is source)
             Reading(staging.build, role).keep(hashes)
 
         held_out = HeldOut.read(exclude, near_too, shown, None, max_unreadable, keep_hashes)
@@ -242,7 +242,7 @@ def _make(
         if answered and len(answered):
             files |= answered.write(staging, images.open("") if settings.embed_images else None, images.are_as_labeled)
     counts = EditionCounts(**counts.model_dump(), **shards)
-    staging.add_seconds(since)
+    staging.add_seconds(started)
     manifest = staging.describe(files, class_names, counts)
     cards.write_dataset_card(staging, manifest)
     return staging.seal(manifest)
@@ -269,12 +269,12 @@ def _check_table(generation: Version) -> int | None:
     """Check that all labels of a generation are there; return how many classes each soft label names, None for all. Raises NstError."""
     files = {f"pseudo_labels/{file.name}": file for file in table_files(generation.folder, "pseudo_labels")}
     sealed = {name for name in generation.manifest.files if name.startswith("pseudo_labels/")}
-    if odd := sorted(files.keys() ^ sealed):
-        what = "is missing" if odd[0] in sealed else "was not there when the version was sealed"
-        raise NstError(f"{generation.ref}: {odd[0]} {what}; `store.open({generation.ref!r}).verify()` shows all that changed")
-    (place, first), *_ = files.items()
-    with damage_is_named(f"{generation.ref}: {place}"):
-        top_k = top_k_of(pq.read_schema(first))
+    if mismatched := sorted(files.keys() ^ sealed):
+        problem = "is missing" if mismatched[0] in sealed else "was not there when the version was sealed"
+        raise NstError(f"{generation.ref}: {mismatched[0]} {problem}; `store.open({generation.ref!r}).verify()` shows all that changed")
+    (first_name, first_file), *_ = files.items()
+    with damage_is_named(f"{generation.ref}: {first_name}"):
+        top_k = top_k_of(pq.read_schema(first_file))
     expected = pseudo_labels_schema(generation.manifest.class_names, top_k)
     for name, file in files.items():
         with damage_is_named(f"{generation.ref}: {name}"):
@@ -306,8 +306,8 @@ def _near_duplicates(generation: Version, held_out: HeldOut, images: _Images, pr
     """Find near-duplicates. Raises NstError if there are candidates but no pool with their images."""
 
     def locate(candidates: pa.Table) -> tuple[Source, NDArray[np.int64]]:
-        what = f"{candidates.num_rows:,} images that may be near-duplicates of excluded ones must be compared"
-        pool = images.open(f"{what} (`exact_overlap_only` keeps them)")
+        why = f"{candidates.num_rows:,} images that may be near-duplicates of excluded ones must be compared"
+        pool = images.open(f"{why} (`exact_overlap_only` keeps them)")
         return pool, candidates["id"].to_numpy() if images.are_as_labeled else pool.rows_of(candidates["key"].to_pylist())
 
     return near_duplicates(label_batches(generation, OVERLAP_COLUMNS.names), held_out, locate, progress)

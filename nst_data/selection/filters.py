@@ -95,8 +95,8 @@ def duplicate_filter(repeated: IntoLazyFrameT) -> Callable[[IntoLazyFrameT], Int
     with_repeats = row_values(nw.from_native(repeated).select("id", nst_repeats=repeats), "nst_repeats")
 
     def reject_repeated(labels: IntoLazyFrameT) -> IntoLazyFrameT:
-        found = with_repeats(nw.from_native(labels)).with_columns(duplicates=nw.col("nst_repeats").fill_null(1).abs())
-        return _reject(found, "duplicate", nw.col("nst_repeats") < 0).drop("nst_repeats").to_native()
+        rows = with_repeats(nw.from_native(labels)).with_columns(duplicates=nw.col("nst_repeats").fill_null(1).abs())
+        return _reject(rows, "duplicate", nw.col("nst_repeats") < 0).drop("nst_repeats").to_native()
 
     return reject_repeated
 
@@ -138,10 +138,10 @@ def reject_unsure(
     rows = nw.from_native(labels)
     if not per_class:
         return _reject(rows, "low_confidence", _not_above(nw.lit(min_confidence), keep_equal)).to_native()
-    own = pl.DataFrame(
+    thresholds = pl.DataFrame(
         {"label": list(per_class), "nst_least": list(per_class.values())}, schema={"label": pl.Int64, "nst_least": pl.Float64}
     )
-    rows = with_class_values(rows, own)
+    rows = with_class_values(rows, thresholds)
     unsure = _not_above(nw.col("nst_least").fill_null(min_confidence), keep_equal)
     return _reject(rows, "low_confidence", unsure).drop("nst_least").to_native()
 
@@ -171,8 +171,8 @@ def _not_above(least: nw.Expr, keep_equal: bool = False) -> nw.Expr:
 
 
 def _reject(rows: LazyFrameT, reason: str, where: nw.Expr) -> LazyFrameT:
-    kind = rows.collect_schema().get("reason")
-    if kind is None:
+    dtype = rows.collect_schema().get("reason")
+    if dtype is None:
         return rows.with_columns(reason=nw.when(where).then(nw.lit(reason)))
-    kept = nw.col("reason")
-    return rows.with_columns(reason=nw.when(kept.is_null() & where).then(nw.lit(reason, dtype=kind)).otherwise(kept))
+    current = nw.col("reason")
+    return rows.with_columns(reason=nw.when(current.is_null() & where).then(nw.lit(reason, dtype=dtype)).otherwise(current))

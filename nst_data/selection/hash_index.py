@@ -30,15 +30,15 @@ class HashIndex:
         unique, group = np.unique(hashes.view(np.uint64), return_inverse=True)
         near = np.zeros(len(unique), dtype=np.bool_)
         for band in self._bands:
-            rest = np.flatnonzero(~near)
-            for queries, _ in band.near(unique[rest]):
-                near[rest[queries]] = True
+            remaining = np.flatnonzero(~near)
+            for queries, _ in band.near(unique[remaining]):
+                near[remaining[queries]] = True
         return near[group]
 
     def near(self, one: int) -> NDArray[np.int64]:
         """The increasing positions in the index of all hashes within MAX_DISTANCE bits of this one."""
         query = np.array([one], dtype=np.int64).view(np.uint64)
-        groups = np.unique(np.concatenate([found for band in self._bands for _, found in band.near(query)] or [np.empty(0, np.int64)]))
+        groups = np.unique(np.concatenate([numbers for band in self._bands for _, numbers in band.near(query)] or [np.empty(0, np.int64)]))
         return np.sort(_ranges(self._members, self._starts[groups], self._starts[groups + 1]))
 
 
@@ -54,19 +54,19 @@ class _Band:
 
     def near(self, hashes: NDArray[np.uint64]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
         """Yield (position in `hashes`, number of a hash in the index) of the pairs that this band finds, piece by piece."""
-        places = (self._values(hashes)[:, None] ^ _PROBES).ravel()
-        first, stop = self._starts[places], self._starts[places + 1]
-        held = np.flatnonzero(stop > first)
-        queries, first, stop = held // len(_PROBES), first[held], stop[held]
+        buckets = (self._values(hashes)[:, None] ^ _PROBES).ravel()
+        first, stop = self._starts[buckets], self._starts[buckets + 1]
+        occupied = np.flatnonzero(stop > first)
+        queries, first, stop = occupied // len(_PROBES), first[occupied], stop[occupied]
         ends = np.cumsum(stop - first)
         start = 0
         while start < len(ends):
-            done = ends[start - 1] if start else 0
-            end = max(start + 1, int(np.searchsorted(ends, done + _AT_ONCE, side="right")))
+            offset = ends[start - 1] if start else 0
+            end = max(start + 1, int(np.searchsorted(ends, offset + _AT_ONCE, side="right")))
             position = _ranges(None, first[start:end], stop[start:end])
-            asked = np.repeat(queries[start:end], stop[start:end] - first[start:end])
-            near = np.bitwise_count(self._hashes[position] ^ hashes[asked]) <= MAX_DISTANCE
-            yield asked[near], self._order[position[near]]
+            query = np.repeat(queries[start:end], stop[start:end] - first[start:end])
+            near = np.bitwise_count(self._hashes[position] ^ hashes[query]) <= MAX_DISTANCE
+            yield query[near], self._order[position[near]]
             start = end
 
     def _values(self, hashes: NDArray[np.uint64]) -> NDArray[np.int64]:

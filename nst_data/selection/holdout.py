@@ -61,8 +61,8 @@ def hold_out(
     if seed < 0:
         raise UsageError(f"`seed`: expected 0 or more, found {seed}")
     progress, labels, names = progress or on_this_terminal(), labels_in(labeled), labeled.class_names or []
-    about = f"{labeled.fingerprint} {labeled.stamp} {share} {seed}"
-    file = Path(kept) / f"{hashlib.sha256(about.encode()).hexdigest()}.npy" if kept else None
+    split_id = f"{labeled.fingerprint} {labeled.stamp} {share} {seed}"
+    file = Path(kept) / f"{hashlib.sha256(split_id.encode()).hexdigest()}.npy" if kept else None
     if file and file.exists():
         rows = np.load(file)
     else:
@@ -80,13 +80,13 @@ def hold_out(
         )
     progress.say(f"{labeled.location}: {len(rows):,} of {len(labeled):,} labeled images are held out as test images")
     images, held = np.bincount(labels, minlength=len(names)), np.bincount(labels[rows], minlength=len(names))
-    if whole := [as_text(name) for name, here, out in zip(names, images, held, strict=True) if here and not out]:
-        shown = ", ".join(whole[:5]) + ", ..." * (len(whole) > 5)
-        classes = f"{len(whole):,} classes are" if len(whole) > 1 else "1 class is"
+    if untested := [as_text(name) for name, total, out in zip(names, images, held, strict=True) if total and not out]:
+        shown = ", ".join(untested[:5]) + ", ..." * (len(untested) > 5)
+        classes = f"{len(untested):,} classes are" if len(untested) > 1 else "1 class is"
         progress.say(f"{labeled.location}: {classes} not tested, with fewer than two distinct images: {shown}")
-    stay = np.setdiff1d(np.arange(len(labeled)), rows)
-    which = f"holdout {share:g}, seed {seed}"
-    return Subset(labeled, stay, f"all but {which}"), Subset(labeled, rows, which)
+    remaining = np.setdiff1d(np.arange(len(labeled)), rows)
+    description = f"holdout {share:g}, seed {seed}"
+    return Subset(labeled, remaining, f"all but {description}"), Subset(labeled, rows, description)
 
 
 def kept_holdouts(store: Store) -> Path:
@@ -121,9 +121,9 @@ def _of_class(alike: list[list[int]], hashes: Sequence[str], share: float, seed:
         return hashlib.sha256(f"holdout {seed} {min(hashes[row] for row in rows)}".encode()).digest()
 
     images, drawn, held = sum(map(len, alike)), sorted(alike, key=order), 0
-    most = max(1, math.floor(share * images + 0.5))
+    limit = max(1, math.floor(share * images + 0.5))
     for rows in drawn:
-        if held + len(rows) <= most and held + len(rows) < images:
+        if held + len(rows) <= limit and held + len(rows) < images:
             held += len(rows)
             yield from rows
     smallest = min(drawn, key=len)
@@ -134,7 +134,7 @@ def _of_class(alike: list[list[int]], hashes: Sequence[str], share: float, seed:
 def _groups(labeled: Source, progress: Progress, threads: int | None) -> tuple[list[str], NDArray[np.int64]]:
     """The `image_hash` of each row, and a number shared by rows whose images are equal or near-duplicates."""
     hashes: list[str] = []
-    where: dict[str, int] = {}  # image_hash to its first row
+    first_rows: dict[str, int] = {}  # image_hash to its first row
     thumbnails: list[NDArray[np.uint8]] = []
     looks, phashes, rows = list[Looks](), list[NDArray[np.int64]](), list[int]()
 
@@ -145,24 +145,24 @@ def _groups(labeled: Source, progress: Progress, threads: int | None) -> tuple[l
         thumbnails.clear()
 
     with progress.task("hold out test images", len(labeled), "images") as task:
-        seen = each_in_threads(lambda row: looked_at(row, True), labeled.rows(range(len(labeled))), threads)
-        for row, (hashed, thumbnail) in enumerate(seen):
+        results = each_in_threads(lambda row: looked_at(row, True), labeled.rows(range(len(labeled))), threads)
+        for row, (hashed, thumbnail) in enumerate(results):
             task.advance(1)
             hashes.append(hashed if hashed and thumbnail is not None else "")
-            if thumbnail is not None and hashes[row] not in where:
-                where[hashes[row]] = row
+            if thumbnail is not None and hashes[row] not in first_rows:
+                first_rows[hashes[row]] = row
                 rows.append(row)
                 thumbnails.append(thumbnail)
                 if len(thumbnails) == _LOOKS_AT_ONCE:
                     look()
         if thumbnails:
             look()
-    groups = np.array([where.get(hashed, row) for row, hashed in enumerate(hashes)], dtype=np.int64)
+    groups = np.array([first_rows.get(hashed, row) for row, hashed in enumerate(hashes)], dtype=np.int64)
     if rows:
         columns = [np.concatenate(column) for column in zip(*looks, strict=True)]
         roots = _joined(len(rows), _near_pairs(Looks(*columns), np.concatenate(phashes)))
-        of_first = dict(zip(rows, (rows[root] for root in roots), strict=True))
-        groups = np.array([of_first.get(first, first) for first in groups.tolist()], dtype=np.int64)
+        root_rows = dict(zip(rows, (rows[root] for root in roots), strict=True))
+        groups = np.array([root_rows.get(first, first) for first in groups.tolist()], dtype=np.int64)
     return hashes, groups
 
 
@@ -170,13 +170,13 @@ def _near_pairs(looks: Looks, phashes: NDArray[np.int64]) -> Iterator[tuple[int,
     """Yield pairs of images that show the same; plain images have nothing to compare and are left out."""
     clear = np.flatnonzero(looks.contrasts >= LEAST_CONTRAST)
     index = HashIndex(phashes[clear])
-    for at in clear.tolist():
-        near = clear[index.near(int(phashes[at]))]
-        near = near[near > at]
+    for image in clear.tolist():
+        near = clear[index.near(int(phashes[image]))]
+        near = near[near > image]
         for start in range(0, len(near), _LOOKS_AT_ONCE):
             piece = near[start : start + _LOOKS_AT_ONCE]
-            for other in piece[looks.taken(piece).resemble(looks.taken(slice(at, at + 1)))].tolist():
-                yield at, other
+            for other in piece[looks.taken(piece).resemble(looks.taken(slice(image, image + 1)))].tolist():
+                yield image, other
 
 
 def _joined(images: int, pairs: Iterable[tuple[int, int]]) -> list[int]:

@@ -96,31 +96,31 @@ class HeldOut:
         phashes, looks = [phash(_stack([]))], [Looks.of(_stack([]))]
 
         def keep() -> None:
-            stacked = _stack(thumbnails)
-            seen = Looks.of(stacked)
-            clear = seen.contrasts >= LEAST_CONTRAST  # plain images would be candidates of one another but never match
-            phashes.append(phash(stacked)[clear])
-            looks.append(seen.taken(clear))
+            batch = _stack(thumbnails)
+            batch_looks = Looks.of(batch)
+            clear = batch_looks.contrasts >= LEAST_CONTRAST  # plain images would be candidates of one another but never match
+            phashes.append(phash(batch)[clear])
+            looks.append(batch_looks.taken(clear))
             thumbnails.clear()
 
         unreadable, progress = 0, progress or Progress()
         with progress.task("excluded images", sum(map(len, sources)), "images") as task:
             for source in sources:
-                for line in source.remarks():
-                    progress.say(line)
-                lost, rows, hashes = list[int](), source.rows(range(len(source))), np.zeros(len(source), HASH)
+                for remark in source.remarks():
+                    progress.say(remark)
+                failed, rows, hashes = list[int](), source.rows(range(len(source))), np.zeros(len(source), HASH)
                 for row, (hashed, thumbnail) in enumerate(each_in_threads(lambda row: looked_at(row, near), rows, threads)):
                     task.advance(1)
-                    lost += [row] if hashed is None or (near and thumbnail is None) else []
+                    failed += [row] if hashed is None or (near and thumbnail is None) else []
                     if hashed is not None:
                         image_hashes.add(hashed)
                         hashes[row] = bytes.fromhex(hashed)
                     thumbnails.extend([thumbnail] if thumbnail is not None else [])
                     if len(thumbnails) == _LOOKS_AT_ONCE:
                         keep()
-                unreadable += len(lost)
-                first = repr(source.key(lost[0])) if lost else ""
-                check_readable(source.location, len(source), len(lost), max_unreadable, first, "excluded images")
+                unreadable += len(failed)
+                first_key = repr(source.key(failed[0])) if failed else ""
+                check_readable(source.location, len(source), len(failed), max_unreadable, first_key, "excluded images")
                 keep_hashes(source, hashes)
         keep()
         columns = [np.concatenate(column) for column in zip(*looks, strict=True)]
@@ -160,16 +160,18 @@ def near_duplicates(
         return Overlap()
     pool, rows = locate(candidates)
     rows, order = np.unique(rows, return_index=True)  # increasing; another pool may have one row for two keys
-    known = candidates.take(pa.array(order))
-    asked = zip(pool.rows(rows), known["image_hash"].to_pylist(), known["phash"].to_pylist(), strict=True)
-    found, lost = set(), list[int]()
+    labeled = candidates.take(pa.array(order))
+    queries = zip(pool.rows(rows), labeled["image_hash"].to_pylist(), labeled["phash"].to_pylist(), strict=True)
+    near_hashes, failed = set(), list[int]()
     with (progress or Progress()).task("near-duplicates", len(rows), "images") as task:
-        for at, (hashed, is_near) in enumerate(each_in_threads(lambda known: (known[1], _is_near(*known, held_out)), asked, threads)):
+        for index, (hashed, is_near) in enumerate(
+            each_in_threads(lambda labeled: (labeled[1], _is_near(*labeled, held_out)), queries, threads)
+        ):
             task.advance(1)
-            found.update([hashed] if is_near else [])
-            lost += [at] if is_near is None else []
-    unreadable = candidates.num_rows - len(rows) + len(lost)
-    return Overlap(frozenset(found), candidates.num_rows, unreadable, repr(known["key"][lost[0]].as_py()) if lost else "")
+            near_hashes.update([hashed] if is_near else [])
+            failed += [index] if is_near is None else []
+    unreadable = candidates.num_rows - len(rows) + len(failed)
+    return Overlap(frozenset(near_hashes), candidates.num_rows, unreadable, repr(labeled["key"][failed[0]].as_py()) if failed else "")
 
 
 def _candidates(labels: Iterable[pa.RecordBatch], held_out: HeldOut) -> pa.Table:
@@ -178,18 +180,18 @@ def _candidates(labels: Iterable[pa.RecordBatch], held_out: HeldOut) -> pa.Table
     tables = [OVERLAP_COLUMNS.empty_table()]
     for batch in labels:
         near = pa.Table.from_batches([batch]).filter(pa.array(held_out.index.any_near(batch["phash"].to_numpy())))
-        new = []
+        is_new = []
         for hashed in near["image_hash"].to_pylist():
-            new.append(hashed not in seen)
+            is_new.append(hashed not in seen)
             seen.add(hashed)
-        tables.append(near.filter(pa.array(new, pa.bool_())).select(OVERLAP_COLUMNS.names).cast(OVERLAP_COLUMNS))
+        tables.append(near.filter(pa.array(is_new, pa.bool_())).select(OVERLAP_COLUMNS.names).cast(OVERLAP_COLUMNS))
     return pa.concat_tables(tables)
 
 
 def _is_near(row: Row, hashed: str, perceptual_hash: int, held_out: HeldOut) -> bool | None:
     """Whether it is a near-duplicate; None if it cannot be decoded, or if its bytes are not those that were labeled."""
-    found, thumbnail = looked_at(row, True)
-    if thumbnail is None or found != hashed:
+    current_hash, thumbnail = looked_at(row, True)
+    if thumbnail is None or current_hash != hashed:
         return None
     return held_out.show(Looks.of(thumbnail[None]), perceptual_hash)
 

@@ -61,9 +61,9 @@ class RowBins:
             ids, numbers = hashes.ids.read(start, stop), self._numbers.read(start, stop)
             is_first = is_above[numbers]
             is_first[np.searchsorted(ids, ends[_between(ends, ids)])] = True
-            here = _between(repeated_ids, ids)
+            in_span = _between(repeated_ids, ids)
             duplicates = np.ones(stop - start, np.int32)
-            duplicates[np.searchsorted(ids, repeated_ids[here])] = sizes[here]
+            duplicates[np.searchsorted(ids, repeated_ids[in_span])] = sizes[in_span]
             rows = np.flatnonzero(is_first)
             columns = {
                 "id": ids[rows],

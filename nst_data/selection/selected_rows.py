@@ -22,18 +22,18 @@ def label_batches(generation: Version, columns: Sequence[str]) -> Iterator[pa.Re
 
     Raises NstError for a table that cannot be read, a missing value, or rows that are not in pool order.
     """
-    last, seen, count = -1, 0, GenerationManifest.of(generation.manifest).counts.pool
+    last_id, seen, count = -1, 0, GenerationManifest.of(generation.manifest).counts.pool
     with damage_is_named(generation.ref):
         for batch in TableReader(generation.folder, "pseudo_labels").batches(columns):
             for name in batch.schema.names:
                 if missing := _missing(batch[name]):
-                    found = f"column `{name}` lacks {missing:,} value{'s' * (missing > 1)} in rows {seen:,} to {seen + len(batch) - 1:,}"
-                    raise NstError(f"{generation.ref}: {found}; the table was made or changed elsewhere")
+                    problem = f"column `{name}` lacks {missing:,} value{'s' * (missing > 1)} in rows {seen:,} to {seen + len(batch) - 1:,}"
+                    raise NstError(f"{generation.ref}: {problem}; the table was made or changed elsewhere")
             ids = batch["id"].to_numpy()
-            if (np.diff(ids, prepend=last, append=count) <= 0).any():
+            if (np.diff(ids, prepend=last_id, append=count) <= 0).any():
                 order = f"by increasing `id` from 0 to {count - 1}"
                 raise NstError(f"{generation.ref}: expected rows {order}, found another order; the table was made or changed elsewhere")
-            last, seen = ids[-1], seen + len(batch)
+            last_id, seen = ids[-1], seen + len(batch)
             yield batch
 
 
@@ -42,10 +42,10 @@ def rows_in_order(generation: Version, selected: Sequence[Path], schema: pa.Sche
 
     Raises NstError as `label_batches` does.
     """
-    rest = _Selected(selected)
+    remaining = _Selected(selected)
     for batch in label_batches(generation, [name for name in schema.names if name not in ADDED]):
         ids = batch["id"].to_numpy()
-        rows = rest.up_to(ids[-1])
+        rows = remaining.up_to(ids[-1])
         table = pa.Table.from_batches([batch]).take(np.searchsorted(ids, rows["id"].to_numpy()))
         for name in ADDED:
             table = table.append_column(name, rows[name])

@@ -57,11 +57,11 @@ def select(
     `held_out` has the hashes of images to leave out, by reason. `where` names the labels in errors. Raises NstError for a confidence that
     is not a number in [0, 1], and for a label that is not a class.
     """
-    everyone, reasons = nw.from_native(labels), _reasons(held_out)
-    hashes = HashNumbers.written(labels, work / "image_hashes") if is_polars(everyone) else None
+    all_rows, reasons = nw.from_native(labels), _reasons(held_out)
+    hashes = HashNumbers.written(labels, work / "image_hashes") if is_polars(all_rows) else None
     repeated = kept(nw.from_native(filters.repeated_texts(labels) if hashes is None else hashes.repeated().lazy()), work / "repeated")
-    judge = _judge_of(everyone, repeated, settings, class_names, held_out, work)
-    rows = judge(everyone)
+    judge = _judge_of(all_rows, repeated, settings, class_names, held_out, work)
+    rows = judge(all_rows)
     is_by_quota = settings.per_class != "none" and settings.method != "official"
     with RowBins(work / "bins", len(class_names), reasons) as bins:
         counted = _counted(rows, len(class_names), reasons, bins.add if hashes and is_by_quota else None)
@@ -75,14 +75,14 @@ def select(
         chosen = _still_in(nw.from_native(native))
     else:  # `most_confident` in less time: most rows are dropped by their confidence, and need no other reason
         in_bins = still_in.select("label", "bin", "rows")
-        cuts = cutoffs(everyone, "confidence", quota, counted=in_bins, still_in=lambda some: _still_in(judge(some)))
+        cuts = cutoffs(all_rows, "confidence", quota, counted=in_bins, still_in=lambda subset: _still_in(judge(subset)))
         if hashes and hashes.ids.are_increasing and bins.are_kept and (ends := cuts.ends) is not None:
             repeats = collected(repeated.filter(nw.col("id") == nw.col("first_id")).select("id", "duplicates"))
             surest = nw.from_native(bins.first(cuts, ends, repeats, hashes, settings.seed, work / "most_confident"))
         else:
-            surest = with_seeded_order(_still_in(judge(cuts.first(everyone))), settings.seed, COPIES, "nst_order")
+            surest = with_seeded_order(_still_in(judge(cuts.first(all_rows))), settings.seed, COPIES, "nst_order")
             surest = kept(surest.select("id", "label", "duplicates", nw.col("nst_order").cast(nw.Int32)), work / "most_confident")
-        chosen = deal_copies(surest, quota, settings.max_copies, everyone)
+        chosen = deal_copies(surest, quota, settings.max_copies, all_rows)
     chosen = kept_in_order(chosen.select("id", "label", "duplicates", "copies"), work / "selected")
     per_class = collected(chosen.group_by("label").agg(images=nw.len(), copies=nw.col("copies").cast(nw.Int64).sum()))
     return Selection(
@@ -115,17 +115,17 @@ def _judge_of(
     work: Path,
 ) -> Callable[[nw.LazyFrame[Any]], nw.LazyFrame[Any]]:
     """A function that adds `duplicates` and `reason` to any of the `labels`; held-out images are looked up in all labels only once."""
-    out = {reason: filters.held_out_rows(labels.to_native(), images) for reason, images in held_out.items() if images}
-    out = {reason: kept(nw.from_native(found), work / reason).to_native() for reason, found in out.items()}
+    held_out_ids = {reason: filters.held_out_rows(labels.to_native(), images) for reason, images in held_out.items() if images}
+    held_out_ids = {reason: kept(nw.from_native(ids), work / reason).to_native() for reason, ids in held_out_ids.items()}
     reject_duplicates = filters.duplicate_filter(repeated.to_native())
     numbers = {name: index for index, name in enumerate(class_names)}
-    own = {numbers[name]: least for name, least in settings.class_min_confidence.items()}
+    thresholds = {numbers[name]: threshold for name, threshold in settings.class_min_confidence.items()}
 
-    def judge(some: nw.LazyFrame[Any]) -> nw.LazyFrame[Any]:
-        rows = filters.reject(with_no_text(some, "reason", _reasons(held_out)).to_native(), UNANSWERED, _is_unanswered())
+    def judge(subset: nw.LazyFrame[Any]) -> nw.LazyFrame[Any]:
+        rows = filters.reject(with_no_text(subset, "reason", _reasons(held_out)).to_native(), UNANSWERED, _is_unanswered())
         rows = filters.reject(rows, INVALID, _is_invalid(len(class_names)))
-        for reason, found in out.items():
-            rows = filters.reject_rows(rows, found, reason)
+        for reason, ids in held_out_ids.items():
+            rows = filters.reject_rows(rows, ids, reason)
         rows = reject_duplicates(rows)
         if settings.exclude_class:
             rows = filters.reject_classes(rows, [numbers[name] for name in settings.exclude_class])
@@ -134,7 +134,7 @@ def _judge_of(
         if settings.confidence_range:
             rows = filters.reject_outside(rows, *settings.confidence_range)
         else:
-            rows = filters.reject_unsure(rows, settings.min_confidence, own, keep_equal=settings.at_threshold == "keep")
+            rows = filters.reject_unsure(rows, settings.min_confidence, thresholds, keep_equal=settings.at_threshold == "keep")
         return cast("nw.LazyFrame[Any]", nw.from_native(rows))
 
     return judge
@@ -164,9 +164,9 @@ def _counted(rows: LazyFrameT, classes: int, reasons: Sequence[str], keep: Calla
 
     `keep` is as for `count_bins`.
     """
-    sure = nw.when(nw.col("reason").is_null()).then(nw.col("confidence"))
+    confidence = nw.when(nw.col("reason").is_null()).then(nw.col("confidence"))
     label = nw.when((nw.col("label") >= 0) & (nw.col("label") < classes)).then(nw.col("label")).otherwise(0)
-    return count_bins(rows.with_columns(label=label), bin_of(sure), reasons, keep)
+    return count_bins(rows.with_columns(label=label), bin_of(confidence), reasons, keep)
 
 
 def _check(counted: pl.DataFrame, labels: Any, class_names: Sequence[str], where: str) -> None:  # noqa: ANN401
@@ -194,6 +194,6 @@ def _quota(settings: BalanceSettings, still_in: pl.DataFrame) -> int | None:
 def _dropped(counted: pl.DataFrame, chosen: pl.DataFrame) -> pl.DataFrame:
     """Dropped rows by `label` and `reason`; those that are neither chosen nor dropped for another reason are over the quota."""
     still_in = counted.filter(pl.col("reason").is_null()).group_by("label").agg(pl.col("rows").sum())
-    over = still_in.join(chosen, on="label", how="left").with_columns(rows=pl.col("rows") - pl.col("images").fill_null(0))
-    others = counted.filter(pl.col("reason").is_not_null()).group_by("label", "reason").agg(pl.col("rows").sum())
-    return pl.concat([others, over.select("label", pl.lit("over_quota").alias("reason"), "rows")])
+    over_quota = still_in.join(chosen, on="label", how="left").with_columns(rows=pl.col("rows") - pl.col("images").fill_null(0))
+    rejected = counted.filter(pl.col("reason").is_not_null()).group_by("label", "reason").agg(pl.col("rows").sum())
+    return pl.concat([rejected, over_quota.select("label", pl.lit("over_quota").alias("reason"), "rows")])
