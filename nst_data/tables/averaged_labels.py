@@ -64,16 +64,16 @@ class AveragedLabels:
     def keep(self, file: Path, top_k: int | None, progress: Progress) -> None:
         """Write the mean labels to a file that `kept` reads; meanwhile each table's labels are in a temporary file next to it."""
         clear_abandoned(file.parent)
-        mark = secrets.token_hex(4)
-        own = [temporary(file.with_name(f".{file.name}_{number}.{mark}")) for number in range(len(self._members))]
+        suffix = secrets.token_hex(4)
+        paths = [temporary(file.with_name(f".{file.name}_{number}.{suffix}")) for number in range(len(self._members))]
         try:
-            for place, member in zip(own, self._members, strict=True):
-                member.labels.keep_exact(place, progress)
-            kept = [np.memmap(place, member.labels.exact, "r") for place, member in zip(own, self._members, strict=True)]
+            for path, member in zip(paths, self._members, strict=True):
+                member.labels.keep_exact(path, progress)
+            kept = [np.memmap(path, member.labels.exact, "r") for path, member in zip(paths, self._members, strict=True)]
             self._keep_mean(kept, file, top_k, progress)
         finally:
-            for place in own:
-                place.unlink(missing_ok=True)
+            for path in paths:
+                path.unlink(missing_ok=True)
 
     def _keep_mean(self, kept: Sequence[NDArray[Any]], file: Path, top_k: int | None, progress: Progress) -> None:
         rows = len(self.rows.in_pool)
@@ -95,8 +95,8 @@ class AveragedLabels:
 
 
 def _check_same_images(first: Member, other: Member, pool: Source) -> None:
-    lacking = [_first_beyond(one.rows.in_pool, two.rows.in_pool) for one, two in ((first, other), (other, first))]
-    for row, where, elsewhere in zip(lacking, (other, first), (first, other), strict=True):
+    missing = [_first_beyond(one.rows.in_pool, two.rows.in_pool) for one, two in ((first, other), (other, first))]
+    for row, where, elsewhere in zip(missing, (other, first), (first, other), strict=True):
         if row is not None:
             raise NstError(
                 f"{where.location}: has no label of {pool.key(row)!r}, as {elsewhere.location} has; average labels of the same images"

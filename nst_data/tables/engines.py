@@ -28,9 +28,9 @@ def scan(files: Sequence[Path], columns: dict[str, Any], engine: EngineName = "p
     """Columns of parquet files as a lazy frame of the engine. `master` is Spark's; by default its own setting, else this machine."""
     if engine == "polars":
         return pl.scan_parquet([str(file) for file in files], glob=False).select(list(columns))
-    kinds = {pl.Int64: "BIGINT", pl.String: "STRING", pl.Float32: "FLOAT"}
+    sql_types = {pl.Int64: "BIGINT", pl.String: "STRING", pl.Float32: "FLOAT"}
     # with a schema of just these columns: Spark rejects a file because of a float16 column
-    schema = ", ".join(f"`{name}` {kinds[kind]}" for name, kind in columns.items())
+    schema = ", ".join(f"`{name}` {sql_types[dtype]}" for name, dtype in columns.items())
     return spark_session(master).read.schema(schema).parquet(*(_spark_path(file) for file in files))
 
 
@@ -49,8 +49,10 @@ def collected(rows: nw.LazyFrame[Any]) -> pl.DataFrame:
     native = rows.to_native()
     if isinstance(native, pl.LazyFrame):
         # text is copied: as read, a few rows would keep everything that was read with them in memory
-        text = [pl.concat_str(name, pl.lit("")).alias(name) for name, kind in native.collect_schema().items() if kind == pl.String]
-        return native.with_columns(text).collect(engine="streaming")
+        text_columns = [
+            pl.concat_str(name, pl.lit("")).alias(name) for name, dtype in native.collect_schema().items() if dtype == pl.String
+        ]
+        return native.with_columns(text_columns).collect(engine="streaming")
     frame: pl.DataFrame = rows.collect("polars").to_native()
     return frame
 
@@ -90,14 +92,14 @@ class _Counts:
             others = pl.DataFrame({"number": numbers[~is_small]}).group_by("number").agg(pl.len().cast(pl.Int64).alias("rows"))
             self._others = pl.concat([self._others, others]).group_by("number").agg(pl.col("rows").sum())
             numbers = numbers[is_small]
-        found = np.bincount(numbers, minlength=len(self._small))
-        found[: len(self._small)] += self._small
-        self._small = found
+        counts = np.bincount(numbers, minlength=len(self._small))
+        counts[: len(self._small)] += self._small
+        self._small = counts
 
     def table(self) -> pl.DataFrame:
         """The numbers that occur, with their counts."""
-        there = np.flatnonzero(self._small)
-        return pl.concat([pl.DataFrame({"number": there, "rows": self._small[there]}, schema=self._others.schema), self._others])
+        numbers = np.flatnonzero(self._small)
+        return pl.concat([pl.DataFrame({"number": numbers, "rows": self._small[numbers]}, schema=self._others.schema), self._others])
 
 
 def beside(rows: LazyFrameT, small: pl.DataFrame) -> LazyFrameT:
@@ -126,7 +128,7 @@ def with_place(rows: LazyFrameT, column: str, texts: Sequence[str], name: str) -
     """Add the index in `texts` of a column's text, null if it has none."""
     if is_polars(rows):
         return _wrapped(rows.to_native().with_columns(pl.col(column).cast(pl.Enum(texts)).to_physical().alias(name)), rows)
-    return rows.with_columns(nw.coalesce(*(nw.when(nw.col(column) == text).then(place) for place, text in enumerate(texts))).alias(name))
+    return rows.with_columns(nw.coalesce(*(nw.when(nw.col(column) == text).then(index) for index, text in enumerate(texts))).alias(name))
 
 
 def with_class_values(rows: LazyFrameT, values: pl.DataFrame) -> LazyFrameT:
@@ -134,8 +136,8 @@ def with_class_values(rows: LazyFrameT, values: pl.DataFrame) -> LazyFrameT:
     if not is_polars(rows):
         return rows.join(beside(rows, values), on="label", how="left")
     # looked up by position: half the time of a join
-    places = pl.DataFrame({"label": range(max(values["label"].to_list(), default=0) + 1)}, schema={"label": pl.Int64})
-    table = places.join(values, on="label", how="left", maintain_order="left").drop("label")
+    labels = pl.DataFrame({"label": range(max(values["label"].to_list(), default=0) + 1)}, schema={"label": pl.Int64})
+    table = labels.join(values, on="label", how="left", maintain_order="left").drop("label")
     return _wrapped(rows.to_native().with_columns(_at(column, "label") for column in table), rows)
 
 
@@ -152,8 +154,8 @@ def row_values(values: LazyFrameT, name: str) -> Callable[[LazyFrameT], LazyFram
         if ids.min(initial=0) >= 0 and ids.max(initial=0) < max(_PLACES, _PLACES_OF_ONE * len(table)):
             # looked up by position: a join of 300 million rows with 30 million takes ten times as long
             column, value = pl.Series(name, _placed(ids, table[name].to_numpy())), pl.col(name)
-            found = pl.when(value != 0).then(value.cast(table.schema[name]))
-            return lambda rows: _wrapped(rows.to_native().with_columns(_at(column, "id")).with_columns(found), rows)
+            nonzero = pl.when(value != 0).then(value.cast(table.schema[name]))
+            return lambda rows: _wrapped(rows.to_native().with_columns(_at(column, "id")).with_columns(nonzero), rows)
     return lambda rows: rows.join(values.select("id", name), on="id", how="left")
 
 
@@ -161,8 +163,8 @@ def _placed(places: NDArray[np.int64], numbers: NDArray[np.generic]) -> NDArray[
     """An array with the numbers at their positions and 0 elsewhere, of the smallest dtype that holds them."""
     numbers = numbers.astype(np.int64)
     largest = int(np.abs(numbers).max(initial=0))
-    kind = next(kind for kind in (np.int8, np.int16, np.int32, np.int64) if largest <= np.iinfo(kind).max)
-    column = np.zeros(places.max(initial=-1) + 1, kind)
+    dtype = next(dtype for dtype in (np.int8, np.int16, np.int32, np.int64) if largest <= np.iinfo(dtype).max)
+    column = np.zeros(places.max(initial=-1) + 1, dtype)
     column[places] = numbers
     return column
 
@@ -189,12 +191,12 @@ def _write_by_spark(native: Any, folder: Path) -> None:  # noqa: ANN401 - Spark'
     from pyspark.sql import Observation
     from pyspark.sql import functions as sql
 
-    written = Observation()
-    native.observe(written, sql.count(sql.lit(1)).alias("rows")).write.parquet(f"file://{folder.absolute()}")
-    rows, found = written.get["rows"], sum(pq.read_metadata(file).num_rows for file in folder.glob("*.parquet"))
-    if rows != found:
+    observation = Observation()
+    native.observe(observation, sql.count(sql.lit(1)).alias("rows")).write.parquet(f"file://{folder.absolute()}")
+    rows, visible = observation.get["rows"], sum(pq.read_metadata(file).num_rows for file in folder.glob("*.parquet"))
+    if rows != visible:
         raise NstError(
-            f"{folder}: Spark's workers wrote {rows:,} rows, and {found:,} of them are here; `engine` spark requires a store on a file "
+            f"{folder}: Spark's workers wrote {rows:,} rows, and {visible:,} of them are here; `engine` spark requires a store on a file "
             "system that this machine and all workers share, under the same path"
         )
 
@@ -203,22 +205,22 @@ def kept_in_order(rows: LazyFrameT, folder: Path) -> LazyFrameT:
     """The rows by increasing `id`, computed once and kept as parquet files in `folder`."""
     if not is_polars(rows):
         return kept(rows.sort("id"), folder)
-    found = kept(rows, folder)
-    if _is_in_order(found.to_native()):
-        return found
-    table = found.collect().sort("id")  # labels that are not in the order in which nst writes them
+    frame = kept(rows, folder)
+    if _is_in_order(frame.to_native()):
+        return frame
+    table = frame.collect().sort("id")  # labels that are not in the order in which nst writes them
     shutil.rmtree(folder)
     return _wrapped(kept(table.lazy(), folder).to_native(), rows)
 
 
 def _is_in_order(rows: pl.LazyFrame) -> bool:
-    last, is_in_order = -1, True
+    last_id, is_in_order = -1, True
 
     def look(batch: pl.DataFrame) -> bool:
-        nonlocal last, is_in_order
+        nonlocal last_id, is_in_order
         ids = batch["id"].to_numpy()
-        is_in_order = is_in_order and bool((np.diff(ids, prepend=last) > 0).all())
-        last = ids[-1] if len(ids) else last
+        is_in_order = is_in_order and bool((np.diff(ids, prepend=last_id) > 0).all())
+        last_id = ids[-1] if len(ids) else last_id
         return not is_in_order  # true stops the sink
 
     rows.select("id").sink_batches(look, chunk_size=BATCH_ROWS, maintain_order=True, engine="streaming")

@@ -58,8 +58,8 @@ class HashNumbers:
 
     def first_digits(self, start: int, stop: int, digits: int) -> NDArray[np.int64]:
         """The first hexadecimal digits, at most 15, of the hashes of the rows in [start, stop), as numbers."""
-        found: NDArray[np.uint64] = self._first.read(start, stop) >> np.uint64(4 * (_DIGITS - digits))
-        return found.view(np.int64)
+        numbers: NDArray[np.uint64] = self._first.read(start, stop) >> np.uint64(4 * (_DIGITS - digits))
+        return numbers.view(np.int64)
 
     def repeated(self) -> pl.DataFrame:
         """The rows whose `image_hash` repeats: `id`, the `first_id` with that hash, and `duplicates` (int32), the number of rows with it.
@@ -69,11 +69,11 @@ class HashNumbers:
         rows = self._alike()
         with Partitions(self._folder, numbers=3, rows=len(rows)) as partitions:
             for start, stop in self.ids.spans():
-                here = rows[slice(*np.searchsorted(rows, [start, stop]))] - start
-                columns = (column.read(start, stop)[here] for column in (self._first, self._whole, self.ids))
+                positions = rows[slice(*np.searchsorted(rows, [start, stop]))] - start
+                columns = (column.read(start, stop)[positions] for column in (self._first, self._whole, self.ids))
                 partitions.add(*(column.view(np.uint64) for column in columns))
             self._whole.remove()
-            return pl.concat([found for _, found in in_threads(_repeated, partitions, _threads())])
+            return pl.concat([frame for _, frame in in_threads(_repeated, partitions, _threads())])
 
     def _alike(self) -> NDArray[np.int64]:
         """The increasing row numbers of all rows whose hash repeats, and of few others."""
@@ -81,8 +81,8 @@ class HashNumbers:
         with Partitions(self._folder, numbers=1, rows=self.ids.rows) as partitions:
             for _, numbers in in_threads(lambda span: self._numbers(*span, row_bits), self.ids.spans(), _threads()):
                 partitions.add(numbers)
-            found = in_threads(lambda records: _repeated_above(records.ravel(), row_bits), partitions, _threads())
-            rows = np.concatenate([some for _, some in found]).view(np.int64)
+            results = in_threads(lambda records: _repeated_above(records.ravel(), row_bits), partitions, _threads())
+            rows = np.concatenate([part for _, part in results]).view(np.int64)
         rows.sort()
         return rows
 
@@ -120,5 +120,5 @@ def _repeated(records: NDArray[np.uint64]) -> pl.DataFrame:
     starts = np.flatnonzero(is_new)
     sizes = np.diff(starts, append=len(ids))
     firsts = np.minimum.reduceat(ids.view(np.int64), starts) if len(starts) else starts
-    found = {"id": ids.view(np.int64), "first_id": np.repeat(firsts, sizes), "duplicates": np.repeat(sizes, sizes).astype(np.int32)}
-    return pl.DataFrame(found).filter(pl.col("duplicates") > 1)
+    columns = {"id": ids.view(np.int64), "first_id": np.repeat(firsts, sizes), "duplicates": np.repeat(sizes, sizes).astype(np.int32)}
+    return pl.DataFrame(columns).filter(pl.col("duplicates") > 1)

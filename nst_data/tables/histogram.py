@@ -28,9 +28,9 @@ def bounds(number: int, bins: int = BINS) -> tuple[float, float]:
 
 def histograms_of(store: Store, versions: Sequence[Version], ref: str) -> list[Histogram]:
     """The confidence histogram of each version, from the cache, or counted now and cached. Errors of reading the labels name `ref`."""
-    known = [_kept(store, version) for version in versions]
-    if None not in known:
-        return [one for one in known if one is not None]
+    cached = [_kept(store, version) for version in versions]
+    if None not in cached:
+        return [entry for entry in cached if entry is not None]
     from nst_data.tables.label_tables import histograms, scan_labels  # Polars and Arrow, which take half a second to import
 
     counted = histograms(ref, *map(scan_labels, versions))
@@ -44,8 +44,8 @@ def histograms_of(store: Store, versions: Sequence[Version], ref: str) -> list[H
 
 def _kept(store: Store, version: Version) -> Histogram | None:
     try:
-        kept = json.loads(_path(store, version).read_text("utf-8"))
-        return Histogram(tuple(kept["images"]), kept["outside"])
+        cached = json.loads(_path(store, version).read_text("utf-8"))
+        return Histogram(tuple(cached["images"]), cached["outside"])
     except (OSError, ValueError, KeyError, TypeError):  # not counted yet
         return None
 
@@ -53,5 +53,5 @@ def _kept(store: Store, version: Version) -> Histogram | None:
 def _path(store: Store, version: Version) -> Path:
     """The cache file of a version, a new one if somebody has written to its files; those at an address are not downloaded to check."""
     files = [] if version.mirror else [version.place / name for name in sorted(version.manifest.files)]
-    stats = [(one.st_size, one.st_mtime_ns, one.st_ctime_ns) for one in (file.stat() for file in files)]
+    stats = [(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for stat in (file.stat() for file in files)]
     return store.root / "runs" / "confidence" / f"{json_digest([version.manifest.digest, stats])}.json"

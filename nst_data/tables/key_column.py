@@ -52,8 +52,8 @@ class KeyColumn:
         start = 0
         for batch in self._table.columns([self._name]):
             keys = batch.column(0)
-            kind = keys.type.value_type if pa.types.is_dictionary(keys.type) else keys.type
-            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind)):
+            value_type = keys.type.value_type if pa.types.is_dictionary(keys.type) else keys.type
+            if not (pa.types.is_string(value_type) or pa.types.is_large_string(value_type) or pa.types.is_integer(value_type)):
                 raise NstError(f"{self._table.location}: column `{self._name}` is {keys.type}, expected texts: keys of images in the pool")
             if keys.null_count:
                 row = self._table.key(start + int(keys.is_null().to_numpy(zero_copy_only=False).argmax()))
@@ -75,19 +75,19 @@ class KeyColumn:
 
         Keys that are not keys of the pool may be paths from elsewhere: they are compared in the first way by which each matches one image.
         """
-        found = np.empty(len(self._table), np.int64)
+        pool_rows = np.empty(len(self._table), np.int64)
         if self._name == IMAGE_HASH:
-            pool.find_by_hash(self.pieces, self.pieces, found)
-        elif not pool.find_alike(self.pieces, found):
-            self.matched_by = self._found_otherwise(pool, found)
+            pool.find_by_hash(self.pieces, self.pieces, pool_rows)
+        elif not pool.find_alike(self.pieces, pool_rows):
+            self.matched_by = self._found_otherwise(pool, pool_rows)
             if not self.matched_by:
                 raise self._not_found(pool)
-        order = np.argsort(found, kind="stable")
-        ordered = found[order]
-        twice = np.flatnonzero(ordered[1:] == ordered[:-1])
-        if len(twice):
-            first, second = (self._table.key(int(row)) for row in order[twice[0] : twice[0] + 2])
-            key = pool.key(int(ordered[twice[0]]))
+        order = np.argsort(pool_rows, kind="stable")
+        ordered = pool_rows[order]
+        repeats = np.flatnonzero(ordered[1:] == ordered[:-1])
+        if len(repeats):
+            first, second = (self._table.key(int(row)) for row in order[repeats[0] : repeats[0] + 2])
+            key = pool.key(int(ordered[repeats[0]]))
             raise NstError(f"{self._table.location}: rows {first!r} and {second!r} both name the image {key!r}; expected one row for each")
         return Rows(ordered, order)
 
@@ -109,22 +109,22 @@ class KeyColumn:
         """The error about keys that match no image of the pool, or more than one, by the way of comparing that finds most."""
         best = self._found_by("key", pool, None)
         for how, alike in self._ways(pool):
-            if (found := self._found_by(how, pool, alike)).missing < best.missing:
-                best = found
-        what, rows, row = f"{self._table.location}: column `{self._name}`", len(self._table), self._table.key(best.row)
+            if (comparison := self._found_by(how, pool, alike)).missing < best.missing:
+                best = comparison
+        column, rows, row = f"{self._table.location}: column `{self._name}`", len(self._table), self._table.key(best.row)
         example = f"{self._key_of(best.row)!r} in row {row!r}"
         expected = f"expected paths in it or their file names, such as {pool.key(0)!r}"
         if best.missing:
-            left, verb = rows - best.missing, "are" if best.missing > 1 else "is"
-            others = f"; the other {left:,} {'are' if left > 1 else 'is'} found by {best.how}" if left else ""
+            matched, verb = rows - best.missing, "are" if best.missing > 1 else "is"
+            remainder = f"; the other {matched:,} {'are' if matched > 1 else 'is'} found by {best.how}" if matched else ""
             return NstError(
-                f"{what}: {best.missing:,} of its {rows:,} images {verb} not in {pool.location}, such as {example}{others}; "
+                f"{column}: {best.missing:,} of its {rows:,} images {verb} not in {pool.location}, such as {example}{remainder}; "
                 f"{expected}; drop such rows, or give another `pool`"
             )
-        one, other = best.same
+        first, second = best.same
         return NstError(
-            f"{what} names images by {best.how}, and {self._key_of(best.row)!r} may be {pool.key(one)!r} or {pool.key(other)!r} of "
-            f"{pool.location}; expected paths in it, such as {pool.key(one)!r}"
+            f"{column} names images by {best.how}, and {self._key_of(best.row)!r} may be {pool.key(first)!r} or {pool.key(second)!r} of "
+            f"{pool.location}; expected paths in it, such as {pool.key(first)!r}"
         )
 
     def _found_by(self, how: str, pool: Source, alike: Callable[[pa.Array], pa.Array] | None) -> "_Comparison":
@@ -133,11 +133,11 @@ class KeyColumn:
         missing = rows < 0
         if missing.any() or alike is None:
             return _Comparison(how, int(missing.sum()), int(missing.argmax()))
-        meant = np.empty(len(pool), np.int64)
-        match_keys(map(alike, _keys_of(pool)), map(alike, self.pieces()), meant)
-        order = np.argsort(meant, kind="stable")
-        again = np.flatnonzero((meant[order[1:]] == meant[order[:-1]]) & (meant[order[1:]] >= 0))[0]
-        return _Comparison(how, 0, int(meant[order[again]]), (int(order[again]), int(order[again + 1])))
+        table_rows = np.empty(len(pool), np.int64)
+        match_keys(map(alike, _keys_of(pool)), map(alike, self.pieces()), table_rows)
+        order = np.argsort(table_rows, kind="stable")
+        repeat = np.flatnonzero((table_rows[order[1:]] == table_rows[order[:-1]]) & (table_rows[order[1:]] >= 0))[0]
+        return _Comparison(how, 0, int(table_rows[order[repeat]]), (int(order[repeat]), int(order[repeat + 1])))
 
     def _key_of(self, row: int) -> str:
         for piece in self.pieces():
@@ -151,12 +151,12 @@ class KeyColumn:
         folders = [f"{pool.location}/", self._shared_folder()]
         below = _without(f"^(?:{'|'.join(re.escape(folder) for folder in folders if folder)}|(?:\\./)+)")
         suffix, all_folders = _without(r"\.[^./\\:]*$"), _without(r"^.*[/\\:]")
-        of_image = _without(rf"(?i)(?:{'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))})$")  # a name without it may still contain dots
+        image_suffix = _without(rf"(?i)(?:{'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))})$")  # a name without it may still contain dots
         yield "path below the folder", below
-        yield "path without suffix", lambda keys: of_image(below(keys))
+        yield "path without suffix", lambda keys: image_suffix(below(keys))
         yield "path without suffix", lambda keys: suffix(below(keys))
         yield "file name", all_folders
-        yield "file name without suffix", lambda keys: of_image(all_folders(keys))
+        yield "file name without suffix", lambda keys: image_suffix(all_folders(keys))
         yield "file name without suffix", lambda keys: suffix(all_folders(keys))
 
     def _shared_folder(self) -> str:

@@ -51,14 +51,14 @@ def shown(columns: Sequence[str]) -> str:
 
 def holds_both(kind: pa.DataType) -> bool:
     """Whether each cell of a column names classes and may give them numbers: structs with a `label`, or lists of such structs."""
-    inside = kind.value_type if _is_list(kind) else kind
-    return bool(pa.types.is_struct(inside) and _field(inside, _CLASS_FIELDS) is not None)
+    value_type = kind.value_type if _is_list(kind) else kind
+    return bool(pa.types.is_struct(value_type) and _field(value_type, _CLASS_FIELDS) is not None)
 
 
 def has_field(kind: pa.DataType, logits: bool) -> bool:
     """Whether a column that satisfies `holds_both` has numbers at all."""
-    inside = kind.value_type if _is_list(kind) else kind
-    return _field(inside, (LOGITS,) if logits else _NUMBER_FIELDS) is not None
+    value_type = kind.value_type if _is_list(kind) else kind
+    return _field(value_type, (LOGITS,) if logits else _NUMBER_FIELDS) is not None
 
 
 def _is_list(kind: pa.DataType) -> bool:
@@ -78,9 +78,9 @@ def _lists(batch: pa.RecordBatch, columns: Sequence[str], fields: Sequence[str])
     values = arrays[0]
     if width > 1:
         if len({array.type for array in arrays}) > 1:
-            kinds = {str(array.type) for array in arrays if not (pa.types.is_integer(array.type) or pa.types.is_floating(array.type))}
-            if kinds:
-                raise NstError(f"columns {shown(columns)}: expected one type in all of them, found {', '.join(sorted(kinds))} and another")
+            types = {str(array.type) for array in arrays if not (pa.types.is_integer(array.type) or pa.types.is_floating(array.type))}
+            if types:
+                raise NstError(f"columns {shown(columns)}: expected one type in all of them, found {', '.join(sorted(types))} and another")
             arrays = [array.cast(pa.float64()) for array in arrays]  # such as an integer column of zeros among floats
         values = pa.concat_arrays(arrays).take(pa.array(np.arange(rows * width).reshape(width, rows).T.ravel()))
     return pa.ListArray.from_arrays(pa.array(np.arange(rows + 1) * width, pa.int32()), values)

@@ -59,14 +59,14 @@ def damage_is_named(refs: str) -> Iterator[None]:
     except Exception as error:
         if any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EMFILE)):
             raise  # no damage: intermediate files filled the disk, or the system allows too few open files
-        if (said := spark_says(error)) is not None:
-            if any(words in said for words in ("Mkdirs failed", "Permission denied")):
+        if (message := spark_says(error)) is not None:
+            if any(phrase in message for phrase in ("Mkdirs failed", "Permission denied")):
                 raise NstError(
-                    f"{refs}: Spark failed ({said}); its workers must be allowed to write to the store, best as its owner"
+                    f"{refs}: Spark failed ({message}); its workers must be allowed to write to the store, best as its owner"
                 ) from None
             # this machine has already listed the files
-            share = "its workers must see the store under the same path as this machine; if they do, " if "FILE_NOT_EXIST" in said else ""
-            raise NstError(f"{refs}: Spark failed ({said}); {share}`verify()` checks whether the labels have changed") from None
+            hint = "its workers must see the store under the same path as this machine; if they do, " if "FILE_NOT_EXIST" in message else ""
+            raise NstError(f"{refs}: Spark failed ({message}); {hint}`verify()` checks whether the labels have changed") from None
         if not isinstance(error, (pl.exceptions.PolarsError, *DAMAGE)):
             raise
         raise NstError(f"{refs}: the labels cannot be read ({first_line(error)}); `verify()` checks whether they have changed") from None
@@ -74,7 +74,7 @@ def damage_is_named(refs: str) -> Iterator[None]:
 
 def check_label_range(labels: pl.Series, class_names: Sequence[str], what: str) -> None:
     """Raise NstError if labels are not indices into the class names."""
-    odd = labels.filter(~labels.is_between(0, len(class_names) - 1))
-    if labels.null_count() or len(odd):
-        found = "a missing label" if labels.null_count() else f"label {odd[0]}"
-        raise NstError(f"{what}: expected labels from 0 to {len(class_names) - 1}, found {found}; the table was made or changed elsewhere")
+    invalid = labels.filter(~labels.is_between(0, len(class_names) - 1))
+    if labels.null_count() or len(invalid):
+        value = "a missing label" if labels.null_count() else f"label {invalid[0]}"
+        raise NstError(f"{what}: expected labels from 0 to {len(class_names) - 1}, found {value}; the table was made or changed elsewhere")

@@ -28,13 +28,13 @@ class MissingShards:
 
     def look(self) -> set[int]:
         """The shards that are missing now."""
-        began = time.monotonic()
+        started = time.monotonic()
         if self._elsewhere is not None:
             self._elsewhere.bring_notes()
         done = set(os.listdir(self._notes))
         self._kept = {shard for shard in range(self._shards) if note_name(shard) not in done}
         now = time.monotonic()
-        self._look_again = now + max(_LOOK_AGAIN_SECONDS, (now - began) / _LOOKS_AT_MOST)
+        self._look_again = now + max(_LOOK_AGAIN_SECONDS, (now - started) / _LOOKS_AT_MOST)
         return self._kept.copy()
 
     def recent(self) -> set[int]:
@@ -78,17 +78,17 @@ class Route:
 
     def order(self, left: Iterable[int]) -> Iterator[int]:
         """Yield the shards that are left, in the order in which to take them."""
-        elsewhere = sorted(left)
+        shards = sorted(left)
         if self._chance is None or self._last is None:
-            first = bisect_left(elsewhere, self._start)
-            yield from elsewhere[first:] + elsewhere[:first]
+            first = bisect_left(shards, self._start)
+            yield from shards[first:] + shards[:first]
             return
-        following = (self._last + 1) % self._shards
-        if not self._has_met and following in elsewhere:
-            yield following
-            elsewhere.remove(following)
-        self._chance.shuffle(elsewhere)
-        yield from elsewhere
+        next_shard = (self._last + 1) % self._shards
+        if not self._has_met and next_shard in shards:
+            yield next_shard
+            shards.remove(next_shard)
+        self._chance.shuffle(shards)
+        yield from shards
 
     def took(self, shard: int) -> None:
         """Record that this process is at `shard` now."""

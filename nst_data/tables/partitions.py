@@ -52,9 +52,9 @@ class Partitions:
         for partition in range(1 << self._bits):
             bounds = [(int(starts[partition]), int(starts[partition + 1])) for starts in self._starts]
             records = np.empty((sum(stop - start for start, stop in bounds), self._numbers), np.uint64)
-            place = 0
+            position = 0
             for start, stop in bounds:
                 self._file.seek(start * 8 * self._numbers)
-                self._file.readinto(records[place : place + stop - start].data)
-                place += stop - start
+                self._file.readinto(records[position : position + stop - start].data)
+                position += stop - start
             yield records

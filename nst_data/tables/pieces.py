@@ -26,15 +26,15 @@ class Pieces:
 
     def kept(self) -> list[Batch]:
         """All batches from the first on that the pieces hold without a gap; `add` continues after them."""
-        found: list[Batch] = []
-        while piece := max(self._folder.glob(f"{len(found):08d}-*.arrow"), default=None):  # the longest that continues from here
-            batches = _read(piece)
-            if not batches:
+        batches: list[Batch] = []
+        while piece := max(self._folder.glob(f"{len(batches):08d}-*.arrow"), default=None):  # the longest that continues from here
+            piece_batches = _read(piece)
+            if not piece_batches:
                 piece.unlink(missing_ok=True)
                 continue
-            found += batches
-        self._first = len(found)
-        return found
+            batches += piece_batches
+        self._first = len(batches)
+        return batches
 
     def add(self, rows: pa.Table, errors: list[dict[str, Any]]) -> None:
         """Add the next batch. It is written together with others once enough time has passed."""

@@ -49,7 +49,7 @@ def read_review(version: Version) -> pl.DataFrame:
     """
     with damage_is_named(version.ref):
         tables = [pl.read_parquet(file, columns=list(_COLUMNS), glob=False) for file in table_files(version.folder, REVIEW)]
-        rows = pl.concat(tables).select(pl.col(name).cast(kind) for name, kind in _COLUMNS.items())
+        rows = pl.concat(tables).select(pl.col(name).cast(dtype) for name, dtype in _COLUMNS.items())
     if rows["image_hash"].n_unique() != rows.height or (rows["label"].is_null() != rows["excluded"].is_in(list(EXCLUDED))).any():
         raise NstError(f"{version.ref}: expected one answer for each image, a class or why it has none; the table was changed elsewhere")
     check_label_range(rows["label"].drop_nulls(), version.manifest.class_names, version.ref)
@@ -61,6 +61,6 @@ def hashes_by_reason(version: Version) -> dict[str, frozenset[str]]:
     rows = read_review(version)
     excluded = pl.col("excluded")
     return {
-        reason: frozenset(rows.filter(excluded.is_null() if why is None else excluded == why)["image_hash"])
-        for why, reason in REASONS.items()
+        reason: frozenset(rows.filter(excluded.is_null() if answer is None else excluded == answer)["image_hash"])
+        for answer, reason in REASONS.items()
     }

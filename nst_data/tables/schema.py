@@ -69,8 +69,8 @@ def _soft_label(classes: int, top_k: int | None) -> "dict[str, List]":
 
 def top_k_of(schema: pa.Schema) -> int | None:
     """The number of classes in each soft label of a table; None if it has a value for every class."""
-    kind = schema.field("top_labels").type if "top_labels" in schema.names else None
-    return int(kind.list_size) if isinstance(kind, pa.FixedSizeListType) else None
+    column_type = schema.field("top_labels").type if "top_labels" in schema.names else None
+    return int(column_type.list_size) if isinstance(column_type, pa.FixedSizeListType) else None
 
 
 def soft_label_columns(schema: pa.Schema) -> tuple[str, ...]:
@@ -80,8 +80,8 @@ def soft_label_columns(schema: pa.Schema) -> tuple[str, ...]:
 
 def soft_label_bytes(schema: pa.Schema) -> int:
     """The size of one row's soft label, before compression."""
-    columns = [schema.field(name).type for name in soft_label_columns(schema)]
-    return sum(column.list_size * column.value_type.bit_width // 8 for column in columns)
+    list_types = [schema.field(name).type for name in soft_label_columns(schema)]
+    return sum(list_type.list_size * list_type.value_type.bit_width // 8 for list_type in list_types)
 
 
 def review_schema(class_names: Sequence[str], with_reviewers: bool = True) -> pa.Schema:
@@ -135,19 +135,19 @@ def check_columns(file: Path, expected: pa.Schema, what: str) -> None:
 
     Raises one of `nst_data.parquet_footer.DAMAGE` for a damaged footer.
     """
-    found = pq.read_schema(file)
+    schema = pq.read_schema(file)
     for field in expected:
-        kind = found.field(field.name).type if field.name in found.names else "missing"
-        if kind != field.type:
-            raise NstError(f"{what}: column `{field.name}` is {kind}, expected {field.type}")
+        column_type = schema.field(field.name).type if field.name in schema.names else "missing"
+        if column_type != field.type:
+            raise NstError(f"{what}: column `{field.name}` is {column_type}, expected {field.type}")
 
 
 def check_labels(labels: pl.LazyFrame, table: str = "pseudo_labels") -> pl.LazyFrame:
     """Check the columns that selection reads. Raises NstError that names the column, the type found and the type expected."""
-    found = labels.collect_schema()
+    schema = labels.collect_schema()
     for column, expected in SELECTION_COLUMNS.items():
-        if column not in found:
-            raise NstError(f"{table}: column `{column}` is missing; expected {expected}; found {', '.join(found)}")
-        if found[column] != expected:
-            raise NstError(f"{table}: column `{column}` is {found[column]}, expected {expected}")
+        if column not in schema:
+            raise NstError(f"{table}: column `{column}` is missing; expected {expected}; found {', '.join(schema)}")
+        if schema[column] != expected:
+            raise NstError(f"{table}: column `{column}` is {schema[column]}, expected {expected}")
     return labels

@@ -115,18 +115,18 @@ class Shards:
         """
         route, tried, unsettled = self._route(worker, workers), set[int](), set[int]()
         signs: dict[int, tuple[_Life, float]] = {}  # for each claimed shard, the sign of life last seen, and when
-        while left := self._missing.recent() - tried or self._missing.look() - tried:
+        while remaining := self._missing.recent() - tried or self._missing.look() - tried:
             if self._met(unsettled):
                 route.meet()
-            shard = self._next(route.order(left), signs)
+            shard = self._next(route.order(remaining), signs)
             if shard is not None:
                 route.took(shard)
                 tried.add(shard)
                 unsettled.add(shard)
                 self.claim(shard)
                 yield shard
-            elif still := list(filter(self._missing.is_missing, self._missing.recent() - tried)):
-                on_wait(len(still))
+            elif missing := list(filter(self._missing.is_missing, self._missing.recent() - tried)):
+                on_wait(len(missing))
                 if self.stopped.wait(_LOOK_EVERY_SECONDS):
                     return
 
@@ -158,9 +158,9 @@ class Shards:
     def claim(self, shard: int) -> None:
         """Tell the others that this process is working on a shard from now on. Its claims to finished shards are removed."""
         self._claim(shard).write_text("0")
-        for done in list(filter(self.is_done, self._held)):
-            self._claim(done).unlink(missing_ok=True)
-            self._held.remove(done)
+        for finished in list(filter(self.is_done, self._held)):
+            self._claim(finished).unlink(missing_ok=True)
+            self._held.remove(finished)
         self._held.add(shard)
 
     def show_life(self, shard: int) -> None:
@@ -176,11 +176,11 @@ class Shards:
         return _claimed(self._claims)
 
     def _has_stalled(self, shard: int, life: _Life, signs: dict[int, tuple[_Life, float]]) -> bool:
-        sign, seen = signs.get(shard, (None, 0.0))  # by this machine's clock only
+        sign, seen_at = signs.get(shard, (None, 0.0))  # by this machine's clock only
         if sign != life:
             signs[shard] = life, time.monotonic()
             return False
-        return time.monotonic() - seen > STALLED_SECONDS
+        return time.monotonic() - seen_at > STALLED_SECONDS
 
     def _claim(self, shard: int) -> Path:
         return self._claims / f"{shard:05d}.{PROCESS_SPACE}.{os.getpid()}"
@@ -210,12 +210,12 @@ class Shards:
     def write_note(self, shard: int, sealed: SealedFile, per_class: NDArray[np.int64], errors: list[dict[str, Any]]) -> None:
         """Mark a shard as done. If the process is killed before this, the shard is made again."""
         note = json.dumps({"sealed": sealed.model_dump(), "per_class": per_class.tolist(), "errors": errors})
-        first = None
+        first_note = None
         if self._elsewhere is not None:
-            first = self._elsewhere.keep_shard(self.plan.file(shard), note_name(shard), note.encode())
-        if first is None:
+            first_note = self._elsewhere.keep_shard(self.plan.file(shard), note_name(shard), note.encode())
+        if first_note is None:
             self._own.add(shard)
-        write_text(self._note(shard), note if first is None else first.decode())
+        write_text(self._note(shard), note if first_note is None else first_note.decode())
         self._missing.remove(shard)
 
     def finish(self, class_names: Sequence[str]) -> tuple[dict[str, SealedFile], LabelCounts]:
@@ -310,11 +310,11 @@ def wait_for_claims(work: Path, what: str, say: Callable[[str], None]) -> None:
     claims = work / "claims"
     if (process := _living_owner(claims)) is not None:
         raise NstError(f"{what}: process {process} of this machine is computing it; stop it first, then rerun. Nothing was changed")
-    seen, since = _claimed(claims), time.monotonic()
-    if seen:
+    signs, started = _claimed(claims), time.monotonic()
+    if signs:
         say(f"{what}: a process left its sign here; watching up to {STALLED_SECONDS:.0f} s whether it still works")
-    while seen and time.monotonic() - since <= STALLED_SECONDS:
-        if _claimed(claims) != seen:
+    while signs and time.monotonic() - started <= STALLED_SECONDS:
+        if _claimed(claims) != signs:
             raise NstError(f"{what}: a process is computing it; wait for it or stop it, then rerun. Nothing was changed")
         time.sleep(min(_LOOK_EVERY_SECONDS, STALLED_SECONDS))
 
@@ -376,10 +376,10 @@ _REPEATING = ("label", "top_labels", "duplicates", "copies", "reason")
 
 def _parquet_columns(schema: pa.Schema) -> list[str]:
     """The names that parquet gives the columns of a table, including those inside lists and structs."""
-    empty = pa.BufferOutputStream()
-    pq.write_table(schema.empty_table(), empty)
-    names = pq.ParquetFile(empty.getvalue()).schema
-    return [names.column(index).path for index in range(len(names))]
+    buffer = pa.BufferOutputStream()
+    pq.write_table(schema.empty_table(), buffer)
+    parquet_schema = pq.ParquetFile(buffer.getvalue()).schema
+    return [parquet_schema.column(index).path for index in range(len(parquet_schema))]
 
 
 def write_parquet(path: Path, tables: Iterable[pa.Table], schema: pa.Schema, parts: Path | None = None) -> SealedFile:
@@ -428,8 +428,8 @@ class TableReader:
         tables = [self.schema.empty_table().select(list(columns))]
         for group in np.unique(np.searchsorted(self._starts, rows, side="right") - 1):
             path, number = self._groups[group]
-            here = rows[(rows >= self._starts[group]) & (rows < self._starts[group + 1])] - self._starts[group]
-            tables.append(self._kept_open(path).read_row_group(number, columns=list(columns)).take(here))
+            positions = rows[(rows >= self._starts[group]) & (rows < self._starts[group + 1])] - self._starts[group]
+            tables.append(self._kept_open(path).read_row_group(number, columns=list(columns)).take(positions))
         return pa.concat_tables(tables)
 
     def _kept_open(self, path: Path) -> pq.ParquetFile:

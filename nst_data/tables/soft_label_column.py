@@ -52,12 +52,12 @@ class SoftLabelColumn:
 
     def _own_names(self) -> list[str]:
         """The class names of a column of the table that has the right number. Raises UsageError if there is none, or several."""
-        named = list({tuple(names): names for names in self._table.class_columns().values() if len(names) == self.classes}.values())
-        if len(named) == 1:
-            return named[0]
-        found = "several columns have" if named else "no column has"
+        candidates = list({tuple(names): names for names in self._table.class_columns().values() if len(names) == self.classes}.values())
+        if len(candidates) == 1:
+            return candidates[0]
+        subject = "several columns have" if candidates else "no column has"
         raise UsageError(
-            f"{self._table.location}: column `{self.name}` has {self.classes} classes, and {found} as many class names; "
+            f"{self._table.location}: column `{self.name}` has {self.classes} classes, and {subject} as many class names; "
             "provide them with `class_names` FILE"
         )
 
@@ -96,15 +96,15 @@ class SoftLabelColumn:
         for batch in self._table.columns(self._columns.numbers):
             values = self._numbers(self._columns.numbers_in(batch), start)
             if self._columns.logits:
-                odd = ~np.isfinite(values).all(axis=1)
-                if odd.any():
-                    raise self._no_distribution(values[odd.argmax()], start + int(odd.argmax()))
+                invalid = ~np.isfinite(values).all(axis=1)
+                if invalid.any():
+                    raise self._no_distribution(values[invalid.argmax()], start + int(invalid.argmax()))
                 values = softmax(values)
             with np.errstate(invalid="ignore", over="ignore"):
                 sums = values.sum(axis=1)
-            odd = ~(np.isfinite(values).all(axis=1) & (values >= 0).all(axis=1) & (np.abs(sums - 1) <= SUM_TOLERANCE))
-            if odd.any():
-                raise self._no_distribution(values[odd.argmax()], start + int(odd.argmax()))
+            invalid = ~(np.isfinite(values).all(axis=1) & (values >= 0).all(axis=1) & (np.abs(sums - 1) <= SUM_TOLERANCE))
+            if invalid.any():
+                raise self._no_distribution(values[invalid.argmax()], start + int(invalid.argmax()))
             yield (values / sums[:, None]).astype(np.float32) + np.float32(0)  # no negative zero
             start += len(values)
 
@@ -137,8 +137,8 @@ class SoftLabelColumn:
         wrong = pc.not_equal(lengths, self.classes)
         if pc.any(wrong).as_py():
             row = _first(wrong)
-            found = f"{self._at(start + row)} has {lengths[row].as_py()} numbers, the first row {self.classes}"
-            raise NstError(f"{self._table.location}: {found}; expected one for each class in every row")
+            problem = f"{self._at(start + row)} has {lengths[row].as_py()} numbers, the first row {self.classes}"
+            raise NstError(f"{self._table.location}: {problem}; expected one for each class in every row")
         flat = column.flatten()
         if flat.null_count:
             row = _first(flat.is_null()) // self.classes
@@ -152,12 +152,12 @@ class SoftLabelColumn:
             raise NstError(f"{self._table.location}: column `{self.name}` is {kind}, expected lists of numbers, one for each class")
 
     def _no_distribution(self, values: NDArray[np.float64], row: int) -> NstError:
-        odd = values[~np.isfinite(values) | (values < 0)]
-        found = f"holds {odd[0]:.4g}" if len(odd) else f"adds up to {values.sum():.4g}"
+        invalid = values[~np.isfinite(values) | (values < 0)]
+        problem = f"holds {invalid[0]:.4g}" if len(invalid) else f"adds up to {values.sum():.4g}"
         if self._columns.logits:
             return NstError(f"{self._table.location}: {self._at(row)} holds {values[~np.isfinite(values)][0]}, expected finite logits")
         expected = f"expected probabilities that add up to 1 (within {SUM_TOLERANCE}); {_ADVICE}"
-        return NstError(f"{self._table.location}: {self._at(row)} {found}, {expected}")
+        return NstError(f"{self._table.location}: {self._at(row)} {problem}, {expected}")
 
     def _at(self, row: int) -> str:
         return f"column `{self.name}` of row {self._table.key(row)!r}"

@@ -14,24 +14,24 @@ def soft_labels(probs: NDArray[np.float32], top_k: int | None) -> NDArray[np.voi
 
     `probs` has shape (rows, classes). Label and confidence are taken before rounding to float16; ties go to the first class.
     """
-    made = np.empty(len(probs), record(probs.shape[1], top_k))
-    made["label"], made["confidence"] = probs.argmax(axis=1), probs.max(axis=1)
+    records = np.empty(len(probs), record(probs.shape[1], top_k))
+    records["label"], records["confidence"] = probs.argmax(axis=1), probs.max(axis=1)
     if top_k is None:
-        made["probs"] = _half(probs)
-        return made
-    order = probs.view(np.uint32).astype(np.uint64) << np.uint64(32) | _LAST - np.arange(probs.shape[1], dtype=np.uint64)
-    largest = np.sort(np.partition(order, probs.shape[1] - top_k, axis=1)[:, -top_k:], axis=1)[:, ::-1]
-    made["top_labels"] = _LAST - (largest & _LAST)
-    made["top_probs"] = _half((largest >> np.uint64(32)).astype(np.uint32).view(np.float32))
-    return made
+        records["probs"] = _half(probs)
+        return records
+    sort_keys = probs.view(np.uint32).astype(np.uint64) << np.uint64(32) | _LAST - np.arange(probs.shape[1], dtype=np.uint64)
+    largest = np.sort(np.partition(sort_keys, probs.shape[1] - top_k, axis=1)[:, -top_k:], axis=1)[:, ::-1]
+    records["top_labels"] = _LAST - (largest & _LAST)
+    records["top_probs"] = _half((largest >> np.uint64(32)).astype(np.uint32).view(np.float32))
+    return records
 
 
 def top_soft_labels(classes: NDArray[np.int32], probs: NDArray[np.float32], all_classes: int, top_k: int) -> NDArray[np.void]:
     """The same from just the most probable of `all_classes` classes, in descending order, both of shape (rows, `top_k` or more)."""
-    made = np.empty(len(probs), record(all_classes, top_k))
-    made["label"], made["confidence"] = classes[:, 0], probs[:, 0]
-    made["top_labels"], made["top_probs"] = classes[:, :top_k], _half(np.ascontiguousarray(probs[:, :top_k]))
-    return made
+    records = np.empty(len(probs), record(all_classes, top_k))
+    records["label"], records["confidence"] = classes[:, 0], probs[:, 0]
+    records["top_labels"], records["top_probs"] = classes[:, :top_k], _half(np.ascontiguousarray(probs[:, :top_k]))
+    return records
 
 
 def dense(batch: pa.RecordBatch, classes: int) -> NDArray[np.float32]:

@@ -44,9 +44,11 @@ def spark_session(master: str | None) -> Any:  # noqa: ANN401 - a SparkSession
     try:
         session = builder.getOrCreate()
     except Exception as error:
-        if (said := spark_says(error)) is None:
+        if (message := spark_says(error)) is None:
             raise
-        raise NstError(f"`engine` spark: Spark did not start ({said}); it needs Java 17 (JAVA_HOME) and a `master` that answers") from None
+        raise NstError(
+            f"`engine` spark: Spark did not start ({message}); it needs Java 17 (JAVA_HOME) and a `master` that answers"
+        ) from None
     session.sparkContext.setLogLevel("ERROR")
     return session
 
@@ -78,16 +80,16 @@ def _check_that_it_answers(master: str) -> None:
     """Raise NstError if the master does not answer; Spark itself gives up after a minute and pages of Java stack traces."""
     if not re.fullmatch(r"spark://[^,]+:\d+(,[^,]+:\d+)*", master):
         return
-    said = ""
-    for place in master.removeprefix("spark://").split(","):  # several, of which one is active
-        host, _, port = place.rpartition(":")
+    reason = ""
+    for address in master.removeprefix("spark://").split(","):  # several, of which one is active
+        host, _, port = address.rpartition(":")
         try:
             socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()
         except (OSError, OverflowError) as error:
-            said = getattr(error, "strerror", None) or first_line(error)
+            reason = getattr(error, "strerror", None) or first_line(error)
         else:
             return
-    raise NstError(f"`master` {master}: it does not answer ({said}); start it, or correct its host and port")
+    raise NstError(f"`master` {master}: it does not answer ({reason}); start it, or correct its host and port")
 
 
 def spark_says(error: Exception) -> str | None:
@@ -95,14 +97,14 @@ def spark_says(error: Exception) -> str | None:
     if type(error).__module__.partition(".")[0] not in ("pyspark", "py4j"):
         return None
     messages: list[str] = []
-    java = getattr(error, "java_exception", None)
-    while java is not None:
-        messages += [text] if (text := (java.getMessage() or "").strip()) else []
-        java = java.getCause()
+    exception = getattr(error, "java_exception", None)
+    while exception is not None:
+        messages += [text] if (text := (exception.getMessage() or "").strip()) else []
+        exception = exception.getCause()
     messages = messages or [str(error).strip() or type(error).__name__]
-    named = [text for text in messages if text.startswith("[")]  # such as [FAILED_READ_FILE…]
+    coded = [text for text in messages if text.startswith("[")]  # such as [FAILED_READ_FILE…]
     # the innermost: if two tasks failed at once, it is wrapped in [STAGE_MATERIALIZATION_MULTIPLE_FAILURES]
-    return (named or messages[:1])[-1].splitlines()[0]
+    return (coded or messages[:1])[-1].splitlines()[0]
 
 
 class Work:
@@ -167,13 +169,13 @@ class SparkWork(Work):
         return future.result()
 
     def _wait(self, future: "Future[T]") -> None:
-        served = time.monotonic()
-        is_said = False
+        last_served = time.monotonic()
+        has_warned = False
         while not wait([future], _LOOK_EVERY_SECONDS).done:
             if not _is_unserved():
-                served, is_said = time.monotonic(), False
-            elif not is_said and time.monotonic() - served > _UNSERVED_SECONDS:
-                is_said = True
+                last_served, has_warned = time.monotonic(), False
+            elif not has_warned and time.monotonic() - last_served > _UNSERVED_SECONDS:
+                has_warned = True
                 self._progress.say(_unserved())
 
 
@@ -185,7 +187,7 @@ def _is_unserved() -> bool:
     stages = []
     with _death_is_no_matter():
         tracker = running.statusTracker()
-        stages = [stage for number in tracker.getActiveStageIds() if (stage := tracker.getStageInfo(number))]
+        stages = [stage for stage_id in tracker.getActiveStageIds() if (stage := tracker.getStageInfo(stage_id))]
     return bool(stages) and not any(stage.numActiveTasks for stage in stages)
 
 
@@ -211,8 +213,8 @@ def _unserved() -> str:
 
 def _cancel(thread: Thread) -> None:
     """Cancel the jobs that a thread is waiting for, and those that it starts after these."""
-    until = time.monotonic() + _CANCEL_SECONDS
-    while thread.is_alive() and time.monotonic() < until:
+    deadline = time.monotonic() + _CANCEL_SECONDS
+    while thread.is_alive() and time.monotonic() < deadline:
         if (running := _running()) is not None:
             with _death_is_no_matter():
                 running.cancelAllJobs()

@@ -96,9 +96,9 @@ class TopLabelColumns:
         """Write all rows as they are read, before rounding."""
         with progress.task(f"read `{self.name}`", len(self), "soft labels") as task, replacing(file) as out:
             for classes, probs in self.largest():
-                made = np.empty(len(probs), self.exact)
-                made["classes"], made["probs"] = classes, probs
-                out.write(made.tobytes())
+                records = np.empty(len(probs), self.exact)
+                records["classes"], records["probs"] = classes, probs
+                out.write(records.tobytes())
                 task.advance(len(probs))
 
     def dense(self, exact: NDArray[np.void]) -> NDArray[np.float32]:
@@ -145,14 +145,16 @@ class TopLabelColumns:
             return lists
         lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
         flat = pa.chunked_array([lists.flatten()])
-        kind, column = lists.type.value_type, shown(self._columns.classes)
-        numbers = whole_floats(flat, f"{self._table.location}: column `{column}` is {kind}").combine_chunks()
+        value_type, column = lists.type.value_type, shown(self._columns.classes)
+        numbers = whole_floats(flat, f"{self._table.location}: column `{column}` is {value_type}").combine_chunks()
         return pa.ListArray.from_arrays(pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32()), numbers)
 
     def _words(self, lists: pa.Array) -> set[str]:
-        kind = lists.type.value_type
-        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
-            raise NstError(f"{self._table.location}: column `{shown(self._columns.classes)}` is {kind}, expected class names or integers")
+        value_type = lists.type.value_type
+        if not (pa.types.is_string(value_type) or pa.types.is_large_string(value_type) or pa.types.is_null(value_type)):
+            raise NstError(
+                f"{self._table.location}: column `{shown(self._columns.classes)}` is {value_type}, expected class names or integers"
+            )
         words = {word for word in pc.unique(lists.flatten()).to_pylist() if word is not None}
         if len(words) > MOST_UNNAMED:
             raise NstError(
@@ -164,33 +166,33 @@ class TopLabelColumns:
         """(class names, index among them of each word in the table)."""
         location, column = self._table.location, shown(self._columns.classes)
         names = given or self._table.class_columns().get(column)
-        found = sorted(words)
-        numbers = whole_numbers(found, f"{location}: column `{column}`")
+        sorted_words = sorted(words)
+        numbers = whole_numbers(sorted_words, f"{location}: column `{column}`")
         if names is None and (self._by_number or numbers is not None):
             raise UsageError(f"{location}: column `{column}` has class numbers; give their names with `class_names` FILE")
-        if names is None and (odd := no_class(found, self._columns.is_named)):
-            word, advice = odd
+        if names is None and (suspect := no_class(sorted_words, self._columns.is_named)):
+            word, advice = suspect
             raise NstError(f"{location}: {self._at(self._first_with(word), column)} has the label {word!r}, {advice}")
-        names = found if names is None else names
+        names = sorted_words if names is None else names
         check_class_names(names, where, None, "two or more")
         if self._by_number:
             return names, {}
         if numbers is not None and class_numbers(names) is None:
-            beyond = [number for number in numbers if number >= len(names)]
-            if beyond:
-                raise NstError(f"{location}: column `{column}` has the class number {min(beyond)}, expected 0 to {len(names) - 1}")
-            return names, dict(zip(found, numbers, strict=True))
-        plain = found if numbers is None or class_numbers(found) is not None else [str(number) for number in numbers]
-        places = match_classes(plain, names, f"{location}: column `{column}`", subset=True, advice=_ADVICE)
-        return names, dict(zip(found, places.tolist(), strict=True))
+            too_large = [number for number in numbers if number >= len(names)]
+            if too_large:
+                raise NstError(f"{location}: column `{column}` has the class number {min(too_large)}, expected 0 to {len(names) - 1}")
+            return names, dict(zip(sorted_words, numbers, strict=True))
+        plain = sorted_words if numbers is None or class_numbers(sorted_words) is not None else [str(number) for number in numbers]
+        indices = match_classes(plain, names, f"{location}: column `{column}`", subset=True, advice=_ADVICE)
+        return names, dict(zip(sorted_words, indices.tolist(), strict=True))
 
     def _first_with(self, word: str) -> int:
         """The first row that names a class by this word."""
         start = 0
         for batch in self._table.columns(self._columns.classes):
             lists = self._classes_in(batch)
-            if len(there := pc.list_parent_indices(lists).filter(pc.equal(lists.flatten(), word))):
-                return start + int(there[0].as_py())
+            if len(rows := pc.list_parent_indices(lists).filter(pc.equal(lists.flatten(), word))):
+                return start + int(rows[0].as_py())
             start += len(batch)
         raise AssertionError(f"{word!r} was there before")
 
@@ -207,19 +209,24 @@ class TopLabelColumns:
         """Classes and probabilities of a batch, the most probable first; ties go to the class with the lower number."""
         lists = self._classes_in(batch)
         lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
-        named_in = shown(self._columns.classes)
-        self._refuse(lengths == 0, start, "names no class; expected one, or the most probable ones", named_in)
+        class_column = shown(self._columns.classes)
+        self._refuse(lengths == 0, start, "names no class; expected one, or the most probable ones", class_column)
         flat = lists.flatten()
         rows = np.repeat(np.arange(len(batch)), lengths)
-        self._refuse_at(rows, flat.is_null().to_numpy(zero_copy_only=False), start, "lacks a class", named_in)
-        places = np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        self._refuse_at(rows, flat.is_null().to_numpy(zero_copy_only=False), start, "lacks a class", class_column)
+        positions = np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         classes, values = np.full((len(batch), self.most), -1), np.zeros((len(batch), self.most))
-        classes[rows, places] = self._numbers_of(flat, rows, start)
-        ordered = np.sort(classes, axis=1)
-        self._refuse(((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any(axis=1), start, "names a class twice", named_in)
-        values[rows, places] = self._values(batch, lengths, rows, start)
+        classes[rows, positions] = self._numbers_of(flat, rows, start)
+        sorted_classes = np.sort(classes, axis=1)
+        self._refuse(
+            ((sorted_classes[:, 1:] == sorted_classes[:, :-1]) & (sorted_classes[:, 1:] >= 0)).any(axis=1),
+            start,
+            "names a class twice",
+            class_column,
+        )
+        values[rows, positions] = self._values(batch, lengths, rows, start)
         if not self._columns.numbers:
-            values[rows, places] = 1 - self._smoothing + self._smoothing / self.classes
+            values[rows, positions] = 1 - self._smoothing + self._smoothing / self.classes
         elif self._columns.logits:
             values[classes < 0] = -np.inf
             values = softmax(values)
@@ -236,14 +243,14 @@ class TopLabelColumns:
     def _numbers_of(self, flat: pa.Array, rows: NDArray[np.int64], start: int) -> NDArray[np.int64]:
         """The classes of all rows as numbers, shape (classes of all rows,)."""
         if not self._by_number:
-            coded = flat.dictionary_encode()
-            known = np.array([self._places[word] for word in coded.dictionary.to_pylist()], np.int64)
-            found: NDArray[np.int64] = known[coded.indices.to_numpy(zero_copy_only=False)] if len(known) else known
-            return found
+            encoded = flat.dictionary_encode()
+            code_numbers = np.array([self._places[word] for word in encoded.dictionary.to_pylist()], np.int64)
+            classes: NDArray[np.int64] = code_numbers[encoded.indices.to_numpy(zero_copy_only=False)] if len(code_numbers) else code_numbers
+            return classes
         numbers: NDArray[np.int64] = flat.to_numpy(zero_copy_only=False).astype(np.int64)
-        odd = (numbers < 0) | (numbers >= self.classes)
-        if odd.any():
-            first = int(odd.argmax())
+        invalid = (numbers < 0) | (numbers >= self.classes)
+        if invalid.any():
+            first = int(invalid.argmax())
             raise NstError(
                 f"{self._table.location}: {self._at(start + int(rows[first]), shown(self._columns.classes))} is {numbers[first]}, "
                 f"expected 0 to {self.classes - 1}"
@@ -256,11 +263,11 @@ class TopLabelColumns:
             self._refuse(lengths > 1, start, "names several classes without a number each; expected one class")
             return np.ones(len(rows))
         lists = self._columns.numbers_in(batch)
-        kind = lists.type.value_type
-        if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-            raise NstError(f"{self._table.location}: column `{self.name}` is {kind}, expected numbers")
-        found = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
-        self._refuse(found != lengths, start, "has not one number for each class that is named")
+        value_type = lists.type.value_type
+        if not (pa.types.is_integer(value_type) or pa.types.is_floating(value_type)):
+            raise NstError(f"{self._table.location}: column `{self.name}` is {value_type}, expected numbers")
+        counts = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
+        self._refuse(counts != lengths, start, "has not one number for each class that is named")
         flat = lists.flatten()
         self._refuse_at(rows, flat.is_null().to_numpy(zero_copy_only=False), start, "lacks a number")
         numbers: NDArray[np.float64] = flat.to_numpy(zero_copy_only=False).astype(np.float64)
@@ -270,22 +277,24 @@ class TopLabelColumns:
     def _check_probabilities(self, values: NDArray[np.float64], classes: NDArray[np.int64], lengths: NDArray[np.int64], start: int) -> None:
         expected, sums = "expected probabilities; if these are logits, add `logits`", values.sum(axis=1)
         self._refuse(np.asarray((values < 0).any(axis=1)), start, f"holds a negative number, {expected}")
-        over: NDArray[np.bool_] = sums > 1 + SUM_TOLERANCE
-        self._refuse(over, start, f"adds up to {sums[over.argmax()]:.4g}, more than 1; {expected}")
-        least = np.where(classes < 0, np.inf, values).min(axis=1)
+        too_large: NDArray[np.bool_] = sums > 1 + SUM_TOLERANCE
+        self._refuse(too_large, start, f"adds up to {sums[too_large.argmax()]:.4g}, more than 1; {expected}")
+        smallest = np.where(classes < 0, np.inf, values).min(axis=1)
         share = (1 - sums) / np.maximum(1, self.classes - lengths)
-        odd: NDArray[np.bool_] = np.where(lengths < self.classes, least < share - SUM_TOLERANCE, np.abs(sums - 1) > SUM_TOLERANCE)
-        first = int(odd.argmax())
-        left = f"leaves {1 - sums[first]:.4g} to {self.classes - lengths[first]:,} other classes, more to each than to one that is named"
-        self._refuse(odd, start, f"adds up to {sums[first]:.4g}: {left}; expected the most probable classes")
+        implausible: NDArray[np.bool_] = np.where(
+            lengths < self.classes, smallest < share - SUM_TOLERANCE, np.abs(sums - 1) > SUM_TOLERANCE
+        )
+        first = int(implausible.argmax())
+        problem = f"leaves {1 - sums[first]:.4g} to {self.classes - lengths[first]:,} other classes, more to each than to one that is named"
+        self._refuse(implausible, start, f"adds up to {sums[first]:.4g}: {problem}; expected the most probable classes")
 
     def _fill_up(self, classes: NDArray[np.int64], values: NDArray[np.float64]) -> None:
         """Fill up rows that name fewer classes than others with the first classes they do not name, each with an even share of the rest."""
         for row in np.flatnonzero((classes < 0).any(axis=1)).tolist():
-            lacking = classes[row] < 0
-            others = np.setdiff1d(np.arange(min(self.classes, 2 * self.most)), classes[row])[: lacking.sum()]
-            share = max(0.0, 1 - values[row].sum()) / (self.classes - int((~lacking).sum()))
-            classes[row, lacking], values[row, lacking] = others, share
+            missing = classes[row] < 0
+            unnamed = np.setdiff1d(np.arange(min(self.classes, 2 * self.most)), classes[row])[: missing.sum()]
+            share = max(0.0, 1 - values[row].sum()) / (self.classes - int((~missing).sum()))
+            classes[row, missing], values[row, missing] = unnamed, share
 
     def _refuse_at(self, rows: NDArray[np.int64], odd: NDArray[np.bool_], start: int, what: str, column: str | None = None) -> None:
         if odd.any():
