@@ -28,5 +28,5 @@ class AsWritten(BaseModel):
     @model_serializer(mode="wrap")
     def _as_given(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
         later, values = later_fields(type(self)), plain(self)
-        named = [name for name in self._given if name in values]  # who dumps it may leave some out
-        return {name: values[name] for name in named if name not in later or values[name] != later[name]}
+        names = [name for name in self._given if name in values]  # who dumps it may leave some out
+        return {name: values[name] for name in names if name not in later or values[name] != later[name]}

@@ -113,19 +113,23 @@ class FileTree:
 
         def listed() -> dict[str, dict[str, Any]]:
             try:
-                found = self._system.find(top, detail=True, **self._anew)
+                listing = self._system.find(top, detail=True, **self._anew)
             except FileNotFoundError as error:
                 if not is_missing_file(error):
                     raise
-                found = {}
-            if not found and _EXTRAS[self._scheme] in _SILENT_OF_BUCKETS and not self._has_bucket():
+                listing = {}
+            if not listing and _EXTRAS[self._scheme] in _SILENT_OF_BUCKETS and not self._has_bucket():
                 raise NstError(f"{self.address}: no such {_SILENT_OF_BUCKETS[_EXTRAS[self._scheme]]}")
-            return found if isinstance(found, dict) else {}  # Azure's client returns a list if the path is a file
+            return listing if isinstance(listing, dict) else {}  # Azure's client returns a list if the path is a file
 
         start = len(self._path("").rstrip("/")) + 1
-        found = self._asked(listed, prefix)
-        files = [StoredFile(path[start:], int(one.get("size") or 0), _etag(one)) for path, one in found.items() if one["type"] == "file"]
-        return sorted((one for one in files if one.name and not one.name.endswith("/")), key=lambda one: one.name.encode())
+        listing = self._asked(listed, prefix)
+        files = [
+            StoredFile(path[start:], int(entry.get("size") or 0), _etag(entry))
+            for path, entry in listing.items()
+            if entry["type"] == "file"
+        ]
+        return sorted((entry for entry in files if entry.name and not entry.name.endswith("/")), key=lambda entry: entry.name.encode())
 
     def pages(self) -> Iterator[list[StoredFile]]:
         """All files in the server's order; on S3 page by page, so that memory does not grow with their number."""
@@ -133,14 +137,16 @@ class FileTree:
             yield self.files()
             return
         bucket, _, top = self._path("").partition("/")
-        asked = {"Bucket": bucket, "Prefix": f"{top}/" if top else ""}
+        request = {"Bucket": bucket, "Prefix": f"{top}/" if top else ""}
         while True:
-            page = self._asked(partial(self._system.call_s3, "list_objects_v2", MaxKeys=_PAGE_FILES, **asked), "")
-            files = [StoredFile(one["Key"][len(asked["Prefix"]) :], int(one["Size"]), _etag(one)) for one in page.get("Contents") or ()]
+            page = self._asked(partial(self._system.call_s3, "list_objects_v2", MaxKeys=_PAGE_FILES, **request), "")
+            files = [
+                StoredFile(entry["Key"][len(request["Prefix"]) :], int(entry["Size"]), _etag(entry)) for entry in page.get("Contents") or ()
+            ]
             yield [file for file in files if file.name and not file.name.endswith("/")]
             if not page.get("IsTruncated"):
                 return
-            asked["ContinuationToken"] = page["NextContinuationToken"]
+            request["ContinuationToken"] = page["NextContinuationToken"]
 
     def children(self, prefix: str = "") -> tuple[list[str], list[StoredFile]]:
         """Names of the folders directly below `prefix`, and the files directly in it, in bytewise order."""
@@ -155,11 +161,11 @@ class FileTree:
                 raise
 
         start = len(top.rstrip("/")) + 1
-        named = [(one["name"].rstrip("/")[start:], one) for one in self._asked(listed, prefix)]
-        folders = sorted({name for name, one in named if name and one["type"] == "directory"}, key=str.encode)
-        files = [(f"{prefix}/{name}" if prefix else name, one) for name, one in named if name and one["type"] == "file"]
-        own = [StoredFile(name, int(one.get("size") or 0), _etag(one)) for name, one in files]
-        return folders, sorted(own, key=lambda one: one.name.encode())
+        entries = [(entry["name"].rstrip("/")[start:], entry) for entry in self._asked(listed, prefix)]
+        folders = sorted({name for name, entry in entries if name and entry["type"] == "directory"}, key=str.encode)
+        files = [(f"{prefix}/{name}" if prefix else name, entry) for name, entry in entries if name and entry["type"] == "file"]
+        stored = [StoredFile(name, int(entry.get("size") or 0), _etag(entry)) for name, entry in files]
+        return folders, sorted(stored, key=lambda entry: entry.name.encode())
 
     def stat(self, name: str) -> StoredFile | None:
         """Size and etag of a file, or None if it does not exist."""
@@ -170,8 +176,8 @@ class FileTree:
             except FileNotFoundError:
                 return None
 
-        found = self._asked(look, name)
-        return StoredFile(name, int(found["size"]), _etag(found)) if found is not None and found["type"] == "file" else None
+        info = self._asked(look, name)
+        return StoredFile(name, int(info["size"]), _etag(info)) if info is not None and info["type"] == "file" else None
 
     def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
         """The bytes of a file, or those in [start, stop), fewer if the file ends before `stop`.
@@ -295,10 +301,10 @@ class FileTree:
     def _delete_from_s3(self, paths: list[str]) -> None:
         """Delete in one request and check the response: s3fs ignores files in it that the server refused to delete."""
         bucket, keys = paths[0].partition("/")[0], [path.partition("/")[2] for path in paths]
-        answer = self._system.call_s3("delete_objects", Bucket=bucket, Delete={"Objects": [{"Key": key} for key in keys], "Quiet": True})
-        for refused in answer.get("Errors") or ():
-            if refused.get("Code") not in ("NoSuchKey", "404"):
-                raise _RefusedError(str(refused.get("Code", "")))
+        response = self._system.call_s3("delete_objects", Bucket=bucket, Delete={"Objects": [{"Key": key} for key in keys], "Quiet": True})
+        for error in response.get("Errors") or ():
+            if error.get("Code") not in ("NoSuchKey", "404"):
+                raise _RefusedError(str(error.get("Code", "")))
 
     @property
     def _scheme(self) -> str:
@@ -352,10 +358,10 @@ class FileTree:
                         try:
                             with plain_errors(self.at(name), "bucket" if self.address.startswith("hf://buckets/") else "dataset"):
                                 raise
-                        except NstError as told:
-                            raise (UnansweredError(str(told)) if is_passing else told) from None
-                    kind = MissingError if isinstance(error, FileNotFoundError) else UnansweredError if is_passing else NstError
-                    raise kind(f"{self.at(name)}: {reason}") from None
+                        except NstError as plain_error:
+                            raise (UnansweredError(str(plain_error)) if is_passing else plain_error) from None
+                    error_class = MissingError if isinstance(error, FileNotFoundError) else UnansweredError if is_passing else NstError
+                    raise error_class(f"{self.at(name)}: {reason}") from None
                 _say(self.at(name), reason, wait)
                 time.sleep(wait)
         raise AssertionError

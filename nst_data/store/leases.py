@@ -127,16 +127,16 @@ class _Watch:
             if sign not in self._seen:
                 self._seen[sign] = content, time.monotonic()
                 self._say(f"{self._what}: in use by {process}; waiting {DEAD_AFTER_SECONDS:.0f} s to see whether it still runs")
-            before, since = self._seen[sign]
-            is_alive = True if content != before else False if time.monotonic() - since > DEAD_AFTER_SECONDS else None
+            last_content, seen_at = self._seen[sign]
+            is_alive = True if content != last_content else False if time.monotonic() - seen_at > DEAD_AFTER_SECONDS else None
         if is_alive:
             raise AtWorkError(self._what, process)
         return is_alive
 
 
 def _signs(tree: FileTree, place: str) -> list[str]:
-    folder, _, start = place.rpartition("/")
-    return [one.name for one in tree.children(folder)[1] if one.name.startswith(f"{folder}/{start}.")]
+    folder, _, prefix = place.rpartition("/")
+    return [file.name for file in tree.children(folder)[1] if file.name.startswith(f"{folder}/{prefix}.")]
 
 
 def _content(process: Process, beats: int) -> bytes:

@@ -50,7 +50,7 @@ class Request(_Frozen):
     @property
     def digest(self) -> str:
         """Equal for equal settings and inputs, wherever the inputs are located."""
-        inputs = {role: one.digest for role, one in self.inputs.by_role.items()}
+        inputs = {role: entry.digest for role, entry in self.inputs.by_role.items()}
         return json_digest({"kind": self.kind, "settings": self.settings, "inputs": inputs})
 
     @property
@@ -93,8 +93,8 @@ class EditionRequest(Request):
     def selection(self) -> BalanceSettings | None:
         """The settings of the selection; None if it was labeled again, or selected with settings unknown to this nst."""
         with contextlib.suppress(ValidationError):
-            own = {name: value for name, value in self.settings.items() if name != ANONYMOUS}
-            return BalanceSettings.of_request(own) if self.inputs.like is None else None
+            settings = {name: value for name, value in self.settings.items() if name != ANONYMOUS}
+            return BalanceSettings.of_request(settings) if self.inputs.like is None else None
         return None
 
     @property

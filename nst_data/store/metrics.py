@@ -55,10 +55,10 @@ class Metrics(RootModel[dict[str, Result]]):
             return cls.model_validate(json.loads(text))
         except ValidationError as error:
             first = error.errors()[0]
-            found = ": ".join([*map(str, first["loc"]), first["msg"]])
+            problem = ": ".join([*map(str, first["loc"]), first["msg"]])
         except (ValueError, RecursionError) as error:
-            found = f"unreadable JSON ({error})"
-        raise NstError(f"{path}: expected the metrics of a teacher, found {found}; delete it and evaluate again")
+            problem = f"unreadable JSON ({error})"
+        raise NstError(f"{path}: expected the metrics of a teacher, found {problem}; delete it and evaluate again")
 
     @classmethod
     def read(cls, folder: Path) -> Self:

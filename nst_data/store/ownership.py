@@ -76,11 +76,11 @@ class Process:
         try:
             record = json.loads(text)
             record = record.get("process", record)
-            known = {name: record[name] for name in asdict(cls()) if name in record}
+            fields = {name: record[name] for name in asdict(cls()) if name in record}
         except (ValueError, TypeError, AttributeError):
             return cls()
-        are_right = all(isinstance(known[name], kinds) for name, kinds in _KINDS.items() if name in known)
-        return cls(**known) if are_right and known.get("pid") else cls()
+        are_valid = all(isinstance(fields[name], kinds) for name, kinds in _KINDS.items() if name in fields)
+        return cls(**fields) if are_valid and fields.get("pid") else cls()
 
     @property
     def is_alive(self) -> bool | None:
@@ -254,14 +254,14 @@ class _Watch:
         self._said = True
 
     def _is_changing(self, sign: Path) -> bool | None:
-        shown = ""
+        beat = ""
         with suppress(OSError):
-            shown = (sign / _ALIVE).read_text("utf-8")
-        before, since = self._seen.setdefault(sign, (shown, time.monotonic()))
-        if shown != before:
-            self._seen[sign] = shown, time.monotonic()
+            beat = (sign / _ALIVE).read_text("utf-8")
+        last_beat, seen_at = self._seen.setdefault(sign, (beat, time.monotonic()))
+        if beat != last_beat:
+            self._seen[sign] = beat, time.monotonic()
             return True
-        return False if time.monotonic() - since > DEAD_AFTER_SECONDS else None
+        return False if time.monotonic() - seen_at > DEAD_AFTER_SECONDS else None
 
 
 def _leave(place: Path, number: str) -> Sign | None:

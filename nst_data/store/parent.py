@@ -10,7 +10,7 @@ def parent_of(version: Version, store: Store) -> Version | None:
     entry = manifest.request.inputs.parent if isinstance(manifest, EditionManifest) else None
     if entry is None:
         return None
-    for other in store.versions(entry.ref.partition("@")[0]):
-        if other.ref == entry.ref and other.is_readable and other.manifest.digest == entry.digest:
-            return other
+    for candidate in store.versions(entry.ref.partition("@")[0]):
+        if candidate.ref == entry.ref and candidate.is_readable and candidate.manifest.digest == entry.digest:
+            return candidate
     return None

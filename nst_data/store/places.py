@@ -37,7 +37,7 @@ def places_of(folder: Path) -> list[Place]:
     """Where the version in a folder was pushed to or pulled from, the newest last."""
     path = folder / PLACES
     try:
-        return [Place(**one) for one in json.loads(path.read_text("utf-8"))] if path.exists() else []
+        return [Place(**entry) for entry in json.loads(path.read_text("utf-8"))] if path.exists() else []
     except (ValueError, TypeError):
         raise NstError(f"{path}: expected the places of a version on the Hub, found something else; delete the file") from None
 
@@ -45,10 +45,10 @@ def places_of(folder: Path) -> list[Place]:
 def remember_place(folder: Path, place: Place) -> None:
     """Record where a version is on the Hub, the newest last. For a known place, whether the version came from it stays as it was."""
     with owned(beside(folder), f"{folder.parent.name}@{folder.name}", wait=True):
-        known = places_of(folder)
-        same = [one for one in known if replace(one, pulled=place.pulled) == place]
-        places = [one for one in known if one not in same] + (same[:1] or [place])
-        write_text(folder / PLACES, json.dumps([asdict(one) for one in places], indent=2) + "\n")
+        old_places = places_of(folder)
+        same = [entry for entry in old_places if replace(entry, pulled=place.pulled) == place]
+        places = [entry for entry in old_places if entry not in same] + (same[:1] or [place])
+        write_text(folder / PLACES, json.dumps([asdict(entry) for entry in places], indent=2) + "\n")
 
 
 def may_be_pulled(folder: Path) -> bool:

@@ -52,13 +52,13 @@ class RemoteRun:
         """Claim the number for a request; return False if another request has it. What removed versions left there is deleted."""
         tree = self.mirror.tree
         tree.check_creates_once()
-        left = [one.name for name in (self.name, self._version) for one in tree.files(name)]
-        if self._seal in left or not tree.create(self._request, request.encode()):
+        leftovers = [file.name for name in (self.name, self._version) for file in tree.files(name)]
+        if self._seal in leftovers or not tree.create(self._request, request.encode()):
             return False
         if tree.stat(self._seal) is not None:  # by a process that was at work during the listing, and has cleaned up since
             tree.remove([self._request])
             return False
-        tree.remove([name for name in left if name != self._request])
+        tree.remove([name for name in leftovers if name != self._request])
         return True
 
     def is_claimed_by(self, request: str) -> bool:
@@ -68,9 +68,9 @@ class RemoteRun:
     def discard(self) -> None:
         """Delete what is left of the work, and the files at the version's place if it is not sealed."""
         tree = self.mirror.tree
-        left, placed = ([one.name for one in tree.files(name)] for name in (self.name, self._version))
+        leftovers, placed = ([file.name for file in tree.files(name)] for name in (self.name, self._version))
         tree.remove([self._request])  # from now on nobody joins, and what others start was not listed
-        tree.remove([name for name in left if name != self._request])
+        tree.remove([name for name in leftovers if name != self._request])
         if tree.stat(self._seal) is None:
             tree.remove(placed)
 
@@ -89,26 +89,26 @@ class RemoteRun:
     def bring_notes(self) -> None:
         """Download the notes of all shards that are done. Raises NstError if the version was sealed or removed meanwhile."""
         tree, folder = self.mirror.tree, self.mirror.root / self.name / "work" / "shards"
-        there = {one.name.rpartition("/")[2]: one.name for one in tree.files(f"{self._work}/shards")}
-        here = {name for name in os.listdir(folder) if name[0] != "."}
-        for name in here.difference(there):  # another machine makes it again, for images that can be read by now
+        remote_notes = {file.name.rpartition("/")[2]: file.name for file in tree.files(f"{self._work}/shards")}
+        local_notes = {name for name in os.listdir(folder) if name[0] != "."}
+        for name in local_notes.difference(remote_notes):  # another machine makes it again, for images that can be read by now
             (folder / name).unlink(missing_ok=True)
 
         def bring(name: str) -> None:
             with suppress(MissingError):  # it was just removed, to make the shard again
-                tree.download(there[name], folder / name)
+                tree.download(remote_notes[name], folder / name)
 
         with ThreadPoolExecutor(AT_ONCE) as threads:
-            list(threads.map(bring, there.keys() - here))
+            list(threads.map(bring, remote_notes.keys() - local_notes))
         self._check_current()
 
     def bring_note(self, name: str) -> None:
         """Download the note of one shard if it is done, otherwise delete the local one. Raises NstError as `bring_notes` does."""
-        here = self.mirror.root / self.name / "work" / "shards" / name
+        path = self.mirror.root / self.name / "work" / "shards" / name
         try:
-            self.mirror.tree.download(f"{self._work}/shards/{name}", here)
+            self.mirror.tree.download(f"{self._work}/shards/{name}", path)
         except MissingError:
-            here.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
             self._check_current()
 
     def _check_current(self) -> None:
@@ -126,14 +126,14 @@ class RemoteRun:
         self._check_current()
         tree, name = self.mirror.tree, f"{self._work}/shards/{note}"
         shard, place = self.mirror.root / self.name / "build" / file, f"{self._version}/{file}"
-        if (first := tree.read_if_there(name)) is not None:
-            return first
+        if (first_note := tree.read_if_there(name)) is not None:
+            return first_note
         for _ in range(_UPLOADS):
             if tree.upload_new(shard, place) or self._are_same(shard, place):
                 break
             self._check_current()
-            if (first := tree.read_if_there(name)) is not None:
-                return first
+            if (first_note := tree.read_if_there(name)) is not None:
+                return first_note
             tree.remove([place])  # left by a killed process, or from before the shard was reopened
         else:
             raise NstError(f"{tree.at(place)}: another process keeps writing this shard; rerun this command when it has ended")
@@ -144,9 +144,9 @@ class RemoteRun:
         return content
 
     def _are_same(self, shard: Path, place: str) -> bool:
-        found, own = self.mirror.tree.stat(place), hash_file(shard)
+        remote, local = self.mirror.tree.stat(place), hash_file(shard)
         with suppress(MissingError):
-            return found is not None and found.size == own.bytes and self.mirror.tree.sha256(found) == own.sha256
+            return remote is not None and remote.size == local.bytes and self.mirror.tree.sha256(remote) == local.sha256
         return False
 
     def bring_shards(self, files: Iterable[str]) -> None:
@@ -169,39 +169,39 @@ class RemoteRun:
         """Replace the small files of a local folder with those that were written first."""
         for path in sorted(folder.glob("[!.]*")):  # hidden ones are being written
             content = path.read_bytes()
-            if (first := self.remembered(path.name, content)) != content:
+            if (first_content := self.remembered(path.name, content)) != content:
                 with replacing(path) as file:
-                    file.write(first)
+                    file.write(first_content)
 
     def keep_training(self) -> None:
         """Upload this machine's checkpoints and logs of a training; earlier checkpoints are deleted there."""
         tree, folder = self.mirror.tree, self.mirror.root / self.name
         self._check_current()
         work = folder / "work"
-        here = [path.relative_to(work).as_posix() for path in work.glob("checkpoints/[!.]*/*") if path.is_file()]
-        there = {one.name.removeprefix(f"{self._work}/") for one in tree.files(f"{self._work}/checkpoints")}
+        local = [path.relative_to(work).as_posix() for path in work.glob("checkpoints/[!.]*/*") if path.is_file()]
+        remote = {entry.name.removeprefix(f"{self._work}/") for entry in tree.files(f"{self._work}/checkpoints")}
         for name, file in _LOGS.items():
             if (folder / file).is_file():
                 tree.upload(folder / file, f"{self._work}/{name}")
-        for name in sorted(here, key=lambda name: (name.rpartition("/")[2] == "position.json", name)):  # it marks a checkpoint as complete
-            if name not in there:
+        for name in sorted(local, key=lambda name: (name.rpartition("/")[2] == "position.json", name)):  # it marks a checkpoint as complete
+            if name not in remote:
                 tree.upload(work / name, f"{self._work}/{name}")
-        newest = max((_step(name) for name in here), default="")
-        earlier = {name for name in there if _step(name) <= newest}  # another machine, which took this one for dead, may have got further
-        tree.remove([f"{self._work}/{name}" for name in sorted(earlier.difference(here))])
+        newest = max((_step(name) for name in local), default="")
+        earlier = {name for name in remote if _step(name) <= newest}  # another machine, which took this one for dead, may have got further
+        tree.remove([f"{self._work}/{name}" for name in sorted(earlier.difference(local))])
 
     def bring_training(self) -> None:
         """Download the newest checkpoint and the logs of a training if another machine got further than this one."""
         tree, folder = self.mirror.tree, self.mirror.root / self.name
         checkpoints = folder / "work" / "checkpoints"
-        here = max((path.parent.name for path in checkpoints.glob("step-*/position.json")), default="")
-        found = [one.name for one in tree.files(f"{self._work}/checkpoints")]
-        newest = max((name.split("/")[-2] for name in found if name.endswith("/position.json")), default="")
-        if newest <= here:
+        local_step = max((path.parent.name for path in checkpoints.glob("step-*/position.json")), default="")
+        remote_files = [entry.name for entry in tree.files(f"{self._work}/checkpoints")]
+        newest = max((name.split("/")[-2] for name in remote_files if name.endswith("/position.json")), default="")
+        if newest <= local_step:
             return
         fresh = checkpoints / f".{newest}.brought"
         shutil.rmtree(fresh, ignore_errors=True)
-        for name in [name for name in found if name.split("/")[-2] == newest]:
+        for name in [name for name in remote_files if name.split("/")[-2] == newest]:
             tree.download(name, fresh / name.rpartition("/")[2])
         for name, file in _LOGS.items():
             if tree.stat(f"{self._work}/{name}"):

@@ -75,8 +75,8 @@ class Staging:
 
     def remembered(self, name: str, value: dict[str, Any]) -> dict[str, Any]:
         """The value stored under this name earlier in this work, or else `value`, stored now; concurrent processes all get the first."""
-        if (known := self.recalled(name)) is not None:
-            return known
+        if (stored := self.recalled(name)) is not None:
+            return stored
         path = self.work / f"{name}.json"
         if self.elsewhere is not None:
             value = json.loads(self.elsewhere.remembered(path.name, json.dumps(value).encode()))

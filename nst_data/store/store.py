@@ -92,7 +92,7 @@ class Store:
         if name is not None and not _NAME.fullmatch(name):
             return []
         self.refresh(name)
-        found = [
+        sealed = [
             Version(folder, self.mirror)
             for room in _ROOMS
             for place in (self.root / room).glob("*")
@@ -100,7 +100,7 @@ class Store:
             for folder in place.glob("*")
             if Number.is_one(folder.name) and (folder / MANIFEST_NAME).is_file()
         ]
-        return sorted(found, key=lambda version: (version.name, version.number.order))
+        return sorted(sealed, key=lambda version: (version.name, version.number.order))
 
     def unfinished(self) -> list[str]:
         """References of the versions in progress."""
@@ -112,7 +112,7 @@ class Store:
         """The progress of an unfinished version, such as `3 shards` or `step 1,200`; empty if nothing is saved yet."""
         name, _, number = ref.partition("@")
         for work in (self.root / "runs" / room / name / number / "work" for room in _ROOMS):
-            if steps := [int(one.name.removeprefix("step-")) for one in work.glob("checkpoints/step-*")]:
+            if steps := [int(folder.name.removeprefix("step-")) for folder in work.glob("checkpoints/step-*")]:
                 return f"step {max(steps):,}"
             if shards := len(list(work.glob("shards/[!.]*"))):
                 return f"{shards:,} shard{'s' * (shards > 1)}"
@@ -144,24 +144,26 @@ class Store:
         if name == "features" and number and not Number.is_one(number):
             raise UsageError(f"{ref}: expected a version, found features; `remove_features(store, {ref!r})` deletes them")
         wanted = Number.parse(number) if at else None
-        of_kind = [version for version in self.versions(name) if not kinds or version.manifest.kind in kinds]
+        matches = [version for version in self.versions(name) if not kinds or version.manifest.kind in kinds]
         if wanted is not None:
-            of_kind = [version for version in of_kind if version.number == wanted]
-        if of_kind:
-            return of_kind[-1]
+            matches = [version for version in matches if version.number == wanted]
+        if matches:
+            return matches[-1]
         if wanted is not None and wanted.edition is not None and kinds == ("generation",):
             raise UsageError(
                 f"{ref}: expected a generation in the store {self.location}; {ref} is an edition; name {name}@{Number(wanted.generation)}"
             )
-        of_name = self.versions(name)
-        of_its_kind = [version for version in of_name if version.manifest.kind in kinds]
-        there = ", ".join(f"{version.ref} ({version.manifest.kind})" for version in of_its_kind or of_name)
-        fitting = [version.ref for version in self.versions() if version.is_readable and version.manifest.kind in kinds]
-        if other := next((one for one in of_name if one.number == wanted), None):
-            own = [one.ref for one in of_name if one.manifest.kind in kinds and one.number.generation == other.number.generation]
-            choose = "".join(f"; choose {' or '.join(refs[-3:])}" for refs in [own or _nearly_of_name(name, fitting)] if refs)
+        same_name = self.versions(name)
+        same_kind = [version for version in same_name if version.manifest.kind in kinds]
+        existing = ", ".join(f"{version.ref} ({version.manifest.kind})" for version in same_kind or same_name)
+        suitable = [version.ref for version in self.versions() if version.is_readable and version.manifest.kind in kinds]
+        if other := next((entry for entry in same_name if entry.number == wanted), None):
+            siblings = [
+                entry.ref for entry in same_name if entry.manifest.kind in kinds and entry.number.generation == other.number.generation
+            ]
+            advice = "".join(f"; choose {' or '.join(refs[-3:])}" for refs in [siblings or _nearly_of_name(name, suitable)] if refs)
             raise UsageError(
-                f"{ref}: expected {_either(kinds)} in the store {self.location}, found {_either([other.manifest.kind])}{choose}"
+                f"{ref}: expected {_either(kinds)} in the store {self.location}, found {_either([other.manifest.kind])}{advice}"
             )
         if not self.versions():
             raise UsageError(
@@ -169,9 +171,9 @@ class Store:
             )
         raise UsageError(
             f"{ref}: expected {_either(kinds)} in the store {self.location}; "
-            + (f"there is {there}" if there else f"there is nothing called {name!r}")
-            + (f"; choose {' or '.join(_nearly_of_name(name, fitting)[-3:])}" if fitting and not of_its_kind else "")
-            + (", `store.versions()` shows what there is" if not there and not fitting else "")
+            + (f"there is {existing}" if existing else f"there is nothing called {name!r}")
+            + (f"; choose {' or '.join(_nearly_of_name(name, suitable)[-3:])}" if suitable and not same_kind else "")
+            + (", `store.versions()` shows what there is" if not existing and not suitable else "")
         )
 
     def stagings(self, name: str) -> list[Staging]:
@@ -210,8 +212,10 @@ class Store:
         # listed only once, so that two concurrent calls find each other's version or take the same number;
         # stagings first: one that is sealed between the two listings is in both, never in neither
         all_stagings, all_versions = self.stagings(name), self.versions(name)
-        stagings = [one for one in all_stagings if _is_asked(one.request.kind, Number.parse(one.folder.name), request, generation, edition)]
-        versions = [one for one in all_versions if _is_asked(one.manifest.kind, one.number, request, generation, edition)]
+        stagings = [
+            entry for entry in all_stagings if _is_asked(entry.request.kind, Number.parse(entry.folder.name), request, generation, edition)
+        ]
+        versions = [entry for entry in all_versions if _is_asked(entry.manifest.kind, entry.number, request, generation, edition)]
         digests = [form.digest for form in (request, *earlier)]
         for digest, version in product(digests, versions):
             if version.manifest.request.digest == digest:
@@ -225,10 +229,10 @@ class Store:
         taken: list[Version | Staging] = [*versions, *stagings]
         if generation is None:  # the next free number is above all existing ones, of either kind
             taken = [*all_versions, *all_stagings]
-            taken = [one for one in taken if _number_of(one).is_review == (request.kind == "review")]
+            taken = [entry for entry in taken if _number_of(entry).is_review == (request.kind == "review")]
         number = self._number(request, taken, generation, edition, first)
-        if (there := self.target(request.kind, name, str(number))).is_dir():
-            read_manifest(there)  # raises for a damaged version, which would block sealing in the end
+        if (target := self.target(request.kind, name, str(number))).is_dir():
+            read_manifest(target)  # raises for a damaged version, which would block sealing in the end
         _log.info("%s@%s is new: request %s%s", name, number, request.digest[:12], _nearest([*versions, *stagings], request))
         return self._stage(request, name, number)
 
@@ -245,11 +249,11 @@ class Store:
 
     def unfinished_beside(self, staging: Staging) -> list[str]:
         """For a new version, a line about each unfinished one of its name that was started with other settings or images."""
-        beside = self.stagings(staging.target.parent.name) if staging.fresh else []
+        stagings = self.stagings(staging.target.parent.name) if staging.fresh else []
         return [
             f"{other.ref} is unfinished and was started with other settings ({_difference(other.request, staging.request)}), "
             f"so this is {staging.ref}; `store.remove({other.ref!r})` discards the unfinished one"
-            for other in beside
+            for other in stagings
             if other.request.kind == staging.request.kind and other.request.digest != staging.request.digest
         ]
 
@@ -321,8 +325,8 @@ class Store:
 
     def leftovers(self, name: str | None = None) -> dict[str, tuple[int, int]]:
         """Files at the address that belong to no version, left by killed writers: (files, bytes) by `name@version`."""
-        found = self.mirror.leftovers(name) if self.mirror is not None else {}
-        return {ref: (len(files), sum(one.size for one in files)) for ref, files in found.items()}
+        by_ref = self.mirror.leftovers(name) if self.mirror is not None else {}
+        return {ref: (len(files), sum(file.size for file in files)) for ref, files in by_ref.items()}
 
     def place(self, build: Path, target: Path) -> Version:
         """Move a version that came from elsewhere to its place; if another one is there by now, return that one."""
@@ -420,16 +424,16 @@ class Store:
 
     def check_name_is_free_for(self, name: str, kind: Kind) -> None:
         """Raise NstError if the name is used by the other kind, corpora or teachers, or if an existing name differs only in case."""
-        known = [place.name for room in (self.root, self.root / "runs") for place in (room / _ROOM[kind]).glob("*")]
-        if there := mistaken_for(name, known):
+        names = [place.name for room in (self.root, self.root / "runs") for place in (room / _ROOM[kind]).glob("*")]
+        if similar := mistaken_for(name, names):
             raise NstError(
-                f"{name!r} and {there!r}, which is in {self.location}, are one name on file systems that do not distinguish case; "
-                f"use {there!r}, or choose another"
+                f"{name!r} and {similar!r}, which is in {self.location}, are one name on file systems that do not distinguish case; "
+                f"use {similar!r}, or choose another"
             )
-        other = "teachers" if _ROOM[kind] == "corpora" else "corpora"
-        folders = (folder for room in (self.root, self.root / "runs") for folder in (room / other / name).glob("*"))
+        other_kind = "teachers" if _ROOM[kind] == "corpora" else "corpora"
+        folders = (folder for room in (self.root, self.root / "runs") for folder in (room / other_kind / name).glob("*"))
         if any(Number.is_one(folder.name) for folder in folders):
-            raise NstError(f"{name!r} already names {other} in {self.location}; names are unique across kinds, choose another")
+            raise NstError(f"{name!r} already names {other_kind} in {self.location}; names are unique across kinds, choose another")
 
 
 def check_name(name: str) -> str:
@@ -467,9 +471,9 @@ def _difference(there: Request, asked: Request) -> str:
     changes = [
         f"{key}: {old.get(key)!r} there, {new.get(key)!r} asked" for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)
     ]
-    before, now = there.inputs.by_role, asked.inputs.by_role
-    for role in sorted(before.keys() | now.keys()):
-        left, right = before.get(role), now.get(role)
+    old_inputs, new_inputs = there.inputs.by_role, asked.inputs.by_role
+    for role in sorted(old_inputs.keys() | new_inputs.keys()):
+        left, right = old_inputs.get(role), new_inputs.get(role)
         if (left and left.digest) != (right and right.digest):
             changes.append(f"{role}: {_change(left, right)}")
     return "; ".join(changes[:3]) + (f"; and {len(changes) - 3} more" if len(changes) > 3 else "")
@@ -479,17 +483,17 @@ def _change(left: Input | None, right: Input | None) -> str:
     """How two inputs with different digests differ: if they were requested in the same way, the source has changed."""
     if left and right and left.ref == right.ref:
         for name in _ASKED:
-            there, asked = getattr(left, name), getattr(right, name)
-            if there != asked:
-                return f"{left.ref}, {name.replace('_', ' ')}: {there or 'none'} there, {asked or 'none'} asked"
+            old, new = getattr(left, name), getattr(right, name)
+            if old != new:
+                return f"{left.ref}, {name.replace('_', ' ')}: {old or 'none'} there, {new or 'none'} asked"
         return f"{left.ref} has changed since"
     return f"{left.ref if left else 'none'} there, {right.ref if right else 'none'} asked, with different content"
 
 
 def _nearly_of_name(name: str, refs: Sequence[str]) -> Sequence[str]:
     """Of some versions those whose name is spelled nearly so; all, where none is."""
-    near = difflib.get_close_matches(name, sorted({ref.partition("@")[0] for ref in refs}), n=1)
-    return [ref for ref in refs if ref.partition("@")[0] in near] or refs
+    matches = difflib.get_close_matches(name, sorted({ref.partition("@")[0] for ref in refs}), n=1)
+    return [ref for ref in refs if ref.partition("@")[0] in matches] or refs
 
 
 def _either(kinds: Sequence[Kind]) -> str:

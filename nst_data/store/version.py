@@ -135,19 +135,19 @@ class Version:
 
     def _damage_here(self) -> list[str]:
         problems, folder, files = [], self.place.resolve(), self.manifest.files
-        whose = "" if self.mirror is None else f" in the copy on this machine, {self.place}, which may be deleted"
+        location = "" if self.mirror is None else f" in the copy on this machine, {self.place}, which may be deleted"
         for name, sealed in files.items():
             path = self.place / name
             if not path.resolve().is_relative_to(folder):
                 problems.append(f"{name}: leaves the version's folder")
             elif not path.is_file():
                 problems += [f"{name}: missing"] if self.mirror is None else []
-            elif wrong := _difference(path, sealed):
-                problems.append(f"{name}: {wrong}{whose}")
+            elif difference := _difference(path, sealed):
+                problems.append(f"{name}: {difference}{location}")
         tables = [self.place / table for table in {Path(name).parent for name in files} - {Path()}]
-        found = [path for table in tables if table.is_dir() for path in table.iterdir()]
-        strays = {path.relative_to(self.place).as_posix() for path in found if path.name[0] != "."} - files.keys()
-        return problems + [was_not_there(name) + whose for name in sorted(strays)]
+        paths = [path for table in tables if table.is_dir() for path in table.iterdir()]
+        strays = {path.relative_to(self.place).as_posix() for path in paths if path.name[0] != "."} - files.keys()
+        return problems + [was_not_there(name) + location for name in sorted(strays)]
 
 
 def _difference(path: Path, sealed: SealedFile) -> str:
