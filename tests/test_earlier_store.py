@@ -75,7 +75,8 @@ def test_the_same_requests_find_it_and_make_nothing_anew(opened):
 def test_todays_default_is_another_training_and_says_what_the_one_of_before_did(opened):
     store, labeled, _ = opened
     today = TEACHER.model_copy(update={"weight_decay_on": "all"})
-    said = r"exists with other settings \(weight_decay_on: 'weights' there, 'all' asked\), and bugs@gen-1, bugs@gen-2 were made from it; choose another name"
+    changed = r"weight_decay_on: 'weights' there, 'all' asked"
+    said = rf"exists with other settings \({changed}\), and bugs@gen-1, bugs@gen-2 were made from it; choose another name"
     with pytest.raises(NstError, match=said):
         train(store, "bugs-teacher", labeled, today, generation=0, run=RUN)
 
