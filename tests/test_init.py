@@ -657,6 +657,36 @@ def test_the_students_of_a_network_without_blocks_to_skip_have_no_stochastic_dep
     assert "# this network is not known to have blocks that can be skipped" in text
 
 
+@pytest.mark.slow
+def test_the_teacher_of_a_network_that_takes_no_probe_is_finetuned_and_it_runs(tmp_path, monkeypatch):
+    """Its last layer is a convolution."""
+    import timm
+    from timm.models import save_for_hf
+
+    monkeypatch.setattr("nst_train.starting.writing.of_machine", lambda *_: {})
+    photos(tmp_path / "photos")
+    made = timm.create_model("resnetv2_18", num_classes=3)
+    save_for_hf(made, str(tmp_path / "net"), safe_serialization=True)
+    recipe, _ = recipe_of(tmp_path, f"local-dir:{tmp_path / 'net'}")
+    first, student = recipe.generations[:2]
+    assert (first.probe, first.pretrained, first.start, first.ratio) == (False, True, None, 3)  # the preset's, which changes nothing
+    assert (first.preset, first.steps, first.batch_size) == (student.preset, student.steps, student.batch_size)
+    assert "# finetuned, as its students are: it does not end in the one linear layer" in (tmp_path / "a.yaml").read_text()
+    assert runs(tmp_path) == ["a-teacher@gen-0", "a-teacher@gen-1"]
+
+
+def test_a_probe_that_a_network_does_not_take_stops_a_recipe_before_its_first_generation(tmp_path):
+    photos(tmp_path / "photos")
+    still = {"noise": {"stochastic_depth": 0}}
+    recipe = {
+        "name": "a",
+        **{role: {"source": str(tmp_path / "photos" / where)} for role, where in (("labeled", "labeled"), ("pool", "unlabeled"))},
+        "generations": [{"model": "test_vit", **still}, {"model": "resnetv2_18", "finetune": {"probe": True}, **still}],
+    }
+    with pytest.raises(NstError, match=r"^resnetv2_18: expected one linear layer .*found Conv2d; choose another model"):
+        check_recipe(Recipe.model_validate(recipe), open_source(tmp_path / "photos" / "labeled", labeled=True), ["ant", "bee"])
+
+
 def test_a_network_without_blocks_to_skip_stops_a_recipe_before_its_first_generation(tmp_path):
     photos(tmp_path / "photos")
     recipe = {

@@ -18,6 +18,7 @@ from nst_train.evaluation.imagenet_suites import classes_of_suite
 from nst_train.evaluation.suites import open_suite
 from nst_train.evaluation.trials import Trial
 from nst_train.evaluation_settings import CORRUPTED, EXTRA_CORRUPTED
+from nst_train.features.backbone import last_layer
 from nst_train.networks.models import check_names, published_size, takes_momentum
 from nst_train.networks.outline import outline
 from nst_train.noise_settings import Noise
@@ -54,8 +55,9 @@ def check_recipe(recipe: Recipe, labeled: Source | None, class_names: list[str],
             check_optimizer(settings, this_device())
             shape = settings.model_copy(update={"noise": Noise.none()} if settings.probe else {"seed": 0, "start": None})
             if shape not in outlined:
-                outline(shape, len(class_names))
                 outlined.append(shape)
+                if (bare := outline(shape, len(class_names))) is not None and settings.probe:
+                    last_layer(bare, len(class_names), settings.model)
     for network in recipe.networks if recipe.control else []:  # a control has no pseudo-labels
         settings = network.settings
         is_last = network.generation == recipe.networks[-1].generation

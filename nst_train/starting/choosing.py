@@ -119,6 +119,20 @@ def of_network(student: dict[str, Any], classes: int) -> dict[str, Any]:
     return changes if has_layer_groups(network) else changes | {"layer_decay": None}
 
 
+def takes_probe(model: str, classes: int) -> bool:
+    """Whether a network ends in one linear layer, which a probe fits; also where that is not known before it is loaded."""
+    from nst_train.features.backbone import last_layer
+    from nst_train.networks.outline import outline
+    from nst_train.noise_settings import Noise
+    from nst_train.settings import TrainSettings
+
+    network = outline(TrainSettings(model=model, noise=Noise.none()), classes)
+    try:
+        return network is None or last_layer(network, classes, model) is not None
+    except NstError:
+        return False
+
+
 def of_machine(student: dict[str, Any], classes: int) -> dict[str, Any]:
     """Precision and threads, if others than the defaults are clearly faster on this CPU in a few timed steps of a student.
 

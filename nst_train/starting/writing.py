@@ -32,6 +32,7 @@ from nst_train.starting.choosing import (
     of_network,
     selection,
     step_bytes,
+    takes_probe,
 )
 from nst_train.starting.looking import Look, check_is_folder, counted, few_times, look_at, warnings
 
@@ -119,8 +120,8 @@ def init(
         student |= of_memory(chosen, facts, memory_of(this_device()))
     student |= of_network({"model": network, "start": "teacher"} | student, len(look.class_names))
     student |= of_machine({"model": network, "start": "teacher"} | student, len(look.class_names))
-    sources = _sources(look, path.absolute().parent)
-    text = recipe_text(name, look, sources, _in_recipe(network, path.absolute().parent), facts, chosen, student, device)
+    sources, probe = _sources(look, path.absolute().parent), takes_probe(network, len(look.class_names))
+    text = recipe_text(name, look, sources, _in_recipe(network, path.absolute().parent), facts, chosen, student, device, probe)
     parse_recipe(text, path)  # if it does not load, that is our fault
     _write_new(path, text)
     has_schema = write_schema(path.absolute().parent)
@@ -237,8 +238,9 @@ def recipe_text(
     chosen: Numbers,
     student: dict[str, Any],
     device: str,
+    probe: bool = True,
 ) -> str:
-    """The recipe as YAML. Names from the user appear in values only, never in comments."""
+    """The recipe as YAML. Names from the user appear in values only, never in comments. Without `probe` the teacher is finetuned."""
     on_gpu, classes = device != "cpu", len(look.class_names)
     heads = [(f"name: {scalar(name)}", "name of the corpus in the store and, with -teacher, of the trained networks")]
     comments = {
@@ -272,8 +274,12 @@ def recipe_text(
     teacher = [
         (f"model: {scalar(model)}", "fast on a CPU" if model == CPU_NETWORK else "suits a GPU" if model == GPU_NETWORK else ""),
         ("pretrained: true", "the published weights,"),
-        ("probe: true", "with a new last layer fitted on their features: takes a minute, and few labels are enough"),
     ]
+    if probe:
+        teacher += [("probe: true", "with a new last layer fitted on their features: takes a minute, and few labels are enough")]
+    else:
+        why_not = "finetuned, as its students are: it does not end in the one linear layer that a probe fits"
+        teacher += [(f"{key}: {_value(value)}", why_not if key == "preset" else "") for key, value in student.items() if key != "ratio"]
     measured = (
         "were measured on 200 labeled photographs with EfficientNet-Lite0 on a CPU; the number of steps depends on your labels."
         if not on_gpu
