@@ -12,11 +12,13 @@ from nst_data.errors import NstError
 from nst_data.sources import open_source
 from nst_data.store.store import Store
 from nst_train.classifiers.teachers import load_classifier
+from nst_train.networks.models import create_network
 from nst_train.networks.own_networks import register_network
 from nst_train.noisy_student import self_training
 from nst_train.recipes.reading import load_recipe
 from nst_train.settings import RunSettings, TrainSettings
 from nst_train.training.train import train
+from nst_train.training.warm_start import start_from
 
 RUN = RunSettings(workers=0, decode_threads=1)
 NO_STEP = {"learning_rate": 1e-30, "epochs": 0.1, "ema_decay": 0.0, "weight_decay": 0.0}
@@ -57,6 +59,31 @@ def test_classes_in_another_order_keep_their_weights(tiny_store, tmp_path):
     warm = train(store, "reordered", source, settings, run=RUN)
     assert warm.manifest.class_names == ["cat", "ant", "bee"]
     torch.testing.assert_close(weights_of(warm)["fc.weight"], weights_of(store.open("tiny-teacher@gen-0"))["fc.weight"][[2, 0, 1]])
+
+
+class Auxiliary(nn.Module):
+    """Its logits are those of two layers, as VOLO's are, of which it names one as its last."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.head, self.aux_head = nn.Linear(3 * 16**2, classes), nn.Linear(3 * 16**2, classes)
+
+    def get_classifier(self):
+        return self.head
+
+    def forward(self, images):
+        return self.head(images.flatten(1) + 1) + self.aux_head(images.flatten(1))
+
+
+def test_classes_in_another_order_are_refused_where_more_than_the_last_layer_knows_them(tmp_path):
+    register_network("own_auxiliary", Auxiliary, image_size=16)
+    plain = TINY | NO_STEP | {"model": "own_auxiliary", "noise": {"operations": 0, "stochastic_depth": 0}}
+    store, labeled = Store(tmp_path / "store"), write_class_folders(tmp_path / "labeled", ["ant", "bee"], 2)
+    train(store, "two", open_source(str(labeled), labeled=True), TrainSettings(**plain), run=RUN)
+    settings = TrainSettings(**plain, start="two@gen-0")
+    start_from(create_network(settings, 2), settings, store, ["ant", "bee"], Said())
+    with pytest.raises(NstError, match=r"start two@gen-0: has the classes in another order.*own_auxiliary.*another `model`"):
+        start_from(create_network(settings, 2), settings, store, ["bee", "ant"], Said())
 
 
 def test_other_classes_start_the_last_layer_anew_and_that_is_said(tiny_store, tmp_path):

@@ -1,5 +1,7 @@
 """Starting from a trained network: a student from its teacher (study 8), a finetuning run from the training before it."""
 
+import math
+
 import numpy as np
 import torch
 from jaxtyping import Int
@@ -14,6 +16,7 @@ from nst_train.classifiers.lineage import teacher_input
 from nst_train.classifiers.teachers import load_classifier
 from nst_train.networks.heads import heads_of
 from nst_train.networks.models import data_config_of
+from nst_train.networks.probe import FAILURES
 from nst_train.networks.weights import differences
 from nst_train.settings import TrainSettings
 from nst_train.teacher_names import is_in_store
@@ -54,12 +57,33 @@ def start_from(network: nn.Module, settings: TrainSettings, store: Store, class_
     if order is None:
         progress.say(f"{settings.start} has other classes: the last layer starts from scratch")
     start_normalization, config = _normalization_of(trained.preprocessing), data_config_of(network, settings)
+    if order is not None and order.tolist() != list(range(len(order))):
+        _check_reordered(network, trained.network, order, settings, config["input_size"])
     normalization = [float(value) for value in (*config["mean"], *config["std"])]
     if not np.allclose(start_normalization, normalization, rtol=0, atol=_SAME):
         progress.say(
             f"warning: start {settings.start} was trained on images normalized by {_in_words(start_normalization)}, "
             f"{settings.model} is trained with {_in_words(normalization)}; "
             "choose the `model` that the start was trained as, with its tag"
+        )
+
+
+@torch.no_grad()
+def _check_reordered(
+    network: nn.Module, trained: nn.Module, order: Int[Tensor, " classes"], settings: TrainSettings, size: tuple[int, int, int]
+) -> None:
+    """Raises NstError where the logits are not those of the start in the new order: more than the last layers knows the classes."""
+    image, was_training = torch.linspace(-1, 1, math.prod(size)).view(1, *size), network.training
+    try:
+        found, expected = network.eval()(image), trained(image)[:, order]
+    except FAILURES:  # `check_takes` says that it does not take this size
+        return
+    finally:
+        network.train(was_training)
+    if not torch.allclose(found, expected, rtol=_SAME, atol=_SAME * float(expected.abs().max())):
+        raise NstError(
+            f"start {settings.start}: has the classes in another order, and in more layers of {settings.model} than the last; "
+            "choose another `model`, or a start that was trained on these images"
         )
 
 
