@@ -77,7 +77,7 @@ class _Group(TyperGroup):
         except _WRONG_USE as error:
             if not error.format_message():  # the help of a group of commands was shown
                 raise SystemExit(2) from None
-            _fail(_in_a_line(error, " ".join(filter(None, ["nst", ctx.invoked_subcommand]))), 2)
+            _fail(_in_a_line(error, _named(error.ctx, ctx.invoked_subcommand)), 2)
         except NstError as error:
             _fail(in_our_words(str(error)), 2 if isinstance(error, UsageError) else 1)
         except KeyboardInterrupt as error:
@@ -109,6 +109,15 @@ def _shown(path: str | bytes | int) -> str:
     """A path, or for a temporary file the folder that it is in, which the user knows."""
     folder, _, name = str(path).rpartition("/")
     return folder if folder and name.startswith(".") else str(path)
+
+
+def _named(ctx: Any, invoked: str | None) -> str:  # noqa: ANN401
+    """The command in whose words an error is, such as `nst review freeze`; by default the one that was invoked."""
+    names: list[str] = []
+    while ctx is not None and ctx.parent is not None:
+        names.insert(0, ctx.info_name)
+        ctx = ctx.parent
+    return " ".join(["nst", *(names or filter(None, [invoked]))])
 
 
 def _in_a_line(error: Any, command: str) -> str:  # noqa: ANN401 - Click's class

@@ -183,6 +183,8 @@ def test_nothing_confident_enough_says_what_was_dropped(tiny_store):
         (["lable"], "'lable'. Did you mean 'label'? see `nst --help`"),
         (["label", "--limt", "3"], "No such option: --limt"),
         (["balance"], "Missing argument 'CORPUS@gen-N'; see `nst balance --help`"),
+        (["review", "freeze"], "Missing argument 'CORPUS'; see `nst review freeze --help`"),
+        (["review", "frezze"], "'frezze'. Did you mean 'freeze'? see `nst review --help`"),
     ],
 )
 def test_wrong_use_is_status_2_with_one_line(tiny_store, words, message):
