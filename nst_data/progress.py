@@ -31,6 +31,13 @@ class Progress:
     def say(self, line: str) -> None:
         """Report one line about what is happening."""
 
+    def say_once(self, line: str) -> None:
+        """One line about what several steps of this work meet: the first time alone."""
+        told: set[str] = vars(self).setdefault("_told", set())
+        if line not in told:
+            told.add(line)
+            self.say(line)
+
     @contextmanager
     def task(self, name: str, total: int, unit: str, done: int = 0) -> Iterator[Task]:
         """Track long work of `total` units, of which `done` are already complete."""

@@ -140,6 +140,13 @@ NAME = "a\x1b[2Jb\x9b31m\u202e.png"
 ESCAPED = r"a\x1b[2Jb\x9b31m\u202e.png"
 
 
+def test_what_several_steps_meet_is_said_once(capsys):
+    first, second = Lines(), Lines()
+    for progress in (first, first, second):
+        progress.say_once("photos: skipped 1 file: 1 .heic")
+    assert capsys.readouterr().err.count("skipped") == 2
+
+
 @pytest.mark.parametrize(("every", "lines"), [(-1, ["2/4", "4/4"]), (100, ["4/4"])])
 def test_the_end_of_long_work_is_printed_once(capsys, monkeypatch, every, lines):
     monkeypatch.setattr(progress_module, "LINE_EVERY_SECONDS", every)

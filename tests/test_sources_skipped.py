@@ -3,12 +3,16 @@
 import os
 
 import pytest
-from conftest import write_class_folders, write_pool
+from conftest import TINY, write_class_folders, write_pool, write_tiny_recipe
 from pictures import png, write_files, write_table, write_tar
+from watched import Said
 
 from nst_data.errors import NstError, UsageError
 from nst_data.sources import open_source
 from nst_data.store.inputs import Input
+from nst_data.store.store import Store
+from nst_train.noisy_student import self_training
+from nst_train.recipes.reading import load_recipe
 
 
 def test_files_that_may_be_images_are_counted_and_others_are_not(tmp_path):
@@ -142,3 +146,15 @@ def test_tables_of_two_splits_are_no_labeled_set(tmp_path, names):
     assert len(open_source(str(tmp_path))) == 4
     pattern = tmp_path / ("train*.parquet" if "/" not in names[0] else "train/*.parquet")
     assert len(open_source(str(pattern), labeled=True)) == 2
+
+
+def test_a_recipe_says_once_what_is_left_out_of_a_source_that_several_steps_read(tmp_path):
+    for name in ("labeled", "test"):
+        write_class_folders(tmp_path / name, ["ant", "bee"], 4)
+    write_pool(tmp_path / "pool", 2, 3)
+    (tmp_path / "labeled" / "ant" / "x.heic").write_bytes(b"x")
+    (tmp_path / "labeled" / "ant" / "zero.png").write_bytes(b"")
+    generations = [TINY, TINY | {"ratio": 1}]
+    path = write_tiny_recipe(tmp_path, generations=generations, run={"workers": 0}, select={"min_confidence": 0, "per_class": 4})
+    self_training(Store(tmp_path / "store"), load_recipe(path), progress=(said := Said()))
+    assert [sum(part in line for line in said.lines) for part in ("skipped 1 file: 1 .heic", "skipped, unreadable: ant/zero.png")] == [1, 1]

@@ -107,7 +107,7 @@ class HeldOut:
         with progress.task("excluded images", sum(map(len, sources)), "images") as task:
             for source in sources:
                 for remark in source.remarks():
-                    progress.say(remark)
+                    progress.say_once(remark)
                 failed, rows, hashes = list[int](), source.rows(range(len(source))), np.zeros(len(source), HASH)
                 for row, (hashed, thumbnail) in enumerate(each_in_threads(lambda row: looked_at(row, near), rows, threads)):
                     task.advance(1)

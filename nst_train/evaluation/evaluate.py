@@ -98,7 +98,7 @@ def measure_all(
         data = data if isinstance(data, Source) else open_source(data, labeled=True)
         labels_in(data)
         for line in data.remarks():
-            effort.progress.say(line)
+            effort.progress.say_once(line)
     reference = load_candidate(settled(settings.relative_to, store), store) if settings.relative_to else None
     suites = [open_suite(name, data, settings, reference) for name in settings.suite]
     if not is_writable(kept_outcomes(store)):

@@ -35,7 +35,7 @@ def begin(
     """
     pool = read["pool"]
     for line in pool.remarks():
-        progress.say(line)
+        progress.say_once(line)
     _check_there(pool, limit, run.max_unreadable)
     for staging in store.stagings(corpus):
         check_not_moved(staging, request, pool)

@@ -37,7 +37,7 @@ class Material:
                 f"`reviews` {self.reviews.ref} requires the reviewed images, which are not here; pull {self.edition.ref} and train on that"
             )
         for line in [line for source in self.labeled_sources.values() for line in source.remarks()]:
-            progress.say(line)
+            progress.say_once(line)
         if self.labeled is not None:
             check_trainable(self.labeled)
         if self.validation is not None:

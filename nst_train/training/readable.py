@@ -67,13 +67,13 @@ def unreadable_images(store: Store, staging: Staging, role: str, source: Source,
                 if not faults:
                     decoded.keep(hashes)
             if line := in_two_classes(source, hashes):
-                progress.say(f"warning: {line}")
+                progress.say_once(f"warning: {line}")
             Reading(staging.build, role).keep(hashes)
             faults = staging.remembered(name, faults)
     for line in list(faults.values())[:3]:
-        progress.say(f"skipped, unreadable: {line}")
+        progress.say_once(f"skipped, unreadable: {line}")
     if len(faults) > 3:
-        progress.say(f"{source.location}: skipping {len(faults):,} of {len(source):,} {noun} (unreadable)")
+        progress.say_once(f"{source.location}: skipping {len(faults):,} of {len(source):,} {noun} (unreadable)")
     return faults
 
 
