@@ -236,7 +236,8 @@ def _explain(model: type[BaseModel], error: ValidationError, values: dict[str, A
         return message
     name, *inside = map(str, place)
     if first["type"] == "missing":
-        return f"{option_of(name)} is missing: {model.model_fields[name].description}"
+        expected = (model.model_fields[name].description or "a value").rstrip(".")
+        return f"{option_of(name)} is missing: expected {expected[0].lower()}{expected[1:]}"
     file = [values[name]] if typing.get_origin(model.model_fields[name].annotation) is dict else []
     location = ": ".join([" ".join([option_of(prefix + name), *file]), *inside])
     return f"{location}: {message}, found {_as_typed(first['input'])}"

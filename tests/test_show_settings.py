@@ -108,7 +108,7 @@ def test_columns_are_aligned_and_nothing_is_trained(labeled_folder, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--show-settings"], "--model is missing: A timm model name"),
+        (["--show-settings"], "--model is missing: expected a timm model name"),
         (["--preset", "efficientnet-b77", "--show-settings"], "--preset: expected a preset (did you mean efficientnet-b7"),
         (["--preset", "svhn", "--model", "resnet55", "--show-settings"], "resnet55: no network of timm"),
         (["--preset", "svhn", "--name", "n"], "--labeled SOURCE …; see `nst train --help`"),
