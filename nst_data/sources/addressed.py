@@ -83,11 +83,11 @@ class AddressedImages(AddressedFiles, ImageFolder):
         if kept is not None:
             self._listing, self._tags, self.skipped = listed_in(kept.table), kept.table["stamp"].to_numpy(), kept.skipped
             return
-        found = Spool(IMAGES)
+        spool = Spool(IMAGES)
         for images in self._pages():
             names = pa.array([image.name for image in images], pa.large_string())
-            found.append([names, pa.array([image.size for image in images], pa.int64()), pa.array(stamps_of(images))])
-        table = _in_order(found.table())
+            spool.append([names, pa.array([image.size for image in images], pa.int64()), pa.array(stamps_of(images))])
+        table = _in_order(spool.table())
         self._tags = table["stamp"].to_numpy()
         pieces = (table.slice(start, PIECE) for start in range(0, len(table), PIECE))
         self._listing = listed((piece["name"].to_pylist(), piece["bytes"].to_pylist()) for piece in pieces)
@@ -110,11 +110,11 @@ class AddressedImages(AddressedFiles, ImageFolder):
 
     def as_listed(self, labeled: bool) -> "AddressedImages":
         """The same files with or without their classes, without listing them again."""
-        found = AddressedImages(self._tree, kept=self._address_listing)
-        found._folders = self._folders
+        images = AddressedImages(self._tree, kept=self._address_listing)
+        images._folders = self._folders
         if labeled:
-            found._read_classes(self._folders)
-        return found
+            images._read_classes(self._folders)
+        return images
 
     def keep_listing(self, indexes: Indexes) -> None:
         """Store the listing together with the stamps."""
@@ -162,12 +162,12 @@ class AddressedTars(TarFiles):
 
     def rows(self, wanted: Wanted) -> Iterator[Row]:
         """The wanted members, read ahead. Raises NstError if the network fails."""
-        for near, content in read_ahead(self._tree, neighbors(self._extents(wanted))):
-            for extent, (row, key, size, problem) in near:
+        for group, content in read_ahead(self._tree, neighbors(self._extents(wanted))):
+            for extent, (row, key, size, problem) in group:
                 if isinstance(content, MissingError) or problem is not None:
                     yield Row(row, key, NstError(problem or str(content)))
                     continue
-                start = extent.start - near[0][0].start
+                start = extent.start - group[0][0].start
                 member = memoryview(content)[start : start + size]
                 is_whole = len(member) == size
                 yield Row(row, key, member if is_whole else NstError(f"cut short: {len(member):,} of {size:,} bytes"))

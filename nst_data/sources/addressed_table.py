@@ -33,20 +33,20 @@ class AddressedTable(AddressedFiles, ImageTable):
 
     def __init__(self, location: str, table: TextTable, labels: LabelsAsked | None, column: str | None, only_below: bool = False) -> None:
         """`location` is an address, or a local file that lists addresses."""
-        own = FileTree.parse(location)
-        some = own or FileTree.parse(table.paths[0])
-        if some is None:
+        own_tree = FileTree.parse(location)
+        tree = own_tree or FileTree.parse(table.paths[0])
+        if tree is None:
             raise NstError(f"{location}: expected the address of each image, as in some rows, found {table.paths[0]!r}")
-        self._tree = some.bucket
-        self._folder = None if own is None else posixpath.dirname(own.address.removeprefix(f"{self._tree.address}/"))
+        self._tree = tree.bucket
+        self._folder = None if own_tree is None else posixpath.dirname(own_tree.address.removeprefix(f"{self._tree.address}/"))
         super().__init__(location, table, labels, column, only_below)
 
     def _listed(self, paths: pl.Series) -> Listing:
         self._check_in_bucket(paths)
         objects = [self._object(path) for path in paths]
-        found = self._found(objects)
+        files_by_name = self._found(objects)
         nothing = StoredFile("", 0, "")
-        files = [found.get(name, nothing) for name in objects]
+        files = [files_by_name.get(name, nothing) for name in objects]
         tags = stamps_of(files)
         self._tags = np.where([bool(file.name) for file in files], tags, 0).astype(np.uint64)
         pieces = range(0, len(files), PIECE)
@@ -54,23 +54,23 @@ class AddressedTable(AddressedFiles, ImageTable):
 
     def _found(self, objects: list[str]) -> Mapping[str, StoredFile]:
         """The given files that exist: found by listing their common folder as long as that takes fewer requests than asking for each."""
-        missing, found = set(objects), dict[str, StoredFile]()
+        missing, files_by_name = set(objects), dict[str, StoredFile]()
         folder = posixpath.commonpath([posixpath.dirname(name) for name in missing])
         tree, prefix = (FileTree(self._tree.at(folder)), f"{folder}/") if folder else (self._tree, "")
         last, most_pages = max(missing), max(_LEAST_PAGES, len(missing) // _AT_ONCE)
         for number, page in enumerate(tree.pages(), start=1):
             files = [file._replace(name=prefix + file.name) for file in page]
-            here = {file.name: file for file in files if file.name in missing}
-            found |= here
-            missing -= here.keys()
+            page_files = {file.name: file for file in files if file.name in missing}
+            files_by_name |= page_files
+            missing -= page_files.keys()
             if not missing or (files and files[-1].name > last):
-                return found
+                return files_by_name
             if number == most_pages:
                 break
         else:
-            return found
+            return files_by_name
         with ThreadPoolExecutor(_AT_ONCE, "nst-stat") as readers:
-            return found | {file.name: file for file in readers.map(self._tree.stat, sorted(missing)) if file is not None}
+            return files_by_name | {file.name: file for file in readers.map(self._tree.stat, sorted(missing)) if file is not None}
 
     def _object(self, key: str) -> str:
         return self._in_bucket(key) or ""

@@ -129,8 +129,8 @@ def _listed(tree: FileTree, labels: LabelsAsked | None, column: str | None, inde
 
 def _metadata_in(tree: FileTree) -> str | None:
     """The metadata file of a Hugging Face `imagefolder`, like `metadata_in` for a local folder."""
-    found = [name for name in METADATA if tree.stat(name) is not None]
-    return one_metadata(tree.address, found)
+    names = [name for name in METADATA if tree.stat(name) is not None]
+    return one_metadata(tree.address, names)
 
 
 def _single(tree: FileTree) -> tuple[FileTree, list[StoredFile]] | None:
@@ -149,12 +149,12 @@ def _matching(tree: FileTree) -> tuple[FileTree, list[StoredFile]]:
     folder = re.split(r"[*?\[{]", tree.address)[0].rpartition("/")[0]
     if folder.endswith("/"):
         raise UsageError(f"{tree.address}: expected a bucket without wildcards")
-    patterns = [re.compile(glob_translate(one.removeprefix(f"{folder}/"))) for one in expand(tree.address)]
+    patterns = [re.compile(glob_translate(pattern.removeprefix(f"{folder}/"))) for pattern in expand(tree.address)]
     top = FileTree(folder)
-    found = [file for file in top.files() if not is_hidden(file.name) and any(one.match(file.name) for one in patterns)]
-    if not found:
+    files = [file for file in top.files() if not is_hidden(file.name) and any(pattern.match(file.name) for pattern in patterns)]
+    if not files:
         raise NstError(f"{tree.address}: expected parquet or tar files, no file matches")
-    return top, found
+    return top, files
 
 
 def _of_files(

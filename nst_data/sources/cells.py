@@ -39,9 +39,9 @@ def image_column(schema: pa.Schema, location: str, asked: str | None, features: 
             return declared[0], (declared[0],)
         raise UsageError(f"{location}: expected one image column, found {', '.join(candidates)}; name one with `image_column`")
     if asked is not None and asked not in candidates:
-        what = f"`{asked}` is {schema.field(asked).type}" if asked in schema.names else f"found {_columns(schema)}"
+        problem = f"`{asked}` is {schema.field(asked).type}" if asked in schema.names else f"found {_columns(schema)}"
         raise UsageError(
-            f"{location}: `image_column` {asked}: {what}; expected a column of images (binary, or a struct with bytes)"
+            f"{location}: `image_column` {asked}: {problem}; expected a column of images (binary, or a struct with bytes)"
             + (f", as in {', '.join(candidates)}" if candidates else "")
         )
     column = asked or candidates[0]

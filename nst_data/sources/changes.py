@@ -94,25 +94,25 @@ class Reading:
         source at another location a sample is compared. In messages, `what` says what was made from the images and `remedy` what to do.
         `made` is when the version was sealed, used if it has no record. Without `notes` nothing is written.
         """
-        before = self._read(made)
-        if before is None:
+        record = self._read(made)
+        if record is None:
             return
-        now, is_there = source.stamps(), before.location in ("", source.location)
+        stamps, is_there = source.stamps(), record.location in ("", source.location)
         if is_there:
-            files = _other_files(source, before, now)
+            files = _other_files(source, record, stamps)
             rows = np.arange(len(source)) if files is None else source.rows_of_files(files)
             most = len(source) if source.rows_per_file == 1 else _SAMPLED_ROWS
-            about = f"{'the' if files is None else f'{len(files):,}'} file{'s' * (files is None or len(files) > 1)} changed since {what}"
+            reason = f"{'the' if files is None else f'{len(files):,}'} file{'s' * (files is None or len(files) > 1)} changed since {what}"
         else:
-            rows, most, about = np.arange(len(source)), _SAMPLED_ELSEWHERE, f"{before.location} was read before, when {what}"
-        if not len(rows) or not now.any():
+            rows, most, reason = np.arange(len(source)), _SAMPLED_ELSEWHERE, f"{record.location} was read before, when {what}"
+        if not len(rows) or not stamps.any():
             return
-        wanted = rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most, dtype=np.int64)]
-        pieces = _known_of(wanted, known)
+        sample = rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most, dtype=np.int64)]
+        pieces = _known_of(sample, known)
         if total := sum(len(numbers) for numbers, _ in pieces):
-            only = f" ({total:,} checked, the rest assumed unchanged)" if len(wanted) < len(rows) else ""
+            only = f" ({total:,} checked, the rest assumed unchanged)" if len(sample) < len(rows) else ""
             images = len(rows) if only else total
-            progress.say(f"{source.location}: {about}; comparing {images:,} image{'s' * (images > 1)} with the earlier ones{only}")
+            progress.say(f"{source.location}: {reason}; comparing {images:,} image{'s' * (images > 1)} with the earlier ones{only}")
         changed, first = 0, -1
         with progress.task(f"compare images with those of {_BEFORE_VERB.split(what)[0]}", total, "images") as task:
             for row, is_same in _compared(source, pieces, task.advance):
@@ -124,7 +124,7 @@ class Reading:
             raise NstError(f"{source.location}: {have} different content than when {what} ({which}); restore {them}, or {remedy}")
         if is_there and notes:
             with suppress(OSError):  # with a read-only store the comparison is repeated next time
-                self._note(source, now)
+                self._note(source, stamps)
 
     def _note(self, source: Source, now: NDArray[np.uint64]) -> None:
         self._about.parent.mkdir(exist_ok=True)
@@ -164,10 +164,10 @@ def _other_files(source: Source, before: _Noted, now: NDArray[np.uint64]) -> NDA
 
 def newer_files(source: Source, before: Times) -> NDArray[np.int64]:
     """Numbers of the files that were written, replaced or otherwise changed since."""
-    found = (
-        number for number, path in enumerate(source.files()) if any(now > then for now, then in zip(_times(path), before, strict=True))
+    numbers = (
+        number for number, path in enumerate(source.files()) if any(new > old for new, old in zip(_times(path), before, strict=True))
     )
-    return np.fromiter(found, dtype=np.int64)
+    return np.fromiter(numbers, dtype=np.int64)
 
 
 def _times(path: str) -> Times:
@@ -180,20 +180,20 @@ def _times(path: str) -> Times:
 
 def _known_of(wanted: NDArray[np.int64], known: Known) -> list[tuple[NDArray[np.int64], NDArray[np.bytes_]]]:
     """The wanted rows (increasing row numbers) whose hash is known, with these hashes."""
-    found = []
+    pieces = []
     for numbers, hashes in known:
-        near = wanted[slice(*np.searchsorted(wanted, [numbers.min(), numbers.max() + 1]))] if len(numbers) else wanted[:0]
-        both, places, _ = np.intersect1d(numbers, near, assume_unique=True, return_indices=True)
-        found.append((both, hashes[places]))
-    return found
+        in_range = wanted[slice(*np.searchsorted(wanted, [numbers.min(), numbers.max() + 1]))] if len(numbers) else wanted[:0]
+        common, indices, _ = np.intersect1d(numbers, in_range, assume_unique=True, return_indices=True)
+        pieces.append((common, hashes[indices]))
+    return pieces
 
 
 def _compared(source: Source, pieces: Known, advance: Callable[[int], None]) -> Iterator[tuple[int, bool]]:
     """The readable rows whose hash is known, each with whether its bytes are unchanged."""
     for numbers, hashes in pieces:
-        for (row, hashed), then in zip(image_hashes(source.rows(numbers)), hashes, strict=True):
-            if hashed:
-                yield row.id, hashed == then.tobytes().hex()
+        for (row, new_hash), old_hash in zip(image_hashes(source.rows(numbers)), hashes, strict=True):
+            if new_hash:
+                yield row.id, new_hash == old_hash.tobytes().hex()
             advance(1)
 
 

@@ -36,23 +36,23 @@ def texts_in_yaml(file: str) -> dict[str, tuple[str, ...]]:
         raise UsageError(f"`class_names` {file}{line}: {_EXPECTED}; {fault}") from None
     if isinstance(tree, yaml.MappingNode):  # PyYAML silently keeps the last of two equal keys
         keys = [key.value for key, _ in tree.value]
-        if twice := _twice(keys):
-            raise UsageError(f"`class_names` {file}: {twice!r} is listed twice; expected distinct names")
+        if duplicate := _twice(keys):
+            raise UsageError(f"`class_names` {file}: {duplicate!r} is listed twice; expected distinct names")
     return texts_of(content, f"`class_names` {file}")
 
 
 def texts_of(content: Any, what: str) -> dict[str, tuple[str, ...]]:  # noqa: ANN401 - anything a YAML file holds
     """Synonyms by class name; a name without synonyms is its own. Raises UsageError, whose message begins with `what`."""
     if isinstance(content, list | tuple):
-        if twice := _twice([name for name in content if isinstance(name, str)]):
-            raise UsageError(f"{what}: {twice!r} is listed twice; expected distinct names")
-        content = dict.fromkeys(content, None) if all(isinstance(one, str) for one in content) else None
+        if duplicate := _twice([name for name in content if isinstance(name, str)]):
+            raise UsageError(f"{what}: {duplicate!r} is listed twice; expected distinct names")
+        content = dict.fromkeys(content, None) if all(isinstance(text, str) for text in content) else None
     if not isinstance(content, Mapping) or not all(isinstance(name, str) for name in content):
         raise UsageError(f"{what}: {_EXPECTED}, found {'text' if isinstance(content, str) else 'another value'}")
     texts = {name.strip(): _words(name, words, what) for name, words in content.items()}
     if len(texts) < 2:
         raise UsageError(f"{what}: expected at least two distinct class names, found {len(texts)}")
-    if odd := next((one for name, words in texts.items() for one in (name, *words) if not one or not one.isprintable()), None):
+    if odd := next((text for name, words in texts.items() for text in (name, *words) if not text or not text.isprintable()), None):
         raise UsageError(f"{what}: expected names and synonyms of printable characters, found {odd[:40]!r}")
     if "" in texts:
         raise UsageError(f"{what}: one class name is empty")
@@ -74,6 +74,6 @@ def _words(name: str, words: Any, what: str) -> tuple[str, ...]:  # noqa: ANN401
     if words is None or words == "":
         words = [name]
     words = [words] if isinstance(words, str) else words
-    if not isinstance(words, list | tuple) or not words or not all(isinstance(one, str) for one in words):
+    if not isinstance(words, list | tuple) or not words or not all(isinstance(word, str) for word in words):
         raise UsageError(f"{what}: {name}: expected its synonyms as a list, such as [t-shirt, tee], found {brief(words)[:40]!r}")
-    return tuple(dict.fromkeys(one.strip() for one in words))
+    return tuple(dict.fromkeys(word.strip() for word in words))

@@ -41,27 +41,27 @@ class Corrected(Source):
 
     def key(self, row: int) -> str:
         """The key of the row in the source that it comes from."""
-        own = len(self._labeled)
-        if self._more is None or row < own:
+        labeled_count = len(self._labeled)
+        if self._more is None or row < labeled_count:
             return self._labeled.key(row)
-        return self._more.source.key(int(self._more.rows[row - own]))
+        return self._more.source.key(int(self._more.rows[row - labeled_count]))
 
     def read(self, row: int) -> bytes:
         """The encoded bytes of one row. Raises NstError if an added image is not the one that reviewers saw."""
-        own = len(self._labeled)
-        if self._more is None or row < own:
+        labeled_count = len(self._labeled)
+        if self._more is None or row < labeled_count:
             return self._labeled.read(row)
-        there = int(self._more.rows[row - own])
-        encoded = self._more.source.read(there)
-        self._more.source.check(there, encoded, self._more.hashes[row - own])
+        source_row = int(self._more.rows[row - labeled_count])
+        encoded = self._more.source.read(source_row)
+        self._more.source.check(source_row, encoded, self._more.hashes[row - labeled_count])
         return encoded
 
     def rows(self, wanted: Wanted) -> Iterator[Row]:
         """The rows of the labeled source in sequence, added images one by one."""
         numbers = np.asarray(wanted, dtype=np.int64)
-        is_own = numbers < len(self._labeled)
-        yield from self._labeled.rows(numbers[is_own])
-        for row in numbers[~is_own].tolist():
+        is_labeled = numbers < len(self._labeled)
+        yield from self._labeled.rows(numbers[is_labeled])
+        for row in numbers[~is_labeled].tolist():
             yield Row(row, self.key(row), partial(self.read, row))
 
     def copy_of_images(self) -> str:

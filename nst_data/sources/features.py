@@ -22,8 +22,8 @@ def card_names(features: Features | None, column: str) -> list[str] | None:
 
 def class_columns(schema: pa.Schema, features: Features | None = None) -> dict[str, list[str]]:
     """Class names by column, from the schema or else from the card, for the columns that have any."""
-    found = {name: feature_names(schema, name) or card_names(features, name) for name in schema.names}
-    return {name: names for name, names in found.items() if names}
+    names_by_column = {name: feature_names(schema, name) or card_names(features, name) for name in schema.names}
+    return {name: names for name, names in names_by_column.items() if names}
 
 
 def columns_of_kind(kind: str, schema: pa.Schema, features: Features | None = None) -> list[str]:

@@ -69,8 +69,8 @@ def missing_remark(location: str, missing: int, first: str) -> str:
     """A remark about missing image files that a table lists; `first` is the path at which the first was expected."""
     are, which = ("are", ", the first") if missing > 1 else ("is", "")
     files = f"{missing:,} of its image files {are} missing or empty{which}"
-    where = "relative paths start at the folder of the file that lists them"
-    return f"{location}: {files}: {first}; {where}; move the images there, or correct the paths"
+    hint = "relative paths start at the folder of the file that lists them"
+    return f"{location}: {files}: {first}; {hint}; move the images there, or correct the paths"
 
 
 def check_whole(size: int, expected_bytes: int) -> None:
@@ -97,9 +97,9 @@ class OpenFile:
 
     def read(self, size: int, offset: int) -> bytes:
         """`size` bytes at an offset. Raises NstError if the file has fewer."""
-        found = os.pread(self.number, max(0, min(size, self._size - offset)), offset)  # a header may claim any size
-        check_whole(len(found), size)
-        return found
+        content = os.pread(self.number, max(0, min(size, self._size - offset)), offset)  # a header may claim any size
+        check_whole(len(content), size)
+        return content
 
     def part(self, size: int, offset: int) -> bytes:
         """Up to `size` bytes at an offset: fewer if the file ends earlier, none if the offset is outside the file."""

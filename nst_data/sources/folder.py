@@ -95,7 +95,7 @@ class ImageFolder(Files):
         self._top = location
         skipped = Skipped()
         entries = walk(location, IMAGE_SUFFIXES, skipped)
-        self._listing = listed(entries if classes is None else (_of_classes(classes, *one) for one in entries))
+        self._listing = listed(entries if classes is None else (_of_classes(classes, *entry) for entry in entries))
         self.skipped, self.not_utf8 = skipped.counts, skipped.not_utf8
         if labeled and len(self):
             _check_links(location)
@@ -124,9 +124,9 @@ class ImageFolder(Files):
         for key in keys:
             folder, slash, _ = key.partition("/")
             if not slash:
-                if not any("/" in one for one in keys):
-                    found = f"no folders and {len(keys):,} image{'s' * (len(keys) > 1)}"
-                    raise NstError(f"{self.location}: expected one folder per class with its labeled images, found {found}")
+                if not any("/" in name for name in keys):
+                    content = f"no folders and {len(keys):,} image{'s' * (len(keys) > 1)}"
+                    raise NstError(f"{self.location}: expected one folder per class with its labeled images, found {content}")
                 raise NstError(
                     f"{self.location}: expected one folder per class, found the image {key!r} outside them; move it to its class folder"
                 )
@@ -152,8 +152,8 @@ def _check_links(location: str) -> None:
 
 
 def _of_classes(classes: Container[str], names: list[str], sizes: list[int]) -> Entries:
-    kept = [(name, size) for name, size in zip(names, sizes, strict=True) if name.partition("/")[0] in classes]
-    return [name for name, _ in kept], [size for _, size in kept]
+    entries = [(name, size) for name, size in zip(names, sizes, strict=True) if name.partition("/")[0] in classes]
+    return [name for name, _ in entries], [size for _, size in entries]
 
 
 def walk(top: str, suffixes: frozenset[str], skipped: Skipped | None = None) -> Iterator[Entries]:
@@ -163,15 +163,15 @@ def walk(top: str, suffixes: frozenset[str], skipped: Skipped | None = None) -> 
     is told of files with other suffixes and of names that are not UTF-8. The latter raise NstError without it, and for folders.
     """
     seen: set[tuple[int, int]] = set()
-    inside = [_folder(top, "", suffixes, seen, skipped)]
-    while inside:
-        found = next(inside[-1], None)
-        if found is None:
-            inside.pop()
-        elif isinstance(found, str):
-            inside.append(_folder(os.path.join(top, found), found, suffixes, seen, skipped))
+    stack = [_folder(top, "", suffixes, seen, skipped)]
+    while stack:
+        item = next(stack[-1], None)
+        if item is None:
+            stack.pop()
+        elif isinstance(item, str):
+            stack.append(_folder(os.path.join(top, item), item, suffixes, seen, skipped))
         else:
-            yield found
+            yield item
 
 
 def _folder(
@@ -184,7 +184,7 @@ def _folder(
     seen.add((stat.st_dev, stat.st_ino))
     for names, sizes in _sorted_pieces(folder, suffixes, skipped):
         start = 0
-        for stop in [*(place for place, size in enumerate(sizes) if size == _FOLDER), len(names)]:
+        for stop in [*(index for index, size in enumerate(sizes) if size == _FOLDER), len(names)]:
             if start < stop:
                 yield [prefix + name for name in names[start:stop]], sizes[start:stop]
             if stop < len(names):
@@ -220,7 +220,7 @@ def _sorted_pieces(folder: str, suffixes: frozenset[str], skipped: Skipped | Non
                 names, sizes = [], []
     if not large:
         order = sorted(range(len(names)), key=names.__getitem__)
-        yield [names[place] for place in order], [sizes[place] for place in order]
+        yield [names[index] for index in order], [sizes[index] for index in order]
         return
     large.append((utf8(names), pa.array(sizes, type=pa.int64())))
     yield from _sorted_in_arrow(large)

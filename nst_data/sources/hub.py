@@ -37,15 +37,15 @@ def open_hub(reference: HubReference, labels: LabelsAsked | None, column: str | 
         sha = _commit(reference)
         builder = _builder(reference, sha)
         split = _choice(reference, "split", list(builder.config.data_files or {}), reference.split)
-        found = HubSplit(reference, sha, builder, split)
-        if all(file.endswith(".parquet") for file in found.files):
-            source: Source = found.parquet(labels, column, stream)
+        hub_split = HubSplit(reference, sha, builder, split)
+        if all(file.endswith(".parquet") for file in hub_split.files):
+            source: Source = hub_split.parquet(labels, column, stream)
         elif stream:
             raise UsageError(f"`stream`: {reference} is not all parquet, and only parquet can be streamed; remove `stream`")
-        elif all(file.endswith(".tar") for file in found.files):
-            source = TarFiles(found.location, found.download(), found.files, labels, indexes and indexes.alone)
+        elif all(file.endswith(".tar") for file in hub_split.files):
+            source = TarFiles(hub_split.location, hub_split.download(), hub_split.files, labels, indexes and indexes.alone)
         else:
-            source = found.dataset(labels, column)
+            source = hub_split.dataset(labels, column)
         source.pin(sha)
         source.license = license_at(reference.repo, sha, "dataset")
     return source
@@ -67,11 +67,11 @@ class HubSplit:
         """Download the files; returns their paths in the local cache of the Hub."""
         from huggingface_hub import hf_hub_download
 
-        def one(file: str) -> str:
+        def download_file(file: str) -> str:
             return retried(lambda: str(hf_hub_download(self.reference.repo, file, repo_type="dataset", revision=self.sha)))
 
         with ThreadPoolExecutor(8) as pool:
-            return list(pool.map(one, self.files))
+            return list(pool.map(download_file, self.files))
 
     def parquet(self, labels: LabelsAsked | None, column: str | None, stream: bool) -> ParquetFiles:
         """The split as parquet files, downloaded or streamed, with the same rows and keys either way."""
@@ -97,10 +97,10 @@ class HubSplit:
 
 
 def _there(tree: FileTree, name: str) -> StoredFile:
-    found = tree.stat(name)
-    if found is None:
+    file = tree.stat(name)
+    if file is None:
         raise NstError(f"{tree.at(name)}: no such file")
-    return found
+    return file
 
 
 def _commit(reference: HubReference) -> str:

@@ -84,10 +84,12 @@ class ImageTable(Files):
 
     def _read_labels(self, frame: pl.DataFrame, asked: LabelsAsked) -> None:
         table = frame.to_arrow()
-        named = [name for name in frame.columns if name.lower() in _CLASSES]
-        if asked.column is None and len(named) > 1:
-            raise UsageError(f"{self.location}: expected one column of classes, found {names_shown(named)}; name one with `label_column`")
-        name = named[0] if asked.column is None and named else label_column(table.schema, self.location, asked.column)
+        candidates = [name for name in frame.columns if name.lower() in _CLASSES]
+        if asked.column is None and len(candidates) > 1:
+            raise UsageError(
+                f"{self.location}: expected one column of classes, found {names_shown(candidates)}; name one with `label_column`"
+            )
+        name = candidates[0] if asked.column is None and candidates else label_column(table.schema, self.location, asked.column)
         self.label_column = asked.column
         texts = pc.utf8_trim_whitespace(table[name])
         words = [] if texts.null_count else pc.unique(texts).to_pylist()
@@ -100,8 +102,8 @@ class ImageTable(Files):
             for (number, spelt), (following, other) in pairwise(sorted(zip(numbers, words, strict=True))):
                 if number == following:
                     raise NstError(f"{self.location}: column `{name}` has several spellings of one class: {spelt!r}, {other!r}; use one")
-            places = pc.index_in(texts, pa.array(words, texts.type)).combine_chunks()
-            texts = pa.chunked_array([pa.array(numbers, pa.int64()).take(places)])
+            indices = pc.index_in(texts, pa.array(words, texts.type)).combine_chunks()
+            texts = pa.chunked_array([pa.array(numbers, pa.int64()).take(indices)])
         self.labels, self.class_names = labels_of(texts, None, self.location, name, asked.names if numbers else 0)
 
 
@@ -123,17 +125,17 @@ def path_column(columns: list[str], location: str, asked: str | None, option: st
 
     Raises UsageError if the choice is ambiguous.
     """
-    found = [name for name in columns if name.lower() in _PATHS] if asked is None else [name for name in columns if name == asked]
-    if _FILE in found:
+    candidates = [name for name in columns if name.lower() in _PATHS] if asked is None else [name for name in columns if name == asked]
+    if _FILE in candidates:
         return _FILE
-    if len(found) == 1:
-        return found[0]
-    there = names_shown(columns)
+    if len(candidates) == 1:
+        return candidates[0]
+    available = names_shown(columns)
     if asked is not None:
-        raise UsageError(f"`{option}` {asked}: no such column in {location}; columns: {there}")
-    if found:
-        raise UsageError(f"{location}: expected one column of paths, found {names_shown(found)}; name one with `{option}`")
-    raise UsageError(f"{location}: expected a column of paths, such as `file_name` or `path`, found {there}; name it with `{option}`")
+        raise UsageError(f"`{option}` {asked}: no such column in {location}; columns: {available}")
+    if candidates:
+        raise UsageError(f"{location}: expected one column of paths, found {names_shown(candidates)}; name one with `{option}`")
+    raise UsageError(f"{location}: expected a column of paths, such as `file_name` or `path`, found {available}; name it with `{option}`")
 
 
 def _check_below(paths: pl.Series, location: str, column: str) -> None:
@@ -198,9 +200,9 @@ def of_coco(file: str, location: str) -> pl.DataFrame:
 
 def _by_id(entries: Sequence[Mapping[str, Any]], name: str, two: str) -> dict[Any, str]:
     """The field `name` of each entry by its `id`. Raises NstError, beginning with `two`, if an id has different texts."""
-    found: dict[Any, str] = {}
+    texts_by_id: dict[Any, str] = {}
     for entry in entries:
         text = str(entry[name])
-        if (earlier := found.setdefault(entry["id"], text)) != text:
+        if (earlier := texts_by_id.setdefault(entry["id"], text)) != text:
             raise NstError(f"{two} have the `id` {entry['id']}: {earlier!r} and {text!r}; give each its own")
-    return found
+    return texts_by_id

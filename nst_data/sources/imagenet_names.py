@@ -37,16 +37,16 @@ def wnids_of(names: Sequence[str]) -> list[str] | None:
     Names may be WordNet ids; ImageNet's 1,000 names in label order, with a few spelled differently or out of place; full names such as
     "tench, Tinca tinca"; or single words of full names, such as "tench", that identify one class.
     """
-    known = set(imagenet_wnids())
-    if names and all(name in known for name in names):
-        found: list[str | None] = list(names)
+    all_wnids = set(imagenet_wnids())
+    if names and all(name in all_wnids for name in names):
+        candidates: list[str | None] = list(names)
     elif _are_in_order(names):
-        found = [_at_place(name, wnid) for name, wnid in zip(names, imagenet_wnids(), strict=True)]
+        candidates = [_at_place(name, wnid) for name, wnid in zip(names, imagenet_wnids(), strict=True)]
     else:
-        found = [_one_of(_words().full, name) for name in names]
-        if None in found:
-            found = [_numbered(name) or _by_word(name) for name in names]
-    wnids = [wnid for wnid in found if wnid is not None]
+        candidates = [_one_of(_words().full, name) for name in names]
+        if None in candidates:
+            candidates = [_numbered(name) or _by_word(name) for name in names]
+    wnids = [wnid for wnid in candidates if wnid is not None]
     return wnids if len(set(wnids)) == len(names) else None
 
 
@@ -62,8 +62,8 @@ def places_of(found: Sequence[str], expected: Sequence[str]) -> list[int | None]
     of_found, of_expected = wnids_of(found), wnids_of(expected)
     if of_found is None or of_expected is None:
         return None
-    where = {wnid: place for place, wnid in enumerate(of_expected)}
-    return [where.get(wnid) for wnid in of_found]
+    index_of = {wnid: index for index, wnid in enumerate(of_expected)}
+    return [index_of.get(wnid) for wnid in of_found]
 
 
 def _with_wnids(names: Sequence[str], others: Sequence[str]) -> Sequence[str]:
@@ -98,8 +98,8 @@ def _plain(name: str) -> str:
 
 
 def _one_of(classes: dict[str, set[str]], name: str) -> str | None:
-    found = classes.get(_plain(name), set())
-    return next(iter(found)) if len(found) == 1 else None
+    wnids = classes.get(_plain(name), set())
+    return next(iter(wnids)) if len(wnids) == 1 else None
 
 
 def _by_word(name: str) -> str | None:
@@ -133,7 +133,7 @@ def _at_place(name: str, wnid: str) -> str | None:
 def _are_in_order(names: Sequence[str]) -> bool:
     if len(names) != CLASSES:
         return False
-    return sum(_first(name) == _first(known) for name, known in zip(names, _words().names, strict=True)) >= _SAME_NAMES
+    return sum(_first(name) == _first(expected) for name, expected in zip(names, _words().names, strict=True)) >= _SAME_NAMES
 
 
 def _first(name: str) -> str:

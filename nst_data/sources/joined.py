@@ -25,14 +25,14 @@ class Joined(Source):
 
     def __init__(self, sources: Sequence[Source]) -> None:
         locations = [source.location for source in sources]
-        if twice := [place for place, times in Counter(map(_real, locations)).items() if times > 1]:
-            raise UsageError(f"{twice[0]}: is named twice; name each source once")
+        if duplicates := [path for path, times in Counter(map(_real, locations)).items() if times > 1]:
+            raise UsageError(f"{duplicates[0]}: is named twice; name each source once")
         super().__init__(" + ".join(locations))
         self._sources = sources
         self._names = _told_apart([_name(location) for location in locations])
         self._starts = [0, *accumulate(len(source) for source in sources)]
-        self.class_names, places = _all_classes(sources)
-        self.labels = np.concatenate([of[labels_in(source)] for of, source in zip(places, sources, strict=True)])
+        self.class_names, mappings = _all_classes(sources)
+        self.labels = np.concatenate([mapping[labels_in(source)] for mapping, source in zip(mappings, sources, strict=True)])
         self.skipped = dict(sum((Counter(source.skipped) for source in sources), Counter()))
         present = {self.class_names[label] for label in np.unique(self.labels)}
         self.empty_classes = sorted({name for source in sources for name in source.empty_classes} - present)
@@ -44,7 +44,7 @@ class Joined(Source):
     def _entries(self) -> Iterator[tuple[list[str], list[int]]]:
         for name, source in zip(self._names, self._sources, strict=True):
             for batch in source.listing().to_batches(PIECE):
-                yield [f"{name}/{one}" for one in batch["name"].to_pylist()], batch["bytes"].to_pylist()
+                yield [f"{name}/{key}" for key in batch["name"].to_pylist()], batch["bytes"].to_pylist()
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -56,13 +56,13 @@ class Joined(Source):
 
     def key(self, row: int) -> str:
         """The name of the row's source, followed by its key there."""
-        number, there = self._of(row)
-        return f"{self._names[number]}/{self._sources[number].key(there)}"
+        number, source_row = self._of(row)
+        return f"{self._names[number]}/{self._sources[number].key(source_row)}"
 
     def read(self, row: int) -> bytes:
         """The encoded bytes, read from the row's source."""
-        number, there = self._of(row)
-        return self._sources[number].read(there)
+        number, source_row = self._of(row)
+        return self._sources[number].read(source_row)
 
     def rows(self, wanted: Wanted) -> Iterator[Row]:
         """The wanted rows, source by source."""
@@ -98,8 +98,8 @@ class Joined(Source):
     def _lacking(self) -> Iterator[tuple[Source, list[str]]]:
         names, labels = self.class_names or [], labels_in(self)
         for number, source in enumerate(self._sources):
-            there = set(labels[self._starts[number] : self._starts[number + 1]].tolist())
-            missing = [name for label, name in enumerate(names) if label not in there]
+            present = set(labels[self._starts[number] : self._starts[number + 1]].tolist())
+            missing = [name for label, name in enumerate(names) if label not in present]
             yield source, [*missing[:5], f"and {len(missing) - 5:,} more classes"] if len(missing) > 6 else missing
 
     @property
@@ -109,11 +109,11 @@ class Joined(Source):
 
     def rows_of_files(self, files: NDArray[np.int64]) -> NDArray[np.int64]:
         """The rows stored in the given files, as each source maps its own files."""
-        found = [
+        rows = [
             self._starts[number] + source.rows_of_files(np.asarray(within(files, *self._files[number : number + 2])) - self._files[number])
             for number, source in enumerate(self._sources)
         ]
-        return np.concatenate(found)
+        return np.concatenate(rows)
 
     @cached_property
     def _files(self) -> list[int]:
@@ -138,11 +138,11 @@ class Joined(Source):
 
 def _told_apart(names: Sequence[str]) -> list[str]:
     """The names, with a number appended to those that occur more than once to make them unique."""
-    taken: list[str] = []
+    unique: list[str] = []
     for name in names:
-        numbers = (f"{name}-{number}" for number in count(1))
-        taken.append(name if names.count(name) == 1 else next(one for one in numbers if one not in names and one not in taken))
-    return taken
+        aliases = (f"{name}-{number}" for number in count(1))
+        unique.append(name if names.count(name) == 1 else next(alias for alias in aliases if alias not in names and alias not in unique))
+    return unique
 
 
 def _name(location: str) -> str:
@@ -162,24 +162,24 @@ def _all_classes(sources: Sequence[Source]) -> tuple[list[str], list[NDArray[np.
     """
     listed = [source.class_names or [] for source in sources]
     numbers = [class_numbers(names) for names in listed]
-    of_numbers = [found for found in numbers if found is not None]
+    of_numbers = [values for values in numbers if values is not None]
     if len(of_numbers) == len(sources):
-        known = sorted(set().union(*of_numbers))
-        if known[-1] < MOST_UNNAMED:  # larger ones are names, such as article numbers
-            known = list(range(known[-1] + 1))
-        return [str(number) for number in known], [np.searchsorted(known, found) for found in of_numbers]
+        all_numbers = sorted(set().union(*of_numbers))
+        if all_numbers[-1] < MOST_UNNAMED:  # larger ones are names, such as article numbers
+            all_numbers = list(range(all_numbers[-1] + 1))
+        return [str(number) for number in all_numbers], [np.searchsorted(all_numbers, values) for values in of_numbers]
     if of_numbers:
-        numbered = next(source.location for source, found in zip(sources, numbers, strict=True) if found is not None)
-        named = next(source.location for source, found in zip(sources, numbers, strict=True) if found is None)
+        numbered = next(source.location for source, values in zip(sources, numbers, strict=True) if values is not None)
+        named = next(source.location for source, values in zip(sources, numbers, strict=True) if values is None)
         raise NstError(f"{numbered}: its classes are numbers, and those of {named} are names; give the numbers names with `class_names`")
     for names in listed:
         places = [_places(other, names) for other in listed]
-        if all(place is not None for found in places for place in found):
-            return names, [np.array(found, np.int64) for found in places]
-    spellings = {composed(name): name for one in reversed(listed) for name in one}  # of several spellings, that of the first source
+        if all(place is not None for values in places for place in values):
+            return names, [np.array(values, np.int64) for values in places]
+    spellings = {composed(name): name for classes in reversed(listed) for name in classes}  # of several spellings, that of the first source
     names = sorted(spellings.values())
     place = {name: index for index, name in enumerate(names)}
-    return names, [np.array([place[spellings[composed(name)]] for name in one], np.int64) for one in listed]
+    return names, [np.array([place[spellings[composed(name)]] for name in classes], np.int64) for classes in listed]
 
 
 def _places(found: Sequence[str], expected: Sequence[str]) -> Sequence[int | None]:

@@ -49,9 +49,9 @@ class AddressListing:
 
         None if there is none, or if it is visibly damaged.
         """
-        own = cls._read(indexes.alone.find(_name(location, digest)), location)
-        if not stamp or (own is not None and own.stamp == stamp):
-            return own
+        latest = cls._read(indexes.alone.find(_name(location, digest)), location)
+        if not stamp or (latest is not None and latest.stamp == stamp):
+            return latest
         return cls._read(indexes.find(_name(location, digest, stamp)), location)
 
     @classmethod
@@ -61,19 +61,19 @@ class AddressListing:
         try:
             table = read_listing(file)
             table.validate(full=True)
-            about = _About.model_validate_json((table.schema.metadata or {}).get(_ABOUT, b""))
+            metadata = _About.model_validate_json((table.schema.metadata or {}).get(_ABOUT, b""))
         except (OSError, ValueError, pa.ArrowException):
             return None
         is_whole = table.schema in (IMAGES, FILES) and table.num_rows and not any(column.null_count for column in table.columns)
-        if not is_whole or not f"{location}/".startswith(f"{about.top}/"):
+        if not is_whole or not f"{location}/".startswith(f"{metadata.top}/"):
             return None
-        return cls(about.top, table.replace_schema_metadata(), about.skipped)
+        return cls(metadata.top, table.replace_schema_metadata(), metadata.skipped)
 
     def keep(self, indexes: Indexes, location: str, digest: str) -> None:
         """Store it as this machine's latest listing, and share it under its stamp."""
         if self != self.kept(indexes, location, digest):
-            about = _About(top=self.top, skipped=dict(self.skipped)).model_dump_json()
-            write = partial(write_listing, table=self.table.replace_schema_metadata({_ABOUT: about}))
+            metadata = _About(top=self.top, skipped=dict(self.skipped)).model_dump_json()
+            write = partial(write_listing, table=self.table.replace_schema_metadata({_ABOUT: metadata}))
             indexes.alone.keep(_name(location, digest), write)
         indexes.share(_name(location, digest), _name(location, digest, self.stamp))
 

@@ -17,18 +17,18 @@ def match_keys(wanted: Iterable[pa.Array], there: Iterable[pa.Array], rows: NDAr
     Keys are equal if their 64-bit hashes are: whoever reads the images verifies their content.
     """
     rows[:] = -1
-    asked, known = _hashes(wanted), _hashes(there)
-    parts = -(-len(known) // _AT_ONCE)
+    wanted_hashes, there_hashes = _hashes(wanted), _hashes(there)
+    parts = -(-len(there_hashes) // _AT_ONCE)
     for part in range(parts):
-        places = np.concatenate([start + here for start, here in _of_part(known, part, parts)])
-        hashes = known[places]
+        indices = np.concatenate([start + offsets for start, offsets in _of_part(there_hashes, part, parts)])
+        hashes = there_hashes[indices]
         order = np.argsort(hashes, kind="stable")
-        places, hashes = places[order], hashes[order]
-        for start, here in _of_part(asked, part, parts):
-            found = np.searchsorted(hashes, asked[start + here])
-            found[found == len(hashes)] = 0
+        indices, hashes = indices[order], hashes[order]
+        for start, offsets in _of_part(wanted_hashes, part, parts):
+            positions = np.searchsorted(hashes, wanted_hashes[start + offsets])
+            positions[positions == len(hashes)] = 0
             if len(hashes):
-                rows[start + here] = np.where(hashes[found] == asked[start + here], places[found], -1)
+                rows[start + offsets] = np.where(hashes[positions] == wanted_hashes[start + offsets], indices[positions], -1)
 
 
 def _hashes(keys: Iterable[pa.Array]) -> NDArray[np.uint64]:

@@ -65,8 +65,8 @@ def match_classes(
     if None in places or (len(set(places)) < len(expected) and not subset):
         places = places_of(found, expected) or places
     unknown = [name for name, place in zip(found, places, strict=True) if place is None]
-    taken = set(places)
-    lacking = [name for index, name in enumerate(expected) if index not in taken]
+    present = set(places)
+    lacking = [name for index, name in enumerate(expected) if index not in present]
     if unknown or (lacking and not subset):
         raise NstError(
             f"{what}: expected {len(expected)} classes ({_shown(expected)}), found {_abridged(found)}"
@@ -78,8 +78,8 @@ def match_classes(
 
 def places_among(found: Sequence[str], expected: Sequence[str]) -> list[int | None]:
     """For each name its index among the expected ones, or None. Composed and decomposed accents are equal."""
-    where = {composed(name): place for place, name in enumerate(expected)} | {name: place for place, name in enumerate(expected)}
-    return [where.get(name, where.get(composed(name))) for name in found]
+    index_of = {composed(name): index for index, name in enumerate(expected)} | {name: index for index, name in enumerate(expected)}
+    return [index_of.get(name, index_of.get(composed(name))) for name in found]
 
 
 def composed(name: str) -> str:
@@ -90,7 +90,7 @@ def composed(name: str) -> str:
 def _same_digits(found: Sequence[str], expected: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
     """Both lists without zero padding, if all names are numbers."""
     numbers = class_numbers(found), class_numbers(expected)
-    if numbers[0] is None or numbers[1] is None or any(len(set(one)) != len(one) for one in numbers if one):
+    if numbers[0] is None or numbers[1] is None or any(len(set(values)) != len(values) for values in numbers if values):
         return found, expected
     return [str(number) for number in numbers[0]], [str(number) for number in numbers[1]]
 
@@ -106,8 +106,8 @@ def _shown(names: Sequence[str]) -> str:
 def _meant(unknown: Sequence[str], lacking: Sequence[str]) -> str:
     """A hint that suggests a missing class with a similar spelling for the first unknown one."""
     plain = {name.casefold(): name for name in reversed(lacking)}
-    near = difflib.get_close_matches(unknown[0].casefold(), plain, n=1)
-    return f" (did you mean {plain[near[0]]}?)" if near else ""
+    matches = difflib.get_close_matches(unknown[0].casefold(), plain, n=1)
+    return f" (did you mean {plain[matches[0]]}?)" if matches else ""
 
 
 def label_column(schema: pa.Schema, location: str, asked: str | None = None, features: Features | None = None) -> str:
@@ -115,17 +115,17 @@ def label_column(schema: pa.Schema, location: str, asked: str | None = None, fea
 
     Raises UsageError if there is none or the one asked for does not exist, NstError if several columns have its name.
     """
-    found = names_shown(schema.names)
+    available = names_shown(schema.names)
     if asked is not None and asked not in schema.names and asked.strip() in schema.names:  # blanks in a CSV header are stripped
         asked = asked.strip()
-    named = columns_of_kind("ClassLabel", schema, features)
-    candidates = named or [field.name for field in schema if _may_hold_classes(field.type)]
-    column = asked or next((name for name in ("label", "labels") if name in schema.names), named[0] if len(named) == 1 else None)
+    declared = columns_of_kind("ClassLabel", schema, features)
+    candidates = declared or [field.name for field in schema if _may_hold_classes(field.type)]
+    column = asked or next((name for name in ("label", "labels") if name in schema.names), declared[0] if len(declared) == 1 else None)
     if column is None:
         as_in = f", e.g. {names_shown(candidates)}" if candidates else ""
-        raise UsageError(f"{location}: expected a column `label`, found {found}; choose the label column with `label_column`{as_in}")
+        raise UsageError(f"{location}: expected a column `label`, found {available}; choose the label column with `label_column`{as_in}")
     if asked is not None and asked not in schema.names:
-        raise UsageError(f"`label_column` {asked}: no such column in {location}; columns: {found}")
+        raise UsageError(f"`label_column` {asked}: no such column in {location}; columns: {available}")
     if schema.names.count(column) > 1:
         raise NstError(f"{location}: expected one column `{column}`, found {schema.names.count(column)}; rename the others")
     return column
@@ -223,8 +223,8 @@ def number_labels(
     in_array = isinstance(numbers, np.ndarray)
     least, most = (int(np.min(numbers)), int(np.max(numbers))) if in_array else (min(numbers), max(numbers))
     if names and len(set(names)) != len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise NstError(f"{what}: duplicate class name {twice!r}; expected distinct names")
+        duplicate = next(name for name in names if names.count(name) > 1)
+        raise NstError(f"{what}: duplicate class name {duplicate!r}; expected distinct names")
     if most < 0:
         raise NstError(f"{what}: all values ({least:,} to {most:,}) are negative; classes start at 0")
     if least < 0 or (names and most >= len(names)):
@@ -251,9 +251,9 @@ def encode(values: list[str]) -> tuple[NDArray[np.int64], list[str]]:
     forms = Counter(map(composed, spelled))
     name_of = {name: composed(name) if forms[composed(name)] > 1 else name for name in spelled}
     names = sorted(set(name_of.values()))
-    places = {name: index for index, name in enumerate(names)}
-    where = {name: places[name_of[name]] for name in spelled}
-    return np.fromiter((where[value] for value in values), dtype=np.int64, count=len(values)), names
+    index_of = {name: index for index, name in enumerate(names)}
+    label_of = {name: index_of[name_of[name]] for name in spelled}
+    return np.fromiter((label_of[value] for value in values), dtype=np.int64, count=len(values)), names
 
 
 def class_numbers(class_names: Sequence[str]) -> list[int] | None:
@@ -266,9 +266,9 @@ def whole_numbers(words: Sequence[str], what: str) -> list[int] | None:
 
     Raises NstError for a negative number, which means that an image has no class.
     """
-    found = [_WHOLE.fullmatch(word) for word in words]
-    numbers = [int(one[1]) for one in found if one]
-    if negative := [one[0] for one in found if one and int(one[1]) < 0]:
+    matches = [_WHOLE.fullmatch(word) for word in words]
+    numbers = [int(match[1]) for match in matches if match]
+    if negative := [match[0] for match in matches if match and int(match[1]) < 0]:
         raise NstError(f"{what} has the label {negative[0]}, expected a class name or number from 0; drop rows without a class")
     return numbers if len(numbers) == len(words) else None
 
@@ -284,8 +284,10 @@ def renamed(
     if numbers is None:
         raise UsageError(f"`class_names` {file}: {location} has class names of its own ({_abridged(class_names)})")
     if len(set(numbers)) != len(numbers):
-        twice = [name for name, number in zip(class_names, numbers, strict=True) if numbers.count(number) > 1]
-        raise UsageError(f"`class_names` {file}: {location} has several spellings of one class: {', '.join(map(repr, twice[:3]))}; use one")
+        duplicates = [name for name, number in zip(class_names, numbers, strict=True) if numbers.count(number) > 1]
+        raise UsageError(
+            f"`class_names` {file}: {location} has several spellings of one class: {', '.join(map(repr, duplicates[:3]))}; use one"
+        )
     least = max(numbers, default=0) + 1
     if not numbers or len(names) < least or len(set(names)) != len(names):
         counted = f" ({location} has class {least - 1:,}; classes start at 0)" if len(names) < least else ""

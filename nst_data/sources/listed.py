@@ -66,7 +66,7 @@ def sizes_of(top: str, names: Sequence[str]) -> list[int]:
 
 def _size(path: str) -> int:
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except (OSError, ValueError):  # ValueError for a path with a zero byte
         return 0
-    return found.st_size if stat.S_ISREG(found.st_mode) else 0
+    return status.st_size if stat.S_ISREG(status.st_mode) else 0

@@ -149,8 +149,8 @@ def what_changed(before: pa.Table, now: pa.Table) -> str:
     gone = old.join(new, on="name", how="anti", maintain_order="left")
     resized = old.join(new, on="name", maintain_order="left", suffix="_now").filter(pl.col("bytes") != pl.col("bytes_now"))
     firsts = pl.collect_all([frame.select(pl.len().alias("count"), pl.all().first()) for frame in (more, gone, resized)])
-    found = [(first.row(0, named=True), what) for first, what in zip(firsts, ("more", "gone", "of another size"), strict=True)]
-    return _phrase([(first, what) for first, what in found if first["count"]]) or "the same images in another order or number"
+    changes = [(first.row(0, named=True), change) for first, change in zip(firsts, ("more", "gone", "of another size"), strict=True)]
+    return _phrase([(first, change) for first, change in changes if first["count"]]) or "the same images in another order or number"
 
 
 def _once(table: pa.Table) -> pl.LazyFrame:
@@ -161,10 +161,10 @@ def _once(table: pa.Table) -> pl.LazyFrame:
 
 def _phrase(found: list[tuple[dict[str, Any], str]]) -> str:
     parts: list[str] = []
-    for first, what in found:
+    for first, change in found:
         count, example = first["count"], repr(first["name"])
         if "bytes_now" in first:
             example += f": {first['bytes']:,} bytes before, {first['bytes_now']:,} now"
         noun = "" if parts else (" file" if first["name"].endswith((".parquet", ".tar")) else " image") + "s" * (count > 1)
-        parts.append(f"{count:,}{noun} {what} ({example if count == 1 else 'the first is ' + example})")
+        parts.append(f"{count:,}{noun} {change} ({example if count == 1 else 'the first is ' + example})")
     return ", ".join(parts)

@@ -79,13 +79,13 @@ def open_source(
         NstError: The location holds nothing usable.
     """
     several = not isinstance(location, str | Path)
-    locations = [str(one) for one in location] if not isinstance(location, str | Path) else [str(location)]
+    locations = [str(path) for path in location] if not isinstance(location, str | Path) else [str(location)]
     if not locations:
         raise UsageError("expected the location of a source, found an empty list")
     if several and not labeled:
         raise UsageError(f"{', '.join(locations)}: expected one source; several are for labeled images (`labeled`)")
     names = names_in(class_names) if class_names is not None else []
-    asked = LabelsAsked(label_column, len(names)) if labeled else None
+    labels = LabelsAsked(label_column, len(names)) if labeled else None
     for option, value in (("`image_column`", image_column), ("`label_column`", label_column)):
         if value == "":
             raise UsageError(f"{option} '': empty column name for {locations[0]}; expected a name, or remove {option}")
@@ -94,15 +94,15 @@ def open_source(
         if value is not None and not labeled:
             raise UsageError(f"{option} {value or repr(value)} is not used: labels of {locations[0]} are not read; remove it")
     kept_in = Indexes.at(indexes)
-    sources = [_opened(one, asked, image_column, stream, kept_in, digest, stamp) for one in locations]
+    sources = [_opened(path, labels, image_column, stream, kept_in, digest, stamp) for path in locations]
     for source in sources:
         _log.info("%s: %d images, read as %s", source.location, len(source), type(source).__name__)
     _check_taken("`image_column`", image_column, [source.image_column for source in sources], locations)
     _check_taken("`label_column`", label_column, [source.label_column for source in sources], locations)
     for source in sources:
-        found = source.class_names or []
-        if file is not None and (len(sources) == 1 or class_numbers(found) is not None):
-            source.labels, source.class_names = renamed(labels_in(source), found, source.location, names, file)
+        source_names = source.class_names or []
+        if file is not None and (len(sources) == 1 or class_numbers(source_names) is not None):
+            source.labels, source.class_names = renamed(labels_in(source), source_names, source.location, names, file)
     return sources[0] if len(sources) == 1 else Joined(sources)
 
 
@@ -150,11 +150,11 @@ def _check_beside(location: str, path: Path) -> None:
     """Raise NotHereError, naming what exists, for a mistyped path such as `photos/unlabelled` if there is a local folder `photos`."""
     if path.exists() or is_pattern(location) or not path.parent.is_dir() or path.parent == Path.cwd() or set("@:") & set(location):
         return
-    there = sorted(one.name for one in path.parent.iterdir() if not one.name.startswith("."))
-    near = difflib.get_close_matches(path.name, there, n=1)
-    few = ", ".join(there[:5]) + ", ..." * (len(there) > 5)
-    if near:
-        raise NotHereError(f"{location}: no such file or folder; did you mean {path.parent.name}/{near[0]}?")
+    names = sorted(entry.name for entry in path.parent.iterdir() if not entry.name.startswith("."))
+    matches = difflib.get_close_matches(path.name, names, n=1)
+    few = ", ".join(names[:5]) + ", ..." * (len(names) > 5)
+    if matches:
+        raise NotHereError(f"{location}: no such file or folder; did you mean {path.parent.name}/{matches[0]}?")
     if HubReference.parse(location) is not None:
         raise NotHereError(f"{location}: no such file or folder; {path.parent} has {few or 'nothing'}. On the Hub it is {location}@main")
 
@@ -177,9 +177,9 @@ def _local(location: str, path: Path, labels: LabelsAsked | None, column: str | 
         files = _tables_and_tars(path, images.skipped)
         if labels is not None:
             check_split_files(str(path), (os.path.relpath(file, path) for file in files))
-        source, beside = _files(str(path), files, labels, column, indexes), Counter(images.skipped)
-        beside -= Counter({kind: beside[kind] for kind in READ_FROM_FOLDERS})
-        source.skipped = dict(beside + Counter(source.skipped))
+        source, skipped = _files(str(path), files, labels, column, indexes), Counter(images.skipped)
+        skipped -= Counter({kind: skipped[kind] for kind in READ_FROM_FOLDERS})
+        source.skipped = dict(skipped + Counter(source.skipped))
         return source
     if path.is_file():
         suffix = path.suffix.lower()
@@ -205,8 +205,8 @@ def _files(location: str, files: list[str], labels: LabelsAsked | None, column: 
         check_utf8(file)
         check_regular(file)
     parent = Path(os.path.commonpath([os.path.dirname(file) for file in files]))
-    named = sorted((Path(file).relative_to(parent).as_posix(), file) for file in files)
-    names, files = [name for name, _ in named], [file for _, file in named]
+    pairs = sorted((Path(file).relative_to(parent).as_posix(), file) for file in files)
+    names, files = [name for name, _ in pairs], [file for _, file in pairs]
     if kind_of(names, location) == "tar":
         return TarFiles(location, files, names, labels, indexes and indexes.alone)
     parquet = ParquetFiles(location, files, names, column)

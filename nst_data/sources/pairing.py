@@ -61,7 +61,7 @@ def classes_of_members(members: Sequence[Part], where: str) -> list[str]:
         for untaken in sample.classes.keys() - taken:
             alone.setdefault(untaken, []).append(sample.classes[untaken])
         lonely.update({key_of(image) for image in all_images if sample.stem_for(image) is None})
-    found = []
+    classes = []
     for sample in samples:
         for image in sample.images:
             stem = sample.stem_for(image)
@@ -70,8 +70,8 @@ def classes_of_members(members: Sequence[Part], where: str) -> list[str]:
                 _check_no_other(image, stem, chosen, alone, where)
             if not chosen:
                 raise NstError(f"{where}: {image} has no class, its .cls member is empty")
-            found.append(chosen)
-    return found
+            classes.append(chosen)
+    return classes
 
 
 def _check_no_other(image: str, stem: str, chosen: str, alone: dict[str, list[str]], where: str) -> None:

@@ -122,16 +122,16 @@ class ParquetFiles(Source):
 
     def columns(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """The named columns, row group by row group, in batches of limited size."""
-        wanted = list(dict.fromkeys(names))
+        distinct = list(dict.fromkeys(names))
         for file in self._files_with_rows():
             with self._readable(file), self._opened(file) as parquet:
-                self._check_there(wanted, parquet.schema_arrow, file)
+                self._check_there(distinct, parquet.schema_arrow, file)
                 for group in range(parquet.num_row_groups):
-                    rows, missing = self._batch_rows(parquet, group, wanted), parquet.metadata.row_group(group).num_rows
-                    for batch in parquet.iter_batches(rows, row_groups=[group], columns=wanted):
+                    rows, missing = self._batch_rows(parquet, group, distinct), parquet.metadata.row_group(group).num_rows
+                    for batch in parquet.iter_batches(rows, row_groups=[group], columns=distinct):
                         batch.validate(full=True)  # catches text that is not UTF-8, for example
                         missing -= len(batch)
-                        yield batch.select(wanted)
+                        yield batch.select(distinct)
                     if missing:
                         raise pa.ArrowInvalid(f"the pages of row group {group} end early")
 
@@ -145,10 +145,10 @@ class ParquetFiles(Source):
 
     @cached_property
     def _class_columns(self) -> dict[str, list[str]]:
-        named = [name for name in self._schema.names if feature_names(self._schema, name)]
-        for file in self._files_with_rows() if named else ():
+        columns = [name for name in self._schema.names if feature_names(self._schema, name)]
+        for file in self._files_with_rows() if columns else ():
             with self._readable(file), self._opened(file) as parquet:
-                for name in named:
+                for name in columns:
                     self._check_same_classes(file, parquet.schema_arrow, name)
         return class_columns(self._schema, self._features)
 
@@ -168,15 +168,15 @@ class ParquetFiles(Source):
                     raise NstError(f"{file}: no column `{column}`; every file needs it, as in {files[0]}")
                 self._check_same_classes(file, parquet.schema_arrow, column)
                 self._check_label_bytes(file, parquet, column)
-                found = parquet.read([column])
-                found.validate(full=True)
-                if len(found) != parquet.metadata.num_rows:
+                table = parquet.read([column])
+                table.validate(full=True)
+                if len(table) != parquet.metadata.num_rows:
                     raise NstError(
-                        f"{file}: has {len(found):,} labels for {parquet.metadata.num_rows:,} rows; the file is corrupt; recreate it"
+                        f"{file}: has {len(table):,} labels for {parquet.metadata.num_rows:,} rows; the file is corrupt; recreate it"
                     )
-                values = class_values(found.column(column), file, column)
+                values = class_values(table.column(column), file, column)
             if pieces and values.type != pieces[0].type:
-                kind, expected = found.schema.field(column).type, "text" if pa.types.is_large_string(pieces[0].type) else "numbers"
+                kind, expected = table.schema.field(column).type, "text" if pa.types.is_large_string(pieces[0].type) else "numbers"
                 raise NstError(
                     f"{file}: column `{column}` is {kind}, expected {expected} as in {files[0]}; use the same types in all files"
                 )
@@ -190,18 +190,18 @@ class ParquetFiles(Source):
         chunks = (chunk for group in column_chunks(parquet.metadata, [column]) for chunk in group)
         size, most = sum(chunk.total_uncompressed_size for chunk in chunks), _LABEL_BYTES_A_ROW * parquet.metadata.num_rows
         if size > max(_LABEL_BYTES, most):
-            found = f"{size / 2**20:,.0f} MB in {parquet.metadata.num_rows:,} rows"
-            raise NstError(f"{file}: column `{column}` is too large for class labels ({found})")
+            detail = f"{size / 2**20:,.0f} MB in {parquet.metadata.num_rows:,} rows"
+            raise NstError(f"{file}: column `{column}` is too large for class labels ({detail})")
 
     def _files_with_rows(self) -> list[str]:
         return [file for file, start, stop in zip(self._files, self._starts[:-1], self._starts[1:], strict=True) if start < stop]
 
     def rows_of_files(self, files: NDArray[np.int64]) -> NDArray[np.int64]:
         """The rows stored in the given files, by the footers; separate image files count after the parquet files, with one row each."""
-        own, beside = files[files < len(self._files)], files[files >= len(self._files)] - len(self._files)
-        rows = [np.empty(0, np.int64), *(np.arange(*self._starts[file : file + 2]) for file in own.tolist())]
-        if len(beside):
-            rows.append(np.concatenate([np.arange(start, start + len(paths)) for start, paths, _ in self._named_files()])[beside])
+        parquet_files, image_files = files[files < len(self._files)], files[files >= len(self._files)] - len(self._files)
+        rows = [np.empty(0, np.int64), *(np.arange(*self._starts[file : file + 2]) for file in parquet_files.tolist())]
+        if len(image_files):
+            rows.append(np.concatenate([np.arange(start, start + len(paths)) for start, paths, _ in self._named_files()])[image_files])
         return np.unique(np.concatenate(rows))
 
     def empty_files(self, rows: int) -> tuple[int, str]:
@@ -244,13 +244,13 @@ class ParquetFiles(Source):
             folder = Path(file).parent
             with self._readable(file), self._opened(file) as parquet:
                 for group, chunks in enumerate(column_chunks(parquet.metadata, [column])):
-                    known = next((chunk.statistics for chunk in chunks if chunk.physical_type == "BYTE_ARRAY"), None)
+                    statistics = next((chunk.statistics for chunk in chunks if chunk.physical_type == "BYTE_ARRAY"), None)
                     rows = parquet.metadata.row_group(group).num_rows
-                    if known is None or not known.has_null_count or known.null_count:
-                        named = parquet.read_row_group(group, columns=[f"{self._column}.path"]).column(self._column)
-                        found = pc.struct_field(named, "path").to_pylist()
-                        paths = [str(folder / path) if path and is_below(path) else "" for path in found]
-                        yield start, paths, bool(known and known.has_null_count and known.null_count == rows)
+                    if statistics is None or not statistics.has_null_count or statistics.null_count:
+                        cells = parquet.read_row_group(group, columns=[f"{self._column}.path"]).column(self._column)
+                        cell_paths = pc.struct_field(cells, "path").to_pylist()
+                        paths = [str(folder / path) if path and is_below(path) else "" for path in cell_paths]
+                        yield start, paths, bool(statistics and statistics.has_null_count and statistics.null_count == rows)
                     start += rows
 
     def _keys(self) -> Iterator[pa.Array]:
@@ -358,10 +358,10 @@ class ParquetFiles(Source):
                 continue
             with self._readable(file), self._opened(file) as parquet:
                 kind = parquet.schema_arrow.field(self._column).type
-                found = plain_groups(parquet, [self._column, *(["bytes"] if pa.types.is_struct(kind) else [])])
-            if found is None:
+                file_groups = plain_groups(parquet, [self._column, *(["bytes"] if pa.types.is_struct(kind) else [])])
+            if file_groups is None:
                 return None
-            groups.append(found)
+            groups.append(file_groups)
         return PlainPages.of(self._files, self._sizes, groups).read
 
     def _arrow_cache(self) -> Callable[[int], bytes] | None:

@@ -38,13 +38,13 @@ def _choices(inside: str) -> list[str]:
 
 def matching(text: str) -> list[str]:
     """Absolute paths of the files that match a pattern. Raises NstError if an expanded name does not exist, or nothing matches."""
-    found: set[str] = set()
+    paths: set[str] = set()
     for pattern in expand(text):
         files = [name for name in glob.glob(pattern, recursive=True) if os.path.isfile(name)] if glob.has_magic(pattern) else [pattern]
         for file in files:
             if not os.path.isfile(file):
                 raise NstError(f"{text}: {file}: no such file")
-        found.update(os.path.abspath(file) for file in files)
-    if not found:
+        paths.update(os.path.abspath(file) for file in files)
+    if not paths:
         raise NstError(f"{text}: expected parquet or tar files, no file matches")
-    return sorted(found)
+    return sorted(paths)

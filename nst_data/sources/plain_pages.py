@@ -51,10 +51,10 @@ def plain_groups(parquet: pq.ParquetFile, column: Sequence[str]) -> Groups | Non
         if not chunks:  # there is no such column
             return None
         chunk, *others = chunks
-        here = footer.row_group(group).num_rows
-        if here and (others or not _is_plain(chunk)):  # several chunks: a column `a.b` next to a struct `a` with a field `b`
+        count = footer.row_group(group).num_rows
+        if count and (others or not _is_plain(chunk)):  # several chunks: a column `a.b` next to a struct `a` with a field `b`
             return None
-        rows.append(here)
+        rows.append(count)
         offsets.append(chunk.data_page_offset)
     return Groups(np.array(rows, np.int64), np.array(offsets, np.int64), is_optional)
 
@@ -91,10 +91,10 @@ class PlainPages:
     @classmethod
     def of(cls, files: Sequence[str], sizes: Sequence[int], groups: Sequence[Groups]) -> "PlainPages":
         """Build from files with their sizes and row groups."""
-        ends = np.cumsum(np.concatenate([one.rows for one in groups]))
-        numbers = np.repeat(np.arange(len(files), dtype=np.int32), [len(one.rows) for one in groups])
-        offsets = np.concatenate([one.offsets for one in groups])
-        return cls(files, sizes, [one.is_optional for one in groups], np.concatenate([[0], ends]), offsets, numbers)
+        ends = np.cumsum(np.concatenate([group.rows for group in groups]))
+        numbers = np.repeat(np.arange(len(files), dtype=np.int32), [len(group.rows) for group in groups])
+        offsets = np.concatenate([group.offsets for group in groups])
+        return cls(files, sizes, [group.is_optional for group in groups], np.concatenate([[0], ends]), offsets, numbers)
 
     def read(self, row: int) -> bytes:
         """The value in a row. Raises NstError if the file has changed or is damaged."""
@@ -128,7 +128,7 @@ def close_files() -> None:
 @lru_cache(maxsize=512)
 def _pages(file: str, size: int, offset: int, rows: int, is_optional: bool) -> list[_Page]:
     """The pages of a row group, cached because neighboring rows are read soon. Raises one of `DAMAGE` if they are damaged."""
-    opened, found, first = _opened(file, size), list[_Page](), 0
+    opened, pages, first = _opened(file, size), list[_Page](), 0
     while first < rows:
         header, length = structure(opened.part(_HEADER_BYTES, offset), 0)
         start = offset + length
@@ -142,9 +142,9 @@ def _pages(file: str, size: int, offset: int, rows: int, is_optional: bool) -> l
             raise KeyError("a page of another kind")
         if not 0 <= start <= offset <= size or values[1] < 0:
             raise ValueError("a page that goes back, or on behind the end")
-        found.append(_Page(first, start, offset, values[1]))
+        pages.append(_Page(first, start, offset, values[1]))
         first += values[1]
-    return found
+    return pages
 
 
 @lru_cache(maxsize=4096)
@@ -153,16 +153,16 @@ def _bounds(file: str, size: int, page: _Page) -> "array[int]":
 
     Cached with 8 bytes per value, as finding a value takes reading the lengths of all values before it.
     """
-    opened, bounds, at = _opened(file, size), array("q", [page.start]), page.start
-    block, first, length = b"", at, 0
+    opened, bounds, position = _opened(file, size), array("q", [page.start]), page.start
+    block, first, length = b"", position, 0
     while len(bounds) <= page.values:
-        if at + 4 - first > len(block):
-            block, first = opened.part(_BLOCK_BYTES if length < _SHORT else 4, at), at
+        if position + 4 - first > len(block):
+            block, first = opened.part(_BLOCK_BYTES if length < _SHORT else 4, position), position
             if len(block) < 4:
                 break
-        (length,) = _LENGTH.unpack_from(block, at - first)
-        at += 4 + length
-        if at > page.end:
+        (length,) = _LENGTH.unpack_from(block, position - first)
+        position += 4 + length
+        if position > page.end:
             break
-        bounds.append(at)
+        bounds.append(position)
     return bounds

@@ -40,9 +40,9 @@ class RangeFile(io.RawIOBase):
 
     def read(self, size: int | None = -1) -> bytes:
         """Read `size` bytes, fewer only at the end of the file. Raises NstError if the server cannot be reached."""
-        left = max(0, self._size - self._position)
-        wanted = left if size is None or size < 0 else min(size, left)
-        content = self._between(self._position, self._position + wanted) if wanted else b""
+        remaining = max(0, self._size - self._position)
+        length = remaining if size is None or size < 0 else min(size, remaining)
+        content = self._between(self._position, self._position + length) if length else b""
         self._position += len(content)
         return content
 
@@ -54,9 +54,13 @@ class RangeFile(io.RawIOBase):
         return len(content)
 
     def _between(self, start: int, stop: int) -> bytes:
-        found = [content[max(0, start - at) : stop - at] for at, content in self._pieces if at < stop and start < at + len(content)]
-        if sum(map(len, found)) == stop - start:
-            return found[0] if len(found) == 1 else b"".join(found)
+        pieces = [
+            content[max(0, start - offset) : stop - offset]
+            for offset, content in self._pieces
+            if offset < stop and start < offset + len(content)
+        ]
+        if sum(map(len, pieces)) == stop - start:
+            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
         return self._tree.read(self._name, start, stop)
 
 

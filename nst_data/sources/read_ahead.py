@@ -32,17 +32,17 @@ def read_ahead(tree: FileTree, wanted: Iterable[tuple[Extent, T]]) -> Iterator[t
     ahead = 0
     readers = ThreadPoolExecutor(_AT_ONCE, "nst-read-ahead")
     try:
-        for extent, beside in wanted:
+        for extent, item in wanted:
             size = extent.stop - extent.start
             while waiting and (ahead + size > _AHEAD_BYTES or len(waiting) >= _AHEAD):
-                first, known, content = waiting.popleft()
-                yield known, content.result()
-                ahead -= first
-            waiting.append((size, beside, readers.submit(_read, tree, extent)))
+                done_size, done_item, future = waiting.popleft()
+                yield done_item, future.result()
+                ahead -= done_size
+            waiting.append((size, item, readers.submit(_read, tree, extent)))
             ahead += size
         while waiting:
-            _, known, content = waiting.popleft()
-            yield known, content.result()
+            _, done_item, future = waiting.popleft()
+            yield done_item, future.result()
     finally:
         readers.shutdown(wait=False, cancel_futures=True)
 
@@ -58,14 +58,14 @@ def _read(tree: FileTree, extent: Extent) -> bytes | MissingError:
 
 def neighbors(wanted: Iterable[tuple[Extent, T]]) -> Iterator[tuple[Extent, list[tuple[Extent, T]]]]:
     """Group extents that are close together in a file, each group with one extent that covers it."""
-    near: list[tuple[Extent, T]] = []
-    whole = Extent("", 0, 0)
-    for extent, beside in wanted:
-        fits = extent.name == whole.name and whole.start <= extent.start <= whole.stop + _GAP_BYTES
-        if near and not (fits and extent.stop - whole.start <= PIECE_BYTES):
-            yield whole, near
-            near = []
-        whole = whole._replace(stop=max(whole.stop, extent.stop)) if near else extent
-        near.append((extent, beside))
-    if near:
-        yield whole, near
+    group: list[tuple[Extent, T]] = []
+    cover = Extent("", 0, 0)
+    for extent, item in wanted:
+        fits = extent.name == cover.name and cover.start <= extent.start <= cover.stop + _GAP_BYTES
+        if group and not (fits and extent.stop - cover.start <= PIECE_BYTES):
+            yield cover, group
+            group = []
+        cover = cover._replace(stop=max(cover.stop, extent.stop)) if group else extent
+        group.append((extent, item))
+    if group:
+        yield cover, group

@@ -56,8 +56,8 @@ class ArrowDataset(Source):
         for start in range(0, len(self), _PIECE):
             for chunk in self._arrow[start : start + _PIECE].column(0).chunks:
                 if pc.struct_field(chunk, "bytes").null_count:
-                    named = pc.struct_field(chunk, "path").filter(pc.struct_field(chunk, "bytes").is_null())
-                    paths = (path for path in named.to_pylist() if path and is_below(path))
+                    cell_paths = pc.struct_field(chunk, "path").filter(pc.struct_field(chunk, "bytes").is_null())
+                    paths = (path for path in cell_paths.to_pylist() if path and is_below(path))
                     yield from (os.path.join(self.location, path) for path in paths)
 
     def __len__(self) -> int:
@@ -85,11 +85,11 @@ class ArrowDataset(Source):
 
     def columns(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """The named columns, as slices of the memory-mapped dataset."""
-        wanted = list(dict.fromkeys(names))
-        self._check_there(wanted, self._schema, self.location)
-        chosen = self._whole.select_columns(wanted)
+        distinct = list(dict.fromkeys(names))
+        self._check_there(distinct, self._schema, self.location)
+        selected = self._whole.select_columns(distinct)
         for start in range(0, len(self), _PIECE):
-            for batch in chosen[start : start + _PIECE].select(wanted).to_batches():
+            for batch in selected[start : start + _PIECE].select(distinct).to_batches():
                 try:
                     batch.validate(full=True)  # catches text that is not UTF-8, for example
                 except pa.ArrowException as error:

@@ -64,10 +64,10 @@ class Skipped:
     @property
     def counts(self) -> dict[str, int]:
         """Number of files by suffix, most frequent first; rare unusual suffixes are combined."""
-        found = self._counts.copy()
-        for place, (suffix, count) in enumerate(_by_count(self._odd).items()):
-            found[suffix if place < _MOST_NAMED else OTHER_SUFFIXES] += count
-        return _by_count(found)
+        totals = self._counts.copy()
+        for rank, (suffix, count) in enumerate(_by_count(self._odd).items()):
+            totals[suffix if rank < _MOST_NAMED else OTHER_SUFFIXES] += count
+        return _by_count(totals)
 
 
 def _by_count(counts: Mapping[str, int]) -> dict[str, int]:

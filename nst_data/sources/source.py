@@ -201,11 +201,11 @@ class Source(ABC):
 
     def rows_of(self, keys: Sequence[str]) -> NDArray[np.int64]:
         """The row of each key (the first if several rows share it), shape (keys,). Raises NstError for a key that this source lacks."""
-        where = self._where(set(keys))
-        missing = [key for key in keys if key not in where]
+        row_of = self._where(set(keys))
+        missing = [key for key in keys if key not in row_of]
         if missing:
             raise self._lacks(len(missing), len(keys), missing[0])
-        return np.fromiter((where[key] for key in keys), dtype=np.int64, count=len(keys))
+        return np.fromiter((row_of[key] for key in keys), dtype=np.int64, count=len(keys))
 
     def find_all(self, keys: Callable[[], Iterable[pa.Array]], rows: NDArray[np.int64]) -> None:
         """Like `rows_of`, for any number of keys given in pieces: fills `rows`, with memory use independent of the number of keys."""
@@ -235,8 +235,8 @@ class Source(ABC):
         if size > len(self) // 2:  # then reading the whole source is more conclusive
             return
         drawn = np.sort(np.random.default_rng(0).choice(len(self), size, replace=False, shuffle=False))
-        found = pa.array([hashed for _, hashed in image_hashes(self.rows(drawn))], type=pa.large_string())
-        if not any(pc.any(pc.is_in(piece.cast(pa.large_string()), found)).as_py() for piece in hashes()):
+        sample_hashes = pa.array([hashed for _, hashed in image_hashes(self.rows(drawn))], type=pa.large_string())
+        if not any(pc.any(pc.is_in(piece.cast(pa.large_string()), sample_hashes)).as_py() for piece in hashes()):
             raise NstError(
                 f"{self.location}: is not the pool that was labeled: none of {size:,} sampled images is among the {images:,} expected; "
                 "pass the right one with `pool`"
@@ -252,10 +252,10 @@ class Source(ABC):
     def _check_found(self, keys: Callable[[], Iterable[pa.Array]], rows: NDArray[np.int64]) -> None:
         missing, first, done = 0, "", 0
         for piece in keys():
-            here = np.flatnonzero(rows[done : done + len(piece)] < 0)
-            if not missing and len(here):
-                first = piece[int(here[0])].as_py()
-            missing, done = missing + len(here), done + len(piece)
+            absent = np.flatnonzero(rows[done : done + len(piece)] < 0)
+            if not missing and len(absent):
+                first = piece[int(absent[0])].as_py()
+            missing, done = missing + len(absent), done + len(piece)
         if missing:
             raise self._lacks(missing, done, first)
 
@@ -276,8 +276,8 @@ class Source(ABC):
         """Raise UsageError unless the schema has each of the columns exactly once."""
         for name in names:
             if schema.names.count(name) != 1:
-                found = ", ".join(f"`{field.name}` ({field.type})" for field in schema) or "no column"
-                raise UsageError(f"{where}: expected one column `{name}`, found {found}")
+                columns = ", ".join(f"`{field.name}` ({field.type})" for field in schema) or "no column"
+                raise UsageError(f"{where}: expected one column `{name}`, found {columns}")
 
     def unreadable(self, row: int, error: Exception) -> NstError:
         """The error to raise for an image that could be read before but no longer can."""
@@ -295,12 +295,12 @@ class Source(ABC):
             yield pa.array(piece, type=pa.large_string())
 
     def _where(self, keys: set[str]) -> dict[str, int]:
-        where: dict[str, int] = {}
+        row_of: dict[str, int] = {}
         for row in range(len(self)):
             key = self.key(row)
             if key in keys:
-                where.setdefault(key, row)
-        return where
+                row_of.setdefault(key, row)
+        return row_of
 
 
 def stamp_of(path: str) -> int:
@@ -333,5 +333,5 @@ def in_pieces(wanted: Wanted, size: int) -> Iterator[NDArray[np.int64]]:
 def rows_of_table(table: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
     """A few rows of a long table, given by increasing row numbers."""
     first, last = int(rows[0]), int(rows[-1])
-    near = table.slice(first, last - first + 1)  # `take` on the whole chunked column would scan all of it
-    return near if near.num_rows == len(rows) else near.take(pa.array(rows - first))
+    span = table.slice(first, last - first + 1)  # `take` on the whole chunked column would scan all of it
+    return span if span.num_rows == len(rows) else span.take(pa.array(rows - first))

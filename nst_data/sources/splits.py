@@ -42,7 +42,7 @@ def check_splits(location: str, class_folders: Sequence[str]) -> None:
 
 def check_split_files(location: str, names: Iterable[str]) -> None:
     """Raise UsageError if the tar or parquet files of a labeled source belong to several splits."""
-    training, scored = (next(iter(found), None) for found in _with_words(names, _TRAINING, _SCORED))
+    training, scored = (next(iter(group), None) for group in _with_words(names, _TRAINING, _SCORED))
     if training and scored:
         raise UsageError(
             f"{location}: expected one labeled set, found {training} and {scored}, which look like files of two splits; "
@@ -53,13 +53,13 @@ def check_split_files(location: str, names: Iterable[str]) -> None:
 def _with_words(names: Iterable[str], training: frozenset[str], scored: frozenset[str]) -> tuple[list[str], list[str]]:
     """The names that contain a word for training, and those that contain one for scoring; names with both are in neither list."""
     words = [(name, set(_WORDS.findall(name.lower()))) for name in names]
-    one = [name for name, found in words if found & training and not found & scored]
-    return one, [name for name, found in words if found & scored and not found & training]
+    for_training = [name for name, tokens in words if tokens & training and not tokens & scored]
+    return for_training, [name for name, tokens in words if tokens & scored and not tokens & training]
 
 
 def _pattern(location: str, name: str) -> str:
     """A pattern for all files of a split, from the name of its first file."""
     folder, base = os.path.split(name)
-    found = re.match(r"[A-Za-z]+", base)
-    start = found[0] if found and found[0].lower() in _TRAINING else ""
+    match = re.match(r"[A-Za-z]+", base)
+    start = match[0] if match and match[0].lower() in _TRAINING else ""
     return os.path.join(location, folder, f"{start}*{os.path.splitext(base)[1]}")

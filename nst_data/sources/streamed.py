@@ -60,9 +60,9 @@ class StreamedParquet(ParquetFiles):
         """The wanted rows as for local files, with row groups read ahead. Raises NstError if the network fails."""
         pieces = read_ahead(self._tree, self._pieces(wanted))
         for _, of_group in groupby(pieces, lambda piece: piece[0][0][:2]):
-            read = list(of_group)
-            group, file = read[0][0][0], read[0][0][0].file
-            for start, stop, cells in self._stretches_of(group, [(start, content) for (_, start), content in read]):
+            group_pieces = list(of_group)
+            group, file = group_pieces[0][0][0], group_pieces[0][0][0].file
+            for start, stop, cells in self._stretches_of(group, [(start, content) for (_, start), content in group_pieces]):
                 for row in np.asarray(within(wanted, start, stop)).tolist():
                     content = cells[row - start] if isinstance(cells, Cells) else cells
                     yield Row(row, f"{self._names[file]}:{row - self._starts[file]}", content)
@@ -95,23 +95,23 @@ class StreamedParquet(ParquetFiles):
                         yield Extent(name, 0, 0), (_Group(file, number, first, stop, reason_without_path(error)), 0)
                         first = stop
                         continue
-                    for at in range(start, end, PIECE_BYTES):
-                        yield Extent(name, at, min(at + PIECE_BYTES, end)), (_Group(file, number, first, stop, footer), at)
+                    for offset in range(start, end, PIECE_BYTES):
+                        yield Extent(name, offset, min(offset + PIECE_BYTES, end)), (_Group(file, number, first, stop, footer), offset)
                 first = stop
 
     def _stretches_of(self, group: _Group, pieces: list[tuple[int, bytes | MissingError]]) -> Iterator[Stretch]:
-        whole: list[tuple[int, bytes]] = []
-        for at, content in pieces:
+        contents: list[tuple[int, bytes]] = []
+        for offset, content in pieces:
             if isinstance(content, MissingError):
                 yield group.first_row, group.after_last_row, NstError(f"{self._names[group.file]}: {content}")
                 return
-            whole.append((at, content))
+            contents.append((offset, content))
         if isinstance(group.footer, str):
             yield group.first_row, group.after_last_row, NstError(f"{self._names[group.file]}: {group.footer}")
             return
         stored = self._stored[self._files[group.file]]
         with (
-            RangeFile(self._tree, stored.name, stored.size, whole) as remote,
+            RangeFile(self._tree, stored.name, stored.size, contents) as remote,
             pq.ParquetFile(remote, metadata=group.footer, **_AS_LOCAL) as parquet,
         ):
             yield from self._group_stretches(group.file, parquet, group.number, group.first_row, group.after_last_row)
@@ -149,6 +149,6 @@ _AS_LOCAL = {"buffer_size": 2**20, "pre_buffer": False, "page_checksum_verificat
 def _bounds(footer: pq.FileMetaData, group: int, column: str) -> tuple[int, int]:
     """Start and end offsets in the file of a column's bytes in a row group."""
     (chunks,) = column_chunks(footer, [column], [group])
-    starts = [min(one.data_page_offset, one.dictionary_page_offset or one.data_page_offset) for one in chunks]
-    ends = [start + one.total_compressed_size for start, one in zip(starts, chunks, strict=True)]
+    starts = [min(chunk.data_page_offset, chunk.dictionary_page_offset or chunk.data_page_offset) for chunk in chunks]
+    ends = [start + chunk.total_compressed_size for start, chunk in zip(starts, chunks, strict=True)]
     return min(starts), max(ends)

@@ -80,24 +80,24 @@ class TarFiles(Source):
     def documents(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """The row of each image whose sample has a `.json` member, and its JSON object. Raises NstError for any other content."""
         for file, path in enumerate(self._files):
-            found: dict[str, dict[str, Any]] = {}
+            objects: dict[str, dict[str, Any]] = {}
             with self._opened(file) as opened:
                 for name, content in documents(opened):
-                    if key_of(name) in found:
+                    if key_of(name) in objects:
                         raise NstError(f"{path}: {name} comes several times; expected one .json member in each sample")
-                    found[key_of(name)] = _object(path, name, content)
-            rows = self.rows_of_files(np.array([file])) if found else np.empty(0, np.int64)
+                    objects[key_of(name)] = _object(path, name, content)
+            rows = self.rows_of_files(np.array([file])) if objects else np.empty(0, np.int64)
             for row, name in zip(rows.tolist(), self._index["name"].take(pa.array(rows)).to_pylist(), strict=True):
-                if key_of(name) in found:
-                    yield row, found[key_of(name)]
+                if key_of(name) in objects:
+                    yield row, objects[key_of(name)]
 
     def _paths(self) -> Sequence[str]:
         return self._files
 
     def _look(self) -> Sequence[tuple[int, int | str]]:
         """Size of each file, and its times: a copying program may restore mtime, but ctime still reveals a change."""
-        found = map(os.stat, self._files)
-        return [(stat.st_size, f"{stat.st_mtime_ns} {stat.st_ctime_ns}") for stat in found]
+        stats = map(os.stat, self._files)
+        return [(stat.st_size, f"{stat.st_mtime_ns} {stat.st_ctime_ns}") for stat in stats]
 
     def _place(self, file: str) -> str:
         return os.path.abspath(file)
@@ -120,7 +120,7 @@ class TarFiles(Source):
     @cached_property
     def _repeated(self) -> dict[int, int]:
         """The rows whose member name occurred earlier in their file, each with how often it has occurred so far, itself included."""
-        found = {}
+        repeats = {}
         ends = np.searchsorted(self._index["file"].to_numpy(), np.arange(len(self._files) + 1))
         for first, last in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True):
             names = self._index["name"].slice(first, last - first)
@@ -133,8 +133,8 @@ class TarFiles(Source):
                 name = names[row].as_py()
                 counted[name] += 1
                 if counted[name] > 1:
-                    found[first + row] = counted[name]
-        return found
+                    repeats[first + row] = counted[name]
+        return repeats
 
     def _content(self, entry: dict[str, Any]) -> Content:
         problem = entry["problem"]
@@ -156,10 +156,10 @@ class TarFiles(Source):
     def _index_in(self, indexes: Indexes) -> pa.Table | None:
         """The stored index of these files, or None if there is none or it is damaged."""
         try:
-            kept = indexes.find(self._index_name)
+            path = indexes.find(self._index_name)
         except (OSError, ValueError):
             return None
-        return None if kept is None else read_index(kept, len(self._files))
+        return None if path is None else read_index(path, len(self._files))
 
     @property
     def _index_name(self) -> str:

@@ -42,11 +42,13 @@ class TarHeaders:
         spool, skipped, stopped = Spool(_INDEX), Skipped(), Event()
 
         def tables() -> Iterator[pa.Table]:
-            for _, found in in_threads(lambda file: self._read(file, classes is not None, stopped), range(len(self.paths)), self.at_once):
-                skipped.add(found.skipped)
+            for _, contents in in_threads(
+                lambda file: self._read(file, classes is not None, stopped), range(len(self.paths)), self.at_once
+            ):
+                skipped.add(contents.skipped)
                 if classes is not None:
-                    classes.extend(found.classes)
-                yield found.table
+                    classes.extend(contents.classes)
+                yield contents.table
 
         try:
             for columns in _regrouped(tables()):
@@ -103,9 +105,9 @@ def read_index(path: Path, files: int) -> pa.Table | None:
 
 def _is_sound(index: pa.Table, files: int) -> bool:
     """Whether every member of an index has a valid offset in one of `files` files."""
-    known = all(not index[name].null_count for name in ("file", "name", "offset", "size"))
+    is_complete = all(not index[name].null_count for name in ("file", "name", "offset", "size"))
     least = {name: pc.min(index[name]).as_py() or 0 for name in ("file", "offset", "size")}
-    return known and min(least.values()) >= 0 and (pc.max(index["file"]).as_py() or 0) < files
+    return is_complete and min(least.values()) >= 0 and (pc.max(index["file"]).as_py() or 0) < files
 
 
 def _regrouped(tables: Iterable[pa.Table]) -> Iterator[list[pa.Array]]:

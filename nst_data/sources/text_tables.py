@@ -49,9 +49,9 @@ def _columns(location: str, separator: str) -> dict[str, bool]:
         names = [without_quote(name) for name in reader.schema.names]
     if odd := [name for name in names if "\0" in name]:
         raise ValueError(f"the header has {odd[0]!r}, which is no text")
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise ValueError(f"the header has {twice[0]!r} several times")
+    duplicates = [name for name, count in Counter(names).items() if count > 1]
+    if duplicates:
+        raise ValueError(f"the header has {duplicates[0]!r} several times")
     plain = [name.strip() for name in names]
     if len(set(plain)) < len(plain):
         return dict.fromkeys(names, False)
@@ -67,7 +67,7 @@ def _check_separator(location: str, separator: str) -> None:
     if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise ValueError("it is in UTF-16; save it in UTF-8")
     header = line.decode("utf-8-sig", "replace").strip("\r\n")
-    if separator not in header and (other := next((one for one in ";\t|," if one in header), None)):
+    if separator not in header and (other := next((candidate for candidate in ";\t|," if candidate in header), None)):
         kind = "commas" if separator == "," else "tabs"
         raise ValueError(f"the header {header!r} is separated by {other!r}; expected {kind}")
 

@@ -27,10 +27,10 @@ def check_readable(what: str, images: int, unreadable: int, max_unreadable: floa
         raise NstError(f"{what}: none of its {images:,} {noun} could be read; {back}")
     share = unreadable / images
     digits = next((digits for digits in range(10) if f"{share:.{digits}%}" != f"{max_unreadable:.{digits}%}"), 10)
-    found = f"{unreadable:,} of its {images:,} {noun} ({share:.{digits}%}) could not be read (limit {max_unreadable:.{digits}%})"
+    problem = f"{unreadable:,} of its {images:,} {noun} ({share:.{digits}%}) could not be read (limit {max_unreadable:.{digits}%})"
     allow = _rounded_up(share)
     option = f"`max_unreadable` {allow}"
-    raise NstError(f"{what}: {found}; {back}, or continue without them with {option}")
+    raise NstError(f"{what}: {problem}; {back}, or continue without them with {option}")
 
 
 def _rounded_up(share: float) -> str:
@@ -52,14 +52,14 @@ def lost_class(what: str, images: int, class_name: str, first: str) -> NstError:
 
 def lost_classes(labels: NDArray[np.int64], class_names: Sequence[str], lost: NDArray[np.int64]) -> dict[str, int]:
     """Classes whose images are all among the rows `lost`, with their number of images; `labels` has the class of every row."""
-    images, unread = (np.bincount(some, minlength=len(class_names)) for some in (labels, labels[lost]))
-    return {class_names[one]: int(images[one]) for one in np.flatnonzero((images > 0) & (images == unread)).tolist()}
+    images, unread = (np.bincount(group, minlength=len(class_names)) for group in (labels, labels[lost]))
+    return {class_names[label]: int(images[label]) for label in np.flatnonzero((images > 0) & (images == unread)).tolist()}
 
 
 def phrase(classes: dict[str, int]) -> str:
     """A phrase about one or more lost classes."""
-    first = [f"{name!r}" for name in classes][:5]
+    shown = [f"{name!r}" for name in classes][:5]
     if len(classes) == 1:
         (images,) = classes.values()
-        return f"{f'none of the {images:,} images' if images > 1 else 'no image'} of class {first[0]} can be read"
-    return f"no image of {len(classes):,} classes can be read: {', '.join(first)}{', ...' * (len(classes) > 5)}"
+        return f"{f'none of the {images:,} images' if images > 1 else 'no image'} of class {shown[0]} can be read"
+    return f"no image of {len(classes):,} classes can be read: {', '.join(shown)}{', ...' * (len(classes) > 5)}"
