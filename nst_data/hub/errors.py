@@ -51,13 +51,13 @@ def _reason(error: Exception, what: str, writing: bool, or_path: bool) -> str:
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined] # httpx or httpx2, by version
 
     causes = causes_of(error)
-    here = "no such file or folder here, and " if or_path else ""
+    lead = "no such file or folder here, and " if or_path else ""
 
     def caused_by(*kinds: type[BaseException]) -> bool:
         return any(isinstance(cause, kinds) for cause in causes)
 
     if caused_by(errors.OfflineModeIsEnabled):
-        return f"{here}HF_HUB_OFFLINE is set, so the Hub is not asked; unset it{' or give a path' * or_path}"
+        return f"{lead}HF_HUB_OFFLINE is set, so the Hub is not asked; unset it{' or give a path' * or_path}"
     status = next(
         (cause.response.status_code for cause in causes if isinstance(cause, errors.HfHubHTTPError) and cause.response is not None), 0
     )
@@ -73,7 +73,7 @@ def _reason(error: Exception, what: str, writing: bool, or_path: bool) -> str:
     if caused_by(errors.GatedRepoError) or (caused_by(DatasetNotFoundError) and "gated" in str(error)):
         return f"it is gated: request access on the {what}'s page, then {_LOG_IN}"
     if caused_by(*missing, errors.HFValidationError):
-        return here + not_there(what)
+        return lead + not_there(what)
     if caused_by(errors.RevisionNotFoundError):
         return f"the {what} on the Hub has no such revision; give a branch, tag or commit that it has"
     if caused_by(DataFilesNotFoundError, EmptyDatasetError):
@@ -95,7 +95,7 @@ def _reason(error: Exception, what: str, writing: bool, or_path: bool) -> str:
     if caused_by(httpx.HTTPError, ConnectionError, TimeoutError):
         no_xet = "; for a Hub without Xet set HF_HUB_DISABLE_XET=1" * writing
         return (
-            f"{here}the Hub cannot be reached ({_why_unreached(causes)}); check {'the path, ' * or_path}the network and HF_ENDPOINT{no_xet}"
+            f"{lead}the Hub cannot be reached ({_why_unreached(causes)}); check {'the path, ' * or_path}the network and HF_ENDPOINT{no_xet}"
         )
     if "Data files don't belong to" in str(error):
         return "its card names data files that are not in the repo; expected files of its own"
@@ -122,8 +122,8 @@ def _why_unreached(causes: list[BaseException]) -> str:
 
 def causes_of(error: BaseException | None) -> list[BaseException]:
     """The error, followed by its chain of causes."""
-    found: list[BaseException] = []
-    while error is not None and error not in found:
-        found.append(error)
+    causes: list[BaseException] = []
+    while error is not None and error not in causes:
+        causes.append(error)
         error = error.__cause__ or error.__context__
-    return found
+    return causes

@@ -53,7 +53,7 @@ def license_at(repo: str, commit: str, kind: Literal["dataset", "model"]) -> str
     except (OSError, ValueError, httpx.HTTPError):  # being offline is an OSError
         return None
     license, name = content.get("license"), content.get("license_name")
-    if isinstance(license, list) and license and all(isinstance(one, str) for one in license):
+    if isinstance(license, list) and license and all(isinstance(entry, str) for entry in license):
         return " + ".join(license)
     if not isinstance(license, str):
         return None
@@ -63,12 +63,12 @@ def license_at(repo: str, commit: str, kind: Literal["dataset", "model"]) -> str
 def restriction(license: str) -> str | None:
     """The restrictions of a license on sharing derived work, or advice to read its terms; None if it allows sharing freely."""
     words = re.split(r"[^a-z]+", license.lower())
-    if asked := list(dict.fromkeys(about for word, about in _WORDS.items() if word in words)):
-        return " and ".join(asked)
-    is_free = all(_FREE.fullmatch(one) for one in license.lower().split(" + "))
+    if demands := list(dict.fromkeys(demand for word, demand in _WORDS.items() if word in words)):
+        return " and ".join(demands)
+    is_free = all(_FREE.fullmatch(part) for part in license.lower().split(" + "))
     return None if is_free else "read its terms before you share this"
 
 
 def without_names(license: str) -> str:
     """A license, or several joined by `+`, without names of custom terms, which may reveal whose they are."""
-    return " + ".join(one.partition(" (")[0] for one in license.split(" + "))
+    return " + ".join(part.partition(" (")[0] for part in license.split(" + "))

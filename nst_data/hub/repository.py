@@ -47,10 +47,10 @@ class Repository:
     @classmethod
     def named(cls, repo_id: str, kind: RepoKind = "dataset") -> Self:
         """The repository `owner/name`. Raises UsageError for any other text."""
-        found = cls.parse(repo_id, kind)
-        if found is None or found[1] is not None:
+        parsed = cls.parse(repo_id, kind)
+        if parsed is None or parsed[1] is not None:
             raise UsageError(f"{repo_id}: expected a repository of the Hub, OWNER/NAME, as in alice/flowers-pseudo")
-        return found[0]
+        return parsed[0]
 
     def of_either_kind(self) -> "Repository":
         """This repository, or the model of the same name if there is no such dataset. Raises NstError if there is neither."""
@@ -127,8 +127,8 @@ class Repository:
         """The cached copy of a file, if any; None for a branch or tag, which may have moved."""
         from huggingface_hub import try_to_load_from_cache
 
-        found = try_to_load_from_cache(self.id, file, revision=commit, repo_type=self.kind) if _COMMIT.fullmatch(commit) else None
-        return Path(found) if isinstance(found, str) else None
+        cached = try_to_load_from_cache(self.id, file, revision=commit, repo_type=self.kind) if _COMMIT.fullmatch(commit) else None
+        return Path(cached) if isinstance(cached, str) else None
 
     def _sizes(self, commit: str, recursive: bool = False) -> dict[str, int]:
         from huggingface_hub import RepoFile

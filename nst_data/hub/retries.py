@@ -48,13 +48,13 @@ def check_hub_resolves() -> None:
     from huggingface_hub import constants
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined] # httpx or httpx2, by version
 
-    place = urlsplit(constants.ENDPOINT)
+    endpoint = urlsplit(constants.ENDPOINT)
     if constants.HF_HUB_OFFLINE or urllib.request.getproxies().keys() & {"http", "https", "all"}:
         return
     for wait in (1, 2, None):
         began = time.monotonic()
         try:
-            socket.getaddrinfo(place.hostname, place.port)  # without a service name, which minimal Linux images cannot resolve
+            socket.getaddrinfo(endpoint.hostname, endpoint.port)  # without a service name, which minimal Linux images cannot resolve
             return
         except socket.gaierror as error:
             was_asked_again = time.monotonic() - began > 1  # the resolver itself has retried a server that does not answer
