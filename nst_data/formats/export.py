@@ -89,8 +89,8 @@ def export(
         raise UsageError(f"{version.ref}: was published without the keys and hashes that {to} lists; choose a format with images")
     target = _Target(Path(path), version, {"to": to, "link": link, "probs": probs})
     target.begin()
-    place = pool.location if isinstance(pool, Source) else pool
-    labeled = labeled_images(store, version, place, to not in _WITHOUT_IMAGES)
+    pool_location = pool.location if isinstance(pool, Source) else pool
+    labeled = labeled_images(store, version, pool_location, to not in _WITHOUT_IMAGES)
     progress = progress or on_this_terminal()
     if reviews := version.manifest.request.inputs.by_role.get("reviews"):
         progress.say(f"{version.ref} was drawn with {reviews.ref}, which has the images that people gave a class: export that too")
@@ -118,8 +118,8 @@ class _Target:
 
     def begin(self) -> None:
         """Claim the folder. Raises NstError if it has files that this export did not write, UsageError if it is named like a file."""
-        found = self._marker()
-        if found is None:
+        marker = self._marker()
+        if marker is None:
             if self.folder.suffix.lower() in _OF_FILES and not self.folder.exists():
                 raise UsageError(
                     f"{self.folder}: named like a file; an export of labels is a folder, such as {self.folder.with_suffix('')}"
@@ -132,10 +132,10 @@ class _Target:
                 raise NstError(f"{self.folder}: part of this path is a file, not a folder; choose another one") from None
             self._mark(is_done=False)
             return
-        if any(found.get(name) != value for name, value in self._wanted.items()):
-            raise NstError(f"{self.folder}: holds an export of {self._about(found)}; choose another folder, or remove this one")
-        for place in (self.folder, *(path for path in self.folder.iterdir() if path.is_dir())):
-            clear_abandoned(place, seconds=0)
+        if any(marker.get(name) != value for name, value in self._wanted.items()):
+            raise NstError(f"{self.folder}: holds an export of {self._about(marker)}; choose another folder, or remove this one")
+        for folder in (self.folder, *(path for path in self.folder.iterdir() if path.is_dir())):
+            clear_abandoned(folder, seconds=0)
 
     def _about(self, found: dict[str, Any]) -> str:
         """A phrase about the version and options of another export."""
@@ -157,12 +157,12 @@ class _Target:
 
     def _marker(self) -> dict[str, Any] | None:
         try:
-            found = json.loads((self.folder / MARKER).read_text("utf-8"))
+            marker = json.loads((self.folder / MARKER).read_text("utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError):
             raise NstError(f"{self.folder / MARKER}: the record of the export is damaged; remove {self.folder}") from None
-        return found if isinstance(found, dict) else None
+        return marker if isinstance(marker, dict) else None
 
 
 @dataclass(frozen=True)
@@ -183,22 +183,22 @@ class _Export:
 
     def described(self, row: LabeledRow) -> dict[str, Any]:
         """A row as a JSON object."""
-        about: dict[str, Any] = {"key": row.key, "image_hash": row.image_hash, "label": row.class_name, "confidence": row.confidence}
+        record: dict[str, Any] = {"key": row.key, "image_hash": row.image_hash, "label": row.class_name, "confidence": row.confidence}
         if row.copies is not None:
-            about["copies"] = row.copies
+            record["copies"] = row.copies
         if row.probs is not None:
-            about["probs"] = dict(zip(self.class_names, map(float, row.probs), strict=True))
-        return about
+            record["probs"] = dict(zip(self.class_names, map(float, row.probs), strict=True))
+        return record
 
     def placed(self, folder_of: Callable[[LabeledRow], str]) -> Iterator[tuple[LabeledRow, str]]:
         """Write the image of each row into the subfolder `folder_of(row)`, unless it exists; yields rows with relative paths."""
         for row in self.labeled.rows(self.probs):
             name, encoded = self.named(row)
             path = f"{folder_of(row)}/{row.id:08d}-{name}"
-            place = self.folder / path
-            place.parent.mkdir(parents=True, exist_ok=True)
-            if not place.exists() and not place.is_symlink():
-                self._place(row, place, encoded or self.labeled.read(row))
+            target = self.folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if not target.exists() and not target.is_symlink():
+                self._place(row, target, encoded or self.labeled.read(row))
             self.advance(1)
             yield row, path
 
@@ -224,19 +224,19 @@ def _folders(export: _Export) -> None:
         (export.folder / name).mkdir(exist_ok=True)
     for _ in export.placed(lambda row: names[row.label]):
         pass
-    other = {folder: name for folder, name in zip(names, export.class_names, strict=True) if folder != name}
-    if other:
-        write_json(export.folder / OTHER_NAMES, other)
+    other_names = {folder: name for folder, name in zip(names, export.class_names, strict=True) if folder != name}
+    if other_names:
+        write_json(export.folder / OTHER_NAMES, other_names)
         one = "1 class has a name that some file systems reject, so its folder has another"
-        several = f"{len(other):,} classes have names that some file systems reject, so their folders have others"
-        export.say(f"{export.folder}: {several if len(other) > 1 else one}; {OTHER_NAMES} has both")
+        several = f"{len(other_names):,} classes have names that some file systems reject, so their folders have others"
+        export.say(f"{export.folder}: {several if len(other_names) > 1 else one}; {OTHER_NAMES} has both")
 
 
 def _csv(export: _Export) -> None:
     has_copies = export.labeled.version.manifest.kind == "edition"
     header = ["key", "image_hash", "label", "confidence", *(["copies"] * has_copies)]
-    if export.probs and (twice := [name for name in header if name in export.class_names]):
-        raise UsageError(f"`probs`: class {twice[0]!r} has the name of another column of the table; use jsonl, or remove `probs`")
+    if export.probs and (clashes := [name for name in header if name in export.class_names]):
+        raise UsageError(f"`probs`: class {clashes[0]!r} has the name of another column of the table; use jsonl, or remove `probs`")
     with replacing(export.folder / _WITHOUT_IMAGES["csv"]) as file:
         file.write(csv_line(header + export.class_names * export.probs))
         for row in export.labeled.rows(export.probs):
@@ -262,9 +262,9 @@ def _imagefolder(export: _Export) -> None:
 def _webdataset(export: _Export) -> None:
     all_rows, number = export.labeled.rows(export.probs), 0
     while rows := list(islice(all_rows, _ROWS_PER_TAR)):
-        place = export.folder / f"{export.labeled.version.ref.replace('@', '-')}-{number:06d}.tar"
-        if not place.exists():
-            with replacing(place) as file, tarfile.open(mode="w|", fileobj=file, format=tarfile.GNU_FORMAT) as tar:  # type: ignore[call-overload]
+        path = export.folder / f"{export.labeled.version.ref.replace('@', '-')}-{number:06d}.tar"
+        if not path.exists():
+            with replacing(path) as file, tarfile.open(mode="w|", fileobj=file, format=tarfile.GNU_FORMAT) as tar:  # type: ignore[call-overload]
                 for row in rows:
                     name, encoded = export.named(row)
                     suffix, encoded = Path(name).suffix.lstrip(".").lower() or "img", encoded or export.labeled.read(row)
@@ -290,11 +290,11 @@ def _label_studio(export: _Export) -> None:
     tasks = []
     for row, path in export.placed(lambda _: "images"):
         version, chosen = export.labeled.version, label_studio.chosen(row.class_name)
-        given = {label_studio.PREDICTIONS: [{"model_version": version.ref, "score": row.confidence, **chosen}]}
+        results = {label_studio.PREDICTIONS: [{"model_version": version.ref, "score": row.confidence, **chosen}]}
         if version.manifest.kind == "review":
-            given = {label_studio.ANSWERS: [chosen]}
+            results = {label_studio.ANSWERS: [chosen]}
         address = label_studio.served(f"{export.folder.resolve().name}/{path}")
-        tasks.append({"data": {"image": address, "key": row.key, "image_hash": row.image_hash}, **given})
+        tasks.append({"data": {"image": address, "key": row.key, "image_hash": row.image_hash}, **results})
     write_json(export.folder / "tasks.json", tasks)
     choices = "".join(f"\n    <Choice value={quoteattr(name)}/>" for name in export.class_names)
     view = f'<View>\n  <Image name="image" value="$image"/>\n  <Choices name="class" toName="image">{choices}\n  </Choices>\n</View>\n'

@@ -155,9 +155,9 @@ class ReviewedImages(LabeledImages):
     def rows(self, with_probs: bool = False) -> Iterator[LabeledRow]:
         """All rows, in the order of the review."""
         names = self.version.manifest.class_names
-        for place, row in enumerate(self._rows.iter_rows(named=True)):
+        for index, row in enumerate(self._rows.iter_rows(named=True)):
             probs = (np.arange(len(names)) == row["label"]).astype(np.float32) if with_probs else None
-            yield LabeledRow(id=place, class_name=names[row["label"]], confidence=1.0, probs=probs, **row)
+            yield LabeledRow(id=index, class_name=names[row["label"]], confidence=1.0, probs=probs, **row)
 
     def _number_in_pool(self, row: LabeledRow) -> int:
         return sys.maxsize  # unknown in a review: images are found by key or by content
