@@ -67,15 +67,15 @@ def without_sources(version: Version, manifest: Manifest, files: dict[str, Seale
 
 def _without_traces(rows: pa.Table, first: int) -> pa.Table:
     numbers = np.arange(first, first + rows.num_rows)
-    new = {
+    columns = {
         "id": pa.array(numbers),
         "key": pa.array([""] * rows.num_rows),
         "image_hash": pa.array([f"{number:032x}" for number in numbers]),
         "phash": pa.array(np.zeros(rows.num_rows, np.int64)),
     }
     for name in rows.column_names:
-        if name in new:
-            rows = rows.set_column(rows.column_names.index(name), rows.schema.field(name), new[name].cast(rows.schema.field(name).type))
+        if name in columns:
+            rows = rows.set_column(rows.column_names.index(name), rows.schema.field(name), columns[name].cast(rows.schema.field(name).type))
         elif name == "image":
             images = rows[name].combine_chunks()
             bare = pa.StructArray.from_arrays([images.field("bytes"), pa.nulls(len(images), pa.string())], ["bytes", "path"])

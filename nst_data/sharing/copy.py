@@ -42,11 +42,11 @@ def copy(
     run = destination.root / "runs" / PULLS / name / version.place.name
     run.parent.mkdir(parents=True, exist_ok=True)
     with owned(beside(run), version.ref, progress.say, wait=True):
-        there = version_there(destination, name, manifest)
-        if there is not None:
+        existing = version_there(destination, name, manifest)
+        if existing is not None:
             discard(run)
-            progress.say(f"{there.ref} already exists in {destination.location}: same content")
-            return there
+            progress.say(f"{existing.ref} already exists in {destination.location}: same content")
+            return existing
         check_space(destination, manifest, run)
         _begin(run, manifest.digest)
         total = sum(sealed.bytes for sealed in manifest.files.values())

@@ -106,8 +106,8 @@ def _software(described: Described) -> str:
 
 
 def _license(described: Described, published: Published) -> dict[str, str]:
-    known = license_of(published, earlier_metadata(described.folder, published))
-    name = known.get("license_link") or known.get("license_name") or known.get("license")
+    metadata = license_of(published, earlier_metadata(described.folder, published))
+    name = metadata.get("license_link") or metadata.get("license_name") or metadata.get("license")
     return {"license": name} if isinstance(name, str) else {}
 
 
@@ -119,14 +119,14 @@ def _annotation(described: Described, published: Published) -> Iterator[tuple[st
         yield "rai:dataAnnotationProtocol", f"People looked at single images and gave a class, or none. Classes: {classes}"
         yield "rai:dataAnnotationPlatform", [_software(described)]
         return
-    teachers = [one for one in described.teachers().values() if _may_be_named(one, published)]
+    teachers = [teacher for teacher in described.teachers().values() if _may_be_named(teacher, published)]
     labeled_by = described.labeled_by()
     how = "Soft labels by a machine." if labeled_by is None else _OF_TEACHERS
     if described.is_adopted:
         how = "Labels that were made elsewhere and adopted from a table."
     how += " This is a selection of them." if isinstance(described.inputs, EditionInputs) else ""
     yield "rai:dataAnnotationProtocol", f"{how} Classes: {classes}"
-    tools = [public_ref(one) + (f" at revision {one.revision}" if one.revision else "") for one in teachers]
+    tools = [public_ref(teacher) + (f" at revision {teacher.revision}" if teacher.revision else "") for teacher in teachers]
     if tools := ([] if described.is_adopted else [_software(described)]) + tools:
         yield "rai:machineAnnotationTools", tools
     yield "rai:annotationsPerItem", f"{max(1, len(described.teachers()))}"
@@ -146,17 +146,17 @@ def _may_be_named(one: Input, published: Published) -> bool:
 
 def _sources(described: Described, published: Published) -> Iterator[dict[str, Any]]:
     """The inputs of the version, with their addresses if they are on the Hub."""
-    for role, one in described.inputs.by_role.items():
-        if not _may_be_named(one, published):
+    for role, entry in described.inputs.by_role.items():
+        if not _may_be_named(entry, published):
             continue
-        place = place_of(role, one, published)
+        place = place_of(role, entry, published)
         yield {
             "@type": "prov:Entity",
             **({"@id": place.url} if place else {}),
-            "name": public_ref(one),
+            "name": public_ref(entry),
             "prov:hadRole": role,
-            **({"version": one.revision} if one.revision else {}),
-            **({"license": one.license} if one.license else {}),
+            **({"version": entry.revision} if entry.revision else {}),
+            **({"license": entry.license} if entry.license else {}),
         }
 
 

@@ -41,4 +41,4 @@ def _tasks(repo: str, commit: str) -> list[dict[str, Any]]:
     except (NstError, yaml.YAMLError, *ODD_YAML):
         return []
     tasks = content.get("tasks") if isinstance(content, dict) else None
-    return [one for one in tasks or () if isinstance(one, dict) and isinstance(one.get("id"), str)] if isinstance(tasks, list) else []
+    return [task for task in tasks or () if isinstance(task, dict) and isinstance(task.get("id"), str)] if isinstance(tasks, list) else []

@@ -40,7 +40,7 @@ class LineageNode:
     def as_json(self) -> dict[str, Any]:
         """The node as JSON values, without empty ones."""
         values = {name: value for name, value in vars(self).items() if name != "inputs" and value not in ("", None, False)}
-        return values | ({"inputs": [one.as_json() for one in self.inputs]} if self.inputs else {})
+        return values | ({"inputs": [node.as_json() for node in self.inputs]} if self.inputs else {})
 
 
 @with_checked_arguments
@@ -58,13 +58,13 @@ def lineage(store: Store, version: Version | str) -> LineageNode:
         NstError: There is no such version.
     """
     reference = version if isinstance(version, str) else version.ref
-    here = _Here(one for one in store.versions() if one.is_readable)
-    walk = _Walk(here, follows_links="/" in reference)
+    local = _Here(candidate for candidate in store.versions() if candidate.is_readable)
+    walk = _Walk(local, follows_links="/" in reference)
     if "/" not in reference:
         opened = store.open(version)
         return walk.version("", opened.manifest, opened)
     repository, revision, _, manifest = find(reference)
-    return walk.version("", manifest, here.get(manifest.digest, f"{manifest.name}@{manifest.version}"), f"{repository.id}@{revision}")
+    return walk.version("", manifest, local.get(manifest.digest, f"{manifest.name}@{manifest.version}"), f"{repository.id}@{revision}")
 
 
 class _Here:
@@ -77,8 +77,8 @@ class _Here:
 
     def get(self, digest: str, ref: str) -> Version | None:
         """The version with this digest and name, else the first with this digest, else None."""
-        found = self._by_digest.get(digest, [])
-        return next((one for one in found if one.ref == ref), found[0] if found else None)
+        versions = self._by_digest.get(digest, [])
+        return next((version for version in versions if version.ref == ref), versions[0] if versions else None)
 
 
 class _Walk:
@@ -100,7 +100,10 @@ class _Walk:
         self._seen.add(manifest.digest)
         on_the_hub = links(manifest)
         # sources that an edition shares with its generation are shown with the generation
-        node.inputs = [self._input(one, entry, on_the_hub.get(one)) for one, entry in sorted(manifest.request.inputs.by_role.items())]
+        node.inputs = [
+            self._input(input_role, entry, on_the_hub.get(input_role))
+            for input_role, entry in sorted(manifest.request.inputs.by_role.items())
+        ]
         return node
 
     def _input(self, role: str, entry: Input, place: str | None) -> LineageNode:

@@ -23,17 +23,21 @@ def published_manifest(version: Version, store: Store, anonymous_in: str | None 
     omit these too. The digest is the version's own, unless its settings contained a path.
     """
     manifest = version.manifest
-    here = {one.manifest.digest: one for one in store.versions() if one.is_readable}
+    by_digest = {candidate.manifest.digest: candidate for candidate in store.versions() if candidate.is_readable}
 
     def published(role: str, entry: Input) -> Input:
         sources = entry.sources and tuple(map(public_name, entry.sources))
         entry = entry.model_copy(update={"ref": public_ref(entry), "sources": sources, "pulled": False})
         if anonymous_in is not None and not is_of_model(role):
-            places = places_of(here[entry.digest].folder) if entry.digest in here else []
-            place = max((one for one in places if one.anonymous), key=lambda one: one.repo == anonymous_in, default=None)
+            places = places_of(by_digest[entry.digest].folder) if entry.digest in by_digest else []
+            place = max(
+                (candidate for candidate in places if candidate.anonymous),
+                key=lambda candidate: candidate.repo == anonymous_in,
+                default=None,
+            )
             return entry.model_copy(update={"repo": place and place.ref, "revision": place and place.commit})
-        if entry.repo is None and entry.digest in here:
-            lineage = here[entry.digest].lineage
+        if entry.repo is None and entry.digest in by_digest:
+            lineage = by_digest[entry.digest].lineage
             entry = entry.model_copy(update={"repo": lineage.repo, "revision": lineage.revision})
         return entry
 
@@ -45,20 +49,20 @@ def published_manifest(version: Version, store: Store, anonymous_in: str | None 
 
 def links(manifest: Manifest) -> dict[str, str]:
     """`owner/name@revision` by role, for inputs that are on the Hub."""
-    found = {}
+    refs = {}
     for role, entry in manifest.request.inputs.by_role.items():
         if entry.repo:
-            found[role] = entry.repo
+            refs[role] = entry.repo
         elif entry.revision and (reference := (HubReference.of_repository if is_of_model(role) else HubReference.of_dataset)(entry.ref)):
-            found[role] = f"{reference.repo}@{entry.revision}"
-    return found
+            refs[role] = f"{reference.repo}@{entry.revision}"
+    return refs
 
 
 def public_metrics(version: Version, anonymous: bool = False) -> Metrics:
     """A teacher's metrics as others may see them; with `anonymous`, without the images on which they were measured."""
     hidden = {"modified", "stamp", *(("source", "fingerprint") if anonymous else ())}
     metrics: dict[str, Any] = Metrics.read(version.folder).model_dump()
-    shown = {name: {key: value for key, value in one.items() if key not in hidden} for name, one in metrics.items()}
+    shown = {name: {key: value for key, value in metric.items() if key not in hidden} for name, metric in metrics.items()}
     return Metrics(public_setting("metrics", shown))
 
 

@@ -50,15 +50,15 @@ def find(reference: str, *kinds: Kind) -> tuple[Repository, str, str, Manifest]:
     if revision is None:
         revision = _newest(tags, kinds)
         if revision is None:
-            there = f"; there is {', '.join(sorted(tags)[:10])}" if tags else ""
-            what = " or ".join(kinds) or "version"
+            hint = f"; there is {', '.join(sorted(tags)[:10])}" if tags else ""
+            expected = " or ".join(kinds) or "version"
             tag = "review-N" if kinds == ("review",) else "gen-N or gen-N.K"
-            raise NstError(f"{repository.id}: expected a tag {tag} of a {what}, found none{there}; name a revision, or `adopt(...)` it")
+            raise NstError(f"{repository.id}: expected a tag {tag} of a {expected}, found none{hint}; name a revision, or `adopt(...)` it")
     try:
         commit = tags.get(revision) or repository.commit_of(revision)
     except NstError as error:
-        there = f"; it has {', '.join(sorted(tags)[-10:])}" if tags else ""
-        raise NstError(f"{error}{there}") from None
+        hint = f"; it has {', '.join(sorted(tags)[-10:])}" if tags else ""
+        raise NstError(f"{error}{hint}") from None
     manifest = manifest_at(repository, commit)
     if manifest is None:
         raise NstError(
@@ -73,8 +73,8 @@ def find(reference: str, *kinds: Kind) -> tuple[Repository, str, str, Manifest]:
 def _newest(tags: Mapping[str, str], kinds: Sequence[Kind]) -> str | None:
     """The tag with the highest version number among those possible for these kinds, or None if there is none."""
     numbers = {tag: Number.parse(tag) for tag in tags if Number.is_one(tag)}
-    wanted = [tag for tag, number in numbers.items() if not kinds or _kinds_of(number) & set(kinds)]
-    return max(wanted, key=lambda tag: numbers[tag].order, default=None)
+    candidates = [tag for tag, number in numbers.items() if not kinds or _kinds_of(number) & set(kinds)]
+    return max(candidates, key=lambda tag: numbers[tag].order, default=None)
 
 
 def _kinds_of(number: Number) -> set[Kind]:
@@ -143,17 +143,17 @@ def version_there(store: Store, name: str, manifest: Manifest) -> Version | None
 
 def _check_sizes(repository: Repository, commit: str, manifest: Manifest) -> None:
     """Raise NstError, before anything is downloaded, if file sizes on the Hub differ from the manifest."""
-    there = repository.sizes(commit, recursive=True)
+    sizes = repository.sizes(commit, recursive=True)
     for name, sealed in sorted(manifest.files.items()):
-        if there.get(name) != sealed.bytes:
-            found = "is not there" if name not in there else f"has {there[name]:,} bytes, its manifest says {sealed.bytes:,}"
-            raise NstError(f"{repository.id}@{commit[:12]}: {name} {found}: damaged or malicious; nothing was kept")
+        if sizes.get(name) != sealed.bytes:
+            problem = "is not there" if name not in sizes else f"has {sizes[name]:,} bytes, its manifest says {sealed.bytes:,}"
+            raise NstError(f"{repository.id}@{commit[:12]}: {name} {problem}: damaged or malicious; nothing was kept")
 
 
 def check_space(store: Store, manifest: Manifest, folder: Path) -> None:
     """Raise NstError if the disk has no room for the files that are not yet in `folder`."""
-    there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    needed, free = sum(sealed.bytes for sealed in manifest.files.values()), shutil.disk_usage(store.root).free + there
+    existing = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    needed, free = sum(sealed.bytes for sealed in manifest.files.values()), shutil.disk_usage(store.root).free + existing
     if needed > free:
         raise NstError(
             f"{manifest.name}@{manifest.version} takes {needed / 1e9:,.1f} GB, {store.root} has {free / 1e9:,.1f} GB left; make room"

@@ -161,14 +161,15 @@ def _as_published(store: Store, version: Version, repo: str, settings: PushSetti
     folder = top / version.name / version.place.name
     folder.mkdir(parents=True)
     try:
-        beside = [path.name for path in version.folder.iterdir() if path.is_file() and path.name[0] != "." and path.name != PLACES]
+        file_names = [path.name for path in version.folder.iterdir() if path.is_file() and path.name[0] != "." and path.name != PLACES]
         if settings.anonymous and manifest.kind == "teacher":
             manifest = without_sources(version, manifest, manifest.files)
         elif settings.anonymous:
             with progress.task(f"leave keys and hashes out of {version.ref}", len(manifest.files), "files") as task:
                 manifest = anonymous_copy(version, manifest, folder, task.advance)
-        own = {MANIFEST_NAME, METRICS} | ({CARD} if settings.anonymous else set())  # the user's own text in a card may reveal anything
-        for name in {*beside, *version.manifest.files} - own:
+        # the user's own text in a card may reveal anything
+        unlinked = {MANIFEST_NAME, METRICS} | ({CARD} if settings.anonymous else set())
+        for name in {*file_names, *version.manifest.files} - unlinked:
             if not (folder / name).exists():
                 (folder / name).parent.mkdir(exist_ok=True)
                 _link(folder / name, version.folder / name)
@@ -200,9 +201,9 @@ def _make_room(repository: Repository, settings: PushSettings, progress: Progres
 
 
 def _same_or_error(repository: Repository, tag: str, commit: str, manifest: Manifest) -> Place:
-    there = manifest_at(repository, commit)
-    if there is None or there.digest != manifest.digest:
-        content = f"content with digest {there.digest[:12]}" if there else "something that is no version of nst"
+    existing = manifest_at(repository, commit)
+    if existing is None or existing.digest != manifest.digest:
+        content = f"content with digest {existing.digest[:12]}" if existing else "something that is no version of nst"
         raise NstError(
             f"{repository.id}: the tag {tag} names {content}, yours has digest {manifest.digest[:12]}; tags are never moved: "
             "give another name with `tag`, or use another repository"
@@ -228,14 +229,14 @@ class _Outgoing:
 
         repository, folder, manifest = self.repository, self.form.folder, self.form.manifest
         while True:
-            parent, there = repository.head()
-            self._write_card(parent, there)
+            parent, remote_names = repository.head()
+            self._write_card(parent, remote_names)
             self._write_scores()
             files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
             adds = [CommitOperationAdd(name, str(path)) for name, path in files.items()]
-            _upload(repository, [one for one in adds if one.path_in_repo in manifest.files], manifest, self.progress)
-            before = manifest_at(repository, parent) if MANIFEST_NAME in there else None
-            stale = [name for name in there if name not in files and _is_of_nst(name, before)]
+            _upload(repository, [add for add in adds if add.path_in_repo in manifest.files], manifest, self.progress)
+            old_manifest = manifest_at(repository, parent) if MANIFEST_NAME in remote_names else None
+            stale = [name for name in remote_names if name not in files and _is_of_nst(name, old_manifest)]
             operations: list[CommitOperationAdd | CommitOperationDelete] = [*adds, *(CommitOperationDelete(name) for name in stale)]
             commit = repository.commit(operations, f"{manifest.name} {manifest.version}", parent)
             if commit is not None:
@@ -243,18 +244,18 @@ class _Outgoing:
 
     def renew(self, tagged: str) -> None:
         """Update files on the main branch that are not sealed, for a version that is already tagged at the commit `tagged`."""
-        parent, there = self.repository.head()
+        parent, remote_names = self.repository.head()
         try:
-            on_main = manifest_at(self.repository, parent) if MANIFEST_NAME in there else None
+            on_main = manifest_at(self.repository, parent) if MANIFEST_NAME in remote_names else None
         except UntrustedError:
             on_main = None
         if on_main is None:
             return
         manifest = self.form.manifest
         if on_main.digest == manifest.digest:
-            self._write_card(parent, there)
-            own = [CROISSANT] if (self.form.folder / CROISSANT).exists() else []
-            changed = self._changed(parent, CARD, *own, METRICS, MANIFEST_NAME)
+            self._write_card(parent, remote_names)
+            extra = [CROISSANT] if (self.form.folder / CROISSANT).exists() else []
+            changed = self._changed(parent, CARD, *extra, METRICS, MANIFEST_NAME)
         else:
             changed = self._changed(tagged, METRICS, MANIFEST_NAME)
         if not changed:
@@ -269,8 +270,8 @@ class _Outgoing:
 
     def _changed(self, commit: str, *names: str) -> list[str]:
         """The given small files whose content in the repository at a commit differs."""
-        here = {name: path.read_bytes().decode() for name in names if (path := self.form.folder / name).exists()}
-        return [name for name in names if here.get(name) != self.repository.text(name, commit)]
+        texts = {name: path.read_bytes().decode() for name in names if (path := self.form.folder / name).exists()}
+        return [name for name in names if texts.get(name) != self.repository.text(name, commit)]
 
     def _write_scores(self) -> None:
         """Write the scores for leaderboards of the Hub, if a benchmark was measured."""
@@ -284,8 +285,8 @@ class _Outgoing:
         """Write the card, keeping what users wrote into the existing one."""
         manifest = self.form.manifest
         earlier = self.repository.text(CARD, parent) if CARD in there else None
-        about = (self.on_the_hub, self.settings.license, self.settings.pool_source, is_anonymous(manifest), earlier or "")
-        published = Published(self.repository.id, self.tag, *about)
+        details = (self.on_the_hub, self.settings.license, self.settings.pool_source, is_anonymous(manifest), earlier or "")
+        published = Published(self.repository.id, self.tag, *details)
         if manifest.kind == "teacher":
             card = cards.model_card(self.form, published, self.version.folder)
         else:
@@ -296,8 +297,8 @@ class _Outgoing:
                 write_text(self.form.folder / CROISSANT, croissant(Described.of(self.form, self.version.folder), published))
         for right in rights(Described.of(self.form, self.version.folder), published):
             if right.restriction:
-                of = " ".join(filter(None, [right.role, right.name]))
-                self.progress.say(f"warning: {self.version.ref}: the {of} is licensed {right.license}: {right.restriction}")
+                subject = " ".join(filter(None, [right.role, right.name]))
+                self.progress.say(f"warning: {self.version.ref}: the {subject} is licensed {right.license}: {right.restriction}")
         if problem := own_text(published.earlier).problem:
             self.progress.say(f"{self.repository.id}: {problem}")
         write_text(self.form.folder / CARD, card)
@@ -308,14 +309,14 @@ def _upload(repository: Repository, adds: list["CommitOperationAdd"], manifest: 
     ref, total = f"{manifest.name}@{manifest.version}", sum(sealed.bytes for sealed in manifest.files.values())
     with progress.task(f"push {ref}", total, "bytes") as task:
         for start in range(0, len(adds), _AT_ONCE):
-            together = adds[start : start + _AT_ONCE]
-            for one in together:
-                if one.upload_info.sha256.hex() != manifest.files[one.path_in_repo].sha256:
+            batch = adds[start : start + _AT_ONCE]
+            for add in batch:
+                if add.upload_info.sha256.hex() != manifest.files[add.path_in_repo].sha256:
                     raise NstError(
-                        f"{ref}: {one.path_in_repo} has changed since it was sealed; `store.open({ref!r}).verify()` shows all that changed"
+                        f"{ref}: {add.path_in_repo} has changed since it was sealed; `store.open({ref!r}).verify()` shows all that changed"
                     )
-            repository.upload(together)
-            task.advance(sum(manifest.files[one.path_in_repo].bytes for one in together))
+            repository.upload(batch)
+            task.advance(sum(manifest.files[add.path_in_repo].bytes for add in batch))
 
 
 def _is_of_nst(name: str, before: Manifest | None) -> bool:

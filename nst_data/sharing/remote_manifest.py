@@ -60,8 +60,8 @@ def check_foreign(manifest: Manifest, repository: Repository) -> None:
         is_number = str(number) == manifest.version and number.is_review == (manifest.kind == "review")
     except UsageError:
         is_number = False
-    known = _OF_TEACHER if manifest.kind == "teacher" else _FILE
-    odd = next((name for name in manifest.files if not known.fullmatch(name) or folded(name.partition("/")[0]) in _NOT_SEALED), None)
+    pattern = _OF_TEACHER if manifest.kind == "teacher" else _FILE
+    odd = next((name for name in manifest.files if not pattern.fullmatch(name) or folded(name.partition("/")[0]) in _NOT_SEALED), None)
     one, other = _colliding(manifest.files)
     if not is_number:
         problem = f"the name {manifest.name[:40]!r} and version {manifest.version[:40]!r}"
@@ -86,9 +86,9 @@ def _colliding(files: Iterable[str]) -> tuple[str, str]:
     """Two names of files or folders that differ only in case; two empty strings if there are none."""
     seen: dict[str, str] = {}
     for name in files:
-        for one in (name.partition("/")[0], name):
-            if seen.setdefault(folded(one), one) != one:
-                return seen[folded(one)], one
+        for part in (name.partition("/")[0], name):
+            if seen.setdefault(folded(part), part) != part:
+                return seen[folded(part)], part
     return "", ""
 
 
@@ -97,8 +97,8 @@ def _texts(value: Any) -> Iterator[str]:  # noqa: ANN401 - any JSON value
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
-        for key, one in value.items():
-            yield from (str(key), *_texts(one))
+        for key, item in value.items():
+            yield from (str(key), *_texts(item))
     elif isinstance(value, list | tuple):
-        for one in value:
-            yield from _texts(one)
+        for item in value:
+            yield from _texts(item)

@@ -39,13 +39,13 @@ class RemoteVersion:
 
     def as_json(self) -> dict[str, Any]:
         """The version as JSON values."""
-        about: dict[str, Any] = {"tag": self.tag, "commit": self.commit}
+        record: dict[str, Any] = {"tag": self.tag, "commit": self.commit}
         if self.manifest:
-            about |= {name: getattr(self.manifest, name) for name in ("name", "version", "kind", "digest", "created")}
-            about |= {"counts": self.manifest.counts.model_dump(), "teachers": self.teachers, "bytes": self.bytes, "test_top1": self.top1}
+            record |= {name: getattr(self.manifest, name) for name in ("name", "version", "kind", "digest", "created")}
+            record |= {"counts": self.manifest.counts.model_dump(), "teachers": self.teachers, "bytes": self.bytes, "test_top1": self.top1}
         if self.problem:
-            about["problem"] = self.problem
-        return about
+            record["problem"] = self.problem
+        return record
 
 
 def remote_versions(repo_id: str) -> list[RemoteVersion]:
