@@ -40,16 +40,16 @@ def label_columns(columns: Sequence[str], with_both: Mapping[str, Collection[str
     """
     if asked.label_column is None and asked.probs is None and len(with_both) > 1:
         raise UsageError(f"{location}: expected one column of labels, found {', '.join(with_both)}; name one with `label_column`")
-    both = asked.label_column or asked.probs or next(iter(with_both), None)
-    if both is not None and both in with_both and asked.probs in (None, both):
-        return _of_both(both, with_both[both], location, asked)
+    column = asked.label_column or asked.probs or next(iter(with_both), None)
+    if column is not None and column in with_both and asked.probs in (None, column):
+        return _of_both(column, with_both[column], location, asked)
     if asked.class_names and asked.probs is None and len(asked.class_names) > 1 and set(asked.class_names) <= set(columns):
         return LabelColumns(numbers=tuple(asked.class_names), logits=asked.logits)
     numbers, classes = _numbers(columns, location, asked), _classes(columns, location, asked)
     if not (numbers or classes):
-        found = names_shown(columns)
+        present = names_shown(columns)
         raise NstError(
-            f"{location}: expected a column of labels, such as `probs` or `label`, found {found}; name it with `probs` or `label_column`"
+            f"{location}: expected a column of labels, such as `probs` or `label`, found {present}; name it with `probs` or `label_column`"
         )
     if asked.logits and not numbers:
         raise UsageError(f"{location}: expected a column of logits, found {names_shown(columns)}; name it with `probs`, or remove `logits`")
@@ -75,39 +75,39 @@ def _numbers(columns: Sequence[str], location: str, asked: Asked) -> tuple[str, 
     if asked.logits:
         logits = _one_of(columns, _LOGITS, location, "logits", "probs")
         return logits or _one_of(columns, _PROBS, location, "logits", "probs")
-    found = _one_of(columns, _PROBS, location, "probabilities", "probs") or _one_of(columns, _CONFIDENCE, location, "confidences", "probs")
-    if not found and (logits := _one_of(columns, _LOGITS, location, "logits", "probs")):
+    group = _one_of(columns, _PROBS, location, "probabilities", "probs") or _one_of(columns, _CONFIDENCE, location, "confidences", "probs")
+    if not group and (logits := _one_of(columns, _LOGITS, location, "logits", "probs")):
         raise UsageError(
             f"{location}: column `{shown(logits)}` has logits by its name; add `logits`, or name a column of probabilities with `probs`"
         )
-    return found
+    return group
 
 
 def _classes(columns: Sequence[str], location: str, asked: Asked) -> tuple[str, ...]:
     if asked.label_column is not None:
-        found = _group(columns, asked.label_column) or _group(columns, asked.label_column.strip())  # names in headers are stripped
-        return found or _lacking(columns, asked.label_column, location)
+        group = _group(columns, asked.label_column) or _group(columns, asked.label_column.strip())  # names in headers are stripped
+        return group or _lacking(columns, asked.label_column, location)
     for names in (_TOP_CLASSES, _CLASSES, _IDS, _PLAIN):
-        if found := _one_of(columns, names, location, "classes", "label_column"):
-            return found
+        if group := _one_of(columns, names, location, "classes", "label_column"):
+            return group
     return ()
 
 
 def _one_of(columns: Sequence[str], names: Sequence[str], location: str, what: str, option: str) -> tuple[str, ...]:
     """The only group of columns with one of these names; empty if there is none. Raises UsageError if there are several."""
-    found = [group for name in names if (group := _group(columns, name))]
-    if len(found) > 1:
-        raise UsageError(f"{location}: expected one column of {what}, found {', '.join(map(shown, found))}; name one with `{option}`")
-    return found[0] if found else ()
+    groups = [group for name in names if (group := _group(columns, name))]
+    if len(groups) > 1:
+        raise UsageError(f"{location}: expected one column of {what}, found {', '.join(map(shown, groups))}; name one with `{option}`")
+    return groups[0] if groups else ()
 
 
 def _group(columns: Sequence[str], name: str) -> tuple[str, ...]:
     """The column with this name, or the columns numbered from 0, such as `prob_0`, `prob_1`."""
     if name in columns:
         return (name,)
-    there: set[str] = set(columns)
+    available: set[str] = set(columns)
     numbered: list[str] = []
-    while f"{name}_{len(numbered)}" in there:
+    while f"{name}_{len(numbered)}" in available:
         numbered.append(f"{name}_{len(numbered)}")
     return tuple(numbered)
 

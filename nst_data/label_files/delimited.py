@@ -43,12 +43,12 @@ def _lists_in(location: str, separator: str, chosen: LabelColumns, by_number: bo
 
     Class names count as lists if the numbers next to them are lists, or if some cell contains quoted or comma-separated words.
     """
-    left, apart, are_filled = set(chosen.all), set[str](), set[str]()
+    candidates, apart, are_filled = set(chosen.all), set[str](), set[str]()
     for batch in delimited(location, separator, list(dict.fromkeys(chosen.all))):
-        left = {name for name in left if may_be_lists(batch.column(name))}
-        apart |= {name for name in left if has_words_apart(batch.column(name))}
-        are_filled |= {name for name in left if batch.column(name).null_count < len(batch)}
-        if not left:
+        candidates = {name for name in candidates if may_be_lists(batch.column(name))}
+        apart |= {name for name in candidates if has_words_apart(batch.column(name))}
+        are_filled |= {name for name in candidates if batch.column(name).null_count < len(batch)}
+        if not candidates:
             break
-    left &= are_filled
-    return {name for name in left if name in chosen.numbers or by_number or name in apart or left.intersection(chosen.numbers)}
+    candidates &= are_filled
+    return {name for name in candidates if name in chosen.numbers or by_number or name in apart or candidates.intersection(chosen.numbers)}

@@ -24,7 +24,7 @@ def holds_both(value: Any) -> Collection[str] | None:  # noqa: ANN401 - any JSON
     if _first(value, _LABELS) is not None:
         scores = {"numbers"} if _first(value, _SCORES) is not None else set()
         return scores | ({"logits"} if value.get(_LOGITS) is not None else set())
-    return {"numbers"} if all(isinstance(one, int | float) and not isinstance(one, bool) for one in value.values()) else None
+    return {"numbers"} if all(isinstance(item, int | float) and not isinstance(item, bool) for item in value.values()) else None
 
 
 def both(value: Any, logits: bool) -> Cell:  # noqa: ANN401
@@ -39,8 +39,8 @@ def both(value: Any, logits: bool) -> Cell:  # noqa: ANN401
             return None, None if value.get(_LOGITS) is None else _array(value[_LOGITS])
         score = _first(value, _SCORES)
         return None if label is None else [label], None if score is None else [score]
-    if isinstance(value, list) and all(isinstance(one, dict) for one in value):
-        cells = [both(one, logits) for one in value]
+    if isinstance(value, list) and all(isinstance(item, dict) for item in value):
+        cells = [both(item, logits) for item in value]
         return [label for labels, _ in cells for label in labels or []], [score for _, scores in cells for score in scores or []]
     raise ValueError(f"expected a label with its score, or a list of them, found {str(value)[:40]!r}")
 

@@ -59,7 +59,7 @@ class JsonRows:
 
     def _entries(self, text: JsonText) -> Iterator[Row]:
         columns: list[str] = []
-        held: dict[str, Any] = {}
+        sections: dict[str, Any] = {}
         for key in text.entries():
             opening = text.peek()
             if key == "samples" and opening == "[":  # FiftyOneDataset
@@ -73,7 +73,7 @@ class JsonRows:
                 yield from of_coco(self.location, self.location).iter_rows(named=True)
                 return
             elif key in _OF_COCO and opening in "{[":  # sections of COCO's JSON that precede the images
-                held[key] = text.value()
+                sections[key] = text.value()
             elif key == "columns" and opening == "[":  # pandas' `split`
                 columns = [str(name) for name in text.value()]
             elif key == "data" and columns and opening == "[":
@@ -83,7 +83,7 @@ class JsonRows:
                 self.class_names = [str(name) for name in names] if key == "classes" and names else self.class_names
             else:
                 yield {KEY: key, **_named(text.value())}
-        yield from ({KEY: key, **_named(value)} for key, value in held.items())
+        yield from ({KEY: key, **_named(value)} for key, value in sections.items())
         text.end()
 
 

@@ -47,8 +47,8 @@ def table_of(location: str, source: Rows, asked: Asked) -> tuple[LabelRows, str,
     if not names:
         raise NstError(f"{location}: expected a label for each image, found none")
     key = key_column(names, location, asked)
-    others = [name for name in names if name != key]
-    chosen = label_columns(others, _with_both(first, others), location, asked)
+    other_names = [name for name in names if name != key]
+    chosen = label_columns(other_names, _with_both(first, other_names), location, asked)
     table = _Table(location, source, key, chosen)
     for piece in _pieces(chain(first, rows)):
         table.add(piece)
@@ -57,13 +57,13 @@ def table_of(location: str, source: Rows, asked: Asked) -> tuple[LabelRows, str,
 
 def _with_both(rows: list[Row], names: list[str]) -> dict[str, set[str]]:
     """The columns whose cells are objects that name classes, with everything that any cell contains besides."""
-    found: dict[str, set[str]] = {}
+    contents: dict[str, set[str]] = {}
     for row in rows:
         for name in names:
-            beside = holds_both(row.get(name))
-            if beside is not None and (name in KNOWN_COLUMNS or not _is_plain(row[name])):
-                found.setdefault(name, set()).update(beside)
-    return found
+            content = holds_both(row.get(name))
+            if content is not None and (name in KNOWN_COLUMNS or not _is_plain(row[name])):
+                contents.setdefault(name, set()).update(content)
+    return contents
 
 
 def _is_plain(value: Any) -> bool:  # noqa: ANN401 - any JSON value

@@ -51,8 +51,8 @@ def path_of(address: str) -> str:
     if rest and scheme not in ("http", "https"):  # the key of an object in a bucket, unchanged
         return rest[rest.find("/") :] if "/" in rest else rest
     parts = urlsplit(address)
-    named = parse_qs(parts.query).get("d") if parts.path == _SERVED else None
-    path = named[0] if named else unquote(parts.path)
+    query_paths = parse_qs(parts.query).get("d") if parts.path == _SERVED else None
+    path = query_paths[0] if query_paths else unquote(parts.path)
     folder, slash, name = path.rpartition("/")
     return folder + slash + (_UPLOADED.sub("", name) if "/upload/" in address else name)
 
@@ -68,15 +68,15 @@ def chosen(class_name: str) -> dict[str, Any]:
 
 
 def _of_results(results: Any, where: str) -> Iterator[dict[str, Any]]:  # noqa: ANN401 - any JSON value
-    for one in results if isinstance(results, list) else ():
-        if not isinstance(one, dict) or one.get("was_cancelled"):
+    for result in results if isinstance(results, list) else ():
+        if not isinstance(result, dict) or result.get("was_cancelled"):
             continue
-        parts = one.get("result")
+        parts = result.get("result")
         chosen = [choice for part in (parts if isinstance(parts, list) else ()) for choice in _choices(part)]
         if len(chosen) > 1:
             raise NstError(f"{where}: expected one class, found {', '.join(map(repr, chosen))}")
         if chosen:
-            yield {"label": chosen[0], "score": one.get("score")}
+            yield {"label": chosen[0], "score": result.get("score")}
 
 
 def _choices(part: Any) -> list[str]:  # noqa: ANN401
@@ -87,9 +87,9 @@ def _choices(part: Any) -> list[str]:  # noqa: ANN401
 
 def _one(found: Iterator[dict[str, Any]], expected: str) -> dict[str, Any] | None:
     different: list[dict[str, Any]] = []
-    for one in found:
-        if one not in different:
-            different.append(one)
+    for result in found:
+        if result not in different:
+            different.append(result)
     if len(different) > 1:
-        raise NstError(f"{expected}, found {', '.join(repr(one['label']) for one in different)}; export one")
+        raise NstError(f"{expected}, found {', '.join(repr(result['label']) for result in different)}; export one")
     return different[0] if different else None

@@ -44,7 +44,7 @@ class TarRows:
     def have_labels(self, asked: Asked) -> bool:
         """Whether the first row has columns of labels; if not, labels may be in `.cls` members."""
         first = next(iter(self), {})
-        return any(name in KNOWN_COLUMNS | {asked.probs, asked.label_column} or holds_both_of_json(one) for name, one in first.items())
+        return any(name in KNOWN_COLUMNS | {asked.probs, asked.label_column} or holds_both_of_json(value) for name, value in first.items())
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ def holds_no_images(location: str) -> bool:
     """Whether labels are in a file format that holds no images. Raises UsageError for pickled and NumPy files, which are not read."""
     suffix = Path(location).suffix.lower()
     if suffix in _PICKLED and not Path(location).is_dir():
-        found = "a file of torch or NumPy, which may hold code and is not read"
-        raise UsageError(f"{location}: {found}; docs/labels-from-elsewhere.md shows how to convert it")
+        reason = "a file of torch or NumPy, which may hold code and is not read"
+        raise UsageError(f"{location}: {reason}; docs/labels-from-elsewhere.md shows how to convert it")
     return suffix in TEXT and not Path(location).is_dir()
 
 
@@ -104,8 +104,8 @@ def of_source(source: Source, asked: Asked, with_key: bool) -> LabelTable:
         if with_key
         else None
     )
-    both = {name: _beside(kind) for name, kind in kinds.items() if holds_both(kind)}
-    return LabelTable(source, label_columns([name for name in kinds if name != key], both, source.location, asked), key, source)
+    with_both = {name: _beside(kind) for name, kind in kinds.items() if holds_both(kind)}
+    return LabelTable(source, label_columns([name for name in kinds if name != key], with_both, source.location, asked), key, source)
 
 
 def _may_be_key(kind: pa.DataType) -> bool:
@@ -113,7 +113,7 @@ def _may_be_key(kind: pa.DataType) -> bool:
 
 
 def _beside(kind: pa.DataType) -> set[str]:
-    return {what for what, logits in (("numbers", False), ("logits", True)) if has_field(kind, logits)}
+    return {part for part, logits in (("numbers", False), ("logits", True)) if has_field(kind, logits)}
 
 
 def _of_images(source: Source, with_key: bool) -> LabelTable:

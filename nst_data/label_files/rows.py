@@ -45,9 +45,9 @@ class LabelRows(Source):
 
     def columns(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """The named columns, as slices of the spooled table."""
-        wanted = list(dict.fromkeys(names))
-        self._check_there(wanted, self._table.schema, self.location)
-        return iter(self._table.select(wanted).to_batches(_BATCH_ROWS))
+        distinct = list(dict.fromkeys(names))
+        self._check_there(distinct, self._table.schema, self.location)
+        return iter(self._table.select(distinct).to_batches(_BATCH_ROWS))
 
     def class_columns(self) -> dict[str, list[str]]:
         """The class names that the file lists, for every column."""

@@ -19,12 +19,12 @@ def numbers_of(columns: Sequence[pa.Array], are_lists: Sequence[bool]) -> list[p
 
 def classes_of(columns: Sequence[pa.Array], are_lists: Sequence[bool], by_number: bool) -> list[pa.Array]:
     """The columns as text, numbers if `by_number`, or lists of these. Raises pa.ArrowInvalid for a cell that should be a number."""
-    found = [
+    texts = [
         _list_of_words(column) if is_list else pc.utf8_trim_whitespace(column) for column, is_list in zip(columns, are_lists, strict=True)
     ]
     if not by_number:
-        return found
-    return [_integers(column) for column in found]
+        return texts
+    return [_integers(column) for column in texts]
 
 
 def _integers(column: pa.Array) -> pa.Array:
