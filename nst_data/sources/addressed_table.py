@@ -45,8 +45,8 @@ class AddressedTable(AddressedFiles, ImageTable):
         self._check_in_bucket(paths)
         objects = [self._object(path) for path in paths]
         files_by_name = self._found(objects)
-        nothing = StoredFile("", 0, "")
-        files = [files_by_name.get(name, nothing) for name in objects]
+        no_file = StoredFile("", 0, "")
+        files = [files_by_name.get(name, no_file) for name in objects]
         tags = stamps_of(files)
         self._tags = np.where([bool(file.name) for file in files], tags, 0).astype(np.uint64)
         pieces = range(0, len(files), PIECE)

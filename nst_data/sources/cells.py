@@ -96,8 +96,8 @@ class Cells:
     def __getitem__(self, cell: int) -> Content:
         """The bytes, or the reason why there are none."""
         if self._dictionary is not None:
-            place = self._places[cell]
-            return NstError(_NOTHING) if place is None else Cells(self._dictionary.slice(place, 1), self._find)[0]
+            index = self._places[cell]
+            return NstError(_NOTHING) if index is None else Cells(self._dictionary.slice(index, 1), self._find)[0]
         if self._null is not None and self._null[cell]:
             return self._by_path(cell)
         return self._data[self._ends[cell] : self._ends[cell + 1]]

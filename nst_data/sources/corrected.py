@@ -33,8 +33,8 @@ class Corrected(Source):
         self.revision, self.license, self.skipped = labeled.revision, labeled.license, labeled.skipped
         self.image_column, self.label_column = labeled.image_column, labeled.label_column
         self._listing = labeled._listing
-        about = hashlib.sha256(repr((self.left_out, list(more.hashes) if more else [])).encode()).hexdigest()
-        self._pins = (*labeled._pins, about)
+        digest = hashlib.sha256(repr((self.left_out, list(more.hashes) if more else [])).encode()).hexdigest()
+        self._pins = (*labeled._pins, digest)
 
     def __len__(self) -> int:
         return len(labels_in(self))

@@ -99,9 +99,11 @@ class ImageTable(Files):
             raise NstError(f"{self.location}: column `{name}` has the label {word!r} in {rows}, {advice}")
         numbers = whole_numbers(words, f"{self.location}: column `{name}`") or []
         if numbers:
-            for (number, spelt), (following, other) in pairwise(sorted(zip(numbers, words, strict=True))):
-                if number == following:
-                    raise NstError(f"{self.location}: column `{name}` has several spellings of one class: {spelt!r}, {other!r}; use one")
+            for (number, spelling), (next_number, other_spelling) in pairwise(sorted(zip(numbers, words, strict=True))):
+                if number == next_number:
+                    raise NstError(
+                        f"{self.location}: column `{name}` has several spellings of one class: {spelling!r}, {other_spelling!r}; use one"
+                    )
             indices = pc.index_in(texts, pa.array(words, texts.type)).combine_chunks()
             texts = pa.chunked_array([pa.array(numbers, pa.int64()).take(indices)])
         self.labels, self.class_names = labels_of(texts, None, self.location, name, asked.names if numbers else 0)

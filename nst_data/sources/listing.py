@@ -145,10 +145,10 @@ def what_changed(before: pa.Table, now: pa.Table) -> str:
     if before.num_rows == now.num_rows == 1 and before["name"] != now["name"]:
         return f"{before['name'][0].as_py()!r} before, {now['name'][0].as_py()!r} now"
     old, new = (_once(table) for table in (before, now))
-    more = new.join(old, on="name", how="anti", maintain_order="left")
-    gone = old.join(new, on="name", how="anti", maintain_order="left")
+    added = new.join(old, on="name", how="anti", maintain_order="left")
+    removed = old.join(new, on="name", how="anti", maintain_order="left")
     resized = old.join(new, on="name", maintain_order="left", suffix="_now").filter(pl.col("bytes") != pl.col("bytes_now"))
-    firsts = pl.collect_all([frame.select(pl.len().alias("count"), pl.all().first()) for frame in (more, gone, resized)])
+    firsts = pl.collect_all([frame.select(pl.len().alias("count"), pl.all().first()) for frame in (added, removed, resized)])
     changes = [(first.row(0, named=True), change) for first, change in zip(firsts, ("more", "gone", "of another size"), strict=True)]
     return _phrase([(first, change) for first, change in changes if first["count"]]) or "the same images in another order or number"
 

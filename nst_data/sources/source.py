@@ -222,9 +222,9 @@ class Source(ABC):
         match_keys(map(alike, keys()), map(alike, self._keys()), rows)
         if (rows < 0).any():
             return False
-        meant = np.empty(len(self), np.int64)
-        match_keys(map(alike, self._keys()), map(alike, keys()), meant)
-        return int((meant >= 0).sum()) == len(np.unique(rows))
+        key_indices = np.empty(len(self), np.int64)
+        match_keys(map(alike, self._keys()), map(alike, keys()), key_indices)
+        return int((key_indices >= 0).sum()) == len(np.unique(rows))
 
     def check_holds_some(self, hashes: Callable[[], Iterable[pa.Array]], images: int) -> None:
         """Raise NstError if this is not the pool that was labeled: no image of a sample has one of the `images` many `image_hash`es.

@@ -44,8 +44,8 @@ def header(location: str, separator: str) -> list[str]:
 def _columns(location: str, separator: str) -> dict[str, bool]:
     """Column names, and whether each was surrounded by blanks, as in `path, label`; blanks are kept if names differ only by them."""
     _check_separator(location, separator)
-    reading = pa_csv.ReadOptions(block_size=_BLOCK_BYTES, skip_rows=_empty_lines_before(location))
-    with pa_csv.open_csv(location, reading, _parsing(separator)) as reader:
+    read_options = pa_csv.ReadOptions(block_size=_BLOCK_BYTES, skip_rows=_empty_lines_before(location))
+    with pa_csv.open_csv(location, read_options, _parsing(separator)) as reader:
         names = [without_quote(name) for name in reader.schema.names]
     if odd := [name for name in names if "\0" in name]:
         raise ValueError(f"the header has {odd[0]!r}, which is no text")
@@ -87,14 +87,14 @@ def delimited(location: str, separator: str, wanted: Sequence[str] | None = None
     names = _columns(location, separator)
     # `skip_rows_after_names` would count empty lines before the header
     skipped = {"skip_rows": _empty_lines_before(location), "skip_rows_after_names": 1}
-    reading = pa_csv.ReadOptions(block_size=_BLOCK_BYTES, column_names=list(names), **skipped)
+    read_options = pa_csv.ReadOptions(block_size=_BLOCK_BYTES, column_names=list(names), **skipped)
     as_text = pa_csv.ConvertOptions(
         column_types=dict.fromkeys(names, pa.string()),
         include_columns=list(names if wanted is None else wanted),
         strings_can_be_null=True,
         null_values=[""],
     )
-    with pa_csv.open_csv(location, reading, _parsing(separator), as_text) as reader:
+    with pa_csv.open_csv(location, read_options, _parsing(separator), as_text) as reader:
         for batch in reader:
             columns = [
                 pc.utf8_trim_whitespace(column) if names[name] else column

@@ -22,15 +22,15 @@ def check_readable(what: str, images: int, unreadable: int, max_unreadable: floa
     """
     if not are_too_many(images, unreadable, max_unreadable):
         return
-    back = f"the first is {first}; restore them (unmounted disk? moved folder?) and run the same command again"
+    advice = f"the first is {first}; restore them (unmounted disk? moved folder?) and run the same command again"
     if unreadable == images:
-        raise NstError(f"{what}: none of its {images:,} {noun} could be read; {back}")
+        raise NstError(f"{what}: none of its {images:,} {noun} could be read; {advice}")
     share = unreadable / images
     digits = next((digits for digits in range(10) if f"{share:.{digits}%}" != f"{max_unreadable:.{digits}%}"), 10)
     problem = f"{unreadable:,} of its {images:,} {noun} ({share:.{digits}%}) could not be read (limit {max_unreadable:.{digits}%})"
-    allow = _rounded_up(share)
-    option = f"`max_unreadable` {allow}"
-    raise NstError(f"{what}: {problem}; {back}, or continue without them with {option}")
+    new_limit = _rounded_up(share)
+    option = f"`max_unreadable` {new_limit}"
+    raise NstError(f"{what}: {problem}; {advice}, or continue without them with {option}")
 
 
 def _rounded_up(share: float) -> str:
