@@ -32,7 +32,7 @@ def anonymous_copy(version: Version, manifest: Manifest, folder: Path, advance: 
     for table in _TABLES:
         if not (version.folder / table).is_dir():
             continue
-        done = 0
+        row_count = 0
         (folder / table).mkdir(parents=True)
         for file in table_files(version.folder, table):
             with pq.ParquetFile(file) as parquet, replacing(folder / table / file.name) as out:
@@ -40,8 +40,8 @@ def anonymous_copy(version: Version, manifest: Manifest, folder: Path, advance: 
                 with parquet_writer(out, schema) as writer:
                     for group in range(parquet.num_row_groups):
                         rows = parquet.read_row_group(group)
-                        writer.write_table(_without_traces(rows, done), row_group_size=max(1, rows.num_rows))
-                        done += rows.num_rows
+                        writer.write_table(_without_traces(rows, row_count), row_group_size=max(1, rows.num_rows))
+                        row_count += rows.num_rows
             files[f"{table}/{file.name}"] = out.sealed
             advance(1)
     return without_sources(version, manifest, files)

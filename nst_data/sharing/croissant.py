@@ -80,7 +80,7 @@ def croissant(described: Described, published: Published) -> str:
         "prov:wasGeneratedBy": {
             "@type": "prov:Activity",
             "prov:wasAssociatedWith": {"@type": "prov:SoftwareAgent", "name": _software(described)},
-            **({"description": typed} if (typed := command(described, published)) and not published.anonymous else {}),
+            **({"description": command_line} if (command_line := command(described, published)) and not published.anonymous else {}),
         },
         "distribution": list(_files(described, published)),
         "recordSet": [_table(described, table) for table in described.tables],

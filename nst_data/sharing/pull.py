@@ -170,13 +170,13 @@ def _download(
     write_text(folder / "commit", f"{repository.id} {commit}")
     total = sum(sealed.bytes for sealed in manifest.files.values())
     with progress.task(f"pull {name}@{manifest.version}", total, "bytes") as task, ThreadPoolExecutor(_AT_ONCE) as threads:
-        begun = {threads.submit(_fetch, repository, commit, build, file): file for file in sorted(manifest.files)}
+        files_by_future = {threads.submit(_fetch, repository, commit, build, file): file for file in sorted(manifest.files)}
         try:
-            for done in as_completed(begun):
-                done.result()
-                sealed = manifest.files[begun[done]]
-                if hash_file(build / begun[done]) != sealed:
-                    raise _DamagedError(begun[done])
+            for future in as_completed(files_by_future):
+                future.result()
+                sealed = manifest.files[files_by_future[future]]
+                if hash_file(build / files_by_future[future]) != sealed:
+                    raise _DamagedError(files_by_future[future])
                 task.advance(sealed.bytes)
         except BaseException as error:
             threads.shutdown(wait=True, cancel_futures=True)
