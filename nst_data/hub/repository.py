@@ -182,10 +182,10 @@ class Repository:
         def call() -> None:
             if _locks_files(folder):  # huggingface_hub locks the files that it writes
                 return bring(folder)
-            with tempfile.TemporaryDirectory(prefix="nst-") as elsewhere:
-                bring(elsewhere)
+            with tempfile.TemporaryDirectory(prefix="nst-") as temp_folder:
+                bring(temp_folder)
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(Path(elsewhere, file), folder / file)
+                shutil.copyfile(Path(temp_folder, file), folder / file)
 
         self.asked(call)
 
