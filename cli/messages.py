@@ -11,7 +11,7 @@ from .commands import load
 _SETTING = re.compile(r"(?<!column )`(\w+)`(?! (?:column|\())")  # columns of tables are in backticks too
 _CALL = re.compile(r"`([\w.]+\([^`]*\))`")
 _RECIPES = ("run", "demo")  # commands that run a recipe
-_ANOTHER_NAME = "give the recipe another name, as with --set name=NAME (what stays the same is taken over)"
+_ANOTHER_NAME = "give the recipe another name, as with --set name=NAME (what stays the same is reused)"
 _COMMANDS = {"versions": "list", "remove_features": "remove"}  # of calls whose command has another name
 
 _speaking = SimpleNamespace(command="")

@@ -87,7 +87,7 @@ def _comparison(rows: Sequence[dict[str, Any]], newest: dict[str, Any]) -> Itera
     for row in others:
         mean, low, high = (100 * row["to_newest"][name] for name in ("mean", "low", "high"))
         by_chance = "" if row["to_newest"]["larger_than_chance"] else ", perhaps by chance"
-        yield f"  {mean:+.1f} points ({low:+.1f} to {high:+.1f}) over {row['teacher']}{by_chance}"
+        yield f"  {mean:+.1f} points ({low:+.1f} to {high:+.1f}) vs. {row['teacher']}{by_chance}"
 
 
 def _best(rows: Sequence[dict[str, Any]], newest: dict[str, Any]) -> dict[str, Any]:
@@ -172,7 +172,7 @@ def _dry_run(path: Path, store: "Store", json: bool, changes: Mapping[str, Any])
     if refusal := next((stage.refusal for stage in plan.stages if stage.refusal), None):
         print(f"nst run will refuse: {in_our_words(refusal)}. Nothing was written.")
         return
-    free = f"{disk_use(plan.free_bytes).removeprefix('about ')} are free"
+    free = f"{disk_use(plan.free_bytes).removeprefix('about ')} are free{', which is not enough' * (plan.bytes_on_disk > plan.free_bytes)}"
     without = " without `evaluate`" if recipe.evaluate else ""
     print(f"left to do: {_duration(plan.seconds)}{without}, {disk_use(plan.bytes_on_disk)} with checkpoints; {free}. Nothing was written.")
 

@@ -94,7 +94,7 @@ def _no_versions(store: Store, name: str | None) -> str:
     called = f" called {name}" if name else ""
     names = sorted({ref.partition("@")[0] for ref in (*(version.ref for version in store.versions()), *store.unfinished())})
     if not names:
-        return f"no versions{called} yet; `nst demo` or `nst run RECIPE.yaml` makes the first versions"
+        return f"no versions{called} yet in {store.location}; `nst demo` or `nst run RECIPE.yaml` makes the first versions"
     near = difflib.get_close_matches(name or "", names, n=1)
     there = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else "")
     return f"no versions{called}; " + (f"did you mean {near[0]}?" if near else f"the store has {there}")

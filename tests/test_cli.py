@@ -413,7 +413,7 @@ def test_a_name_without_versions_is_answered_with_the_names_there_are(tiny_store
     assert is_line(said("tiny-techer"), "…: no versions called tiny-techer; did you mean tiny-teacher?")
     assert is_line(said("photographs"), "…: no versions called photographs; the store has … tiny, tiny-teacher…")
     assert is_line(
-        said("photographs", tmp_path / "new"), "…: no versions called photographs yet; `nst demo` or `nst run RECIPE.yaml` makes …"
+        said("photographs", tmp_path / "new"), "…: no versions called photographs yet in …; `nst demo` or `nst run RECIPE.yaml` makes …"
     )
 
 

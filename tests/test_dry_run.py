@@ -71,6 +71,16 @@ def test_each_version_of_a_recipe_has_its_images_steps_time_and_disk(tmp_path, t
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.parametrize(("free", "told"), [(1000, "1,000 MB are free. Nothing"), (1, "1 MB are free, which is not enough. Nothing")])
+def test_a_disk_without_room_for_the_work_is_told(tmp_path, timed, monkeypatch, free, told):
+    write_tiny_images(tmp_path)
+    path = write_tiny_recipe(tmp_path, generations=[TINY, STUDENT], **PARTS)
+    monkeypatch.setattr(module, "_free", lambda _: free * 2**20 + 1)
+    monkeypatch.setattr(module, "speed_of", lambda *_: Speed(parameters=10**6, features=10, seconds_a_step=2.0, seconds_a_label=0.5))
+    said = CliRunner().invoke(app, ["run", str(path), "--dry-run", "--store", str(tmp_path / "store")]).stdout
+    assert told in " ".join(said.split())
+
+
 def test_what_is_in_the_store_is_done_and_other_settings_differ(tmp_path, timed):
     write_tiny_images(tmp_path)
     write_class_folders(tmp_path / "validation", ["ant", "bee", "cat"], 2, first=80)

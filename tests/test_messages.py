@@ -21,7 +21,7 @@ from nst_cli.messages import in_our_words, speak_for
         (
             "run",
             "there; choose another name or number",
-            "there; give the recipe another name, as with --set name=NAME (what stays the same is taken over)",
+            "there; give the recipe another name, as with --set name=NAME (what stays the same is reused)",
         ),
         ("label", "there; choose another name or number", "there; choose another name or number"),
         ("label", "or `store.remove('net@gen-0')` first", "or `nst remove net@gen-0` first"),

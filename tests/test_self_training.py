@@ -193,8 +193,8 @@ def test_a_network_is_called_better_only_where_the_test_images_tell():
     assert list(_comparison(rows, newest)) == [
         "2 of 402 test images could not be read",
         "c on 400 test images, with 95% bootstrap intervals:",
-        "  +5.0 points (+2.1 to +7.9) over a",
-        "  -1.0 points (-3.0 to +1.0) over b, perhaps by chance",
+        "  +5.0 points (+2.1 to +7.9) vs. a",
+        "  -1.0 points (-3.0 to +1.0) vs. b, perhaps by chance",
     ]
     assert _best(rows, newest) is newest
     student, worse = measured("b", 0.86, Difference(-0.05, -0.08, -0.02, 400)), measured("c", 0.81)

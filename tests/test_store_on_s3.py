@@ -171,7 +171,7 @@ def test_the_loop_on_s3_has_the_bytes_of_the_loop_in_a_folder_and_another_machin
     assert object_store.KEY.encode() not in everything
 
 
-def test_a_recipe_under_another_name_takes_over_what_another_machine_made(tmp_path, address, machine):
+def test_a_recipe_under_another_name_reuses_what_another_machine_made(tmp_path, address, machine):
     write_class_folders(tmp_path / "labeled", ["ant", "bee", "cat"], 4)
     write_class_folders(tmp_path / "test", ["ant", "bee", "cat"], 3, first=50)
     write_pool(tmp_path / "pool", 3, 5)
@@ -182,9 +182,7 @@ def test_a_recipe_under_another_name_takes_over_what_another_machine_made(tmp_pa
     lines = Said()
     self_training(Store(address), load_recipe(path, changes={"name": "wasps", "select.per_class": 4}), progress=lines)
     refs = {"wasps-teacher@gen-0": "bugs-teacher@gen-0", "wasps@gen-1": "bugs@gen-1"}
-    assert [line.partition(":")[0] for line in lines.lines if "taken over" in line] == [
-        f"{a} is taken over from {b}" for a, b in refs.items()
-    ]
+    assert [line.partition(":")[0] for line in lines.lines if "reused" in line] == [f"{a} is reused from {b}" for a, b in refs.items()]
     machine(3)
     for after, before in refs.items():
         assert contents(address, after) == contents(address, before)

@@ -21,6 +21,7 @@ from nst_data.cards import cards
 from nst_data.errors import NstError, UsageError
 from nst_data.prefetch import cpus_of_this_process, in_threads
 from nst_data.progress import Progress, on_this_terminal
+from nst_data.reuse import reuse
 from nst_data.selection.answered_rows import AnsweredRows
 from nst_data.selection.overlap import HeldOut, Overlap, near_duplicates
 from nst_data.selection.selected_rows import ADDED, label_batches, rows_in_order
@@ -52,7 +53,6 @@ from nst_data.tables.schema import (
 )
 from nst_data.tables.shards import ShardPlan, table_files, write_parquet
 from nst_data.tables.spark import SparkWork, Work
-from nst_data.taken_over import take_over
 
 SHARD_BYTES = 256 * 2**20
 _MOST_WRITERS = 3  # each holds a shard in memory
@@ -145,7 +145,7 @@ def balance(
             reading.check(source, reading.kept(), f"{sealed.ref} was made", remedy, progress)
 
     number = None if edition is None else Number(generation.number.generation, edition)
-    how = take_over(store, request, generation.name, number, progress, check)
+    how = reuse(store, request, generation.name, number, progress, check)
     staging = store.begin(request, generation.name, generation.number.generation, edition)
     if isinstance(staging, Version):
         check(staging)

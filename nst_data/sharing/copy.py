@@ -7,7 +7,7 @@ from nst_data.arguments import with_checked_arguments
 from nst_data.errors import NstError
 from nst_data.progress import Progress, on_this_terminal
 from nst_data.sharing.pull import check_space, version_there
-from nst_data.store.copying import copy_file, is_copied
+from nst_data.store.copying import copy_file, copy_verified
 from nst_data.store.files import discard, fsync_tree, hash_file, write_text
 from nst_data.store.manifest import Kind
 from nst_data.store.ownership import beside, owned
@@ -53,7 +53,7 @@ def copy(
         with progress.task(f"copy {version.ref}", total, "bytes") as task:
             for file, sealed in manifest.files.items():
                 target = run / "build" / file
-                if not (target.is_file() and hash_file(target) == sealed) and not is_copied(version.folder / file, target, sealed):
+                if not (target.is_file() and hash_file(target) == sealed) and not copy_verified(version.folder / file, target, sealed):
                     discard(run)
                     raise NstError(f"{version.ref}: {file} does not match its manifest; nothing was kept; restore it and copy again")
                 task.advance(sealed.bytes)

@@ -9,7 +9,7 @@ from nst_data.store.files import hash_file
 from nst_data.store.manifest import SealedFile
 
 
-def is_copied(path: Path, target: Path, sealed: SealedFile, linked: bool = False) -> bool:
+def copy_verified(path: Path, target: Path, sealed: SealedFile, linked: bool = False) -> bool:
     """Copy a sealed file and return whether the copy matches its checksum. `linked` makes a hard link if the file system can."""
     if not path.is_file():
         return False

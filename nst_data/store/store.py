@@ -57,7 +57,7 @@ class Store:
         self.reuses = False
 
     def reusing(self) -> Self:
-        """The same store, but a version that is requested by number is taken over from an equal one of another name."""
+        """The same store, but a version that is requested by number is reused if it exists under another name."""
         store = copy.copy(self)
         store.reuses = True
         return store

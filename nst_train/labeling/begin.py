@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from nst_data.errors import NstError
 from nst_data.labeled_version import check_unchanged
 from nst_data.progress import Progress
+from nst_data.reuse import reuse
 from nst_data.sources import Source, what_changed
 from nst_data.sources.listing import read_listing, write_listing
 from nst_data.sources.unreadable import check_readable
 from nst_data.store.counts import EditionCounts, GenerationCounts
 from nst_data.store.manifest import Request
 from nst_data.store.store import Number, Staging, Store, Version
-from nst_data.taken_over import take_over
 from nst_train.settings import LabelRunSettings
 
 _COMMIT = re.compile(r"@[0-9a-f]{40}")
@@ -46,7 +46,7 @@ def begin(
         check_unchanged(version, read, remedy, progress, run.share[0] == 0)
 
     number = None if generation is None else Number(generation, edition)
-    how = take_over(store, request, corpus, number, progress, check)
+    how = reuse(store, request, corpus, number, progress, check)
     staged = store.begin(request, corpus, generation, edition)
     if isinstance(staged, Version):
         check(staged)

@@ -7,13 +7,13 @@ from typing import Any, Literal
 
 from nst_data.errors import NstError
 from nst_data.progress import Progress
+from nst_data.reuse import ReusableVersions
 from nst_data.selection.editions import excluded_inputs
 from nst_data.sources import Source
 from nst_data.store.inputs import Input
 from nst_data.store.manifest import ORDER, PROBE_SAMPLE, Kind, Request
 from nst_data.store.store import Number, Staging, Store, Version
 from nst_data.store.version import VERSION_REF
-from nst_data.taken_over import MadeBefore
 from nst_train.device import this_device
 from nst_train.labeling.begin import check_not_moved
 from nst_train.networks.weights import FOLDER, initial_weights
@@ -25,8 +25,8 @@ from nst_train.training.readable import check_unchanged
 from nst_train.training.train import check_device
 from nst_train.training.warm_start import start_input
 
-State = Literal["done", "taken over", "begun", "to do", "differs"]
-NOTHING_TO_DO = ("done", "taken over")  # the latter from a recipe with another name
+State = Literal["done", "reused", "begun", "to do", "differs"]
+NOTHING_TO_DO = ("done", "reused")  # the latter from a recipe with another name
 
 # of a training: determined by its inputs, or by an earlier nst's setting
 _NOT_COMPARED = (ORDER, PROBE_SAMPLE, "stream")
@@ -40,7 +40,7 @@ class States:
     recipe: Recipe
     data: RecipeData
     progress: Progress
-    _made: set[str] = field(default_factory=set)  # content of the versions that are done or will be taken over
+    _made: set[str] = field(default_factory=set)  # content of the versions that are done or will be reused
 
     def of(self, kind: Kind, name: str, number: Number, asked: dict[str, Any]) -> tuple[State, str | None]:
         """The state of a version; if it was made with other settings or images, also the line with which the run refuses."""
@@ -62,10 +62,10 @@ class States:
                     refusal = self._why_not_resumed(staging, asked) if kind == "teacher" else None
                     return "differs" if refusal else "begun", refusal
                 return "differs", self.store.why_taken(staging, expected)
-        return ("taken over" if self._is_taken_over(kind, name, number, asked) else "to do"), None
+        return ("reused" if self._is_reused(kind, name, number, asked) else "to do"), None
 
-    def _is_taken_over(self, kind: Kind, name: str, number: Number, asked: dict[str, Any]) -> bool:
-        """Whether a recipe with another name made this version, from inputs that this one has or takes over too."""
+    def _is_reused(self, kind: Kind, name: str, number: Number, asked: dict[str, Any]) -> bool:
+        """Whether a recipe with another name made this version, from inputs that this one has or reuses too."""
         for version in self._before.versions:
             request = version.manifest.request
             if (request.kind, version.number) != (kind, number) or not self._is_asked(request, f"{name}@{number}", asked):
@@ -82,8 +82,8 @@ class States:
         return VERSION_REF.fullmatch(entry.ref) is not None and entry.ref not in recipe_refs
 
     @cached_property
-    def _before(self) -> MadeBefore:
-        return MadeBefore(self.store)
+    def _before(self) -> ReusableVersions:
+        return ReusableVersions(self.store)
 
     def _why_not_resumed(self, staging: Staging, asked: dict[str, Any]) -> str | None:
         """The line with which the run refuses to resume a training whose images have changed, or that was started on another device."""

@@ -10,11 +10,11 @@ from nst_data.arguments import with_checked_arguments
 from nst_data.errors import NstError, UsageError
 from nst_data.freed_memory import freed_memory_kept
 from nst_data.progress import Progress, on_this_terminal
+from nst_data.reuse import reuse
 from nst_data.self_contained.remote import StreamedEdition
 from nst_data.sources import Source
 from nst_data.store.ownership import Sign
 from nst_data.store.store import Number, Staging, Store, Version
-from nst_data.taken_over import take_over
 from nst_train.batches.batches import worker_failures
 from nst_train.device import DEFAULT_THREADS, agreed_text, memory_failures, set_threads, settled_precision, this_process
 from nst_train.networks.models import check_names
@@ -89,7 +89,7 @@ def train(
     settings, material = _what_counts(settings, material, store)
     with this_process().main_process_first():
         request, number = request_of(store, settings, material), None if generation is None else Number(generation)
-        how = take_over(store, request, name, number, progress, lambda reused: check_unchanged(reused, material.labeled_sources, progress))
+        how = reuse(store, request, name, number, progress, lambda reused: check_unchanged(reused, material.labeled_sources, progress))
         staging = begin(store, request, name, generation)
         for line in [] if isinstance(staging, Version) else store.unfinished_beside(staging):
             progress.say(line)

@@ -9,7 +9,7 @@ from nst_data.cards import cards
 from nst_data.cards.described import Described
 from nst_data.errors import NstError
 from nst_data.progress import Progress
-from nst_data.store.copying import copy_file, is_copied
+from nst_data.store.copying import copy_file, copy_verified
 from nst_data.store.files import discard, fsync_tree, write_text
 from nst_data.store.manifest import MANIFEST_NAME, Manifest, Request, content_digest, json_digest
 from nst_data.store.ownership import beside, owned
@@ -22,7 +22,7 @@ _OWN = (MANIFEST_NAME, PLACES, "README.md")  # files that each name has its own 
 
 
 @dataclass(frozen=True)
-class MadeBefore:
+class ReusableVersions:
     """The versions of a store, looked up by what was requested instead of by name. Versions from the Hub are not included."""
 
     store: Store
@@ -32,7 +32,7 @@ class MadeBefore:
         """The versions that may be reused."""
         return [version for version in self.store.versions() if version.is_readable and not may_be_pulled(version.place)]
 
-    def of(self, request: Request) -> Version | None:
+    def find(self, request: Request) -> Version | None:
         """A version made by an equivalent request; None if there is none."""
         form = self._form(request)
         return next((version for version in self.versions if self._form(version.manifest.request) == form), None)
@@ -54,7 +54,7 @@ class MadeBefore:
         return json_digest({"kind": request.kind, "settings": settings, "inputs": inputs})
 
 
-def take_over(
+def reuse(
     store: Store,
     request: Request,
     name: str,
@@ -72,7 +72,7 @@ def take_over(
     """
     if not store.reuses or number is None or _is_there(store, request, name, number):
         return ALREADY
-    existing = MadeBefore(store).of(request)
+    existing = ReusableVersions(store).find(request)
     if existing is None:
         return ALREADY
     ref, run = f"{name}@{number}", store.root / "runs" / PULLS / name / str(number)
@@ -87,14 +87,14 @@ def take_over(
             return ALREADY
         try:
             if not _is_built(existing, request, name, number, store, progress):
-                progress.say(f"warning: {existing.ref} is damaged, so {ref} is made anew")
+                progress.say(f"warning: {existing.ref} is damaged, so {ref} is made again")
                 return ALREADY
             target = store.target(request.kind, name, str(number))
             target.parent.mkdir(parents=True, exist_ok=True)
             store.place(run / "build", target)
         finally:
             discard(run)
-    return f"is taken over from {existing.ref}"
+    return f"is reused from {existing.ref}"
 
 
 def _is_there(store: Store, request: Request, name: str, number: Number) -> bool:
@@ -111,9 +111,9 @@ def _is_built(made: Version, request: Request, name: str, number: Number, store:
     folder, build = made.folder, store.root / "runs" / PULLS / name / str(number) / "build"
     build.mkdir(parents=True)
     old_manifest = made.manifest
-    with progress.task(f"take over {made.ref}", sum(sealed.bytes for sealed in old_manifest.files.values()), "bytes") as task:
+    with progress.task(f"copy {made.ref}", sum(sealed.bytes for sealed in old_manifest.files.values()), "bytes") as task:
         for file, sealed in old_manifest.files.items():
-            if not is_copied(folder / file, build / file, sealed, linked=True):
+            if not copy_verified(folder / file, build / file, sealed, linked=True):
                 return False
             task.advance(sealed.bytes)
     for path in [path for path in folder.rglob("*") if path.is_file() and path.name[0] != "."]:

@@ -1,4 +1,4 @@
-"""A recipe under another name takes over what one before made of the same settings and images, and makes only the rest."""
+"""A recipe under another name reuses what one before made of the same settings and images, and makes only the rest."""
 
 import os
 import shutil
@@ -57,8 +57,8 @@ def run(path, store, **changes):
     return said.lines
 
 
-def taken_over(lines):
-    return sorted(line.partition(" is taken over")[0] for line in lines if " is taken over from bugs" in line)
+def reused(lines):
+    return sorted(line.partition(" is reused")[0] for line in lines if " is reused from bugs" in line)
 
 
 def other(ref):
@@ -72,7 +72,7 @@ def files(version):
 def test_the_same_recipe_under_another_name_makes_nothing_anew(its_own):
     path, store = its_own
     lines = run(path, store)
-    assert taken_over(lines) == sorted(map(other, REFS))
+    assert reused(lines) == sorted(map(other, REFS))
     assert not any(" already exists" in line for line in lines)
     for ref in REFS:
         before, after = store.open(ref), store.open(other(ref))
@@ -90,7 +90,7 @@ def test_the_same_recipe_under_another_name_makes_nothing_anew(its_own):
     assert not list((store.root / "runs").glob("pulls/*/*"))
 
 
-def test_what_is_taken_over_is_made_from_versions_of_the_new_name(its_own):
+def test_what_is_reused_is_made_from_versions_of_the_new_name(its_own):
     path, store = its_own
     run(path, store)
     student = store.open("wasps-teacher@gen-1").manifest.request
@@ -113,22 +113,22 @@ def test_the_first_name_can_be_removed_and_the_second_run_goes_on_without_it(its
 def test_only_what_follows_from_a_changed_value_is_made(its_own):
     path, store = its_own
     lines = run(path, store, **{"select.per_class": 4})
-    assert taken_over(lines) == ["wasps-control@gen-0", "wasps-teacher@gen-0", "wasps@gen-1"]
+    assert reused(lines) == ["wasps-control@gen-0", "wasps-teacher@gen-0", "wasps@gen-1"]
     assert store.open("wasps@gen-1.1").manifest.counts.unique == 4 != store.open("bugs@gen-1.1").manifest.counts.unique
 
 
-def test_a_student_made_anew_has_the_weights_that_it_has_without_anything_to_take_over(its_own, tmp_path):
+def test_a_student_made_again_has_the_weights_that_it_has_without_anything_to_reuse(its_own, tmp_path):
     path, store = its_own
     run(path, store, **{"select.per_class": 4})
     alone = Store(tmp_path / "alone")
-    assert taken_over(run(path, alone, **{"select.per_class": 4})) == []
+    assert reused(run(path, alone, **{"select.per_class": 4})) == []
     weights = [one.open("wasps-teacher@gen-1").manifest.files["model.safetensors"] for one in (store, alone)]
     assert weights[0] == weights[1]
     digests = [{ref: one.open(ref).manifest.digest for ref in map(other, REFS)} for one in (store, alone)]
     assert digests[0] == digests[1]
 
 
-def test_the_dry_run_says_what_will_be_taken_over_and_writes_nothing(made):
+def test_the_dry_run_says_what_will_be_reused_and_writes_nothing(made):
     path, store = made
     before = {file: file.stat().st_mtime_ns for file in store.root.rglob("*")}
 
@@ -136,33 +136,33 @@ def test_the_dry_run_says_what_will_be_taken_over_and_writes_nothing(made):
         found = dry_run(store, load_recipe(path, changes={"name": "wasps", **changes}), progress=Progress())
         return {stage.ref: stage.state for stage in found.stages}, found.bytes_on_disk
 
-    assert states() == (dict.fromkeys(map(other, REFS), "taken over"), 0)
+    assert states() == (dict.fromkeys(map(other, REFS), "reused"), 0)
     changed, needed = states(**{"generations.1.epochs": 2})
-    assert changed == dict.fromkeys(map(other, REFS), "taken over") | {"wasps-teacher@gen-1": "to do", "wasps-control@gen-0": "to do"}
+    assert changed == dict.fromkeys(map(other, REFS), "reused") | {"wasps-teacher@gen-1": "to do", "wasps-control@gen-0": "to do"}
     assert needed > 0
     # labels by another teacher are others, whatever settings they have in common
     assert states(**{"generations.0.seed": 5})[0] == dict.fromkeys(map(other, REFS), "to do")
     assert {file: file.stat().st_mtime_ns for file in store.root.rglob("*")} == before
 
 
-def test_a_damaged_version_is_made_anew(its_own):
+def test_a_damaged_version_is_made_again(its_own):
     path, store = its_own
     damaged = store.open("bugs-teacher@gen-0").folder / "model.safetensors"
     content = damaged.read_bytes()
     damaged.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     lines = run(path, store)
-    assert "warning: bugs-teacher@gen-0 is damaged, so wasps-teacher@gen-0 is made anew" in lines
+    assert "warning: bugs-teacher@gen-0 is damaged, so wasps-teacher@gen-0 is made again" in lines
     assert store.open("wasps-teacher@gen-0").verify() == []
     assert (store.open("wasps-teacher@gen-0").folder / "model.safetensors").read_bytes() == content
-    assert "wasps@gen-1" in taken_over(lines)  # the network made anew is the same
+    assert "wasps@gen-1" in reused(lines)  # the network made again is the same
     assert not list((store.root / "runs").glob("pulls/*/*"))
 
 
-def test_a_version_of_the_hub_is_not_taken_over(its_own):
+def test_a_version_of_the_hub_is_not_reused(its_own):
     path, store = its_own
     version = store.open("bugs-teacher@gen-0")
     remember_place(version.place, Place("someone/bugs", "gen-0", "0" * 40, version.manifest.digest, pulled=True))
-    assert "wasps-teacher@gen-0" not in taken_over(run(path, store))
+    assert "wasps-teacher@gen-0" not in reused(run(path, store))
 
 
 def test_images_that_changed_since_are_not_taken_for_those_of_before(its_own):
@@ -173,16 +173,16 @@ def test_images_that_changed_since_are_not_taken_for_those_of_before(its_own):
     image.write_bytes(pixels)
     os.utime(image, ns=(1, 1))
     lines = run(path, store, **{"run.max_unreadable": 0.5})
-    assert "wasps-teacher@gen-0" in taken_over(lines)
-    assert "wasps@gen-1" not in taken_over(lines)
+    assert "wasps-teacher@gen-0" in reused(lines)
+    assert "wasps@gen-1" not in reused(lines)
 
 
-def test_a_training_of_its_own_is_never_taken_over(its_own):
+def test_a_training_of_its_own_is_never_reused(its_own):
     path, store = its_own
     settings = load_recipe(path).generations[0].first
     said = Said()
     images = open_source(str(path.parent / "labeled"), labeled=True)
     again = train(store, "again", images, settings, generation=0, run=load_recipe(path).run, progress=said)
-    assert not any("taken over" in line for line in said.lines)
+    assert not any("reused" in line for line in said.lines)
     assert again.manifest.files == store.open("bugs-teacher@gen-0").manifest.files
     assert not os.path.samefile(*(Path(one.folder) / "model.safetensors" for one in (again, store.open("bugs-teacher@gen-0"))))
