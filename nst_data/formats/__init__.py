@@ -1,5 +1,5 @@
 """`nst export`: write labels and images in the formats of other tools.
 
-In: a generation, an edition or a review of the store, and the pool with its images. Out: a folder of files for torchvision, `datasets`,
-webdataset, FiftyOne or Label Studio. An interrupted export resumes, and folders with other files are refused.
+Input: a generation, an edition or a review of the store, and the pool with its images. Output: a folder of files for torchvision,
+`datasets`, webdataset, FiftyOne or Label Studio. An interrupted export resumes, and folders with other files are refused.
 """

@@ -1,6 +1,6 @@
 """Image sources: a folder, a list, tar or parquet files, a dataset saved to disk or on the Hub.
 
-In: a location as the user writes it. Out: rows of (id, key, encoded bytes, label?) in one fixed order, a fingerprint by names and
+Input: a location as the user writes it. Output: rows of (id, key, encoded bytes, label?) in one fixed order, a fingerprint by names and
 sizes, and what was skipped or has changed.
 """
 

@@ -1,5 +1,5 @@
 """Versions on disk: staged while they are made, sealed once, found again.
 
-In: a request (the settings and inputs of a version) and the files that a command writes for it. Out: a folder with its manifest
+Input: a request (the settings and inputs of a version) and the files that a command writes for it. Output: a folder with its manifest
 `nst.json`, which never changes again and can be found by the digest of its request. Nothing here knows what the files mean.
 """

@@ -1,5 +1,5 @@
 """The parquet tables of a corpus: their columns, the shards they are written in, and lazy frames over them.
 
-In: rows of keys, hashes, labels and soft labels. Out: shards that appear whole or not at all, with their checksums, and a lazy frame of
-Polars or Spark over the shards of a version.
+Input: rows of keys, hashes, labels and soft labels. Output: shards that appear whole or not at all, with their checksums, and a lazy frame
+of Polars or Spark over the shards of a version.
 """
