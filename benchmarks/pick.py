@@ -163,18 +163,51 @@ def wrong_labels(data, rows_of, seeds, what):
     """5% of the labels are replaced by another class each; as many are then suspected."""
     precisions, aucs, estimates = [], [], []
     for seed in range(seeds):
-        rows, rng = rows_of(seed), np.random.default_rng(seed)
-        labels, wrong = data.truth[rows].copy(), rng.choice(len(rows), round(0.05 * len(rows)), replace=False)
-        labels[wrong] = (labels[wrong] + rng.integers(1, CLASSES, len(wrong))) % CLASSES
-        is_wrong = np.isin(np.arange(len(rows)), wrong)
+        rows = rows_of(seed)
+        labels, is_wrong = changed(data, rows, seed)
         probs = cross_validated(data.features[rows], labels, CLASSES, seed)
         suspicion = suspicion_of_labels(probs, labels)
-        precisions.append(is_wrong[np.argsort(-suspicion, kind="stable")[: len(wrong)]].mean())
+        precisions.append(is_wrong[np.argsort(-suspicion, kind="stable")[: is_wrong.sum()]].mean())
         aucs.append(roc_auc_score(is_wrong, suspicion))
         estimates.append(estimated_errors(confident_joint(probs, labels), labels))
     cells = [f"{100 * mean:.0f}% ± {100 * half:.0f}" for mean, half in (interval(precisions),)]
     auc = "{:.3f} ± {:.3f}".format(*interval(aucs))
-    print(f"| {what} | {len(rows):,} | {len(wrong)} | {seeds} | {cells[0]} | {auc} | {np.mean(estimates):.0f} |", flush=True)
+    print(f"| {what} | {len(rows):,} | {is_wrong.sum()} | {seeds} | {cells[0]} | {auc} | {np.mean(estimates):.0f} |", flush=True)
+
+
+def spreads(data, seeds):
+    """How many of the wrong labels are among the picks, and how many picks of a pool are wrong, by the way they are spread."""
+
+    def chosen(how, scores, labels, features, number):
+        if how == "none":
+            return np.argsort(-scores, kind="stable")[:number]
+        places = candidates(scores, labels, number, candidates_per_pick("suspicion"))
+        return places[spread(how, unit_length(features[places]), labels[places], scores[places], number, 0)]
+
+    found = {}
+    for seed in range(seeds):
+        labeled, pool, _ = data.split(seed)
+        labels, is_wrong = changed(data, labeled, seed)
+        suspicion = suspicion_of_labels(cross_validated(data.features[labeled], labels, CLASSES, seed), labels)
+        probs = fit(data.features[labeled], data.truth[labeled], CLASSES, seed).probs(data.features[pool])
+        given, of_pool = probs.argmax(1), scores_of("suspicion", probs, None, data.features[pool], None)
+        for how in ("none", "classes", "k-means"):
+            for times in (1, 2, 4):
+                picks = chosen(how, suspicion, labels, data.features[labeled], times * is_wrong.sum())
+                found.setdefault(how, {}).setdefault(f"{times}", []).append(is_wrong[picks].sum() / is_wrong.sum())
+            for number in (20, 50, 100):
+                picks = chosen(how, of_pool, given, data.features[pool], number)
+                found[how].setdefault(f"pool {number}", []).append((given != data.truth[pool])[picks].mean())
+    for how, values in found.items():
+        print(f"| {data.name} | {how} | " + " | ".join(f"{100 * np.mean(one):.0f}%" for one in values.values()) + " |", flush=True)
+
+
+def changed(data, rows, seed):
+    """Labels of which 5% are replaced by another class, and which these are."""
+    rng = np.random.default_rng(seed)
+    labels, wrong = data.truth[rows].copy(), rng.choice(len(rows), round(0.05 * len(rows)), replace=False)
+    labels[wrong] = (labels[wrong] + rng.integers(1, CLASSES, len(wrong))) % CLASSES
+    return labels, np.isin(np.arange(len(rows)), wrong)
 
 
 def unknown_classes(data, seeds):
@@ -212,6 +245,11 @@ def main():
     print("|---|---|---|---|---|---|---|")
     for data in both:
         wrong_labels(data, lambda seed, data=data: data.split(seed)[0], words.seeds, data.name)
+    print("\n## Wrong labels, by the way picks are spread\n")
+    print("| data | `--spread` | as many picks as are wrong | twice | four times | pool: 20 | 50 | 100 |")
+    print("|---|---|---|---|---|---|---|---|")
+    for data in both:
+        spreads(data, words.seeds)
     print("\n## Unknown classes\n\n| pool | seeds | by | AUC | against confidence |\n|---|---|---|---|---|")
     for data in both:
         unknown_classes(data, words.seeds)

@@ -211,8 +211,9 @@ class PickSettings(Settings):
         description="How to rank images; default: mixed, for labeled images suspicion; random gives an unbiased estimate.",
     )
     number: int = Field(100, ge=1, le=10_000, description="How many images.")
-    spread: Literal["k-means", "k-center", "classes"] = Field(
-        "k-means", description="Diversify picks by features (computed once and cached) or by class only."
+    spread: Literal["k-means", "k-center", "classes"] | None = Field(
+        None,
+        description="Diversify picks by features (computed once and cached) or by class only; default: k-means, for suspicion classes.",
     )
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Random seed.")
 

@@ -22,7 +22,7 @@ from nst_data.review.label_scores import churn, earlier_generations, ensemble_su
 from nst_data.review.neighbors import MOST_REFERENCES
 from nst_data.review.picks import Picks, described, hashes_of, with_labels
 from nst_data.review.queues import LABELED, keep_queue, keep_suspicion
-from nst_data.review.spreading import candidates, drawn, spread
+from nst_data.review.spreading import Spread, candidates, drawn, spread
 from nst_data.review.uncertainty import UNCERTAINTIES, uncertainty
 from nst_data.settings import PickSettings
 from nst_data.sources import Source, check_trainable, labels_in
@@ -149,7 +149,7 @@ class _Picking:
         earlier = earlier_generations(self.store, version) if by in ("churn", "suspicion") else []
         if by == "churn" and not earlier:
             raise UsageError(f"{version.ref}: `by` churn requires an earlier generation of the corpus, and the store has none")
-        if self.settings.spread == "classes" and (by not in ("outlier", "mixed") and (by != "suspicion" or earlier)):
+        if self._spread(by) == "classes" and (by not in ("outlier", "mixed") and (by != "suspicion" or earlier)):
             return _Beside(earlier)
         model = features_model(version, self.store, self.model)
         source = pool or pool_of(version, self.store)
@@ -232,8 +232,13 @@ class _Picking:
         places = candidates(scores, labels, settings.number, candidates_per_pick(by))
         if not len(places):
             raise NstError(f"no image is left to pick by {by}: all of them have been reviewed, or are missing from the pool")
-        features = None if featured is None or settings.spread == "classes" else featured.of(places)
-        return places[spread(settings.spread, features, labels[places], scores[places], settings.number, settings.seed)]
+        how = self._spread(by)
+        features = None if featured is None or how == "classes" else featured.of(places)
+        return places[spread(how, features, labels[places], scores[places], settings.number, settings.seed)]
+
+    def _spread(self, by: str) -> Spread:
+        """How picks are diversified. Wrong labels are looked for by rank: k-means among twice as many images drops some of the first."""
+        return self.settings.spread or ("classes" if by == "suspicion" else "k-means")
 
     def _are_answered(self, images: DistinctImages, corpus: str) -> NDArray[np.bool_]:
         """Which images a person has already answered about."""
