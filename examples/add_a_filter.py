@@ -1,10 +1,10 @@
-"""Add a filter of your own to a selection: here, images that are too small go.
+"""Add a filter of your own to a selection: here, drop images that are too small.
 
     python examples/add_a_filter.py STORE/corpora/NAME/gen-1 sides.csv selected.parquet
 
-sides.csv is yours, with the columns `key` (as in the labels) and `side_px`. A filter is a reason and a Narwhals expression, which is
-the same on Polars and on Spark. A row keeps its first reason, and where an expression is null, as for an image that the table does
-not have, the row stays in.
+sides.csv is yours, with the columns `key` (as in the labels) and `side_px`. A filter is a reason and a Narwhals expression, which is the
+same on Polars and on Spark. A row keeps its first reason. If the expression is null, as for an image that is not in the table, the row is
+kept.
 """
 
 import sys
@@ -33,4 +33,6 @@ def main(generation: Path, sides: Path, output: Path) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 4:
+        sys.exit(__doc__)
     main(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))

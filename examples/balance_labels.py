@@ -1,4 +1,4 @@
-"""Make a training set of pseudo-labels: the images that the teacher is sure of, as many of each class.
+"""Make a training set of pseudo-labels: the images that the teacher is confident about, the same number of each class.
 
     python examples/balance_labels.py STORE CORPUS TEST
 
@@ -9,6 +9,8 @@ import sys
 
 from nst_data import BalanceSettings, Store, balance, open_source
 
+if len(sys.argv) != 4:
+    sys.exit(__doc__)
 store, corpus, test = sys.argv[1:]
 settings = BalanceSettings(min_confidence=0.3, per_class="auto")
 edition = balance(Store(store), corpus, settings, exclude=[open_source(test)])

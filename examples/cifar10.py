@@ -4,9 +4,9 @@
     python examples/cifar10.py DATA --store FOLDER --compare student noise --seeds 0 1
     python examples/cifar10.py DATA --store FOLDER --scale gpu --compare student noise hard balance joint rounds
 
-DATA holds labeled.parquet (image, label), unlabeled.parquet (image), test.parquet (image, label) and unlabeled_truth.parquet (label, row
-by row), by which the unbalanced pool of `balance` is drawn; nothing else looks at the truth. What is in the store is not made again:
-killed and run again, the same command goes on, and more comparisons or seeds add to what is there.
+DATA holds labeled.parquet (image, label), unlabeled.parquet (image), test.parquet (image, label) and unlabeled_truth.parquet (label, row by
+row), from which the unbalanced pool of `balance` is drawn; nothing else uses the truth. Results that are in the store are not computed
+again: killed and run again, the same command resumes, and more comparisons or seeds add to them.
 """
 
 import argparse

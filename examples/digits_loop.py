@@ -1,8 +1,8 @@
-"""The whole loop on scikit-learn's digits: a teacher, then two students, each labeled by the one before. Three minutes on two CPU cores.
+"""The whole loop on scikit-learn's digits: a teacher, then two students, each trained on labels of the one before. 3 minutes on 2 cores.
 
     python examples/digits_loop.py FOLDER
 
-`nst demo` does the same from a recipe. Killed and run again, it goes on where it stopped, as all that is made lies in FOLDER/store.
+`nst demo` does the same from a recipe. Killed and run again, it resumes where it stopped: everything it makes is kept in FOLDER/store.
 """
 
 import sys
@@ -12,6 +12,8 @@ from nst_data import BalanceSettings, Store, balance, open_source
 from nst_data.digits import write_digits
 from nst_train import Noise, TrainSettings, evaluate, label, train
 
+if len(sys.argv) not in (2, 3):
+    sys.exit(__doc__)
 folder, epochs = Path(sys.argv[1]), float((sys.argv[2:] or ["80"])[0])
 write_digits(folder / "digits", seed=0)
 labeled, test = (open_source(folder / "digits" / part, labeled=True) for part in ("labeled", "test"))

@@ -1,4 +1,4 @@
-"""Measure a model on labeled images: accuracy and calibration, and what is left of them under a small attack.
+"""Measure a model on labeled images: accuracy and calibration, and how much of them a small attack leaves.
 
     python examples/evaluate_a_model.py STORE MODEL TEST
 
@@ -10,6 +10,8 @@ import sys
 from nst_data import Store, open_source
 from nst_train import EvaluateSettings, evaluate
 
+if len(sys.argv) != 4:
+    sys.exit(__doc__)
 store, model, test = sys.argv[1:]
 settings = EvaluateSettings(suite=("clean", "fgsm"), epsilon=(1 / 255, 4 / 255))
 result = evaluate(Store(store), model, open_source(test, labeled=True), settings)

@@ -12,6 +12,8 @@ import polars as pl
 from nst_data import Store, open_source
 from nst_train import label
 
+if len(sys.argv) != 5:
+    sys.exit(__doc__)
 store, teacher, pool, name = sys.argv[1:]
 corpus = label(Store(store), name, teacher, open_source(pool))
 table = pl.read_parquet(corpus.folder / "pseudo_labels")

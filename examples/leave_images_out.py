@@ -2,8 +2,8 @@
 
     python examples/leave_images_out.py STORE CORPUS POOL
 
-POOL is the folder that was labeled as CORPUS, such as flowers@gen-1. The dark ones go by way of a list of images, which stands in the
-lineage of the edition. add_a_filter.py shows filters that work on the table of labels.
+POOL is the folder that was labeled as CORPUS, such as flowers@gen-1. The dark ones are excluded by a list of images, which the lineage of
+the edition names. add_a_filter.py shows filters that work on the table of labels.
 """
 
 import sys
@@ -15,6 +15,8 @@ from PIL import Image
 
 from nst_data import BalanceSettings, Store, balance, open_source
 
+if len(sys.argv) != 4:
+    sys.exit(__doc__)
 store, corpus, pool = Store(sys.argv[1]), sys.argv[2], Path(sys.argv[3]).absolute()
 keys = pl.read_parquet(store.open(corpus).folder / "pseudo_labels")["key"]  # of a folder: the paths in it
 dark = [str(pool / key) for key in keys if np.asarray(Image.open(pool / key)).mean() < 60]

@@ -1,9 +1,9 @@
-"""Select a training set from a generation's labels, one step after the other, and say what happened to the rows.
+"""Select a training set from a generation's labels, step by step, and report what happened to the rows.
 
     python examples/select_pseudo_labels.py STORE/corpora/NAME/gen-1 selected.parquet
 
 `nst balance` does this with more settings and keeps a record. Here each step is a function from lazy frame to lazy frame: leave one
-out, put your own between them (add_a_filter.py), or look at the frame. Nothing is computed before it is asked for.
+out, put your own between them (add_a_filter.py), or look at the frame. Nothing is computed before a result is needed.
 """
 
 import sys
@@ -33,4 +33,6 @@ def main(generation: Path, output: Path) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
     main(Path(sys.argv[1]), Path(sys.argv[2]))

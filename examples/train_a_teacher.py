@@ -1,9 +1,9 @@
-"""Train a network on labeled images, and on pseudo-labeled ones where an edition is named.
+"""Train a network on labeled images, and on pseudo-labeled ones if an edition is given.
 
     python examples/train_a_teacher.py STORE NAME LABELED [EDITION]
 
-LABELED is a folder with a folder for each class. EDITION is one that balance_labels.py made, such as flowers@gen-1.1: its images are
-read where they were labeled. Stopped and run again, it goes on at the last checkpoint.
+LABELED is a folder with a subfolder for each class. EDITION is one that balance_labels.py made, such as flowers@gen-1.1: its images are
+read where they were labeled. Stopped and run again, it resumes from the last checkpoint.
 """
 
 import sys
@@ -11,6 +11,8 @@ import sys
 from nst_data import Store, open_source
 from nst_train import Noise, RunSettings, TrainSettings, train
 
+if len(sys.argv) not in (4, 5):
+    sys.exit(__doc__)
 store, name, labeled, *edition = sys.argv[1:]
 settings = TrainSettings(
     model="test_resnet",  # any name of timm.list_models()

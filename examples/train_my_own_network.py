@@ -2,8 +2,8 @@
 
     python examples/train_my_own_network.py LABELED POOL TEST STORE
 
-LABELED and TEST are folders with a folder per class, POOL is a folder of images without labels. What `nst run` does with a recipe is done
-here step by step; run again, it goes on where it stopped, as everything that is made lies in STORE.
+LABELED and TEST are folders with a folder per class, POOL is a folder of images without labels. It does step by step what `nst run` does
+with a recipe. Run again, it resumes where it stopped: everything it makes is kept in STORE.
 """
 
 import sys
@@ -59,4 +59,6 @@ def main(labeled_folder: str, pool_folder: str, test_folder: str, store_folder: 
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 5:
+        sys.exit(__doc__)
     main(*sys.argv[1:5], *map(float, sys.argv[5:]))

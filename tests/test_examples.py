@@ -33,6 +33,15 @@ def run(name, *arguments):
     return done.stdout
 
 
+@pytest.mark.parametrize(
+    "path", [path for path in sorted(EXAMPLES.glob("*.py")) if "sys.argv[" in path.read_text()], ids=lambda path: path.name
+)
+def test_a_program_without_its_arguments_says_how_it_is_used(path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [str(path)])
+    with pytest.raises(SystemExit, match=rf"    python examples/{path.name} \w+"):
+        runpy.run_path(str(path), run_name="__main__")
+
+
 def test_the_selection_in_steps_says_what_happened_and_writes_what_is_left(generation, tmp_path):
     said = run("select_pseudo_labels.py", generation, tmp_path / "selected.parquet")
     assert said == "selected: 3\nduplicate: 1\nlow_confidence: 1\n"
