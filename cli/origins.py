@@ -40,16 +40,16 @@ def _unread(settings: TrainSettings) -> dict[str, str]:
     """Settings that are not read because of another one, with the reason."""
     if settings.transform == "evaluation":
         places = [*OF_AUGMENTATION, *(f"noise.{name}" for name in INPUT_NOISE)]
-        unread = dict.fromkeys(places, "not read beside transform evaluation")
+        unread = dict.fromkeys(places, "not used with transform evaluation")
     else:
         replaced = OF_RANDAUGMENT if settings.noise.augmentation else ()
-        unread = dict.fromkeys([f"noise.{name}" for name in replaced], "not read beside noise.augmentation")
+        unread = dict.fromkeys([f"noise.{name}" for name in replaced], "not used with noise.augmentation")
     if settings.steps:
-        unread |= dict.fromkeys(("epochs", "schedule_epochs"), "not read beside steps")
+        unread |= dict.fromkeys(("epochs", "schedule_epochs"), "not used with steps")
     if settings.warmup_steps is not None:
-        unread["warmup_epochs"] = "not read beside warmup_steps"
+        unread["warmup_epochs"] = "not used with warmup_steps"
     if settings.schedule == "cosine":
-        unread |= dict.fromkeys(OF_STAIRCASE, "not read beside schedule cosine")
+        unread |= dict.fromkeys(OF_STAIRCASE, "not used with schedule cosine")
     return unread
 
 

@@ -175,7 +175,7 @@ def _check_use(settings: TrainSettings, given: Collection[str], student: bool, h
     if not validates and "validate_every" in given:
         raise UsageError("--validate-every applies to validation images; add them with --validation SOURCE")
     if settings.probe and (idle := [name for name in given if name not in OF_PROBE]):
-        raise UsageError(f"{option_of(idle[0])} has no effect with --probe, which fits the last layer alone; remove it")
+        raise UsageError(f"{option_of(idle[0])} has no effect with --probe, which fits only the last layer; remove it")
 
 
 def _how(counts: "TeacherCounts") -> str:

@@ -6,15 +6,15 @@ from yaml.reader import ReaderError
 from nst_data.errors import first_line
 
 _WORDS = {
-    "'\\t'": "a tab stands where blanks are expected",
+    "'\\t'": "a tab where blanks are expected",
     "cannot start any token": "text that begins with %, @ or ` needs quotes",
     "undefined alias": "text that begins with * needs quotes",
     "for the tag": "text that begins with ! needs quotes",
-    "unhashable key": "a list or mapping stands where a key is expected",
+    "unhashable key": "a list or mapping where a key is expected",
     "unknown escape": "a backslash in double quotes needs another; or use single quotes",
     "quoted scalar": "a quote is not closed",
     "parsing a flow": "a bracket is not closed, or a comma is missing",
-    "another document": "expected one document, a second one begins",
+    "another document": "expected one document, a second one starts",
 }  # keyed by a part of PyYAML's message
 _MOST_SHOWN = 60
 

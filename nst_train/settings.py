@@ -447,7 +447,7 @@ class RunSettings(ReadSettings):
         None,
         ge=0,
         le=MOST_THREADS,
-        description="Processes that decode and augment; by default one per core, up to 2 on CPUs and 16 beside a GPU; 0: none.",
+        description="Processes that decode and augment; by default one per core, up to 2 on CPUs and 16 with a GPU; 0: none.",
     )
     checkpoint_minutes: float = Field(
         5.0,

@@ -202,7 +202,7 @@ def test_classes_of_a_table_that_may_be_slips_are_remarked(tmp_path):
     (tmp_path / "t.csv").write_text("filename,label\nx.png,ant\ny.png,Ant\n")
     table = open_labels(str(tmp_path / "t.csv"), Asked())
     reader = label_reader(table.source, table.columns, None, None, 0.0, Progress())
-    assert "warning: classes that differ in case alone: Ant and ant" in reader.remarks
+    assert "warning: classes that differ only in case: Ant and ant" in reader.remarks
 
 
 def test_blanks_after_the_commas_of_csv_are_no_part_of_names_and_cells(tmp_path):

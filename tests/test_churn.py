@@ -149,8 +149,8 @@ def test_a_label_outside_the_classes_is_an_error_after_matching_too():
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["ant", "bee", "dog"], r"a and b:.*1 in the second alone \(dog\)"),
-        (["ant", "bee"], r"a and b:.*1 in the first alone \(cat\)"),
+        (["ant", "bee", "dog"], r"a and b:.*1 only in the second \(dog\)"),
+        (["ant", "bee"], r"a and b:.*1 only in the first \(cat\)"),
     ],
 )
 def test_other_classes_are_an_error_that_names_them(names, message):

@@ -126,7 +126,7 @@ def test_numbers_have_separators_and_many_classes_are_cut(store):
         (
             ["bugs", "dogs"],
             1,
-            "bugs@gen-1 and dogs@gen-1: … 1 in the first alone (cat) and 1 in the second alone (dog); choose two",
+            "bugs@gen-1 and dogs@gen-1: … 1 only in the first (cat) and 1 only in the second (dog); choose two",
         ),
         (["bugs", "bugs@gen-9"], 2, "bugs@gen-9: … generation or edition …"),
         (["bugs"], 2, "Missing argument 'B'"),

@@ -286,7 +286,7 @@ def test_without_weights_the_steps_are_there_and_one_line_says_so(tmp_path, monk
         ("train owner/name", 5, None),
     ]
     assert found.seconds is None
-    assert sum("its weights cannot be had now" in line for line in said.lines) == 1
+    assert sum("its weights are not available now" in line for line in said.lines) == 1
     assert any(tells(line, "owner/name: not timed: … not in the cache") for line in said.lines)
     assert not asked
 

@@ -703,12 +703,12 @@ def test_a_vision_transformer_is_finetuned_as_they_are(tmp_path):
     recipe, said = recipe_of(tmp_path, "vit_tiny_patch16_224.augreg_in21k_ft_in1k")
     student = recipe.generations[1]
     assert (student.preset, student.layer_decay, student.freeze_batch_norm, student.image_size) == ("pretrained-vit", 0.75, False, None)
-    assert any(line.startswith("vit_tiny_patch16_224.augreg_in21k_ft_in1k: its weights cannot be had now") for line in said)
+    assert any(line.startswith("vit_tiny_patch16_224.augreg_in21k_ft_in1k: its weights are not available now") for line in said)
 
 
 def test_offline_without_weights_the_default_network_is_refused_with_a_way_out(tmp_path, monkeypatch):
     photos(tmp_path / "photos")
-    with pytest.raises(NstError, match=r"tf_efficientnet_lite0\.in1k:.*cannot be had:.*`model`.*local-dir:FOLDER"):
+    with pytest.raises(NstError, match=r"tf_efficientnet_lite0\.in1k:.*are not available:.*`model`.*local-dir:FOLDER"):
         recipe_of(tmp_path, None)
     assert not (tmp_path / "a.yaml").exists()
     assert check_is_there("local-dir:/x", is_chosen=False) == ""

@@ -223,7 +223,7 @@ def test_the_command_fits_one_and_refuses_options_that_do_nothing(tiny_store):
     done = CliRunner().invoke(app, [*words, "--epochs", "3"], catch_exceptions=False)
     assert (done.exit_code, done.stderr) == (
         2,
-        "nst: --epochs has no effect with --probe, which fits the last layer alone; remove it\n",
+        "nst: --epochs has no effect with --probe, which fits only the last layer; remove it\n",
     )
 
 
@@ -256,8 +256,8 @@ class Ending(torch.nn.Module):
 @pytest.mark.parametrize(
     ("more", "size_px", "why"),
     [
-        (lambda features, logits: logits + features[:, :2], 16, "one linear layer.*not made by that alone.*another model"),  # as VOLO's
-        (lambda features, logits: logits + 0.5 * torch.relu(features.mean(1, keepdim=True)) + 1, 16, "not made by that alone"),
+        (lambda features, logits: logits + features[:, :2], 16, "one linear layer.*do not come from that layer only.*another model"),  # as VOLO's
+        (lambda features, logits: logits + 0.5 * torch.relu(features.mean(1, keepdim=True)) + 1, 16, "do not come from that layer only"),
         (lambda features, logits: logits / 0, 16, "not finite; retrain it"),
         (lambda features, logits: logits, 24, "images of 24 px.*another `image_size`"),
     ],

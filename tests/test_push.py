@@ -444,7 +444,7 @@ def test_a_review_goes_to_the_repository_of_its_corpus_and_comes_back_the_same(h
     )
     assert [edition.status, pushed.status] == [0, 0], (edition, pushed)
     assert anonymous.status == 2
-    assert tells(anonymous.err, "tiny@review-1 … hashes alone; remove --anonymous")
+    assert tells(anonymous.err, "tiny@review-1 … only by their hashes; remove --anonymous")
     assert [(one["tag"], one["kind"]) for one in listed.value["versions"]] == [("review-1", "review"), ("gen-1.1", "edition")]
     newest, pulled, verified = nst(
         url,

@@ -64,7 +64,7 @@ def test_processes_of_torchrun_are_not_each_a_driver(monkeypatch):
 def test_an_address_where_nothing_listens_is_one_line_at_once():
     pytest.importorskip("ray")
     nowhere = ClusterSettings(engine="ray", address="127.0.0.1:1")
-    says = r"^`address` 127.0.0.1:1: no Ray cluster there \(.*Connection refused\); `ray start` begins one$"
+    says = r"^`address` 127.0.0.1:1: no Ray cluster there \(.*Connection refused\); `ray start` starts one$"
     with pytest.raises(UsageError, match=says), joined(nowhere):
         pass
 

@@ -60,7 +60,7 @@ def test_what_a_recipe_leaves_out_has_the_papers_value():
         (("name:", "  name: x\nname:"), r"flowers\.yaml, line 2: expected YAML; indentation or punctuation is wrong at 'name: flowers'$"),
         (("name: flowers", "name: 'flowers"), r"flowers\.yaml, line 1: expected YAML; a quote is not closed at"),
         (("name: flowers", "name: @flowers"), r"line 1: expected YAML; text that begins with .* needs quotes at 'name: @flowers'$"),
-        (("name: flowers", "\tname: flowers"), r"line 1: expected YAML; a tab stands where blanks are expected at 'name: flowers'$"),
+        (("name: flowers", "\tname: flowers"), r"line 1: expected YAML; a tab where blanks are expected at 'name: flowers'$"),
         (
             ("name: flowers", "name: 2024-13-45"),
             r"flowers\.yaml: expected YAML; a value in it .* \(month must be in 1\.\.12\); put text in quotes$",

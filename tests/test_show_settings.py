@@ -42,9 +42,9 @@ def test_a_value_of_a_preset_that_another_setting_replaced_is_not_shown_as_the_p
 
 def test_what_steps_and_a_cosine_replace_is_not_shown_as_read():
     found = settings_of("--preset", "pretrained", "--model", "test_resnet")["settings"]
-    assert {found[name]["source"] for name in ("epochs", "schedule_epochs")} == {"not read beside steps"}
-    assert {found[name]["source"] for name in ("decay_rate", "decay_epochs")} == {"not read beside schedule cosine"}
-    assert found["warmup_epochs"]["source"] == "not read beside warmup_steps"
+    assert {found[name]["source"] for name in ("epochs", "schedule_epochs")} == {"not used with steps"}
+    assert {found[name]["source"] for name in ("decay_rate", "decay_epochs")} == {"not used with schedule cosine"}
+    assert found["warmup_epochs"]["source"] == "not used with warmup_steps"
 
 
 def flattened(settings):
@@ -190,7 +190,7 @@ def test_a_finetunings_values_are_named_with_their_true_origin(recipe):
     assert finetuned["schedule_epochs"] == {"value": 2, "source": "default of finetune"}
     assert finetuned["transform"] == {"value": "evaluation", "source": "default of finetune"}
     assert finetuned["start"]["source"] == "default of finetune"
-    assert {finetuned[name]["source"] for name in ("flip", "crop_scale_min", "noise.cutout")} == {"not read beside transform evaluation"}
+    assert {finetuned[name]["source"] for name in ("flip", "crop_scale_min", "noise.cutout")} == {"not used with transform evaluation"}
     assert (first["pretrained"], finetuned["pretrained"]) == (
         {"value": True, "source": "recipe"},
         {"value": False, "source": "default"},
@@ -206,4 +206,4 @@ def test_a_finetunings_values_are_named_with_their_true_origin(recipe):
 
 def test_randaugment_is_not_named_as_the_presets_where_another_augmentation_replaces_it():
     found = settings_of("--preset", "efficientnet-b2", "--augmentation", "augmix-m3-w3")["settings"]
-    assert {found[name]["source"] for name in ("noise.magnitude", "noise.operations")} == {"not read beside noise.augmentation"}
+    assert {found[name]["source"] for name in ("noise.magnitude", "noise.operations")} == {"not used with noise.augmentation"}

@@ -59,7 +59,7 @@ def test_class_folders_that_differ_in_case_alone_are_pointed_out(tmp_path):
     write_files(tmp_path, "Hat/a.png", "hat/b.png", "dress/c.png")
     if len(list(tmp_path.iterdir())) == 2:
         pytest.skip("here they are one folder")
-    assert open_source(str(tmp_path), labeled=True).remarks() == [f"{tmp_path}: warning: classes that differ in case alone: Hat and hat"]
+    assert open_source(str(tmp_path), labeled=True).remarks() == [f"{tmp_path}: warning: classes that differ only in case: Hat and hat"]
     assert open_source(str(tmp_path)).remarks() == []
 
 

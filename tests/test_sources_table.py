@@ -225,7 +225,7 @@ def test_classes_that_may_be_slips_are_remarked(tmp_path, name, text):
     write_files(tmp_path, "x", "y", "z")
     (tmp_path / name).write_text(text)
     assert open_source(tmp_path / name, labeled=True).remarks() == [
-        f"{tmp_path / name}: warning: classes that differ in case alone: Dress and dress",
+        f"{tmp_path / name}: warning: classes that differ only in case: Dress and dress",
         f"{tmp_path / name}: warning: numbers and names are classes side by side: 3 beside Dress, dress",
     ]
     assert open_source(tmp_path / name).remarks() == []

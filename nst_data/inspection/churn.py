@@ -161,7 +161,7 @@ def matched_by_name(after: pl.LazyFrame, class_names: Sequence[str], expected: S
     except NstError:
         sides = ((expected, class_names, "the first"), (class_names, expected, "the second"))
         only_in = [
-            f"{len(unmatched)} in {whose} alone ({', '.join(unmatched[:10])}{', ...' * (len(unmatched) > 10)})"
+            f"{len(unmatched)} only in {whose} ({', '.join(unmatched[:10])}{', ...' * (len(unmatched) > 10)})"
             for names, others, whose in sides
             if (unmatched := [name for name, place in zip(names, places_among(names, others), strict=True) if place is None])
         ]

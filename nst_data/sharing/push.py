@@ -101,7 +101,7 @@ def push(
         raise UsageError(f"`anonymous`: {version.ref} already holds no keys and no hashes; remove `anonymous`")
     if settings.anonymous and version.manifest.kind == "review":
         raise UsageError(
-            f"`anonymous`: {version.ref} identifies its images by their hashes alone; remove `anonymous`. "
+            f"`anonymous`: {version.ref} identifies its images only by their hashes; remove `anonymous`. "
             "Frozen with `anonymous`, a review does not name its reviewers"
         )
     if not settings.anonymous and (key := absolute_key(version)):

@@ -42,7 +42,7 @@ def differing_in_case(class_names: Iterable[str]) -> list[str]:
     for name in sorted(class_names):
         alike[name.casefold()].append(name)
     pairs = [" and ".join(same) for same in alike.values() if len(same) > 1]
-    return [f"warning: classes that differ in case alone: {_few(pairs)}"] if pairs else []
+    return [f"warning: classes that differ only in case: {_few(pairs)}"] if pairs else []
 
 
 def _few(names: list[str]) -> str:

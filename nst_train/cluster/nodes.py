@@ -58,7 +58,7 @@ def joined(settings: ClusterSettings) -> Iterator[Any]:
             ray.init(address=settings.address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             reason = first_line(error).partition(". ")[0].rstrip(".")
-            raise UsageError(f"`address` {settings.address}: no Ray cluster there ({reason}); `ray start` begins one") from None
+            raise UsageError(f"`address` {settings.address}: no Ray cluster there ({reason}); `ray start` starts one") from None
     try:
         with _quiet():
             yield ray
@@ -74,7 +74,7 @@ def _check_answers(address: str) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS).close()
     except (OSError, OverflowError) as error:
-        raise UsageError(f"`address` {address}: no Ray cluster there ({first_line(error)}); `ray start` begins one") from None
+        raise UsageError(f"`address` {address}: no Ray cluster there ({first_line(error)}); `ray start` starts one") from None
 
 
 @contextmanager

@@ -81,7 +81,7 @@ def _check_features(network: nn.Module, headless: nn.Module, last: nn.Linear, na
         if torch.allclose(last(headless(image)), logits, rtol=_ALIKE, atol=_ALIKE * float(logits.abs().max())):
             return
     raise NstError(
-        f"{name}: expected one linear layer with a bias at the end of the network, found that its logits are not made by that alone; "
+        f"{name}: expected one linear layer with a bias at the end of the network, found that its logits do not come from that layer only; "
         "choose another model"
     )
 

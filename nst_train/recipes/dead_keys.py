@@ -73,7 +73,7 @@ def _of_network(network: Network, content: dict[str, Any]) -> Iterator[tuple[Pla
 def _of_probe(place: Place, written: dict[str, Any], settings: TrainSettings) -> Iterator[tuple[Place, str]]:
     for key in written if settings.probe else ():
         if key in TrainSettings.model_fields and key not in OF_PROBE and _is_set(settings, key):
-            yield (*place, key), "`probe` fits the last layer alone"
+            yield (*place, key), "`probe` fits only the last layer"
 
 
 def _of_freezing(place: Place, written: dict[str, Any], settings: TrainSettings) -> Iterator[tuple[Place, str]]:

@@ -350,7 +350,7 @@ class Recipe(Settings):
     def _evaluation_has_images(self) -> Self:
         if not self.is_tested and any(settings.data is None for settings in self.evaluate):
             raise ValueError(
-                "`evaluate` uses the test images where it has no `data`; add a line `test: {source: ...}` or `holdout: 0.2`, or set `data`"
+                "`evaluate` uses the test images if it has no `data`; add a line `test: {source: ...}` or `holdout: 0.2`, or set `data`"
             )
         return self
 

@@ -241,7 +241,7 @@ def check_is_there(model: str, is_chosen: bool) -> str:
         return ""
     if is_chosen:
         raise NstError(
-            f"{model}: the weights of the default network cannot be had: {why}; name another network with `model`, such as "
+            f"{model}: the weights of the default network are not available: {why}; name another network with `model`, such as "
             "local-dir:FOLDER (config.json and model.safetensors of timm or transformers), or this one to fetch it later"
         )
-    return f"{model}: its weights cannot be had now: {why}; they must be there when the recipe runs"
+    return f"{model}: its weights are not available now: {why}; they must be there when the recipe runs"

@@ -251,7 +251,7 @@ class _Stages:
     def _speed_of(self, settings: TrainSettings, per_step: int) -> Speed | None:
         """Time equal settings once; None if the network cannot be created here, which is reported once."""
         if settings.pretrained and (why := why_not_there(settings.model)):
-            self._say(f"{settings.model}: its weights cannot be had now: {why}; the run will need them")
+            self._say(f"{settings.model}: its weights are not available now: {why}; the run will need them")
         key = f"{settings.model_dump_json(exclude={'seed', 'steps', 'epochs', 'start', 'pretrained'})} {per_step}"
         if key not in self._speeds:
             try:

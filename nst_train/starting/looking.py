@@ -214,7 +214,7 @@ def _check_apart(found: dict[str, str]) -> None:
             raise UsageError(f"{found[role]}: given as `labeled` and as `{role}`; expected two sources")
         if labeled.is_dir() and labeled in paths[role].parents:
             raise NstError(
-                f"{found[role]}: lies inside the labeled folder {found['labeled']}, where each folder is a class; move it out of there"
+                f"{found[role]}: is inside the labeled folder {found['labeled']}, where each folder is a class; move it out of there"
             )
 
 
