@@ -256,7 +256,7 @@ class Ending(torch.nn.Module):
 @pytest.mark.parametrize(
     ("more", "size_px", "why"),
     [
-        (lambda features, logits: logits + features[:, :2], 16, "one linear layer.*do not come from that layer.*another model"),  # as VOLO's
+        (lambda features, logits: logits + features[:, :2], 16, "one linear layer.*not come from that layer.*another model"),  # as VOLO's
         (lambda features, logits: logits + 0.5 * torch.relu(features.mean(1, keepdim=True)) + 1, 16, "do not come from that layer"),
         (lambda features, logits: logits / 0, 16, "not finite; retrain it"),
         (lambda features, logits: logits, 24, "images of 24 px.*another `image_size`"),
