@@ -75,7 +75,7 @@ def test_killed_while_shards_come_the_same_command_goes_on_and_leaves_nothing(pu
 
 def test_cut_off_from_the_hub_training_ends_with_one_line_and_goes_on_later(published, tmp_path):
     top, labeled, expected = published
-    cut = Fault("head", "cut", first=14, times=ALWAYS)
+    cut = Fault("head", "cut", first=12, times=ALWAYS)
     with serving(top, faults := [cut]) as (url, _):
         done = nst(url, tmp_path / "home", *words(labeled, tmp_path / "store"))
         assert done.returncode == 1
