@@ -79,6 +79,7 @@ def reuse(
     try:
         check(existing)
     except NstError:
+        progress.say(f"{ref} is not reused from {existing.ref}, whose images have changed since")
         return ALREADY
     run.parent.mkdir(parents=True, exist_ok=True)
     with owned(beside(run), ref, progress.say, wait=True):

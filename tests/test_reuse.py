@@ -175,6 +175,7 @@ def test_images_that_changed_since_are_not_taken_for_those_of_before(its_own):
     lines = run(path, store, **{"run.max_unreadable": 0.5})
     assert "wasps-teacher@gen-0" in reused(lines)
     assert "wasps@gen-1" not in reused(lines)
+    assert "wasps@gen-1 is not reused from bugs@gen-1, whose images have changed since" in lines
 
 
 def test_a_training_of_its_own_is_never_reused(its_own):

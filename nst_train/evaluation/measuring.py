@@ -33,7 +33,7 @@ class Effort:
         first = _why_lost(trial.source, int(lost[0])) if len(lost) else ""
         check_readable(trial.source.location, len(trial.source), len(lost), self.run.max_unreadable, first)
         if classes := lost_classes(trial.labels, trial.class_names, lost):
-            self.progress.say(f"{trial.source.location}: {phrase(classes)}")
+            self.progress.say_once(f"{trial.source.location}: {phrase(classes)}")
         return outcomes
 
 
