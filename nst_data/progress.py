@@ -32,7 +32,7 @@ class Progress:
         """Report one line about what is happening."""
 
     def say_once(self, line: str) -> None:
-        """One line about what several steps of this work meet: the first time alone."""
+        """Like `say`, but a line that was said before is not repeated: several steps of one run may have the same remark."""
         told: set[str] = vars(self).setdefault("_told", set())
         if line not in told:
             told.add(line)

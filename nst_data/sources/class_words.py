@@ -37,7 +37,7 @@ def likely_slips(class_names: Iterable[str]) -> list[str]:
 
 
 def differing_in_case(class_names: Iterable[str]) -> list[str]:
-    """Class names that differ in case alone, in one line or none."""
+    """A one-item list with a line about class names that differ only in case; empty if there are none."""
     alike = defaultdict(list)
     for name in sorted(class_names):
         alike[name.casefold()].append(name)

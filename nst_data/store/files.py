@@ -222,7 +222,7 @@ def _first_there(folder: Path) -> Path:
 
 
 def names_in(folder: Path) -> list[str]:
-    """What a folder holds, in order, beside what macOS puts into folders that are looked at or lie on the disks of others."""
+    """The sorted names in a folder, except the files that macOS adds to folders that are opened in Finder or are on foreign disks."""
     return sorted(name for name in os.listdir(folder) if name != ".DS_Store" and not name.startswith("._"))
 
 

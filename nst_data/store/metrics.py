@@ -68,7 +68,7 @@ class Metrics(RootModel[dict[str, Result]]):
 
     @classmethod
     def read_if_sound(cls, folder: Path) -> Self:
-        """The same; none where the file holds something else, for whoever shows them beside much that does not depend on them."""
+        """Like `read`, but empty if the file is invalid, for commands that show more than the metrics."""
         try:
             return cls.read(folder)
         except NstError:

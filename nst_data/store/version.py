@@ -151,7 +151,7 @@ class Version:
 
 
 def _difference(path: Path, sealed: SealedFile) -> str:
-    """What is wrong with a file; empty where nothing is. Raises PermissionError where this process may not know."""
+    """What is wrong with a file; empty if nothing is. Raises PermissionError if this process may not read it."""
     try:
         now = hash_file(path)
     except PermissionError:

@@ -67,7 +67,7 @@ def backbone_of(network: nn.Module, classes: int, name: str, data_config: dict[s
 
 @torch.no_grad()
 def _check_features(network: nn.Module, headless: nn.Module, last: nn.Linear, name: str, size: tuple[int, int, int]) -> None:
-    """Show both a gray image. Raises NstError where the logits are not just what the last layer makes of the features."""
+    """Run both on a gray image. Raises NstError if the logits are not the output of the last layer for the features."""
     image = torch.zeros(1, *size)
     try:
         logits = network(image)

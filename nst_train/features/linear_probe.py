@@ -106,7 +106,7 @@ def fit(
 
 
 def folds_of(labels: Int[np.ndarray, " images"]) -> int:
-    """Over how many folds the strength is sought: 0, where the rarest class has one image or there is one class alone."""
+    """The number of folds over which the strength is chosen; 0 if the rarest class has one image or there is only one class."""
     counts = np.unique(labels, return_counts=True)[1]
     return 0 if len(counts) == 1 or counts.min() < 2 else min(FOLDS, int(counts.min()))
 

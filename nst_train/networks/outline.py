@@ -35,7 +35,7 @@ def outline(settings: TrainSettings, classes: int) -> nn.Module | None:
 
 
 def beside_settings(settings: TrainSettings, classes: int) -> dict[str, str]:
-    """What the request of a training names beside its settings, of a network that an earlier nst trained otherwise."""
+    """What a training request names in addition to its settings if an earlier nst trained the network differently."""
     noise = {NETWORK_NOISE: "each use"} if draws_again(settings, classes) else {}
     return noise | ({HEADS: "all"} if has_several_heads(settings, classes) else {})
 

@@ -43,7 +43,7 @@ class Logits(nn.Module):
 
 
 def _outline(kind: Any, config: Any) -> nn.Module:  # noqa: ANN401 - transformers' are not typed
-    """A network of a class of transformers without memory for its weights, or with it where it needs numbers when it is made."""
+    """A transformers network without memory for its weights, unless its constructor needs their values."""
     with torch.random.fork_rng(devices=[]):
         try:
             with torch.device("meta"):

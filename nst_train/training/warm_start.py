@@ -72,7 +72,7 @@ def start_from(network: nn.Module, settings: TrainSettings, store: Store, class_
 def _check_reordered(
     network: nn.Module, trained: nn.Module, order: Int[Tensor, " classes"], settings: TrainSettings, size: tuple[int, int, int]
 ) -> None:
-    """Raises NstError where the logits are not those of the start in the new order: more than the last layers knows the classes."""
+    """Raises NstError if the logits are not those of the start in the new order, since layers before the last ones know the classes too."""
     image, was_training = torch.linspace(-1, 1, math.prod(size)).view(1, *size), network.training
     try:
         found, expected = network.eval()(image), trained(image)[:, order]
