@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -48,22 +49,30 @@ def same(store, expected):
     return found.keys() == expected.keys() and all(torch.equal(found[name], one) for name, one in expected.items())
 
 
+@contextmanager
+def held_with_a_checkpoint(url, hold, home, store, labeled):
+    """A training that waits for a shard once it has a checkpoint."""
+    with subprocess.Popen(
+        [sys.executable, *NST, *words(labeled, store)],
+        env=environment(url, home),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    ) as running:
+        assert hold.arrived.wait(120)
+        deadline = time.monotonic() + 60
+        while not any(store.glob("runs/*/*/*/work/checkpoints/*")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        yield running
+
+
 def test_killed_while_shards_come_the_same_command_goes_on_and_leaves_nothing(published, tmp_path):
     top, labeled, expected = published
     store = tmp_path / "store"
     hold = Fault("lfs get", "hold", first=26)
     with serving(top, [hold]) as (url, _):
-        with subprocess.Popen(
-            [sys.executable, *NST, *words(labeled, store)],
-            env=environment(url, tmp_path / "home"),
-            stderr=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            start_new_session=True,
-        ) as running:
-            assert hold.arrived.wait(120)
-            deadline = time.monotonic() + 60
-            while not any(store.glob("runs/*/*/*/work/checkpoints/*")) and time.monotonic() < deadline:
-                time.sleep(0.01)
+        with held_with_a_checkpoint(url, hold, tmp_path / "home", store, labeled) as running:
             os.killpg(running.pid, signal.SIGKILL)
         hold.go.set()
         assert list(store.glob("runs/**/stream-*/.part.*"))
@@ -75,18 +84,21 @@ def test_killed_while_shards_come_the_same_command_goes_on_and_leaves_nothing(pu
 
 def test_cut_off_from_the_hub_training_ends_with_one_line_and_goes_on_later(published, tmp_path):
     top, labeled, expected = published
-    cut = Fault("head", "cut", first=12, times=ALWAYS)
-    with serving(top, faults := [cut]) as (url, _):
-        done = nst(url, tmp_path / "home", *words(labeled, tmp_path / "store"))
-        assert done.returncode == 1
+    store = tmp_path / "store"
+    hold = Fault("lfs get", "hold", first=26)
+    with serving(top, faults := [hold]) as (url, _):
+        with held_with_a_checkpoint(url, hold, tmp_path / "home", store, labeled) as running:
+            faults.append(Fault("head", "cut", times=ALWAYS))
+            hold.go.set()
+            said = running.communicate(timeout=120)[1]
+        assert running.returncode == 1
         unreached = r"the Hub cannot be reached \([\w ]+\); check the network and HF_ENDPOINT"
-        assert re.fullmatch(rf"nst: alice/bugs-pseudo: {unreached}", done.stderr.splitlines()[-1])
-        assert "Traceback" not in done.stderr
-        assert list((tmp_path / "store").glob("runs/*/*/*/work/checkpoints/*"))
+        assert re.fullmatch(rf"nst: alice/bugs-pseudo: {unreached}", said.splitlines()[-1])
+        assert "Traceback" not in said
         faults.clear()
-        done = nst(url, tmp_path / "home", *words(labeled, tmp_path / "store"))
+        done = nst(url, tmp_path / "home", *words(labeled, store))
     assert done.returncode == 0, done.stderr
-    assert same(tmp_path / "store", expected)
+    assert same(store, expected)
 
 
 def test_two_processes_share_the_shards_and_train_what_one_trains(published, tmp_path):
