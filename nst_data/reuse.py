@@ -48,7 +48,7 @@ class ReusableVersions:
     def _form(self, request: Request) -> str:
         """Equal for requests of the same work. The version a training starts from is ignored as a setting: its weights are an input."""
         inputs = {role: self.content(entry.digest) for role, entry in request.inputs.by_role.items()}
-        settings = dict(request.settings)
+        settings = request.identity
         if "initial_weights" in inputs and VERSION_REF.fullmatch(str(settings.get("start"))):
             del settings["start"]
         return json_digest({"kind": request.kind, "settings": settings, "inputs": inputs})

@@ -374,7 +374,7 @@ def test_the_same_again_is_there_already_and_other_labels_are_not(tmp_path, stor
         write_table(path, **values)
         refs.append(adopt(store, "size", open_source(str(path)), **SETTINGS, class_names=str(names)).ref)
     assert refs == ["size@gen-1", "size@gen-2"]
-    with pytest.raises(NstError, match=r"bugs@gen-1.*\(top_k: None there, 2 asked\).*`store\.remove\('bugs@gen-1'\)`"):
+    with pytest.raises(NstError, match=r"bugs@gen-1.*\(top_k: None instead of 2\).*`store\.remove\('bugs@gen-1'\)`"):
         adopt(store, "bugs", open_source(table), **SETTINGS | {"top_k": 2}, generation=1)
 
 

@@ -140,7 +140,7 @@ def test_a_teacher_version_that_is_not_there_names_those_that_are(tiny_store, po
 def test_a_number_taken_by_other_settings_names_them(tiny_store):
     words = ["balance", "tiny@gen-1", "--edition", "1", "--per-class", "9", "--min-confidence", "0", "--store", tiny_store[0].root]
     line = fails(1, *words)
-    assert tells(line, "tiny@gen-1.1 … (per_class: 20 there, 9 asked)")
+    assert tells(line, "tiny@gen-1.1 … (per_class: 20 instead of 9)")
     assert "nst remove tiny@gen-1.1" in line
 
 

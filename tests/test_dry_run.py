@@ -33,6 +33,7 @@ from nst_train.starting.timing import Speed
 from nst_train.training.train import train
 
 STUDENT = TINY | {"ratio": 2}
+WITHOUT_WORKERS = RunSettings(workers=0)
 PARTS = {"label": SETTINGS.model_dump(), "select": {"min_confidence": 0.0, "per_class": 8}, "run": {"workers": 0, "decode_threads": 1}}
 TIMED = Speed(parameters=1000, features=10, seconds_a_step=2.0, seconds_a_label=0.5)
 
@@ -95,7 +96,7 @@ def test_what_is_in_the_store_is_done_and_other_settings_differ(tmp_path, timed)
     other = write_tiny_recipe(tmp_path, generations=[mixed, STUDENT | {"epochs": 3}], **PARTS)
     assert [one.state for one in stages(store, other).stages] == ["done", "done", "done", "differs"]
     said = CliRunner().invoke(app, ["run", str(other), "--dry-run", "--store", str(store.root)]).stdout
-    assert "nst run will refuse: bugs-teacher@gen-1 exists with other settings (epochs: 2.0 there, 3.0 asked)" in said
+    assert "nst run will refuse: bugs-teacher@gen-1 exists with other settings (epochs: 2.0 instead of 3.0)" in said
     assert "`nst remove bugs-teacher@gen-1`" in said
     assert "left to do" not in said
 
@@ -126,7 +127,7 @@ def test_a_network_whose_images_an_earlier_nst_prepared_otherwise_is_another_and
     with pytest.raises(NstError) as refused:
         self_training(store, load_recipe(path), progress=Progress())
     assert str(refused.value) == stage.refusal
-    assert "(preparation: None there, {'crop_mode': 'squash'} asked)" in stage.refusal
+    assert "(preparation: None instead of {'crop_mode': 'squash'})" in stage.refusal
 
 
 def test_a_training_of_a_network_whose_noise_an_earlier_nst_drew_otherwise_is_refused_in_the_line_of_the_run(tmp_path, timed):
@@ -142,11 +143,11 @@ def test_a_training_of_a_network_whose_noise_an_earlier_nst_drew_otherwise_is_re
     earlier.begin(request.model_copy(update={"settings": settings}), "bugs-teacher", 0, first=0)
     first = stages(earlier, path).stages[0]
     assert first.state == "differs"
-    with pytest.raises(NstError, match="network_noise: None there, 'each use' asked") as error:
+    with pytest.raises(NstError, match="network_noise: None instead of 'each use'") as error:
         self_training(earlier, load_recipe(path), progress=Progress())
     assert first.refusal == str(error.value)
     other = write_tiny_recipe(tmp_path, generations=[TINY | network | {"epochs": 3}, STUDENT], **PARTS)
-    assert "with other settings (epochs: 2.0 there, 3.0 asked)" in stages(store, other).stages[0].refusal
+    assert "with other settings (epochs: 2.0 instead of 3.0)" in stages(store, other).stages[0].refusal
 
 
 @pytest.mark.parametrize(
@@ -254,6 +255,47 @@ def test_a_training_begun_from_other_weights_is_refused_in_the_line_of_the_run(t
     assert dry == run
     assert "is unfinished and was started with other settings" in run[1]
     assert "initial_weights: " in run[1]
+
+
+@pytest.mark.parametrize("start", [{"pretrained": True}, {"start": "local-dir:network"}])
+def test_a_moved_project_with_its_network_in_a_folder_is_done_and_one_whose_network_prepares_images_otherwise_is_refused(tmp_path, start):
+    project = tmp_path / "project"
+    write_tiny_images(project)
+    first = train(
+        Store(tmp_path / "other"), "first", open_source(project / "labeled", labeled=True), TrainSettings(**TINY), run=WITHOUT_WORKERS
+    )
+    shutil.copytree(first.folder, project / "network")
+    teacher = TINY | {"model": "local-dir:network"} | start
+    path = write_tiny_recipe(project, generations=[teacher, STUDENT], **PARTS)
+    self_training(Store(project / "store"), load_recipe(path), progress=Progress())
+    project = project.rename(tmp_path / "moved")
+    path, store = project / "bugs.yaml", Store(project / "store")
+    files = sorted(store.root.rglob("*"))
+    assert [one.state for one in stages(store, path).stages] == ["done"] * 4
+    self_training(store, load_recipe(path), progress=Said())
+    assert sorted(store.root.rglob("*")) == files
+    config = json.loads((project / "network/config.json").read_text())
+    config["pretrained_cfg"]["mean"] = [0.1, 0.1, 0.1]
+    (project / "network/config.json").write_text(json.dumps(config))
+    dry, run = refusals(store, path)
+    assert dry == run
+    assert "exists with other settings (folders: {" in run[1]
+
+
+def test_a_training_on_a_network_in_a_folder_that_an_earlier_nst_knew_by_its_path_stays(tmp_path):
+    write_tiny_images(tmp_path)
+    labeled, store = open_source(tmp_path / "labeled", labeled=True), Store(tmp_path / "store")
+    folder = shutil.copytree(train(store, "first", labeled, TrainSettings(**TINY), run=WITHOUT_WORKERS).folder, tmp_path / "network")
+    path = write_tiny_recipe(tmp_path, generations=[TINY | {"model": "local-dir:network", "pretrained": True}, STUDENT], **PARTS)
+    self_training(store, load_recipe(path), progress=Progress())
+    version = store.open("bugs-teacher@gen-0")
+    request = version.manifest.request.model_copy(update={"settings": dict(version.manifest.request.settings)})
+    assert request.settings.pop("folders").keys() == {"model"}
+    earlier = {"request": request, "digest": content_digest(request, version.manifest.files, version.manifest.class_names)}
+    (version.folder / "nst.json").write_text(version.manifest.model_copy(update=earlier).model_dump_json())
+    settings = TrainSettings(**TINY | {"model": f"local-dir:{folder}", "pretrained": True})
+    assert [one.state for one in stages(store, path).stages] == ["done"] * 4
+    assert train(store, "bugs-teacher", labeled, settings, run=WITHOUT_WORKERS, progress=Ended(0)).ref == "bugs-teacher@gen-0"
 
 
 def test_a_network_that_starts_from_one_of_its_own_recipe_by_number_is_to_do(tmp_path, timed):

@@ -57,7 +57,7 @@ def test_changed_settings_beside_unfinished_work_say_what_differs(opened):
     assert len(lines) == 2
     assert tells(lines[0], "bugs-teacher@gen-1 is unfinished … (warmup_epochs: ")
     assert tells(lines[0], "so this is bugs-teacher@gen-2; `store.remove('bugs-teacher@gen-1')`")
-    assert tells(lines[1], "bugs@gen-2 is unfinished … (temperature: 2.0 there, 3.0 asked)")
+    assert tells(lines[1], "bugs@gen-2 is unfinished … (temperature: 2.0 instead of 3.0)")
     assert "so this is bugs@gen-3" in lines[1]
     assert [line for line in told.lines if "never reaches `learning_rate`; set fewer `warmup_epochs`" in line]
 
@@ -75,7 +75,7 @@ def test_the_same_requests_find_it_and_make_nothing_anew(opened):
 def test_todays_default_is_another_training_and_says_what_the_one_of_before_did(opened):
     store, labeled, _ = opened
     today = TEACHER.model_copy(update={"weight_decay_on": "all"})
-    changed = r"weight_decay_on: 'weights' there, 'all' asked"
+    changed = r"weight_decay_on: 'weights' instead of 'all'"
     said = rf"exists with other settings \({changed}\), and bugs@gen-1, bugs@gen-2 were made from it; choose another name"
     with pytest.raises(NstError, match=said):
         train(store, "bugs-teacher", labeled, today, generation=0, run=RUN)

@@ -266,7 +266,7 @@ def test_a_large_edition_falls_into_shards_in_pool_order(store, pool, monkeypatc
 def test_other_settings_make_the_next_edition_and_a_taken_number_is_an_error(store, pool):
     version = write_generation(store, pool)
     assert [balance(store, version, BalanceSettings(seed=seed)).ref for seed in (0, 1)] == ["flowers@gen-1.1", "flowers@gen-1.2"]
-    with pytest.raises(NstError, match=r"flowers@gen-1\.1.*\(seed: 0 there, 2 asked\).*`store\.remove\('flowers@gen-1\.1'\)`"):
+    with pytest.raises(NstError, match=r"flowers@gen-1\.1.*\(seed: 0 instead of 2\).*`store\.remove\('flowers@gen-1\.1'\)`"):
         balance(store, version, BalanceSettings(seed=2), edition=1)
 
 

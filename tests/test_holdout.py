@@ -225,7 +225,7 @@ def test_the_same_recipe_finds_what_it_made_and_another_holdout_is_another_train
     folder, store, _ = finished
     again = self_training(store, load_recipe(write_recipe(folder, holdout=0.2)), progress=Progress())
     assert [one.teacher.ref for one in again] == ["bugs-teacher@gen-0", "bugs-teacher@gen-1"]
-    with pytest.raises(NstError, match=r"bugs-teacher@gen-0 exists .*\(labeled: \S+labeled, part: .* there, .* asked\)"):
+    with pytest.raises(NstError, match=r"bugs-teacher@gen-0 exists .*\(labeled: \S+labeled, part: .* instead of .*\)"):
         self_training(store, load_recipe(write_recipe(folder, holdout=0.4)), progress=Progress())
 
 

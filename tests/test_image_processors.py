@@ -21,6 +21,7 @@ from nst_train.networks.image_processors import data_config_of, preparation_of, 
 from nst_train.networks.models import create_network, evaluation_data_config_of, save_teacher
 from nst_train.networks.outline import outline
 from nst_train.settings import EmbedSettings, ReadSettings, RunSettings, TrainSettings
+from nst_train.training.request import folders_of
 from nst_train.training.train import train
 from nst_train.transforms.preprocessing import TimmPreprocessing, as_image
 
@@ -165,7 +166,8 @@ def test_a_request_of_images_that_are_prepared_as_before_is_that_of_before(resne
     model = with_processor(resnet, tmp_path / "net", *AS_BEFORE[name])
     settings = TrainSettings(**TINY | QUIET | {"model": model, "epochs": 0.5})
     request = train(Store(tmp_path / "store"), "net", images, settings, run=RUN).manifest.request
-    assert request.settings == settings.of_labeled_alone().without_validation().for_request()
+    settings = settings.of_labeled_alone().without_validation()
+    assert request.settings == settings.for_request() | folders_of(settings)
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +199,7 @@ def test_an_earlier_training_of_the_same_settings_is_another_version_that_stays(
     told = Said()
     again = train(store, "earlier", images, settings, run=RUN, progress=told)
     assert again.ref == "earlier@gen-1"
-    difference = "(preparation: None there, {'crop_mode': 'squash'} asked)"
+    difference = "(preparation: None instead of {'crop_mode': 'squash'})"
     assert any(tells(line, f"earlier@gen-0 is unfinished … {difference}, so this is earlier@gen-1") for line in told.lines)
     with pytest.raises(NstError, match=pattern(f"earlier@gen-0 … {difference}")):
         train(store, "earlier", images, settings, generation=0, run=RUN)

@@ -185,7 +185,7 @@ def test_a_number_taken_by_other_settings_is_an_error_that_names_them(store, is_
     if is_sealed:
         seal(staging)
     state = "exists" if is_sealed else "is unfinished and was started"
-    with pytest.raises(NstError, match=rf"flowers@gen-1 {state}.*\(seed: 0 there, 7 asked\).*`store\.remove\('flowers@gen-1'\)`"):
+    with pytest.raises(NstError, match=rf"flowers@gen-1 {state}.*\(seed: 0 instead of 7\).*`store\.remove\('flowers@gen-1'\)`"):
         store.begin(request(seed=7), "flowers", generation=1)
 
 

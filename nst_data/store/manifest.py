@@ -27,7 +27,8 @@ PREPARATION = "preparation"  # likewise: how it prepares images, if not as an ea
 NETWORK_NOISE = "network_noise"  # likewise: a DropPath reused in a forward pass draws again, unlike in an earlier nst
 HEADS = "heads"  # likewise: a network with several last layers is trained with all of them, unlike in an earlier nst
 PROBE_SAMPLE = "probe_sample"  # likewise: on how many images a large probe chose its strength; an earlier nst used all
-BESIDE_SETTINGS = (ORDER, PREPARATION, NETWORK_NOISE, HEADS, PROBE_SAMPLE)  # of a training: they follow from its inputs
+FOLDERS = "folders"  # likewise: digests of the folders it names, which identify it in place of their paths
+BESIDE_SETTINGS = (ORDER, PREPARATION, NETWORK_NOISE, HEADS, PROBE_SAMPLE, FOLDERS)  # of a training: they follow from its inputs
 Kind = Literal["generation", "edition", "review", "teacher"]
 
 _PACKAGES = (
@@ -51,7 +52,13 @@ class Request(_Frozen):
     def digest(self) -> str:
         """Equal for equal settings and inputs, wherever the inputs are located."""
         inputs = {role: entry.digest for role, entry in self.inputs.by_role.items()}
-        return json_digest({"kind": self.kind, "settings": self.settings, "inputs": inputs})
+        return json_digest({"kind": self.kind, "settings": self.identity, "inputs": inputs})
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The settings that identify a version: without paths of folders whose content they name."""
+        folders = self.settings.get(FOLDERS)
+        return {name: value for name, value in self.settings.items() if not (isinstance(folders, dict) and name in folders)}
 
     @property
     def spelled_out(self) -> dict[str, Any]:

@@ -465,13 +465,13 @@ def _nearest(others: Sequence[Version | Staging], request: Request) -> str:
     return f"; {newest.ref} differs: {_difference(other, request)}"
 
 
-def _difference(there: Request, asked: Request) -> str:
+def _difference(existing: Request, requested: Request) -> str:
     """The first few settings and inputs in which two requests differ, for a message."""
-    old, new = there.spelled_out, asked.spelled_out
-    changes = [
-        f"{key}: {old.get(key)!r} there, {new.get(key)!r} asked" for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)
-    ]
-    old_inputs, new_inputs = there.inputs.by_role, asked.inputs.by_role
+    old, new = existing.spelled_out, requested.spelled_out
+    same_paths = {name for name in old if name not in existing.identity} & {name for name in new if name not in requested.identity}
+    names = sorted((old.keys() | new.keys()) - same_paths)
+    changes = [f"{name}: {old.get(name)!r} instead of {new.get(name)!r}" for name in names if old.get(name) != new.get(name)]
+    old_inputs, new_inputs = existing.inputs.by_role, requested.inputs.by_role
     for role in sorted(old_inputs.keys() | new_inputs.keys()):
         left, right = old_inputs.get(role), new_inputs.get(role)
         if (left and left.digest) != (right and right.digest):
@@ -485,9 +485,9 @@ def _change(left: Input | None, right: Input | None) -> str:
         for name in _ASKED:
             old, new = getattr(left, name), getattr(right, name)
             if old != new:
-                return f"{left.ref}, {name.replace('_', ' ')}: {old or 'none'} there, {new or 'none'} asked"
+                return f"{left.ref}, {name.replace('_', ' ')}: {old or 'none'} instead of {new or 'none'}"
         return f"{left.ref} has changed since"
-    return f"{left.ref if left else 'none'} there, {right.ref if right else 'none'} asked, with different content"
+    return f"{left.ref if left else 'none'} instead of {right.ref if right else 'none'}, with different content"
 
 
 def _nearly_of_name(name: str, refs: Sequence[str]) -> Sequence[str]:

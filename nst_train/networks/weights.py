@@ -23,7 +23,8 @@ from nst_data.utf8_names import check_utf8
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FOLDER, HUB = "local-dir:", "hf-hub:"
-_FILES = [CONFIG, "preprocessor_config.json", WEIGHTS, "model-*.safetensors", "model.safetensors.index.json"]
+_PROCESSOR = "preprocessor_config.json"
+_FILES = [CONFIG, _PROCESSOR, WEIGHTS, "model-*.safetensors", "model.safetensors.index.json"]
 
 
 def repository_of(name: str) -> HubReference:
@@ -135,6 +136,15 @@ def check_folder(name: str) -> Path:
     if not (folder / CONFIG).is_file() or not any(folder.glob("*.safetensors")):
         raise UsageError(f"{name}: expected a folder with {CONFIG} and {WEIGHTS} in timm's or transformers' format")
     return folder
+
+
+def config_digest(name: str) -> str:
+    """A digest of what is beside the weights in the folder that local-dir:FOLDER names: architecture, class names, image preparation.
+
+    Raises UsageError if it holds no network.
+    """
+    folder = check_folder(name)
+    return json_digest({file: hash_file(folder / file).sha256 for file in (CONFIG, _PROCESSOR) if (folder / file).is_file()})
 
 
 def _single_file(name: str) -> Path:

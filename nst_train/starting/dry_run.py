@@ -31,6 +31,7 @@ from nst_train.starting.looking import check_classes_are_readable
 from nst_train.starting.states import NOTHING_TO_DO, State, States
 from nst_train.starting.timing import Speed, speed_of
 from nst_train.teacher_names import settled
+from nst_train.training.request import folders_of
 from nst_train.training.schedule import Schedule, images_that_count
 from nst_train.training.validation import sensible_epochs
 
@@ -102,10 +103,12 @@ def dry_run(store: Store, recipe: Recipe, *, progress: Progress | None = None) -
 def _beside_settings(settings: TrainSettings, classes: int) -> dict[str, Any]:
     """What a training adds to the settings in its request; empty if its network is not here or refused, which is reported on timing."""
     changed, model = dict[str, Any](), local_name(settings.model)
+    folders = dict[str, Any]()
     with suppress(NstError):
         changed = preparation_of(settings.model_copy(update={"model": model})) if model else {}
+        folders = folders_of(settings)
     preparation = {PREPARATION: changed} if changed else {}
-    return preparation | beside_settings(settings, classes)
+    return preparation | beside_settings(settings, classes) | folders
 
 
 def _free(folder: Path) -> int:

@@ -11,7 +11,7 @@ from nst_data.reuse import ReusableVersions
 from nst_data.selection.editions import excluded_inputs
 from nst_data.sources import Source
 from nst_data.store.inputs import Input
-from nst_data.store.manifest import ORDER, PROBE_SAMPLE, Kind, Request
+from nst_data.store.manifest import FOLDERS, ORDER, PROBE_SAMPLE, Kind, Request
 from nst_data.store.store import Number, Staging, Store, Version
 from nst_data.store.version import VERSION_REF
 from nst_train.device import this_device
@@ -109,6 +109,8 @@ class States:
     def _asked_instead(self, there: Request, ref: str, asked: dict[str, Any]) -> Request:
         """What the run requests instead of the given request, whatever version its weights or labels come from."""
         settings = asked | {name: there.settings[name] for name in _NOT_COMPARED if name in there.settings}
+        if FOLDERS not in there.settings:
+            settings.pop(FOLDERS, None)
         if asked.get("start") and asked["start"] in OF_THE_RUN and there.settings.get("start"):
             settings["start"] = there.settings["start"]
         inputs, data = dict(there.inputs.by_role), self.data
@@ -150,8 +152,11 @@ class States:
         if (entry and entry.digest) != (review.manifest.digest if review else None):
             return False
         settings = {name: value for name, value in request.settings.items() if name not in _NOT_COMPARED}
+        if FOLDERS not in settings:  # an earlier nst knew folders of networks by their paths
+            asked = {name: value for name, value in asked.items() if name != FOLDERS}
         of_recipe = {"start": settings["start"]} if settings.get("start") and asked.get("start") and asked["start"] in OF_THE_RUN else {}
-        if settings != asked | of_recipe:
+        requested = request.model_copy(update={"settings": asked | of_recipe})
+        if request.model_copy(update={"settings": settings}).identity != requested.identity:
             return False
         digests = {role: entry.digest for role, entry in request.inputs.by_role.items()}
         excluded = {digest for role, digest in digests.items() if role.startswith("exclude")}

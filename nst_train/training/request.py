@@ -5,12 +5,12 @@ from nst_data.selection.editions import excluded_inputs
 from nst_data.self_contained.images import needs_pool
 from nst_data.sources.labeled_pool import pool_entry
 from nst_data.store.inputs import TeacherInputs
-from nst_data.store.manifest import ORDER, PREPARATION, PROBE_SAMPLE, EditionManifest, Request, TeacherRequest
+from nst_data.store.manifest import FOLDERS, ORDER, PREPARATION, PROBE_SAMPLE, EditionManifest, Request, TeacherRequest
 from nst_data.store.store import Staging, Store, Version
 from nst_train.features.linear_probe import MOST_FOLDED
 from nst_train.networks.image_processors import preparation_of
 from nst_train.networks.outline import beside_settings
-from nst_train.networks.weights import initial_weights
+from nst_train.networks.weights import FOLDER, config_digest, initial_weights
 from nst_train.settings import TrainSettings
 from nst_train.training.material import Material
 from nst_train.training.warm_start import start_input
@@ -20,7 +20,7 @@ def request_of(store: Store, settings: TrainSettings, material: Material) -> Req
     """The request of a training. With a self-contained edition it names the order of the images, streamed or not.
 
     If image preparation, network noise or probe fitting differ from earlier versions of nst, the request names that too. Raises NstError
-    if the images cannot be prepared.
+    if the images cannot be prepared, or if a folder holds no network.
     """
     inputs, order = {role: source.lineage for role, source in material.labeled_sources.items()}, {}
     if (edition := material.edition) is not None:
@@ -38,18 +38,30 @@ def request_of(store: Store, settings: TrainSettings, material: Material) -> Req
     classes = edition.manifest.class_names if edition is not None else material.labeled.class_names if material.labeled else None
     is_large = settings.probe and material.labeled is not None and len(material.labeled) > MOST_FOLDED
     extra = order | preparation | beside_settings(settings, len(classes or [])) | ({PROBE_SAMPLE: MOST_FOLDED} if is_large else {})
-    return TeacherRequest(settings=settings.for_request() | extra, inputs=TeacherInputs(**inputs))
+    return TeacherRequest(settings=settings.for_request() | extra | folders_of(settings), inputs=TeacherInputs(**inputs))
+
+
+def folders_of(settings: TrainSettings) -> dict[str, dict[str, str]]:
+    """What a training request names in addition to paths of folders with networks, so that moved ones are the same.
+
+    Raises UsageError if a folder holds no network.
+    """
+    names = {"model": settings.model, "start": settings.start}
+    digests = {setting: config_digest(name) for setting, name in names.items() if name is not None and name.startswith(FOLDER)}
+    return {FOLDERS: digests} if digests else {}
 
 
 def begin(store: Store, request: Request, name: str, generation: int | None) -> Version | Staging:
     """The requested training: sealed already, in progress, or new. One that an earlier nst sealed counts as well.
 
-    Before published weights were part of a request, only `pretrained` indicated them. Before the image order had a name, streamed trainings
-    had today's order, and the others read an edition's images in another one. Raises NstError if one of the latter is unfinished.
+    Before published weights were part of a request, only `pretrained` indicated them. Folders of networks were known by their paths. Before
+    the image order had a name, streamed trainings had today's order, and the others read an edition's images in another one. Raises
+    NstError if one of the latter is unfinished.
     """
     earlier = [request, *_without_published_weights(request)]
-    if PROBE_SAMPLE in request.settings:
-        earlier += [_without(PROBE_SAMPLE, form) for form in earlier]
+    for setting in (FOLDERS, PROBE_SAMPLE):
+        if setting in request.settings:
+            earlier += [_without(setting, form) for form in earlier]
     other_order: list[Request] = []
     if ORDER in request.settings:
         other_order = [_without(ORDER, form) for form in earlier]
