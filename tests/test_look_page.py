@@ -353,6 +353,26 @@ def test_answers_outlive_a_killed_server_and_are_trained_on(browser, digits):
     assert (measured.joined, measured.accuracy) == (5, right / 5)
 
 
+def test_images_that_an_edition_dropped_are_reviewed_too(browser, tmp_path):
+    _, store = write_looked_at(tmp_path)
+    with looking("digits@gen-1.1", "--store", store.root) as (_, address), Visit(browser) as visit:
+        page = visit.open(address)
+        page.get_by_role("button", name=re.compile("^dropped, low confidence")).click()
+        page.get_by_role("button", name=re.compile("^1: ")).click()
+        visit.settle()
+        dropped = len(shown(page))
+        page.keyboard.press("r")
+        expect(page.locator("#left")).to_contain_text(f"{dropped} left to review")
+        page.keyboard.press("y")
+        expect(page.locator("#left")).to_contain_text(f"{dropped - 1} left to review")
+        page.keyboard.press("Escape")
+        expect(page.locator("#seen")).to_have_text("ana: 1 about dropped images")
+        page.reload()
+        visit.settle()
+        assert len(shown(page)) == dropped - 1
+        assert visit.wrong == []
+
+
 def test_a_disputed_answer_is_shown_and_undone(browser, digits):
     store = digits[1]
     rows = scan_labels(store.open("digits@gen-1")).filter(pl.col("label") == 3).sort("confidence").tail(1).collect()

@@ -269,7 +269,7 @@ def test_labeled_images_beside_labels_calibrate_them(tmp_path, store):
 def test_answers_are_on_disk_known_by_hash_and_can_be_taken_back(browser, store):
     assert answered(browser, id=2, **{"class": "bee"}).json()["answer"] == {"class": "bee"}
     assert answered(browser, id=3, excluded="unusable").json()["review"] == {
-        **{"corpus": "bugs", "reviewer": "reviewer", "answered": 1, "excluded": 1, "disputed": 0, "own": 2}
+        **{"corpus": "bugs", "reviewer": "reviewer", "answered": 1, "excluded": 1, "disputed": 0, "own": 2, "of_dropped": 0}
     }
     written = [json.loads(line) for line in (store.root / "reviews/bugs/reviewer.jsonl").read_text().splitlines()]
     assert [(one["key"], one["class"]) for one in written] == [("2.png", "bee"), ("3.png", None)]
@@ -461,13 +461,20 @@ def test_what_an_edition_left_out_is_shown_with_its_reason(tmp_path, store, pool
     assert Image.open(io.BytesIO(contents.jpeg(item["id"], 192)[1])).size == (16, 16)
     contents.answer({"id": item["id"], "class": "cat"})
     assert contents.detail(item["id"])["answer"] == {"class": "cat"}
-    contents.answer({"id": 1, "excluded": "unusable"})
+    by_answer = {state: contents.grid({"reason": "over_quota", "reviewed": state})["total"] for state in ("yes", "no", "disputed")}
+    assert by_answer == {"yes": 1, "no": 0, "disputed": 0}
+    assert contents.grid({"reason": "held_out", "reviewed": "no"})["total"] == 1
+    told = contents.answer({"id": 1, "excluded": "unusable"})["review"]
+    assert (told["answered"], told["excluded"], told["own"], told["of_dropped"]) == (0, 1, 1, 1)
     balance(store, "bugs@gen-2", BalanceSettings(min_confidence=0, per_class="none"), reviews=freeze(store, "bugs"))
     contents = open_contents(store, "bugs@gen-2.2")
     told = contents.overview()["dropped"]
     assert told == {"answered": 1, "unusable": 1, "duplicate": 1}
     reasons = {item["key"]: reason for reason in told for item in contents.grid({"reason": reason})["items"]}
     assert reasons == {"4.png": "answered", "2.png": "unusable", "9.png": "duplicate"}
+    assert contents.overview()["review"]["of_dropped"] == 2
+    again = open_contents(store, "bugs@gen-2.2")  # a link to it opens where nobody has asked yet what was dropped
+    assert again.grid({"reason": "answered", "reviewed": "no"})["total"] == 0
 
 
 def test_images_that_could_not_be_labeled_are_listed_with_their_reason(store, pool):
@@ -569,7 +576,7 @@ def test_an_answer_settles_its_own_image_however_many_others_have_one_and_those_
     others.append(hashes[0], "0.png", class_name="bee")
     others.append(hashes[1], "1.png", class_name="bee")
     others.append(hashes[2], "2.png", excluded="unusable")
-    told = {"corpus": "bugs", "reviewer": "reviewer", "answered": 1, "excluded": 1, "disputed": 1, "own": 1}
+    told = {"corpus": "bugs", "reviewer": "reviewer", "answered": 1, "excluded": 1, "disputed": 1, "own": 1, "of_dropped": 0}
     assert contents.overview()["review"] == told
     assert contents.grid({"reviewed": "disputed"})["total"] == 1
     others.append(hashes[0], "0.png", undo=True)
@@ -591,7 +598,7 @@ def test_only_answers_and_queues_about_images_of_the_view_count(tmp_path, store,
     contents = open_contents(store, str(labeled), corpus="bugs", reviewer="bob")
     contents.view.hashed.result()
     told = contents.overview()
-    assert told["review"] == {"corpus": "bugs", "reviewer": "bob", "answered": 1, "excluded": 0, "disputed": 0, "own": 0}
+    assert told["review"] == {"corpus": "bugs", "reviewer": "bob", "answered": 1, "excluded": 0, "disputed": 0, "own": 0, "of_dropped": 0}
     assert told["queues"] == [{"name": "some", "images": 1, "of": 2}]
     assert contents.grid({"reviewed": "yes"})["total"] == 1
     assert contents.answer({"id": 0, "excluded": "unusable"})["review"]["own"] == 1

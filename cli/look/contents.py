@@ -16,7 +16,7 @@ from nst_data.inspection.query import Query, as_query
 from nst_data.inspection.row_images import Images, NoImages
 from nst_data.inspection.same_images import said_of
 from nst_data.inspection.similar import similar_images
-from nst_data.inspection.view import View
+from nst_data.inspection.view import KEPT, View
 from nst_data.sources import Source
 from nst_data.store.manifest import EditionManifest, is_anonymous
 from nst_data.store.parent import parent_of
@@ -271,9 +271,12 @@ class Contents:
         if values.get("id"):
             numbers = [part for part in values["id"].split(",") if part.isascii() and part.isdigit() and len(part) < 16]
             query = replace(query, rows=np.array(numbers, np.int64))
+        is_dropped = query.reason not in (None, KEPT)
         if name := values.get("queue"):
             if self.reviewing is None:
                 raise UsageError("there are no queues here; pass --corpus NAME")
+            if is_dropped:
+                raise UsageError(f"queue={name}: a queue shows the images that were kept; remove the filter reason={query.reason}")
             query = replace(query, rows=self.reviewing.queue_rows(name))
         if reviewed := values.get("reviewed"):
             if self.reviewing is None:
@@ -281,6 +284,9 @@ class Contents:
             if reviewed not in ("yes", "no", "disputed"):
                 raise UsageError(f"reviewed={reviewed}: expected yes, no or disputed")
             self.reviewing.refresh()
+            if is_dropped and len(self.view.dropped):  # known from here on
+                rows = self.reviewing.dropped_rows("disputed" if reviewed == "disputed" else "yes")
+                return replace(query, without=rows) if reviewed == "no" else replace(query, rows=rows)
             if reviewed == "no":
                 return replace(query, without=self.reviewing.rows_done(values.get("queue") or None))
             rows = self.reviewing.rows(reviewed)

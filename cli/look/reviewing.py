@@ -25,11 +25,11 @@ class Reviewing:
         self.corpus, self.reviewer, self._view = corpus, reviewer, view
         self._answers = Answers(store, corpus)
         self._log = AnswerLog(store, corpus, reviewer, class_names=view.class_names)
-        self._rows: dict[str, list[int]] = {}
+        self._rows, self._dropped_rows = dict[str, list[int]](), dict[str, list[int]]()
         self._lock, self._sizes = threading.Lock(), dict[str, int]()
         self._agreed, self._disputed, self._store = dict[str, Answer](), set[str](), store
         self._uncounted, self._counted, self._counts = set[str](), dict[str, list[str]](), Counter[str]()
-        self._counts_of_view = False
+        self._counted_with = (False, False)
         self._seen_in = view.version.ref if view.version else None
         self._queues: dict[str, dict[str, _Pick]] = {}
         self._pools: dict[str | None, str | None] = {}
@@ -57,21 +57,26 @@ class Reviewing:
                 self._disputed.add(image_hash)
 
     def summary(self) -> dict[str, Any]:
-        """How many images of the view have an answer, and how many have one by this reviewer."""
+        """How many images of the view have an answer, and one by this reviewer; how many that an edition left out have one."""
         with self._lock:  # others may be answering
             self._count()
-            counts = {kind: self._counts[kind] for kind in ("answered", "excluded", "disputed", "own")}
+            counts = {kind: self._counts[kind] for kind in ("answered", "excluded", "disputed", "own", "of_dropped")}
         return {"corpus": self.corpus, "reviewer": self.reviewer, **counts}
 
     def _count(self) -> None:
-        """Recount the images that changed, and all images once it is known which are in the view."""
-        if self._view.knows_hashes and not self._counts_of_view:
-            self._uncounted |= self._counted.keys()
-            self._counted, self._counts, self._counts_of_view = {}, Counter(), True
-        for image_hash in self._of_view(self._uncounted):
+        """Recount the images that changed, and all images once it is known which are in the view, or which an edition left out."""
+        known = self._view.knows_hashes, self._view.knows_dropped
+        if known != self._counted_with:
+            self._uncounted |= {*self._agreed, *self._disputed}
+            self._counted, self._counts, self._counted_with = {}, Counter(), known
+        kept = self._of_view(self._uncounted)
+        dropped = self._dropped_among(self._uncounted - set(kept))
+        kinds = {hashed: self._kinds_of(hashed) for hashed in kept}
+        kinds |= {hashed: ["of_dropped"] if self._kinds_of(hashed) else [] for hashed in dropped}
+        for image_hash, counted in kinds.items():
             self._counts.subtract(self._counted.get(image_hash, ()))
-            self._counted[image_hash] = self._kinds_of(image_hash)
-            self._counts.update(self._counted[image_hash])
+            self._counted[image_hash] = counted
+            self._counts.update(counted)
         self._uncounted = set()
 
     def _kinds_of(self, image_hash: str) -> list[str]:
@@ -99,9 +104,17 @@ class Reviewing:
 
     def rows(self, which: str) -> NDArray[np.int64]:
         """The rows that are answered (`yes`, which includes disputed ones) or `disputed`, in increasing order."""
+        return self._rows_of(self._answered(which))
+
+    def dropped_rows(self, which: str) -> NDArray[np.int64]:
+        """The rows that an edition left out and that are answered or `disputed`; none as long as nobody has asked which were left out."""
+        dropped = self._dropped_among(self._answered(which))
+        return np.array(sorted({row for hashed in dropped for row in self._dropped_rows[hashed]}), np.int64)
+
+    def _answered(self, which: str) -> list[str]:
+        """The hashes of images with an answer (`yes`), or of `disputed` ones."""
         with self._lock:
-            hashes = [*(self._agreed if which == "yes" else ()), *self._disputed]
-        return self._rows_of(hashes)
+            return [*(self._agreed if which == "yes" else ()), *self._disputed]
 
     def rows_done(self, queue: str | None) -> NDArray[np.int64]:
         """The rows that need no further answer, in general or in a queue. Raises UsageError if there is no such queue."""
@@ -193,6 +206,16 @@ class Reviewing:
             return image_hashes
         self._rows_of(image_hashes)
         return [hashed for hashed in image_hashes if self._rows[hashed]]
+
+    def _dropped_among(self, hashes: Iterable[str]) -> list[str]:
+        """Those of the hashes whose images an edition left out, as far as that is known."""
+        image_hashes = list(hashes)
+        if not self._view.knows_dropped:
+            return []
+        new = [hashed for hashed in image_hashes if hashed not in self._dropped_rows]
+        new_rows = self._view.dropped_rows_of(new)
+        self._dropped_rows |= {hashed: new_rows.get(hashed, []) for hashed in new}
+        return [hashed for hashed in image_hashes if self._dropped_rows[hashed]]
 
     def _rows_of(self, hashes: Iterable[str]) -> NDArray[np.int64]:
         image_hashes = list(hashes)

@@ -1,6 +1,7 @@
 """The images of a generation that an edition left out, each with its reason, found by running the selection's filters again."""
 
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,14 @@ class Dropped:
     def places(self, rows: list[int]) -> list[int]:
         """The positions in `rows` of some of the images left out."""
         return self.frame["place"].gather(np.asarray(rows, np.int64)).to_list()
+
+    def rows_of(self, hashes: Iterable[str]) -> dict[str, list[int]]:
+        """The rows of each `image_hash` that was left out."""
+        found = self.columns.places_of(hashes)
+        places = pl.Series([place for there in found.values() for place in there], dtype=pl.UInt32)
+        frame = self.frame.filter(pl.col("place").is_in(places.implode()))
+        row_at = dict(frame.select("place", "row").iter_rows())
+        return {hashed: rows for hashed, there in found.items() if (rows := [row_at[place] for place in there if place in row_at])}
 
 
 def _answered(store: Store, edition: Version) -> dict[str, frozenset[str]]:

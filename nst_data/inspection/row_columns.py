@@ -4,7 +4,7 @@ They are cached in `runs/look/` of the store as memory-mapped Arrow files, and r
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +44,14 @@ class RowColumns:
     def hashes(self) -> pl.Series:
         """The first 16 hex digits of each `image_hash` as an integer, uint64."""
         return self._once("hashes", self._hashes)["hash"]
+
+    def places_of(self, hashes: Iterable[str]) -> dict[str, list[int]]:
+        """The positions of each `image_hash` that occurs in the rows."""
+        requested = set(hashes)
+        numbers = hash_numbers(pl.Series(sorted(requested), dtype=pl.String))
+        places = self.hashes().is_in(numbers.implode()).arg_true().to_list() if requested else []
+        candidates = self.rows.take(places, ["image_hash"])["image_hash"].to_list() if places else []
+        return grouped((hashed, place) for hashed, place in zip(candidates, places, strict=True) if hashed in requested)
 
     def phashes(self) -> NDArray[np.int64]:
         """The perceptual hashes of a generation's rows, int64."""
@@ -143,6 +151,14 @@ def margin_and_entropy(probs: NDArray[np.float32], classes: int) -> tuple[NDArra
 def hash_numbers(hashes: pl.Series) -> pl.Series:
     """The first 16 hex digits of each `image_hash` as an integer, 0 if it is not a hash."""
     return hashes.str.slice(0, 16).str.to_integer(base=16, dtype=pl.UInt64, strict=False).fill_null(0)
+
+
+def grouped(pairs: Iterable[tuple[str, int]]) -> dict[str, list[int]]:
+    """The positions of each hash, in the given order."""
+    groups: dict[str, list[int]] = {}
+    for hashed, place in pairs:
+        groups.setdefault(hashed, []).append(place)
+    return groups
 
 
 def places_in_order(texts: pl.Series) -> pl.Series:

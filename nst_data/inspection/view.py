@@ -15,7 +15,7 @@ from nst_data.inspection.dropped import Dropped
 from nst_data.inspection.label_rows import LabelRows
 from nst_data.inspection.ordering import first_rows
 from nst_data.inspection.query import Query
-from nst_data.inspection.row_columns import RowColumns, hash_numbers
+from nst_data.inspection.row_columns import RowColumns, grouped, hash_numbers
 from nst_data.inspection.source_rows import SourceRows
 from nst_data.selection.hash_index import MAX_DISTANCE
 from nst_data.store.manifest import EditionManifest, is_anonymous
@@ -118,10 +118,15 @@ class View:
         return by
 
     def _left_out(self, query: Query) -> pl.LazyFrame:
-        if query.rows is not None or query.without is not None or query.near is not None or query.disagree or query.before or query.after:
-            raise UsageError(f"reason={query.reason}: images that were left out can be filtered by class and confidence only")
+        if query.near is not None or query.disagree or query.before or query.after:
+            raise UsageError(f"reason={query.reason}: images that were left out can be filtered by class, confidence and answers only")
         dropped = self.dropped
         rows = dropped.frame.lazy().filter(pl.col("reason") == query.reason)
+        number = pl.col("row").cast(pl.Int64) + self.first_dropped
+        if query.rows is not None:
+            rows = rows.filter(number.is_in(pl.Series(query.rows, dtype=pl.Int64).implode()))
+        if query.without is not None:
+            rows = rows.filter(~number.is_in(pl.Series(query.without, dtype=pl.Int64).implode()))
         if query.sort == "-suspicion":
             raise UsageError(f"reason={query.reason}: images that were left out have no suspicion score")
         if query.sort == "key":
@@ -238,13 +243,19 @@ class View:
         if isinstance(self.rows, SourceRows):
             all_hashes = self.rows.hashes
             places = all_hashes.is_in(wanted).arg_true().to_list()
-            return _grouped((all_hashes[place], place) for place in places)
+            return grouped((all_hashes[place], place) for place in places)
         assert self.columns is not None
-        numbers = hash_numbers(pl.Series(wanted, dtype=pl.String))
-        places = self.columns.hashes().is_in(numbers.implode()).arg_true().to_list()
-        requested = set(wanted)
-        candidates = self.rows.take(places, ["image_hash"])["image_hash"].to_list() if places else []
-        return _grouped((hashed, place) for hashed, place in zip(candidates, places, strict=True) if hashed in requested)
+        return self.columns.places_of(wanted)
+
+    def dropped_rows_of(self, hashes: Iterable[str]) -> dict[str, list[int]]:
+        """The rows of each `image_hash` that an edition left out; none as long as nobody has asked which those are."""
+        dropped = self._dropped.rows_of(hashes) if self._dropped else {}
+        return {hashed: [self.first_dropped + row for row in rows] for hashed, rows in dropped.items()}
+
+    @property
+    def knows_dropped(self) -> bool:
+        """Whether somebody has asked which images an edition left out."""
+        return self._dropped is not None
 
     def hashes(self) -> pl.Series:
         """The hash of each row or, for a version, an integer that stands for it. Computed on first use; a source is read in full."""
@@ -293,10 +304,3 @@ class View:
         names = self.class_names
         largest = [{"from": names[before], "to": names[after], "images": images} for before, after, images in ranked.iter_rows()]
         return int(changes["images"].sum()), largest
-
-
-def _grouped(pairs: Iterable[tuple[str, int]]) -> dict[str, list[int]]:
-    groups: dict[str, list[int]] = {}
-    for hashed, row in pairs:
-        groups.setdefault(hashed, []).append(row)
-    return groups

@@ -54,7 +54,9 @@ const overview = {
     );
     const all = reviewedImages(review);
     const answers = all ? `${count(all)} answer${all === 1 ? "" : "s"}` : "";
-    const given = all ? `${count(review.own)} of ${answers}` : "no answers yet";
+    const ofDropped = review.of_dropped ? `${count(review.of_dropped)} about dropped images` : "";
+    const own = all ? `${count(review.own)} of ${answers}` : "";
+    const given = [own, ofDropped].filter(Boolean).join(", ") || "no answers yet";
     byId("seen").replaceChildren(
       this.figures.can.review ? `${review.reviewer}: ${given}` : answers,
       ...(review.disputed ? [", ", disputed] : []),
