@@ -280,6 +280,28 @@ def test_images_that_could_not_be_read_are_not_left_to_review_and_similar_ones_n
         expect(page.locator("#viewer .panel")).to_contain_text("Similar images appear after nst embed")
 
 
+def test_an_image_that_is_missing_takes_no_answer(browser, tmp_path):
+    pool, store = write_pool(tmp_path / "pool", 2, 1), Store(tmp_path / "store")
+    kept = [label_row(row, path.read_bytes(), row % 2, 0.5, key=path.name) for row, path in enumerate(sorted(pool.iterdir()))]
+    version = seal_generation(store, kept, pool=open_source(pool).lineage)
+    (pool / kept[0]["key"]).unlink()
+    with looking(version.ref, "--store", store.root) as (_, address), Visit(browser) as visit:
+        page = visit.open(address)
+        page.locator("#grid button").first.focus()
+        page.keyboard.press("u")
+        expect(page.locator("#note")).to_contain_text("cannot be shown takes no answer")
+        page.keyboard.press("r")
+        expect(page.locator("#viewer .stage .missing")).to_contain_text("lacks")
+        page.keyboard.press("y")
+        expect(page.locator("#note")).to_contain_text("cannot be shown takes no answer")
+        page.keyboard.press("s")
+        expect(page.locator("#viewer .stage img")).to_be_visible()
+        page.keyboard.press("y")
+        expect(page.locator("#note")).to_contain_text("Press z to take it back")
+    (line,) = (store.root / "reviews" / version.name / "ana.jsonl").read_text().splitlines()
+    assert json.loads(line)["key"] == kept[1]["key"]
+
+
 def test_an_export_opens_from_disk_and_filters_and_asks_nobody(browser, digits, tmp_path):
     store = Store(shutil.copytree(digits[1].root, tmp_path / "store"))
     some = scan_labels(store.open("digits@gen-1.1")).head(1).collect()

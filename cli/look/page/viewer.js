@@ -208,12 +208,20 @@ const viewer = {
   /** Keep an answer, then show the next image: it is on disk before. A key that comes meanwhile is of neither, which is said. */
   async answer(choice, id = this.detail?.id) {
     if (this.id !== null && this.detail?.id !== this.id) return; // the next image is on its way
+    if (!this.canBeSeen(id))
+      return note("Not kept: an image that cannot be shown takes no answer. Press s to skip it.", true);
     if (!(await this.send(id, { class: null, excluded: null, ...choice }))) return;
     this.answered.push(id);
     const missed = this.hasty ? " The key after it came too soon: press it again." : "";
     note(`${choice.class ?? choice.excluded}. Press z to take it back.${missed}`);
     if (this.id === id) this.move(1);
     else if (this.id === null) grid.focus(grid.items[grid.items.findIndex((item) => item.id === id) + 1]?.id ?? id);
+  },
+
+  /** Whether the picture of an image has come, or may still come: nobody can judge one that is missing. */
+  canBeSeen(id) {
+    const image = document.querySelector(this.id === null ? `#grid [data-id="${id}"] .frame img` : "#opened .stage img");
+    return image !== null && !(image.complete && image.naturalWidth === 0);
   },
 
   async undo() {
