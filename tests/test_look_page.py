@@ -169,6 +169,23 @@ def test_names_are_text_whatever_they_hold_and_one_of_many_classes_is_typed(brow
         assert visit.wrong == []
 
 
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_long_class_name_sticks_out_nowhere_and_is_read_beyond_its_first_word(browser, tmp_path, width):
+    names = ["species of the western palearctic 1", "species of the western palearctic 2" + "/kingdom/phylum/order".replace("/", "_") * 6]
+    folder = write_class_folders(tmp_path / "labeled", names, 2)
+    with looking(folder, "--store", tmp_path / "store", "--corpus", "birds") as (_, address), Visit(browser, width=width) as visit:
+        page = visit.open(address, f"#class={names[1]}")
+        label = page.locator("#grid .label").first
+        assert label.evaluate("label => label.clientHeight / parseFloat(getComputedStyle(label).lineHeight)") > 1.5
+        page.keyboard.press("g")
+        page.keyboard.press("y")
+        page.keyboard.press("Enter")
+        expect(page.locator("#viewer .review")).to_be_visible()
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        assert page.locator("#viewer .panel").evaluate("panel => panel.scrollWidth - panel.clientWidth") <= 0
+        assert visit.wrong == []
+
+
 def test_a_class_is_typed_where_there_are_few_and_its_letters_answer_nothing(browser, tmp_path):
     folder = write_class_folders(tmp_path / "labeled", ["pants", "skirt", "sunny"], 2)
     with looking(folder, "--store", tmp_path / "store", "--corpus", "clothes") as (_, address), Visit(browser) as visit:
