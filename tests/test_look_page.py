@@ -98,6 +98,20 @@ def test_a_bar_a_class_and_an_order_filter_and_the_address_holds_them(browser, a
         assert visit.wrong == []
 
 
+def test_an_address_past_the_end_shows_the_last_page_and_a_refused_one_only_says_why(browser, address):
+    with Visit(browser) as visit:
+        page = visit.open(address, "#class=8&start=Infinity")
+        visit.settle()
+        start = int(fragment(page).get("start", 0))
+        total = int(re.search(r"(\d+) images", page.locator("#count").inner_text()).group(1))
+        assert len(shown(page)) == total - start > 0
+        assert visit.wrong == []
+        visit.page.goto("about:blank")
+        visit.page.goto(address + "#class=8&min=7")
+        expect(page.locator("#problem")).to_have_text("min=7: expected a number from 0 to 1")
+        expect(page.locator("#count")).to_have_text("")
+
+
 def test_the_keyboard_alone_goes_everywhere(browser, address):
     with Visit(browser) as visit:
         page = visit.open(address)

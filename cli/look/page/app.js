@@ -171,6 +171,8 @@ async function begin() {
     overview.mark();
     grid.markFilters();
     await grid.load();
+    const last = grid.lastStart();
+    if (last !== null) return view.change({ start: last || null }, true);
     await viewer.show();
   };
   view.onChange();

@@ -7,6 +7,7 @@ const grid = {
   loaded: null, // the question that `items` answers
   lastId: null, // the image that the keyboard is at
   asking: null,
+  failed: false, // whether the server refused the question, or gave no answer
 
   setUp() {
     const columns = () => Math.max(1, getComputedStyle(byId("grid")).gridTemplateColumns.split(" ").length);
@@ -126,11 +127,11 @@ const grid = {
     try {
       const reply = await data.grid({ ...view.query(), offset: view.start(), limit: PAGE_SIZE }, asking.signal);
       if (asking !== this.asking) return;
-      Object.assign(this, reply, { loaded: question });
+      Object.assign(this, reply, { loaded: question, failed: false });
       this.problem(overview.figures.images); // why no image can be shown
     } catch (error) {
       if (asking !== this.asking || error.name === "AbortError") return;
-      Object.assign(this, { items: [], total: 0, loaded: null });
+      Object.assign(this, { items: [], total: 0, loaded: null, failed: true });
       this.problem(error.message);
     }
     byId("grid").removeAttribute("aria-busy");
@@ -150,7 +151,9 @@ const grid = {
     const many = this.total > this.items.length;
     byId("count").textContent =
       this.total === 0
-        ? "No image passes these filters."
+        ? this.failed
+          ? "" // the problem is told below
+          : "No image passes these filters."
         : many
           ? `${count(start + 1)}–${count(last)} of ${images(this.total)}`
           : images(this.total);
@@ -171,6 +174,12 @@ const grid = {
     const gone =
       { no: (item) => item.answer, disputed: (item) => !item.disputed }[view.state.reviewed] ?? (() => false);
     return view.start() + this.items.filter((item) => !gone(item)).length;
+  },
+
+  /** Where the last page starts if the view starts past it: what stood there was answered, or the address is old; else null. */
+  lastStart() {
+    if (!this.total || this.items.length || !view.start()) return null;
+    return PAGE_SIZE * Math.floor((this.total - 1) / PAGE_SIZE);
   },
 
   turn(step) {

@@ -55,7 +55,7 @@ const view = {
   },
 
   start() {
-    return Math.max(0, Math.floor(Number(this.state.start)) || 0);
+    return Math.min(1e12, Math.max(0, Math.floor(Number(this.state.start)) || 0));
   },
 };
 
