@@ -358,6 +358,16 @@ def test_an_export_opens_from_disk_and_filters_and_asks_nobody(browser, digits, 
         assert visit.wrong == []
 
 
+def test_an_anonymous_export_does_not_take_images_without_a_hash_for_unreadable(browser, tmp_path):
+    folder = write_class_folders(tmp_path / "labeled", ["ant", "bee"], 1)
+    command = [sys.executable, "-m", "nst_cli", "look", folder, "--store", tmp_path / "store", "--export", tmp_path / "page", "--anonymous"]
+    subprocess.run(list(map(str, command)), check=True, capture_output=True)
+    with Visit(browser) as visit:
+        page = visit.open((tmp_path / "page" / "index.html").as_uri())
+        page.locator("#grid button").first.click()
+        expect(page.locator("#viewer dl")).to_have_text("Keyimage 1")
+
+
 def test_answers_outlive_a_killed_server_and_are_trained_on(browser, digits):
     folder, store = digits
     start = ("digits@gen-1", "--store", store.root)

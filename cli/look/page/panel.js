@@ -125,11 +125,11 @@ const panel = {
   },
 
   facts(detail) {
-    const { key, hash, teacher, pick, suspicion } = detail;
+    const { key, hash, error, teacher, pick, suspicion } = detail;
     const entries = [
       ["Key", make("span", { class: "code" }, key)],
-      ["Hash", make("span", { class: "code" }, hash ?? "none: the image could not be read")],
     ];
+    if (hash || error) entries.push(["Hash", make("span", { class: "code" }, hash ?? "none: the image could not be read")]);
     if (teacher) entries.push(["Teacher", teacher]);
     if (pick) entries.push(["Picked by", typeof pick.score === "number" ? `${pick.by}, ${pick.score.toFixed(3)}` : pick.by]);
     if (typeof suspicion === "number") entries.push(["Suspicion", percent(suspicion)]);
