@@ -656,9 +656,17 @@ def test_an_export_of_some_of_the_images_says_of_how_many(tmp_path, monkeypatch,
     balance(store, "bugs@gen-1", BalanceSettings(min_confidence=0.6, per_class="none"))
     contents = open_contents(store, "bugs@gen-1.1")
     monkeypatch.setattr("nst_cli.look.export.MOST_IMAGES", 4)
-    assert sample(contents, False, Progress())["overview"]["sampled"] == {"rows": 4, "of": 6}
+    assert sample(contents, False, Progress())["overview"]["sampled"] == {"rows": 5, "of": 6}
     monkeypatch.setattr("nst_cli.look.export.MOST_IMAGES", 600)
     assert sample(contents, False, Progress())["overview"]["sampled"] is None
+
+
+def test_an_export_gives_larger_classes_the_places_that_small_ones_leave(tmp_path, monkeypatch, pool):
+    store = Store(tmp_path / "uneven")
+    sealed(store, pool, labels=(0, 1, 0, 0, 2, 0))
+    monkeypatch.setattr("nst_cli.look.export.MOST_IMAGES", 5)
+    items = sample(open_contents(store, "bugs@gen-1"), False, Progress())["items"]
+    assert [item["label"] for item in items] == ["ant", "ant", "ant", "bee", "cat"]
 
 
 def test_an_export_has_what_people_answered_before_all_else(monkeypatch, store):

@@ -118,11 +118,15 @@ def chosen_rows(contents: Contents) -> list[int]:
 
 
 def _spread(view: View, most: int) -> list[int]:
-    """The same number of rows from each class, evenly spaced by confidence."""
+    """Rows of each class, evenly spaced by confidence: the same number from each, and what small classes leave to the larger ones."""
     by = [name for name in ("label", "confidence", "row") if name in view.frame.columns]
     parts = view.frame.select(by).sort(by).select("label", "row").partition_by("label", maintain_order=True)
-    each = max(1, most // max(1, len(parts)))
-    return [row for part in parts for row in _evenly(part["row"].to_numpy().astype(np.int64), each).tolist()][:most]
+    shares, left = dict[int, int](), most
+    for place, part in enumerate(sorted(parts, key=len)):
+        shares[part["label"][0]] = share = min(len(part), max(1, left // (len(parts) - place)))
+        left -= share
+    chosen = (_evenly(part["row"].to_numpy().astype(np.int64), shares[part["label"][0]]).tolist() for part in parts)
+    return [row for rows in chosen for row in rows][:most]
 
 
 def _evenly(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
