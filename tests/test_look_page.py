@@ -434,6 +434,10 @@ def test_images_that_an_edition_dropped_are_reviewed_too(browser, tmp_path):
         visit.settle()
         assert len(shown(page)) == dropped - 1
         assert visit.wrong == []
+    with looking("digits@gen-1.1", "--store", store.root) as (_, address), Visit(browser) as visit:
+        page = visit.open(address, "#reason=low_confidence&reviewed=yes")
+        assert len(shown(page)) == 1
+        expect(page.locator("#seen")).to_have_text("ana: 1 about dropped images")
 
 
 def test_a_disputed_answer_is_shown_and_undone(browser, digits):

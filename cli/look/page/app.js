@@ -173,6 +173,8 @@ async function begin() {
     await grid.load();
     const last = grid.lastStart();
     if (last !== null) return view.change({ start: last || null }, true);
+    const dropped = "reason" in view.state && view.state.reason !== "kept";
+    if (dropped && overview.figures.can.review) overview.refresh(); // only now it is known which answers are about them
     await viewer.show();
   };
   view.onChange();
