@@ -1,5 +1,6 @@
 """`nst pick`: choosing images for people to review."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -93,7 +94,8 @@ def pick(
     if json:
         print_json({"ref": picks.ref, "queue": picks.queue, "images": picks.images, "not_found": picks.not_found, "picks": picks.as_json()})
     else:
-        _print(picks, settings.number, f"{ref} --corpus {corpus}" if corpus else ref, output, copy_to)
+        name = corpus or picks.ref.partition("@")[0]
+        _print(picks, settings.number, f"{ref} --corpus {corpus}" if corpus else ref, name, output, copy_to)
     if look and not picks.queue:
         raise NstError(f"--look: there is no queue to open, since {opened_store.location} cannot be written to")
     if look:
@@ -121,7 +123,7 @@ def _opened(ref: str, store: "Store", class_names: str | None, image_column: str
     )
 
 
-def _print(picks: "Picks", asked: int, ref: str, output: str | None, copy_to: str | None) -> None:
+def _print(picks: "Picks", asked: int, ref: str, name: str, output: str | None, copy_to: str | None) -> None:
     criterion, number = picks.rows["by"][0], len(picks.rows)
     classes = picks.rows["label"].n_unique()
     print(f"{picks.ref}: {number:,} of {picks.images:,} images by {criterion}, of {classes:,} class{'es' * (classes != 1)}")
@@ -137,3 +139,5 @@ def _print(picks: "Picks", asked: int, ref: str, output: str | None, copy_to: st
         print(f"  {place}")
     if picks.queue:
         print(f"  queue {picks.queue}; next: nst look {ref}, or --look")
+        if output:
+            print(f"  or fill in `class` in {output}; then: nst review import {name} {shlex.quote(output)} --reviewer NAME")

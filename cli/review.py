@@ -61,6 +61,9 @@ def import_file(
         return
     if not label_versions(opened_store, corpus):
         print(f"warning: the store has no labels called {corpus!r}, so the classes were not checked")
+    if not added + unchanged:
+        print(f"{file} has no answers yet: fill in `class` or `excluded` in a row for each answer, and import it again")
+        return
     answers = f"{added:,} answer{'s' * (added != 1)}"
     print(f"{corpus}: {answers} of {reviewer} added, {unchanged:,} were there already\n  next: nst review freeze {corpus}")
 

@@ -364,3 +364,16 @@ def test_a_class_called_unusable_comes_back_from_label_studio_as_one(tmp_path):
     import_answers(store, "tiny", tmp_path / "tasks.json")
     (answer,) = settled(store, "tiny").answers.values()
     assert (answer.class_name, answer.excluded) == ("unusable", None)
+
+
+def test_a_list_of_picks_says_how_its_answers_are_imported_and_whether_it_has_any(tiny_store, tmp_path):
+    store, file = Store(shutil.copytree(tiny_store[0].root, tmp_path / "store")), tmp_path / "picks.csv"
+
+    def run(*words):
+        return CliRunner().invoke(app, [*words, "--store", str(store.root)], catch_exceptions=False).stdout
+
+    picked = run("pick", "tiny@gen-1", "--by", "random", "--number", "3", "--output", str(file))
+    assert f"then: nst review import tiny {file} --reviewer NAME" in " ".join(picked.split())
+    unfilled = run("review", "import", "tiny", str(file), "--reviewer", "ann")
+    assert "has no answers yet: fill in `class` or `excluded`" in unfilled
+    assert "nst review freeze" not in unfilled
