@@ -6,11 +6,15 @@ import torch
 from conftest import TINY
 from test_teachers import write_transformer
 from timm.models import save_for_hf
+from timm.models.volo import VOLO
 from torch import nn
 
 from nst_data.errors import NstError
 from nst_train.networks.heads import zero_heads
 from nst_train.networks.models import create_network
+from nst_train.networks.network_noise import add_noise
+from nst_train.networks.outline import beside_settings
+from nst_train.noise_settings import Noise
 from nst_train.seeds import seed_network
 from nst_train.settings import TrainSettings
 
@@ -66,3 +70,36 @@ def test_one_of_transformers_does_likewise(tmp_path):
     stored = made(3, **quiet, pretrained=True).network
     assert stored.config.num_labels == 3
     assert stored.classifier.weight.any()
+
+
+def small_volo():
+    stages = {"layers": (1, 1), "embed_dims": (8, 16), "num_heads": (1, 1), "mlp_ratio": 1.0, "downsamples": (True, False)}
+    network = VOLO(num_classes=3, img_size=64, stem_hidden_dim=8, outlook_attention=(True, False), **stages)
+    network.pretrained_cfg = timm.models.get_pretrained_cfg("volo_d1_224").to_dict()
+    return network
+
+
+def test_an_auxiliary_head_that_adds_to_the_logits_begins_so_too_and_is_dropped_before():
+    """VOLO's `get_classifier` does not name it; timm's config does."""
+    network = small_volo()
+    zero_heads(network, 3, "volo")
+    assert not logits(network.eval(), 64).any()
+
+    network = small_volo().train()
+    seen = []
+    add_noise(network, Noise(dropout=0.5, stochastic_depth=0), Noise.none(), 3, 0).begin(0, range(2), ())
+    network.aux_head.register_forward_pre_hook(lambda _, inputs: seen.append(float((inputs[0] == 0).float().mean())))
+    logits(network, 64)
+    assert seen == [pytest.approx(0.5, abs=0.1)]
+
+
+def test_both_layers_of_one_classifier_begin_so():
+    """RepViT averages them."""
+    network = made(3, model="repvit_m1", noise={"stochastic_depth": 0})
+    assert not logits(network, 64).any()
+    assert not any(weight.any() for layer in (network.head.head.l, network.head.head_dist.l) for weight in layer.parameters())
+
+
+@pytest.mark.parametrize(("model", "named"), [("repvit_m1", "all"), ("volo_d1_224", "all"), ("deit_tiny_distilled_patch16_224", None)])
+def test_a_training_names_that_heads_are_zeroed_that_an_earlier_nst_passed_over(model, named):
+    assert beside_settings(TrainSettings(model=model, noise={"stochastic_depth": 0}), 3).get("heads") == named

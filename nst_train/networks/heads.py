@@ -4,17 +4,21 @@ import torch
 from torch import nn
 
 from nst_data.errors import NstError
-from nst_train.networks.network_noise import classifiers_of
+from nst_train.networks.network_noise import classifiers_of, told_heads
 
 
-def heads_of(network: nn.Module, classes: int) -> list[nn.Module]:
-    """The last layer with an output for each class, in each of a network's classifiers."""
+def heads_of(network: nn.Module, classes: int, every_head: bool = True) -> list[nn.Module]:
+    """The last layer with an output for each class, in each of a network's classifiers; of RepViT, whose classifier has two, both.
+
+    Without `every_head`, those that an earlier nst knew of (see `network_noise.Ways`).
+    """
+    told = {id(layer) for layer in told_heads(network, classes)} if every_head else set[int]()
     heads = []
-    for classifier in classifiers_of(network, classes):
+    for classifier in classifiers_of(network, classes, every_head):
         layers = [
             layer for layer in classifier.modules() if getattr(layer, "out_features", getattr(layer, "out_channels", None)) == classes
         ]
-        heads += layers[-1:]
+        heads += [layer for layer in layers if id(layer) in told] or layers[-1:]
     return heads
 
 

@@ -5,7 +5,7 @@ Labeled and pseudo-labeled images go through the network together, so that batch
 often the forward pass has used this layer before: it does not depend on how a step is split over processes or into parts.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,7 @@ class Ways:
     """How noise is drawn. The values of an earlier nst are kept, since its teachers are noised as they were trained.
 
     `each_use`: a layer that a forward pass uses more than once draws again each time, instead of once. `every_head`: dropout is placed
-    before every last layer of a transformers network that has several, instead of before one of them.
+    before every last layer of a network that has several, instead of before one of them or those that timm's `get_classifier` names.
     """
 
     each_use: bool = True
@@ -177,23 +177,42 @@ def layers_of(network: nn.Module) -> list[StochasticDepth]:
 
 
 def classifiers_of(network: nn.Module, classes: int, every_head: bool = True) -> Sequence[nn.Module]:
-    """The last layers of a network: as timm's `get_classifier` says; of a transformers network, the layers whose number of outputs follows
-    the number of classes (without `every_head` only the last of them, see `Ways`); else the last layer with one output per class.
+    """The last layers of a network: as timm's `get_classifier` says, with those that only its config names (`told_heads`); of a
+    transformers network, the layers whose number of outputs follows the number of classes; else the last layer with one output per class.
+
+    Without `every_head` (see `Ways`), of a timm network only what `get_classifier` says, of a transformers one only the last layer.
     """
     if hasattr(network, "get_classifier"):
-        heads: Any = network.get_classifier()  # type: ignore[operator]
-        return [
-            module for module in (heads if isinstance(heads, tuple | list | nn.ModuleList) else [heads]) if isinstance(module, nn.Module)
-        ]
+        answer: Any = network.get_classifier()  # type: ignore[operator]
+        heads = [module for module in _each(answer) if isinstance(module, nn.Module)]
+        if not every_head:
+            return heads
+        heads = [module for head in heads for module in _each(head)]
+        inside = {id(module) for head in heads for module in head.modules()}
+        return heads + [layer for layer in told_heads(network, classes) if id(layer) not in inside]
     if every_head and hasattr(network, "last_layers"):
         last: list[nn.Module] = network.last_layers()  # type: ignore[operator]
     else:
-        last = [
-            module for module in network.modules() if getattr(module, "out_features", getattr(module, "out_channels", None)) == classes
-        ][-1:]
+        last = [module for module in network.modules() if _outputs(module) == classes][-1:]
     if not last:
         raise NstError(f"{_kind_of(network)}: expected a last layer with {classes} outputs, found none; set noise.dropout to 0 for it")
     return last
+
+
+def told_heads(network: nn.Module, classes: int) -> list[nn.Module]:
+    """The layers with an output for each class that timm's config of a network names, such as VOLO's auxiliary head."""
+    named = (getattr(network, "pretrained_cfg", None) or {}).get("classifier") or ()
+    layers = dict(network.named_modules())
+    places = [named] if isinstance(named, str) else named
+    return [layers[place] for place in places if place in layers and _outputs(layers[place]) == classes]
+
+
+def _each(modules: Any) -> Iterable[Any]:  # noqa: ANN401 - what a network says
+    return modules if isinstance(modules, tuple | list | nn.ModuleList) else [modules]
+
+
+def _outputs(layer: nn.Module) -> object:
+    return getattr(layer, "out_features", getattr(layer, "out_channels", None))
 
 
 def _kind_of(network: nn.Module) -> str:

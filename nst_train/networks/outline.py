@@ -8,6 +8,7 @@ from torch import nn
 
 from nst_data.errors import NstError, is_out_of_memory
 from nst_data.store.manifest import HEADS, NETWORK_NOISE
+from nst_train.networks.heads import heads_of
 from nst_train.networks.model_config import is_of_timm, read_config
 from nst_train.networks.models import create_network, data_config_of
 from nst_train.networks.network_noise import NetworkNoise, add_noise, layers_of
@@ -41,14 +42,21 @@ def beside_settings(settings: TrainSettings, classes: int) -> dict[str, str]:
 
 
 def has_several_heads(settings: TrainSettings, classes: int) -> bool:
-    """Whether a network of transformers has more than one last layer, as the distilled ones of DeiT. False for what cannot be made."""
-    if "/" not in settings.model:
+    """Whether a network has last layers that an earlier nst passed over: all but one of a distilled DeiT of transformers, and of timm's
+    networks those that `get_classifier` does not name, such as VOLO's auxiliary head. False for what cannot be made.
+    """
+    config = None if "/" in settings.model else timm.models.get_pretrained_cfg(settings.model, allow_unregistered=True)
+    if "/" not in settings.model and (config is None or isinstance(config.classifier, str | None)):
         return False
     try:
         network = outline(settings.model_copy(update={"noise": Noise.none(), "pseudo_noise": PseudoNoise()}), classes)
     except (NstError, *FAILURES):  # training will refuse it
         return False
-    return isinstance(network, Logits) and len(network.last_layers()) > 1
+    if network is None:
+        return False
+    if isinstance(network, Logits):
+        return len(network.last_layers()) > 1
+    return len(heads_of(network, classes)) > len(heads_of(network, classes, every_head=False))
 
 
 def draws_again(settings: TrainSettings, classes: int) -> bool:
