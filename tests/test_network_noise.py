@@ -1,4 +1,5 @@
 import pytest
+import timm
 import torch
 from timm.layers import DropPath
 from torch import nn
@@ -6,8 +7,8 @@ from transformers import BeitConfig, BeitForImageClassification, Dinov2Config, D
 
 from nst_data.errors import NstError
 from nst_train.networks.models import check_takes, create_network
-from nst_train.networks.network_noise import NetworkNoise, Rates, StochasticDepth, add_noise
-from nst_train.networks.outline import draws_again
+from nst_train.networks.network_noise import NetworkNoise, Rates, StochasticDepth, add_noise, drop_paths_of
+from nst_train.networks.outline import beside_settings, draws_again
 from nst_train.networks.own_networks import register_network
 from nst_train.noise_settings import Noise, PseudoNoise
 from nst_train.seeds import seed_network
@@ -251,3 +252,27 @@ def test_a_network_that_needs_numbers_tells_too_whether_it_draws_again():
 
     register_network("own_asking", Asking, image_size=16)
     assert draws_again(TrainSettings(model="own_asking", noise=noise(stochastic_depth=0.1)), 3)
+
+
+@pytest.mark.parametrize("model", ["ghostnet_050", "nest_tiny"])
+def test_a_network_of_timm_drops_nothing_that_the_settings_do_not_ask_for(model):
+    """By default GhostNet drops a fifth of its features, and NesT blocks at a rate up to 0.5."""
+    settings = TrainSettings(model=model, noise=NONE)
+    with torch.device("meta"):
+        network = create_network(settings, 3)
+    assert not getattr(network, "drop_rate", 0)
+    assert not any(rate for *_, rate in drop_paths_of(network))
+    assert beside_settings(settings, 3) == {"network_noise": "as asked"}  # what an earlier nst trained so is another training
+    assert beside_settings(settings.model_copy(update={"probe": True}), 3) == {}
+
+
+def test_its_initial_weights_are_those_that_it_has_with_its_own_noise():
+    seed_network(0)
+    with_noise = timm.create_model("ghostnet_050", num_classes=3).state_dict()
+    seed_network(0)
+    without = create_network(TrainSettings(model="ghostnet_050", noise=NONE), 3).state_dict()
+    assert all(torch.equal(value, without[name]) for name, value in with_noise.items())
+
+
+def test_a_network_whose_own_stochastic_depth_is_replaced_trains_as_before():
+    assert beside_settings(TrainSettings(model="nest_tiny"), 3) == {}

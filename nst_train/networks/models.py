@@ -24,7 +24,7 @@ from nst_train import small_efficientnet
 from nst_train.networks import image_processors
 from nst_train.networks.heads import zero_heads
 from nst_train.networks.model_config import check_config, is_of_timm, read_config
-from nst_train.networks.network_noise import add_noise, check_rows
+from nst_train.networks.network_noise import add_noise, check_rows, drop_paths_of
 from nst_train.networks.preparation import prepare
 from nst_train.networks.probe import FAILURES, check_logits
 from nst_train.networks.transformers_networks import Logits, create_transformer, save_transformer
@@ -101,12 +101,33 @@ def create_network(settings: TrainSettings, classes: int) -> nn.Module:
     elif settings.pretrained:
         options["pretrained_cfg_overlay"] = {"file": str(published_weights(name)[0])}
     with _refusals(settings):
-        network: nn.Module = timm.create_model(name, pretrained=settings.pretrained, **options)
+        network = _of_timm(name, settings, options)
     published: Any = getattr(network, "pretrained_cfg", None) or {}
     has_published_head = settings.pretrained and published.get("num_classes") == classes
     if settings.head_init == "zero" and not has_published_head:
         zero_heads(network, classes, settings.model)
     return network
+
+
+def _of_timm(name: str, settings: TrainSettings, options: dict[str, Any]) -> nn.Module:
+    """A network of timm with no other noise than the settings', and the initial weights that it has with its own."""
+    random_state = torch.get_rng_state()
+    network: nn.Module = timm.create_model(name, pretrained=settings.pretrained, **options)
+    if unasked := unasked_noise(network, settings):
+        torch.set_rng_state(random_state)
+        network = timm.create_model(name, pretrained=settings.pretrained, **options, **dict.fromkeys(unasked, 0.0))
+    return network
+
+
+def unasked_noise(network: nn.Module, settings: TrainSettings) -> list[str]:
+    """The arguments that timm gives a network by default though the settings do not ask for them: dropout as in GhostNet and ReXNet, which
+    would come on top of `noise.dropout`, and if `noise.stochastic_depth` is 0 that of Swin, NesT and others.
+    """
+    if not type(network).__module__.startswith("timm."):  # a user's own network, which may not take these arguments
+        return []
+    unasked = ["drop_rate"] if getattr(network, "drop_rate", 0) else []
+    asks = max(settings.noise.stochastic_depth, settings.of_pseudo.noise.stochastic_depth) > 0
+    return unasked if asks or not any(rate for *_, rate in drop_paths_of(network)) else [*unasked, "drop_path_rate"]
 
 
 @contextmanager

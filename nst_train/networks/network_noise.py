@@ -132,7 +132,7 @@ def add_noise(network: nn.Module, labeled: Noise, pseudo: Noise, classes: int, s
     noise = NetworkNoise(seed, device, ways.each_use)
     largest = max(labeled.stochastic_depth, pseudo.stochastic_depth)
     if largest:
-        drop_paths = list(_drop_paths(network))
+        drop_paths = list(drop_paths_of(network))
         if not drop_paths:
             raise NstError(f"{_kind_of(network)}: has no blocks that can be skipped; set noise.stochastic_depth to 0 for it")
         for parent, name, rate in drop_paths:
@@ -220,7 +220,7 @@ def _kind_of(network: nn.Module) -> str:
     return type(getattr(network, "network", network)).__name__
 
 
-def _drop_paths(network: nn.Module) -> Iterator[tuple[nn.Module, str, float]]:
+def drop_paths_of(network: nn.Module) -> Iterator[tuple[nn.Module, str, float]]:
     """Yield each DropPath of timm or transformers: its parent module, its name there, and its rate."""
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):

@@ -1,5 +1,6 @@
 """Networks on torch's meta device, without memory for weights: shows what a network refuses, and its kind, before any training."""
 
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -10,12 +11,12 @@ from nst_data.errors import NstError, is_out_of_memory
 from nst_data.store.manifest import HEADS, NETWORK_NOISE
 from nst_train.networks.heads import heads_of
 from nst_train.networks.model_config import is_of_timm, read_config
-from nst_train.networks.models import create_network, data_config_of
+from nst_train.networks.models import create_network, data_config_of, unasked_noise
 from nst_train.networks.network_noise import NetworkNoise, add_noise, layers_of
 from nst_train.networks.preparation import prepare
 from nst_train.networks.probe import FAILURES
 from nst_train.networks.transformers_networks import Logits, outline_of_kind
-from nst_train.networks.weights import cached_folder, local_name
+from nst_train.networks.weights import FOLDER, cached_folder, local_name
 from nst_train.noise_settings import Noise, PseudoNoise
 from nst_train.settings import TrainSettings
 
@@ -37,8 +38,9 @@ def outline(settings: TrainSettings, classes: int) -> nn.Module | None:
 
 def beside_settings(settings: TrainSettings, classes: int) -> dict[str, str]:
     """What a training request names in addition to its settings if an earlier nst trained the network differently."""
-    noise = {NETWORK_NOISE: "each use"} if draws_again(settings, classes) else {}
-    return noise | ({HEADS: "all"} if has_several_heads(settings, classes) else {})
+    changes = {"each use": draws_again, "as asked": brings_noise}
+    noise = ", ".join(change for change, applies in changes.items() if applies(settings, classes))
+    return ({NETWORK_NOISE: noise} if noise else {}) | ({HEADS: "all"} if has_several_heads(settings, classes) else {})
 
 
 def has_several_heads(settings: TrainSettings, classes: int) -> bool:
@@ -57,6 +59,25 @@ def has_several_heads(settings: TrainSettings, classes: int) -> bool:
     if isinstance(network, Logits):
         return len(network.last_layers()) > 1
     return len(heads_of(network, classes)) > len(heads_of(network, classes, every_head=False))
+
+
+def brings_noise(settings: TrainSettings, classes: int) -> bool:
+    """Whether timm creates the network with noise that the settings do not ask for, with which an earlier nst trained it.
+
+    False for a linear probe, which trains without noise.
+    """
+    if settings.probe or (known := _known(settings)) is None or known[1] is not None:
+        return False
+    model = known[0].model
+    asks = max(settings.noise.stochastic_depth, settings.of_pseudo.noise.stochastic_depth) > 0
+    if model.startswith(FOLDER) and not is_of_timm(read_config(model, Path(model.removeprefix(FOLDER)))):
+        return False
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            network = timm.create_model(model, num_classes=classes, **({"drop_path_rate": 0.1} if asks else {}))
+    except (NstError, *FAILURES):  # training will refuse it
+        return False
+    return bool(unasked_noise(network, settings))
 
 
 def draws_again(settings: TrainSettings, classes: int) -> bool:
