@@ -117,12 +117,13 @@ def test_a_vision_transformer_is_trained_at_another_size_from_scratch_and_refuse
         train(store, "vit", source, settings.model_copy(update={"pretrained": True}), run=RUN)
 
 
-def test_one_without_an_image_processor_has_its_size_to_be_named(tiny_store, tmp_path):
+def test_one_without_an_image_processor_is_trained_at_the_size_of_its_config(tiny_store, tmp_path):
     store, labeled, _ = tiny_store
-    settings = TrainSettings(**TINY | QUIET | {"model": write_transformer(tmp_path), "image_size": None, "pretrained": True})
+    settings = TrainSettings(**TINY | QUIET | {"model": write_transformer(tmp_path), "image_size": None, "pretrained": True, "epochs": 0.5})
     (tmp_path / "preprocessor_config.json").unlink()
-    with pytest.raises(NstError, match=r"^image size 224: not supported by local-dir:.*; set `image_size` to one that it takes$"):
-        train(store, "sized", open_source(str(labeled), labeled=True), settings, run=RUN)
+    version = train(store, "sized", open_source(str(labeled), labeled=True), settings, run=RUN)
+    assert json.loads((version.folder / "preprocessor_config.json").read_text())["crop_size"] == {"height": 24, "width": 24}
+    assert version.manifest.request.settings["preparation"] == {"input_size": [3, 24, 24]}  # not the 224 px of an earlier nst
 
 
 def test_a_network_without_blocks_to_skip_says_so(tiny_store, resnet):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import UInt8
 from torch import Tensor
 
@@ -28,12 +29,12 @@ _READ = (
 
 
 def read_processor(name: str, folder: Path) -> dict[str, Any]:
-    """Settings of the image processor in a network's folder, with the defaults of its type; empty if there is none.
+    """Settings of the image processor in a network's folder, with the defaults of its type; if there is none, the size of its config.json.
 
     Raises NstError, in one line that begins with `name`, if training cannot do the same, which is tried on one image.
     """
     if not any((folder / file).is_file() for file in (PROCESSOR, PROCESSORS)):
-        return {}
+        return _sized_by_config(folder)
     from transformers import AutoImageProcessor
     from transformers.utils import logging
 
@@ -53,6 +54,19 @@ def read_processor(name: str, folder: Path) -> dict[str, Any]:
             "the middle and normalize RGB (not BGR); choose another model, or only label with this one"
         )
     return stored
+
+
+def _sized_by_config(folder: Path) -> dict[str, Any]:
+    """The image size in a network's config.json, or that of its type, as a processor's center crop; empty if it has none."""
+    from transformers import AutoConfig
+
+    try:
+        size: Any = getattr(AutoConfig.from_pretrained(folder, trust_remote_code=False), "image_size", None)
+    except (*FAILURES, StrictDataclassError, OSError, ImportError):  # creating the network says what is wrong
+        return {}
+    sides = size if isinstance(size, list | tuple) else [size]
+    is_square = len(set(sides)) == 1 and isinstance(sides[0], int)
+    return {"crop_size": sides[0]} if is_square else {}
 
 
 def _is_followed(processor: Any, stored: dict[str, Any]) -> bool:  # noqa: ANN401 - transformers' are not typed
