@@ -10,6 +10,7 @@ import pytest
 from conftest import TINY, picture, write_class_folders, write_pool
 from labels import RUN, SETTINGS, rows, write_teacher
 from nst_cli.main import app
+from PIL import Image
 from pictures import png, write_table
 from sealed_labels import label_row, seal_generation
 from test_adopt import Counting
@@ -404,3 +405,16 @@ def test_a_class_is_lost_where_no_image_of_it_is_left():
     assert lost_classes(labels, NAMES, np.array([], np.int64)) == {}
     assert phrase({"bee": 1}) == "no image of class 'bee' can be read"
     assert phrase({"bee": 1, "cat": 2}) == "no image of 2 classes can be read: 'bee', 'cat'"
+
+
+def test_an_image_too_elongated_to_be_labeled_is_trained_on_only_where_random_crops_are_taken(store, tmp_path):
+    """Resized to its short side, as in evaluation, it would be tens of thousands of pixels long. That all decode is known from the first."""
+    labeled = write_class_folders(tmp_path / "labeled", NAMES, 4)
+    Image.new("RGB", (3, 1200)).save(labeled / "cat" / "line.png")
+    trained, told = {}, Counting()
+    for transform in ("training", "evaluation"):
+        settings = TRAINED.model_copy(update={"transform": transform})
+        source = open_source(str(labeled), labeled=True)
+        trained[transform] = train(store, transform, source, settings, run=TRAIN_RUN, progress=told).manifest.counts
+    assert {name: (counts.labeled, counts.unreadable) for name, counts in trained.items()} == {"training": (13, 0), "evaluation": (12, 1)}
+    assert any("skipped, unreadable: cat/line.png: 3x1200 pixels: one side is more than 250 times the other" in line for line in told.lines)

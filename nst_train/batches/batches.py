@@ -27,7 +27,7 @@ from torch.utils.data._utils import signal_handling
 
 from nst_data.errors import NstError, first_line, is_out_of_memory
 from nst_data.freed_memory import return_freed_memory
-from nst_data.images import ImageError, decode, image_hash
+from nst_data.images import ImageError, check_shape, decode, image_hash
 from nst_data.progress import Task
 from nst_data.sources import Source, labels_in
 from nst_train.batches.entries import PseudoLabeledImages
@@ -91,11 +91,13 @@ def _part(column: Tensor, number: int, index: int, device: torch.device) -> Tens
     return column.tensor_split(number)[index].to(device, non_blocking=True)
 
 
-def unreadable(source: Source, threads: int, hashes: NDArray[np.void] | None = None, task: Task | None = None) -> dict[str, str]:
+def unreadable(
+    source: Source, threads: int, hashes: NDArray[np.void] | None = None, task: Task | None = None, shapes: bool = False
+) -> dict[str, str]:
     """Read and decode every image; map the row number (as text) of each failure to the reason.
 
     If `hashes`, shape (rows,), is given, it is filled with the bytes of each image's `image_hash` if the image can be read. `task` shows
-    progress.
+    progress. With `shapes`, images that are too elongated to be labeled are failures too.
     """
 
     def faults(start: int) -> dict[str, str]:
@@ -105,7 +107,9 @@ def unreadable(source: Source, threads: int, hashes: NDArray[np.void] | None = N
                 encoded = source.read(row)
                 if hashes is not None:
                     hashes[row] = bytes.fromhex(image_hash(encoded))
-                decode(encoded)
+                image = decode(encoded)
+                if shapes:
+                    check_shape(*image.size)
             except (NstError, OSError) as error:
                 reasons[str(row)] = f"{source.key(row)}: {error}"
         return reasons

@@ -80,7 +80,7 @@ class Training:
         labeled, lines, empty = LabeledImages.none(), list[str](), list[str]()
         class_names = list(edition.manifest.class_names) if edition is not None else []
         if source is not None:
-            faults = unreadable_images(store, staging, "labeled", source, run, progress)
+            faults = unreadable_images(store, staging, "labeled", source, run, progress, settings.transform == "evaluation")
             labeled, lines = without(source, faults), list(faults.values())
             empty = check_classes(source, labeled, faults, progress)
             source.read(int(labeled.rows[0]))  # opens files that are opened once, before workers are forked

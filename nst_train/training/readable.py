@@ -44,8 +44,12 @@ def check_unchanged(staged: Version | Staging, sources: Mapping[str, Source], pr
             reading.begin(source)
 
 
-def unreadable_images(store: Store, staging: Staging, role: str, source: Source, run: RunSettings, progress: Progress) -> dict[str, str]:
+def unreadable_images(
+    store: Store, staging: Staging, role: str, source: Source, run: RunSettings, progress: Progress, shapes: bool = False
+) -> dict[str, str]:
     """The rows that cannot be decoded, each with a line of the reason. One process finds them, once; a resumed training reuses the result.
+
+    With `shapes`, those are included that the evaluation transform cannot resize, as they are too elongated.
 
     If all images could be decoded before and no file was written since, they are not read again.
     Raises NstError if none can be decoded, or fewer than the run allows.
@@ -55,13 +59,13 @@ def unreadable_images(store: Store, staging: Staging, role: str, source: Source,
         if (staging.work / f"{name}.json").exists():
             faults = staging.remembered(name, {})
         else:
-            decoded = _Decoded.of(store.indexes, source)
+            decoded = _Decoded.of(store.indexes, source, shapes)
             hashes, faults = decoded.hashes(), dict[str, str]()
             if hashes is None:
                 hashes = np.zeros(len(source), HASH)
                 check_progress = progress if len(source) >= _MANY else Progress()
                 with check_progress.task(f"check {noun}", len(source), "images") as task:
-                    faults = unreadable(source, run.decode_threads or cpus_of_this_process(), hashes, task)
+                    faults = unreadable(source, run.decode_threads or cpus_of_this_process(), hashes, task, shapes)
                 # before the result is remembered, so that the check is repeated when the images are back
                 check_readable(source.location, len(source), len(faults), run.max_unreadable, next(iter(faults.values()), ""), noun)
                 if not faults:
@@ -86,12 +90,12 @@ class _Decoded:
     name: str | None
 
     @classmethod
-    def of(cls, indexes: Indexes, source: Source) -> Self:
-        """The entry for a source; nothing is kept if a rewritten file would go unnoticed."""
+    def of(cls, indexes: Indexes, source: Source, shapes: bool = False) -> Self:
+        """The entry for a source, with `shapes` of images of which none is too elongated; none if a rewritten file would go unnoticed."""
         stamps = source.stamps()
         if not stamps.all() or not (len(stamps) or source.revision):
             return cls(indexes, len(source), None)
-        name = json_digest([source.images_fingerprint, digest_of(stamps), dict(installed_packages())])
+        name = json_digest([source.images_fingerprint, digest_of(stamps), dict(installed_packages()), *["shapes"] * shapes])
         return cls(indexes.alone, len(source), f"{name}.hashes")  # packages may lack a decoder on another machine
 
     def hashes(self) -> NDArray[np.void] | None:
