@@ -199,7 +199,11 @@ class TrainSettings(Settings):
         False, description="Keep batch-norm in evaluation mode with its stored statistics; with `start` or `pretrained`, for few images."
     )
     clip_grad: float | None = Field(None, gt=0, description="Maximum norm of the gradient.")
-    accumulate: int = Field(1, ge=1, description="Gradient accumulation: split each step into this many parts, to fit in memory. Batch norm sees one part at a time.")
+    accumulate: int = Field(
+        1,
+        ge=1,
+        description="Gradient accumulation: split each step into this many parts, to fit in memory. Batch norm sees one part at a time.",
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="Precision of the network; auto: fp32 on CPUs, bf16 on GPUs."
     )

@@ -10,8 +10,8 @@ import pytest
 from conftest import TINY, picture, write_class_folders, write_pool
 from labels import RUN, SETTINGS, rows, write_teacher
 from nst_cli.main import app
-from PIL import Image
 from pictures import png, write_table
+from PIL import Image
 from sealed_labels import label_row, seal_generation
 from test_adopt import Counting
 from test_label_resumed import Told
@@ -408,7 +408,7 @@ def test_a_class_is_lost_where_no_image_of_it_is_left():
 
 
 def test_an_image_too_elongated_to_be_labeled_is_trained_on_only_where_random_crops_are_taken(store, tmp_path):
-    """Resized to its short side, as in evaluation, it would be tens of thousands of pixels long. That all decode is known from the first."""
+    """Resized to its short side, as in evaluation, it would be tens of thousands of pixels long."""
     labeled = write_class_folders(tmp_path / "labeled", NAMES, 4)
     Image.new("RGB", (3, 1200)).save(labeled / "cat" / "line.png")
     trained, told = {}, Counting()
