@@ -216,3 +216,11 @@ def test_a_linear_probe_and_features_of_squashed_images_are_others_than_an_earli
     assert set(embed(store, as_before, images, FEW, run=READING).about.request.settings) == {
         *("input_size", "interpolation", "mean", "std", "crop_pct", "precision", "rows_per_shard", "batch_size"),
     }
+
+
+def test_a_processor_that_takes_the_nearest_pixel_is_followed_in_random_crops_too(images, resnet, tmp_path):
+    """Such as that of the EfficientNets of transformers; torch resizes so without antialiasing only."""
+    model = with_processor(resnet, tmp_path / "net", "ViTImageProcessor", SQUARE | {"resample": 0})
+    settings = TrainSettings(**TINY | QUIET | {"model": model, "epochs": 0.5})
+    version = train(Store(tmp_path / "store"), "nearest", images, settings, run=RUN)
+    assert json.loads((version.folder / "preprocessor_config.json").read_text())["resample"] == 0

@@ -11,16 +11,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from timm.data.transforms import str_to_pil_interp
 from torch.nn import functional as F
 
 from nst_data.decoding.jpeg import jpeg_header
 from nst_data.images import reduced_factor, upright_size
 from nst_train.settings import CropDraw
-from nst_train.transforms.preprocessing import decode_pixels
+from nst_train.transforms.preprocessing import as_image, decode_pixels
 
 _OVERSIZE = 2  # a JPEG is decoded so that the crop has at least twice the size that it is then resized to
 _ASPECTS = (3 / 4, 4 / 3)
 _ATTEMPTS = 10
+_OF_TORCH = ("bicubic", "bilinear", "lanczos")  # what it resizes with antialiasing; nearest, box and hamming are left to Pillow
 _COVERED, _AROUND_PX = 0.1, 32  # of the released code: `min_object_covered` and `CROP_PADDING` (preprocessing.py)
 
 
@@ -92,7 +94,7 @@ class RandomResizedCrop:
     """Decode an image, crop it at random, and resize the crop."""
 
     def __init__(self, scale_min: float, size_px: tuple[int, int], interpolation: str, draw: CropDraw = "torchvision") -> None:
-        """`size_px` is (height, width); `interpolation` is bicubic or bilinear, as in timm."""
+        """`size_px` is (height, width); `interpolation` is bicubic, bilinear or another of timm's."""
         self._scale_min, self._size, self._interpolation, self._draw = scale_min, size_px, interpolation, draw
 
     def __call__(self, encoded: bytes | memoryview, random: Random) -> Image.Image:
@@ -126,6 +128,9 @@ def _scaled(box: Box, across: float, down: float) -> Box:
 
 def _resized(pixels: torch.Tensor, size_px: tuple[int, int], interpolation: str) -> NDArray[np.uint8]:
     """Resize uint8 pixels of shape (h, w, 3) to (height, width, 3). The memory stays channels last, the fastest layout for torch."""
+    if pixels.shape[:2] != size_px and interpolation not in _OF_TORCH:
+        resized = as_image(pixels.permute(2, 0, 1)).resize(size_px[::-1], str_to_pil_interp(interpolation))
+        return np.array(resized)
     if pixels.shape[:2] != size_px:
         batch = pixels[None].permute(0, 3, 1, 2)
         pixels = F.interpolate(batch, size=size_px, mode=interpolation, antialias=True)[0].permute(1, 2, 0)
