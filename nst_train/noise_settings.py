@@ -40,7 +40,7 @@ class Noise(Settings):
     )
     cutout: int = Field(0, ge=0, description="Cutout: side in pixels of the gray square; 0 turns it off.")
     dropout: float = Field(
-        0.5, ge=0, lt=1, description="Dropout before the classifier. Dropout in the configuration of a transformers network stays as it is."
+        0.5, ge=0, lt=1, description="Dropout before the classifier. Other dropout in a transformers network's configuration stays."
     )
     stochastic_depth: float = Field(
         0.2, ge=0, lt=1, description="Stochastic-depth rate of the last block; increases linearly from 0 at the first."

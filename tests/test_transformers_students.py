@@ -23,6 +23,8 @@ from transformers import (
     LevitConfig,
     LevitForImageClassification,
     LevitForImageClassificationWithTeacher,
+    MobileNetV1Config,
+    MobileNetV1ForImageClassification,
     ResNetConfig,
     ResNetForImageClassification,
 )
@@ -38,7 +40,7 @@ from nst_train.labeling.label import label
 from nst_train.networks.model_config import check_config
 from nst_train.networks.models import create_network
 from nst_train.networks.network_noise import add_noise
-from nst_train.networks.outline import outline
+from nst_train.networks.outline import beside_settings, outline
 from nst_train.networks.transformers_networks import outline_of_kind
 from nst_train.noise_settings import Noise
 from nst_train.settings import LabelRunSettings, LabelSettings, RunSettings, TrainSettings
@@ -268,3 +270,12 @@ def test_its_image_side_and_a_whole_model_still_have_no_numbers_that_their_weigh
     ):
         with pytest.raises(NstError, match=rf"net: config\.json: {place}: expected numbers"):
             check_config(name, path.parent, changed)
+
+
+def test_a_mobilenet_of_transformers_has_no_dropout_but_that_of_noise(tmp_path):
+    """Its config says 0.999, the share to keep in TensorFlow, and transformers drops that share: nothing would be learned."""
+    config = MobileNetV1Config(depth_multiplier=0.25, image_size=32, num_labels=3)
+    MobileNetV1ForImageClassification(config).save_pretrained(tmp_path)
+    settings = TrainSettings(model=f"local-dir:{tmp_path}", noise={"stochastic_depth": 0})
+    assert create_network(settings, 3).network.dropout.p == 0
+    assert beside_settings(settings, 3) == {"network_noise": "as asked"}  # what an earlier nst trained so is another training

@@ -15,7 +15,7 @@ from nst_train.networks.models import create_network, data_config_of, unasked_no
 from nst_train.networks.network_noise import NetworkNoise, add_noise, layers_of
 from nst_train.networks.preparation import prepare
 from nst_train.networks.probe import FAILURES
-from nst_train.networks.transformers_networks import Logits, outline_of_kind
+from nst_train.networks.transformers_networks import Logits, has_last_dropout, outline_of_kind
 from nst_train.networks.weights import FOLDER, cached_folder, local_name
 from nst_train.noise_settings import Noise, PseudoNoise
 from nst_train.settings import TrainSettings
@@ -62,16 +62,18 @@ def has_several_heads(settings: TrainSettings, classes: int) -> bool:
 
 
 def brings_noise(settings: TrainSettings, classes: int) -> bool:
-    """Whether timm creates the network with noise that the settings do not ask for, with which an earlier nst trained it.
+    """Whether timm or transformers create the network with noise that the settings do not ask for, with which an earlier nst trained it.
 
     False for a linear probe, which trains without noise.
     """
-    if settings.probe or (known := _known(settings)) is None or known[1] is not None:
+    if settings.probe or (known := _known(settings)) is None:
         return False
-    model = known[0].model
+    model, config = known[0].model, known[1]
+    if config is None and model.startswith(FOLDER):
+        config = read_config(model, Path(model.removeprefix(FOLDER)))
+    if config is not None and not is_of_timm(config):
+        return has_last_dropout(config)
     asks = max(settings.noise.stochastic_depth, settings.of_pseudo.noise.stochastic_depth) > 0
-    if model.startswith(FOLDER) and not is_of_timm(read_config(model, Path(model.removeprefix(FOLDER)))):
-        return False
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             network = timm.create_model(model, num_classes=classes, **({"drop_path_rate": 0.1} if asks else {}))

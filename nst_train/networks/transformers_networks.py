@@ -13,8 +13,12 @@ from nst_data.errors import NstError, first_line
 from nst_train.networks.heads import zero_heads
 from nst_train.networks.image_processors import read_processor, write_processor
 from nst_train.networks.model_config import PROCESSOR
+from nst_train.networks.probe import FAILURES
 from nst_train.networks.weights import CONFIG, differences
 from nst_train.settings import TrainSettings
+
+_LAST_DROPOUT = "classifier_dropout_prob"
+"""Off in training, which has `noise.dropout` in its place: MobileNets come with what was the share to keep in TensorFlow, 0.999 and 0.8."""
 
 
 class Logits(nn.Module):
@@ -124,10 +128,23 @@ def outline_of_kind(content: dict[str, Any], settings: TrainSettings, classes: i
         raise NstError(f"{settings.model}: not an image classifier of transformers ({first_line(error)})") from None
 
 
+def has_last_dropout(content: dict[str, Any]) -> bool:
+    """Whether the network that a config.json describes has dropout of its own before the last layer, where that of `noise` is."""
+    from transformers import AutoConfig
+
+    try:
+        default = getattr(AutoConfig.for_model(str(content.get("model_type"))), _LAST_DROPOUT, 0)
+    except (*FAILURES, ImportError):  # training will refuse it
+        return False
+    return bool(content.get(_LAST_DROPOUT, default))
+
+
 def _settle(config: Any, settings: TrainSettings, classes: int) -> None:  # noqa: ANN401 - transformers' are not typed
     if config.problem_type is not None:
         config.problem_type = "single_label_classification"  # it is trained as one, whatever it was before
     config.num_labels = classes
+    if getattr(config, _LAST_DROPOUT, 0):
+        setattr(config, _LAST_DROPOUT, 0.0)
     if settings.image_size and hasattr(config, "image_size"):
         try:
             config.image_size = settings.image_size
