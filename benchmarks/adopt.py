@@ -63,16 +63,16 @@ def write_pool(path, rows):
 def pieces(rows, classes):
     """(keys, class names, probabilities) of some rows at a time; the labels are the same in each piece."""
     rng, names = np.random.default_rng(0), np.array([f"n{number:08d}" for number in range(classes)])
-    found = (rng.integers(0, classes, PIECE)[:, None] + np.arange(K) * 7) % classes
+    top_classes = (rng.integers(0, classes, PIECE)[:, None] + np.arange(K) * 7) % classes
     probs = -np.sort(-rng.dirichlet(np.full(K, 0.5), PIECE).astype(np.float32) * np.float32(0.98), axis=1)
     for start in range(0, rows, PIECE):
         count = min(PIECE, rows - start)
-        yield [f"pool.parquet:{row}" for row in range(start, start + count)], names[found[:count]], probs[:count]
+        yield [f"pool.parquet:{row}" for row in range(start, start + count)], names[top_classes[:count]], probs[:count]
 
 
 def write_labels(path, form, rows, classes):
     if form == "lists":
-        cells = [f'"{some}","{values}"' for _, names, probs in pieces(PIECE, classes) for some, values in zip(names, probs, strict=True)]
+        cells = [f'"{label}","{values}"' for _, names, probs in pieces(PIECE, classes) for label, values in zip(names, probs, strict=True)]
         with path.open("w") as out:
             out.write("filename,label,prob\n")
             for keys, _, _ in pieces(rows, classes):
@@ -82,7 +82,7 @@ def write_labels(path, form, rows, classes):
         with path.open("w") as out:
             for keys, names, probs in pieces(rows, classes):
                 cells = zip(keys, names.tolist(), probs.tolist(), strict=True)
-                out.writelines(json.dumps({"filename": key, "label": some, "prob": values}) + "\n" for key, some, values in cells)
+                out.writelines(json.dumps({"filename": key, "label": label, "prob": values}) + "\n" for key, label, values in cells)
         return
     writer = None
     for keys, names, probs in pieces(rows, classes):
@@ -102,13 +102,13 @@ def measure(folder, form, with_images):
     table = next(folder.glob(f"{form}.*"))
     progress = UntilImages(with_images)
     pool, names = open_source(folder / "pool.parquet"), str(folder / "names.txt")
-    took = {}
+    extra = {}
     try:
         adopt(Store(folder / f"store-{form}"), form, table, pool=pool, class_names=names, progress=progress)
-        took = {"seconds_with_images": time.monotonic() - progress.begin, "mb_with_images": peak_mb()}
+        extra = {"seconds_with_images": time.monotonic() - progress.begin, "mb_with_images": peak_mb()}
     except ImagesBeginError:
         pass
-    print(json.dumps({"seconds": progress.seconds, "cpu": progress.cpu_seconds, "mb": progress.megabytes, **took}))
+    print(json.dumps({"seconds": progress.seconds, "cpu": progress.cpu_seconds, "mb": progress.megabytes, **extra}))
 
 
 def main():
@@ -118,26 +118,37 @@ def main():
     parser.add_argument("--forms", nargs="+", default=["columns", "lists", "jsonl", "parquet"])
     parser.add_argument("--images", action="store_true", help="read the images too")
     parser.add_argument("--measure", nargs=2, metavar=("FOLDER", "FORM"), help=argparse.SUPPRESS)
-    words = parser.parse_args()
-    if words.measure:
-        measure(Path(words.measure[0]), words.measure[1], words.images)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        measure(Path(arguments.measure[0]), arguments.measure[1], arguments.images)
         return
     with tempfile.TemporaryDirectory() as top:
         folder = Path(top)
-        write_pool(folder / "pool.parquet", words.rows)
-        (folder / "names.txt").write_text("".join(f"n{number:08d}\n" for number in range(words.classes)))
-        print(f"{words.rows:,} rows, top {K} of {words.classes:,} classes; the limit for CSV: {LIMIT_SECONDS} s and {LIMIT_MB:,} MB")
+        write_pool(folder / "pool.parquet", arguments.rows)
+        (folder / "names.txt").write_text("".join(f"n{number:08d}\n" for number in range(arguments.classes)))
+        print(
+            f"{arguments.rows:,} rows, top {K} of {arguments.classes:,} classes; the limit for CSV: {LIMIT_SECONDS} s and {LIMIT_MB:,} MB"
+        )
         print(
             "| form | file, MB | until images are read, s | CPU, s | peak, MB | with images, s | peak, MB |\n|---|---|---|---|---|---|---|"
         )
-        for form in words.forms:
+        for form in arguments.forms:
             suffix = {"columns": "csv", "lists": "csv"}.get(form, form)
             path = folder / f"{form}.{suffix}"
-            write_labels(path, form, words.rows, words.classes)
-            command = [sys.executable, __file__, "--measure", top, form, *(["--images"] if words.images else [])]
-            took = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout.splitlines()[-1])
-            rest = [f"{took['seconds_with_images']:.0f}", f"{took['mb_with_images']:.0f}"] if words.images else ["-", "-"]
-            cells = [form, f"{path.stat().st_size / 2**20:.0f}", f"{took['seconds']:.1f}", f"{took['cpu']:.1f}", f"{took['mb']:.0f}", *rest]
+            write_labels(path, form, arguments.rows, arguments.classes)
+            command = [sys.executable, __file__, "--measure", top, form, *(["--images"] if arguments.images else [])]
+            measured = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout.splitlines()[-1])
+            image_cells = (
+                [f"{measured['seconds_with_images']:.0f}", f"{measured['mb_with_images']:.0f}"] if arguments.images else ["-", "-"]
+            )
+            cells = [
+                form,
+                f"{path.stat().st_size / 2**20:.0f}",
+                f"{measured['seconds']:.1f}",
+                f"{measured['cpu']:.1f}",
+                f"{measured['mb']:.0f}",
+                *image_cells,
+            ]
             print(f"| {' | '.join(cells)} |", flush=True)
 
 

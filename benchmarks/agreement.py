@@ -39,28 +39,30 @@ def main():
     parser.add_argument("model")
     parser.add_argument("--per-class", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    words = parser.parse_args()
+    arguments = parser.parse_args()
     quiet = Progress()
     with tempfile.TemporaryDirectory() as folder:
         top = Path(folder)
         store = Store(top / "store")
-        whole, file = open_source(words.clothing / "train.parquet", labeled=True), words.clothing / "test.parquet"
-        rng = np.random.default_rng(words.seed)
-        classes = [np.flatnonzero(whole.labels == place) for place in range(len(whole.class_names))]
-        rows = np.sort(np.concatenate([rng.choice(one, words.per_class, replace=False) for one in classes]))
-        settings = TrainSettings(model=words.model, pretrained=True, probe=True)
-        teacher = train(store, "clothes", Subset(whole, rows, "drawn"), settings, progress=quiet)
+        all_images, file = open_source(arguments.clothing / "train.parquet", labeled=True), arguments.clothing / "test.parquet"
+        rng = np.random.default_rng(arguments.seed)
+        classes = [np.flatnonzero(all_images.labels == place) for place in range(len(all_images.class_names))]
+        rows = np.sort(np.concatenate([rng.choice(class_rows, arguments.per_class, replace=False) for class_rows in classes]))
+        settings = TrainSettings(model=arguments.model, pretrained=True, probe=True)
+        teacher = train(store, "clothes", Subset(all_images, rows, "drawn"), settings, progress=quiet)
         test = open_source(file, labeled=True)
-        found = {"label": labels_of(label(store, "own", teacher.ref, open_source(file), LabelSettings(), progress=quiet))}
+        labels_by_method = {"label": labels_of(label(store, "own", teacher.ref, open_source(file), LabelSettings(), progress=quiet))}
         exact = LabelSettings(exact_transform=True)
-        found["label --exact-transform"] = labels_of(label(store, "exact", teacher.ref, open_source(file), exact, progress=quiet))
+        labels_by_method["label --exact-transform"] = labels_of(
+            label(store, "exact", teacher.ref, open_source(file), exact, progress=quiet)
+        )
 
         network = timm.create_model(f"local-dir:{teacher.folder}", pretrained=True).eval()
         transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network))
         images = pq.read_table(file)["image"].to_pylist()
         pixels = torch.stack([transform(Image.open(io.BytesIO(image["bytes"])).convert("RGB")) for image in images])
         with torch.no_grad():
-            probs = torch.cat([network(part).softmax(1) for part in pixels.split(32)])
+            probs = torch.cat([network(batch).softmax(1) for batch in pixels.split(32)])
         top5 = probs.topk(5)
         with (top / "timm.csv").open("w", newline="") as out:  # as inference.py --topk 5 --include-index writes them
             writer = csv.writer(out)
@@ -69,19 +71,19 @@ def main():
                 writer.writerow([test.key(row), *index, *prob])
         (top / "names.txt").write_text("\n".join(test.class_names) + "\n")
         options = {"pool": open_source(file), "class_names": str(top / "names.txt"), "progress": quiet}
-        found["adopt of timm's output"] = labels_of(adopt(store, "adopted", str(top / "timm.csv"), **options))
+        labels_by_method["adopt of timm's output"] = labels_of(adopt(store, "adopted", str(top / "timm.csv"), **options))
 
-        written = export_network(store, teacher.ref, top / "clothes.onnx", progress=quiet)
-        session = onnxruntime.InferenceSession(written.path, providers=["CPUExecutionProvider"])
+        exported = export_network(store, teacher.ref, top / "clothes.onnx", progress=quiet)
+        session = onnxruntime.InferenceSession(exported.path, providers=["CPUExecutionProvider"])
         assert json.loads(session.get_modelmeta().custom_metadata_map["class_names"]) == test.class_names
-        logits = np.concatenate([session.run(None, {"pixels": part.numpy()})[0] for part in pixels.split(32)])
-        found["export --to onnx"] = logits.argmax(1)
+        logits = np.concatenate([session.run(None, {"pixels": batch.numpy()})[0] for batch in pixels.split(32)])
+        labels_by_method["export --to onnx"] = logits.argmax(1)
 
         result = evaluate(store, teacher.ref, test, EvaluateSettings(), progress=quiet)
         print(f"{len(test):,} images; evaluate: {round(result['top1'] * len(test)):,} right")
-        for name, labels in found.items():
-            agrees, right = int((labels == probs.argmax(1).numpy()).sum()), int((labels == test.labels).sum())
-            print(f"{name}: as timm on {agrees:,}, {right:,} right")
+        for name, labels in labels_by_method.items():
+            agrees, correct = int((labels == probs.argmax(1).numpy()).sum()), int((labels == test.labels).sum())
+            print(f"{name}: as timm on {agrees:,}, {correct:,} right")
 
 
 if __name__ == "__main__":

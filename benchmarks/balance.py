@@ -33,7 +33,7 @@ import pyarrow as pa
 from nst_data.progress import Progress
 from nst_data.selection import editions, selection
 from nst_data.selection.balance import COPIES, most_confident
-from nst_data.selection.seeded_order import ORDER_SIZE, order_numbers
+from nst_data.selection.seeded_order import ORDER_SIZE, order_coefficients
 from nst_data.settings import BalanceSettings
 from nst_data.store.inputs import Input
 from nst_data.store.manifest import GenerationRequest
@@ -98,11 +98,11 @@ def labels(data: Path, rows: int) -> Path:
 def generation(data: Path, rows: int) -> Version:
     """A sealed generation with so many labels, TOP_K classes in each soft label, made where it is not there."""
     store = Store(data / f"store-{rows}")
-    if found := store.versions("bench"):
-        return found[0]
+    if versions := store.versions("bench"):
+        return versions[0]
     source, names = labels(data, rows), [str(index) for index in range(CLASSES)]
     request = GenerationRequest(settings={}, inputs={"pool": Input(ref="/pool", digest="pool")})
-    staging, schema, per_class = store.begin(request, "bench"), pseudo_labels_schema(names, TOP_K), np.zeros(CLASSES, np.int64)
+    staging, schema, per_class = store.find_or_stage(request, "bench"), pseudo_labels_schema(names, TOP_K), np.zeros(CLASSES, np.int64)
     plan, files, reader = ShardPlan(rows, SHARD_ROWS), {}, TableReader(source.parent, source.name)
     for shard in range(len(plan)):
         table = with_soft_labels(reader.take(np.arange(*plan.bounds(shard)), list(SELECTION_COLUMNS)))
@@ -110,16 +110,16 @@ def generation(data: Path, rows: int) -> Version:
         table = table.select(schema.names).cast(schema)
         files[plan.file(shard)] = write_parquet(staging.build / plan.file(shard), [table], schema)
     counts = {"pool": rows, "labeled": rows, "errors": 0, "per_class": dict(zip(names, per_class.tolist(), strict=True))}
-    return staging.seal(staging.describe(files, names, counts | {"top_k": TOP_K, "teacher_parameters": 0}))
+    return staging.seal(staging.build_manifest(files, names, counts | {"top_k": TOP_K, "teacher_parameters": 0}))
 
 
 def with_soft_labels(rows: pa.Table) -> pa.Table:
     """The rows with keys as of a tar file, a perceptual hash, and soft labels whose first class is the label."""
     ids, label, confidence = (rows[name].to_numpy() for name in ("id", "label", "confidence"))
     keys = [f"part-{row // 10_000:05d}.tar:{row % 10_000:04d}.jpg" for row in ids.tolist()]
-    others = (label[:, None] + 1 + mixed(ids[:, None] * TOP_K + np.arange(TOP_K - 1), 7) % np.uint64(CLASSES - 1)) % CLASSES
+    other_classes = (label[:, None] + 1 + mixed(ids[:, None] * TOP_K + np.arange(TOP_K - 1), 7) % np.uint64(CLASSES - 1)) % CLASSES
     shares = (1 - confidence)[:, None] * np.float32(0.6) ** np.arange(1, TOP_K)
-    classes = np.concatenate([label[:, None], others], 1).astype(np.int32)
+    classes = np.concatenate([label[:, None], other_classes], 1).astype(np.int32)
     values = np.concatenate([confidence[:, None], shares], 1).astype(np.float16)
     soft = {"top_labels": classes, "top_probs": values}
     for name, column in soft.items():
@@ -154,21 +154,21 @@ def pandas_rank(source: str, rows: int, out: Path) -> None:
 
 def nst_top_k(source: str, rows: int, out: Path) -> None:
     table = pl.scan_parquet(source).select("id", "label", "confidence").filter(pl.col("confidence") > 0.3)
-    chosen = most_confident(table, quota(rows), ties=("id",)).filter(pl.col("reason").is_null())
-    chosen.drop("reason").sink_parquet(out, compression="snappy")  # as DuckDB's
+    selected = most_confident(table, quota(rows), ties=("id",)).filter(pl.col("reason").is_null())
+    selected.drop("reason").sink_parquet(out, compression="snappy")  # as DuckDB's
 
 
 def nst_whole(source: str, rows: int, out: Path, engine: str = "polars", master: str | None = None) -> None:
     settings = BalanceSettings(per_class=quota(rows))
     table = scan(sorted(Path(source).parent.glob("*.parquet")), SELECTION_COLUMNS, engine, master)
     out.mkdir()
-    found = selection.select(table, settings, [str(index) for index in range(CLASSES)], {}, out, "labels")
-    print(f"    {found.chosen['images'].sum():,} images, {found.chosen['copies'].sum():,} entries")
+    result = selection.select(table, settings, [str(index) for index in range(CLASSES)], {}, out, "labels")
+    print(f"    {result.selected_counts['images'].sum():,} images, {result.selected_counts['copies'].sum():,} entries")
 
 
 def duckdb_whole(source: str, rows: int, out: Path) -> None:
     """The rows of `nst_whole`, and their copies."""
-    most, (a, b) = quota(rows), order_numbers(0, COPIES)
+    limit, (a, b) = quota(rows), order_coefficients(0, COPIES)
     out.mkdir()
     (out / "selected").mkdir()
     duckdb.sql(f"""
@@ -178,12 +178,12 @@ def duckdb_whole(source: str, rows: int, out: Path) -> None:
                 from read_parquet('{source}')),
             surest as (
                 select * from images where place = 1 and confidence::double > 0.3
-                qualify row_number() over (partition by label order by confidence desc, image_hash, id) <= {most}),
+                qualify row_number() over (partition by label order by confidence desc, image_hash, id) <= {limit}),
             dealt as (
                 select *, count(*) over (partition by label) images, row_number() over (
                     partition by label order by (('0x' || image_hash[1:7])::bigint * {a} + {b}) % {ORDER_SIZE}, image_hash, id) turn
                 from surest)
-            select id, label, duplicates, {most} // images + (turn <= {most} % images)::int copies from dealt order by id
+            select id, label, duplicates, {limit} // images + (turn <= {limit} % images)::int copies from dealt order by id
         ) to '{out / "selected" / "part-0.parquet"}' (format parquet)
     """)
 
@@ -197,8 +197,8 @@ def nst_edition(source: str, rows: int, out: Path) -> None:
 def carry_rows(source: str, rows: int, out: Path) -> None:
     """The edition's rows copied by who knows them: all columns read once, the same rows written as the same table."""
     edition = store_of(source).open("bench@gen-1.1", "edition")
-    chosen, schema = TableReader(edition.folder, "balanced"), balanced_schema(edition.manifest.class_names, TOP_K)
-    added = pa.Table.from_batches(chosen.batches(["id", "duplicates", "copies"])).combine_chunks()
+    reader, schema = TableReader(edition.folder, "balanced"), balanced_schema(edition.manifest.class_names, TOP_K)
+    added = pa.Table.from_batches(reader.batches(["id", "duplicates", "copies"])).combine_chunks()
     ids, names, place = added["id"].to_numpy(), [name for name in schema.names if name not in ("duplicates", "copies")], 0
     with parquet_writer(out, schema) as writer:
         for batch in TableReader(Path(source).parent.parent, "pseudo_labels").batches(names):
@@ -271,13 +271,14 @@ def compare(names: list[str], folder: Path, rows: int, rounds: int) -> dict[str,
         seconds, processor, gigabytes = zip(*costs, strict=True)
         summary[name] = Cost(statistics.median(seconds), statistics.median(processor), max(gigabytes))
         print(
-            "  {:18} {:8.1f} s, of the processor {:8.1f} s, {:6.2f} GB".format(name, *summary[name]), *(f" {one:.1f}" for one in processor)
+            "  {:18} {:8.1f} s, of the processor {:8.1f} s, {:6.2f} GB".format(name, *summary[name]),
+            *(f" {cpu_seconds:.1f}" for cpu_seconds in processor),
         )
     return summary
 
 
 def print_ratio(name: str, found: dict[str, Cost], *others: str) -> None:
-    clock, processor = (found[name][at] / min(found[other][at] for other in others) for at in (0, 1))
+    clock, processor = (found[name][column] / min(found[peer][column] for peer in others) for column in (0, 1))
     print(f"  {name} takes {clock:.2f} of the faster one's time by the clock, {processor:.2f} of the processor's")
 
 
@@ -285,18 +286,18 @@ def same_rows(folder: Path, rows: int) -> bool:
     """Whether DuckDB and nst choose the same rows, ties included."""
     checks = []
     for name in ("duckdb_qualify", "nst_top_k"):
-        kept = folder.parent / f".{name}.parquet"
-        measured(name, folder, rows, kept)
-        checks.append(duckdb.sql(f"select count(*), sum(id), bit_xor(hash(id)), sum(label) from '{kept}'").fetchall())
-        os.unlink(kept)
+        output = folder.parent / f".{name}.parquet"
+        measured(name, folder, rows, output)
+        checks.append(duckdb.sql(f"select count(*), sum(id), bit_xor(hash(id)), sum(label) from '{output}'").fetchall())
+        os.unlink(output)
     return checks[0] == checks[1]
 
 
 def top_k(data: Path, rows: int, rounds: int) -> None:
     folder = labels(data, rows)
     print(f"filter and the {quota(rows):,} most confident of each class, {rows:,} rows, {len(os.sched_getaffinity(0))} cores")
-    found = compare(["read_columns", "polars_rank", "duckdb_qualify", "nst_top_k"], folder, rows, rounds)
-    print_ratio("nst_top_k", found, "polars_rank", "duckdb_qualify")
+    summary = compare(["read_columns", "polars_rank", "duckdb_qualify", "nst_top_k"], folder, rows, rounds)
+    print_ratio("nst_top_k", summary, "polars_rank", "duckdb_qualify")
     print(f"  the same rows as DuckDB: {same_rows(folder, rows)}")
 
 
@@ -311,9 +312,9 @@ def query(data: Path, rows: int, rounds: int) -> None:
     print_ratio("nst_whole", compare(["nst_whole", "duckdb_whole"], folder, rows, rounds), "duckdb_whole")
     sums = []
     for name in ("duckdb_whole", "nst_whole"):
-        measured(name, folder, rows, kept := folder.parent / f".{name}")
-        sums.append(duckdb.sql(f"select count(*), bit_xor(hash(id, duplicates, copies)) from '{kept}/selected/*.parquet'").fetchall())
-        shutil.rmtree(kept)
+        measured(name, folder, rows, output := folder.parent / f".{name}")
+        sums.append(duckdb.sql(f"select count(*), bit_xor(hash(id, duplicates, copies)) from '{output}/selected/*.parquet'").fetchall())
+        shutil.rmtree(output)
     print(f"  the same rows and copies: {sums[0] == sums[1]}")
 
 
@@ -322,7 +323,7 @@ def edition(data: Path, rows: int, rounds: int) -> None:
     print(f"`nst balance`, {rows:,} rows, soft labels of {TOP_K} classes")
     runs = []
     for _ in range(rounds):
-        for old in [one for one in Store(data / f"store-{rows}").versions("bench") if one.number.edition]:
+        for old in [stored for stored in Store(data / f"store-{rows}").versions("bench") if stored.number.edition]:
             shutil.rmtree(old.folder)
         runs.append(compare(["nst_edition", "carry_rows"], version.folder / "pseudo_labels", rows, 1))
         print_ratio("nst_edition", runs[-1], "carry_rows")
@@ -341,10 +342,10 @@ def growth(data: Path, rows: int, rounds: int) -> None:
         names = ["nst_top_k", "nst_whole"] + (["pandas_rank"] if size == rows // 10 else [])
         per_row[size] = compare(names, labels(data, size), size, rounds)
     for name in ("nst_top_k", "nst_whole"):
-        for at, of in enumerate(("clock", "processor")):
-            costs = [found[name][at] / size * 1e9 for size, found in per_row.items()]
+        for column, clock in enumerate(("clock", "processor")):
+            costs = [summary[name][column] / size * 1e9 for size, summary in per_row.items()]
             shown = ", ".join(f"{cost:.0f}" for cost in costs)
-            print(f"  {name}: {shown} ns a row by the {of}; the last is {costs[-1] / costs[-2]:.2f} of the one before")
+            print(f"  {name}: {shown} ns a row by the {clock}; the last is {costs[-1] / costs[-2]:.2f} of the one before")
 
 
 def main() -> None:
@@ -356,15 +357,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--master", help="a Spark cluster to run on as well as in local mode")
-    asked = parser.parse_args()
-    if asked.master:
-        os.environ["NST_BENCHMARK_MASTER"] = asked.master  # which each contender's process gets
-    if asked.what == "run":
-        run(asked.contender, asked.data, asked.rows, asked.out)
+    arguments = parser.parse_args()
+    if arguments.master:
+        os.environ["NST_BENCHMARK_MASTER"] = arguments.master  # which each contender's process gets
+    if arguments.what == "run":
+        run(arguments.contender, arguments.data, arguments.rows, arguments.out)
         return
-    asked.data.mkdir(parents=True, exist_ok=True)
-    ways = {"top-k": top_k, "whole": whole, "query": query, "edition": edition, "growth": growth, "spark": on_spark}
-    ways[asked.what](asked.data, asked.rows, asked.rounds)
+    arguments.data.mkdir(parents=True, exist_ok=True)
+    commands = {"top-k": top_k, "whole": whole, "query": query, "edition": edition, "growth": growth, "spark": on_spark}
+    commands[arguments.what](arguments.data, arguments.rows, arguments.rounds)
 
 
 if __name__ == "__main__":

@@ -85,12 +85,12 @@ def print_changes(images: list[np.ndarray]) -> None:
 
 def milliseconds(work: Callable[[int], object]) -> float:
     """The median of some runs after a first one."""
-    taken = []
+    seconds = []
     for seed in range(REPEATS + 1):
         start = time.perf_counter()
         work(seed)
-        taken.append(time.perf_counter() - start)
-    return 1000 * statistics.median(taken[1:])
+        seconds.append(time.perf_counter() - start)
+    return 1000 * statistics.median(seconds[1:])
 
 
 def print_speed() -> None:
@@ -117,14 +117,14 @@ def print_reference(photograph: Image.Image, seeds: int = 8) -> None:
     image = np.array(centered(photograph, 224))
     print("| corruption | change, here | there | ms, here | there |\n|---|---|---|---|---|")
     for name in NAMES:
-        ours, theirs, taken = [], [], []
+        ours, theirs, timings = [], [], []
         for severity in (1, 3, 5):
             ours.append(np.mean([change(image, corrupt(image, name, severity, seed)) for seed in range(seeds)]))
             theirs.append(np.mean([change(image, other(image, severity=severity, corruption_name=name)) for _ in range(seeds)]))
-            here = milliseconds(lambda seed: corrupt(image, name, severity, seed))
-            taken.append((here, milliseconds(lambda seed: other(image, severity=severity, corruption_name=name))))
-        (here, there), columns = np.mean(taken, axis=0), (" ".join(f"{value:.1f}" for value in values) for values in (ours, theirs))
-        print(f"| {name} | " + " | ".join(columns) + f" | {here:.1f} | {there:.1f} |")
+            own_ms = milliseconds(lambda seed: corrupt(image, name, severity, seed))
+            timings.append((own_ms, milliseconds(lambda seed: other(image, severity=severity, corruption_name=name))))
+        (own_ms, peer_ms), columns = np.mean(timings, axis=0), (" ".join(f"{value:.1f}" for value in values) for values in (ours, theirs))
+        print(f"| {name} | " + " | ".join(columns) + f" | {own_ms:.1f} | {peer_ms:.1f} |")
 
 
 def main() -> None:

@@ -97,29 +97,29 @@ DECODERS = {
 
 def installed():
     """The decoders by name and version, of those that can be imported."""
-    found = {}
+    decoders = {}
     for package, make in DECODERS.items():
         try:
-            found[f"{package} {importlib.metadata.version(package)}"] = make()
+            decoders[f"{package} {importlib.metadata.version(package)}"] = make()
         except (ImportError, RuntimeError, OSError) as error:  # the last two where a library that it loads is not there
             print(f"{package} is left out: {str(error).splitlines()[0]}")
-    return found
+    return decoders
 
 
 def jpegs(path, count, enlarged):
     """The first color JPEGs that are not turned, as bytes."""
-    source, found, others = open_source(path), [], 0
+    source, images, n_skipped = open_source(path), [], 0
     for row in source.rows(range(len(source))):
         encoded = bytes(row.read())
         header = jpeg_header(encoded)
         if header is None or header.components != 3 or jpeg_orientation(encoded) != 1:
-            others += 1
+            n_skipped += 1
             continue
-        found.append(larger(encoded, enlarged) if enlarged else encoded)
-        if len(found) == count:
+        images.append(larger(encoded, enlarged) if enlarged else encoded)
+        if len(images) == count:
             break
-    print(f"{len(found)} JPEGs, {others} other images left out")
-    return found
+    print(f"{len(images)} JPEGs, {n_skipped} other images left out")
+    return images
 
 
 def larger(encoded, side):
@@ -134,14 +134,14 @@ def differences(decoders, images, factors):
     largest, total, values = defaultdict(int), defaultdict(int), defaultdict(int)
     for encoded, factor in zip(images, factors, strict=True):
         header = jpeg_header(encoded)
-        found = {name: decode(encoded, header.width, header.height, factor) for name, decode in decoders.items()}
-        expected = found[next(iter(decoders))].astype(np.int16)
-        for name, pixels in found.items():
+        decoded = {name: decode(encoded, header.width, header.height, factor) for name, decode in decoders.items()}
+        expected = decoded[next(iter(decoders))].astype(np.int16)
+        for name, pixels in decoded.items():
             if pixels is not None:
-                off = np.abs(pixels - expected)
-                largest[name] = max(largest[name], int(off.max()))
-                total[name] += int(off.sum(dtype=np.int64))
-                values[name] += off.size
+                deviation = np.abs(pixels - expected)
+                largest[name] = max(largest[name], int(deviation.max()))
+                total[name] += int(deviation.sum(dtype=np.int64))
+                values[name] += deviation.size
     return {name: (largest[name], total[name] / values[name]) if name in values else None for name in decoders}
 
 
@@ -159,18 +159,18 @@ def timed(decoders, images, factors, rounds):
 
 
 def print_table(decoders, images, factors, rounds):
-    apart = differences(decoders, images, factors)  # which also warms up
-    seconds = timed({name: decode for name, decode in decoders.items() if apart[name]}, images, factors, rounds)
+    deviations = differences(decoders, images, factors)  # which also warms up
+    seconds = timed({name: decode for name, decode in decoders.items() if deviations[name]}, images, factors, rounds)
     of_pillow = seconds[next(iter(decoders))]
     print("| decoder | CPU time, Pillow = 1 | ms an image | largest difference | mean |\n|---|---|---|---|---|")
     for name in decoders:
-        if apart[name] is None:
+        if deviations[name] is None:
             print(f"| {name} | whole images only | | | |")
             continue
         ratios = [own / pillow for own, pillow in zip(seconds[name], of_pillow, strict=True)]
-        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
-        largest, mean = apart[name]
-        print(f"| {name} | {spread} | {statistics.median(seconds[name]) / len(images) * 1e3:.2f} | {largest} | {mean:.4f} |")
+        ratio_text = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+        largest, mean = deviations[name]
+        print(f"| {name} | {ratio_text} | {statistics.median(seconds[name]) / len(images) * 1e3:.2f} | {largest} | {mean:.4f} |")
 
 
 def print_sizes(what, images, factors):
@@ -186,18 +186,18 @@ def main():
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--enlarged", type=int)
-    words = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    decoders, images = installed(), jpegs(words.images, words.count, words.enlarged)
-    factors = [reduced_factor(*jpeg_header(encoded)[:2], words.side) for encoded in images]
+    decoders, images = installed(), jpegs(arguments.images, arguments.count, arguments.enlarged)
+    factors = [reduced_factor(*jpeg_header(encoded)[:2], arguments.side) for encoded in images]
     print_sizes("Whole", images, [1] * len(images))
-    print_table(decoders, images, [1] * len(images), words.rounds)
+    print_table(decoders, images, [1] * len(images), arguments.rounds)
     if max(factors) == 1:
-        print(f"\nnone is reduced: no image has both sides of {2 * words.side} px or more")
+        print(f"\nnone is reduced: no image has both sides of {2 * arguments.side} px or more")
         return
     images, factors = zip(*((encoded, factor) for encoded, factor in zip(images, factors, strict=True) if factor > 1), strict=True)
-    print_sizes(f"Reduced to no less than {words.side} px", images, factors)
-    print_table(decoders, images, factors, words.rounds)
+    print_sizes(f"Reduced to no less than {arguments.side} px", images, factors)
+    print_table(decoders, images, factors, arguments.rounds)
 
 
 if __name__ == "__main__":

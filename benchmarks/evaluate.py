@@ -21,7 +21,7 @@ from timm.data import resolve_model_data_config
 
 from nst_data.sources import open_source
 from nst_train.classifiers.classifier import Classifier
-from nst_train.classifiers.inference import batches_of, choose_computation, placed
+from nst_train.classifiers.inference import choose_computation, move_to_device, plain_batches
 from nst_train.classifiers.loading import load_images
 from nst_train.classifiers.teachers import Teacher
 from nst_train.device import set_threads
@@ -49,23 +49,23 @@ class Bench:
         self.source = First(images, count)
         network = timm.create_model(model, num_classes=1000).eval()
         config = resolve_model_data_config(network) | {"input_size": (3, size_px, size_px)}
-        classifier = Classifier(network, TimmPreprocessing.of(config, exact=True), [str(index) for index in range(1000)])
+        classifier = Classifier(network, TimmPreprocessing.from_data_config(config, exact=True), [str(index) for index in range(1000)])
         self.threads, self.candidate = threads, Candidate(model, classifier, model)
         self.trial = Trial(model, self.source, classifier.class_names, np.zeros(count, dtype=np.int64))
-        batch_size = choose_computation(Teacher.of(classifier), None, "fp32", False).batch_size
+        batch_size = choose_computation(Teacher.from_members(classifier), None, "fp32", False).batch_size
         batch_size = min(batch_size, 2 ** (count - 1).bit_length())
         self.batches = [
             load_images(batch.rows, [classifier.preprocessing], batch_size, hashes=False).pixels[0]
-            for batch in batches_of(self.source, batch_size)
+            for batch in plain_batches(self.source, batch_size)
         ]
-        self.network = PixelClassifier.of(placed(network, torch.device("cpu")), classifier.preprocessing)
-        self.pixels = [np.ascontiguousarray(one.permute(1, 2, 0).numpy()) for batch in self.batches for one in batch][:count]
+        self.network = PixelClassifier.wrap(move_to_device(network, torch.device("cpu")), classifier.preprocessing)
+        self.pixels = [np.ascontiguousarray(image.permute(1, 2, 0).numpy()) for batch in self.batches for image in batch][:count]
         set_threads(1)
 
     def corrupt(self) -> None:
         """A thread takes a batch under one condition, as the suite does it."""
         size = len(self.batches[0])
-        pieces = [(self.pixels[start : start + size], one) for start in range(0, len(self.pixels), size) for one in CONDITIONS]
+        pieces = [(self.pixels[start : start + size], condition) for start in range(0, len(self.pixels), size) for condition in CONDITIONS]
 
         def work(piece: tuple[list[np.ndarray], Corrupted]) -> None:
             for image in piece[0]:
@@ -113,17 +113,19 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    asked = parser.parse_args()
-    bench = Bench(asked.images, asked.model, asked.size, asked.count, asked.threads)
-    shown, losses = asked.count * len(CONDITIONS), []
-    print(f"{asked.model} at {asked.size} px, {asked.count} images, {len(CONDITIONS)} copies of each, {asked.threads} threads")
-    for number in range(asked.rounds + 1):
-        corrupting, classifying, both = seconds(bench.corrupt), seconds(bench.classify), seconds(bench.evaluate)
+    arguments = parser.parse_args()
+    bench = Bench(arguments.images, arguments.model, arguments.size, arguments.count, arguments.threads)
+    n_images, losses = arguments.count * len(CONDITIONS), []
+    print(
+        f"{arguments.model} at {arguments.size} px, {arguments.count} images, {len(CONDITIONS)} copies of each, {arguments.threads} threads"
+    )
+    for number in range(arguments.rounds + 1):
+        corrupting, classifying, evaluating = seconds(bench.corrupt), seconds(bench.classify), seconds(bench.evaluate)
         if number == 0:  # the first round warms caches
             continue
-        losses.append(both / (corrupting + classifying) - 1)
-        parts = (("corrupt", corrupting), ("classify", classifying), ("suite", both))
-        rates = ", ".join(f"{name} {shown / took[0]:,.0f}" for name, took in parts)
+        losses.append(evaluating / (corrupting + classifying) - 1)
+        parts = (("corrupt", corrupting), ("classify", classifying), ("suite", evaluating))
+        rates = ", ".join(f"{name} {n_images / elapsed[0]:,.0f}" for name, elapsed in parts)
         wall, cpu = 100 * losses[-1]
         print(f"round {number}: images/s: {rates}; the suite takes {wall:+.1f}% of their sum longer, of CPU time {cpu:+.1f}%", flush=True)
     wall, cpu = 100 * np.median(losses, axis=0)

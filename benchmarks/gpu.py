@@ -34,20 +34,20 @@ from label import CORES, Clock, decode_rate, label_rate, loader_rate, make_teach
 from timm.data import resolve_model_data_config
 from train import bare_step
 
-from nst_data.prefetch import in_threads
+from nst_data.prefetch import map_batches_in_threads
 from nst_data.selection.editions import balance
 from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
 from nst_data.store.store import Store, Version
 from nst_train.batches.batches import LabeledImages, training_batches
 from nst_train.batches.entries import open_edition
-from nst_train.classifiers.decoders import loaded
-from nst_train.classifiers.inference import _Forward, batches_of, choose_computation
+from nst_train.classifiers.decoders import load_batches
+from nst_train.classifiers.inference import _Forward, choose_computation, plain_batches
 from nst_train.classifiers.loading import load_images
 from nst_train.classifiers.teachers import Teacher, load_classifier
-from nst_train.device import autocast, settled_precision, this_device
+from nst_train.device import autocast, resolve_precision, this_device
 from nst_train.labeling.label import label
-from nst_train.networks.models import create_network, data_config_of
+from nst_train.networks.models import create_network, training_data_config
 from nst_train.settings import RunSettings, TrainSettings
 from nst_train.training.train import train
 from nst_train.transforms.noise import training_transforms
@@ -99,18 +99,20 @@ def decoding(teacher: Teacher, images: Path, batch_size: int) -> None:
     for count in (1, 2, 4, 8, 12, CORES - 1, CORES):
         if count > CORES:
             break
-        found = []
+        rates = []
         for in_processes in (False, True):
-            batches = itertools.islice(batches_of(source, batch_size), max(8, 2 * count))
+            batches = itertools.islice(plain_batches(source, batch_size), max(8, 2 * count))
             if in_processes:
-                ahead = loaded(teacher, batches, batch_size, True, count)
+                ahead = load_batches(teacher, batches, batch_size, True, count)
             else:
-                ahead = in_threads(lambda batch: load_images(batch.rows, teacher.preprocessings, batch_size, True), batches, count)
-            since, done = time.perf_counter(), 0
+                ahead = map_batches_in_threads(
+                    lambda batch: load_images(batch.rows, teacher.preprocessings, batch_size, True), batches, count
+                )
+            since, n_decoded = time.perf_counter(), 0
             for batch, _ in ahead:
-                done += len(batch.rows)
-            found.append(done / (time.perf_counter() - since))
-        print(f"  decoding by {count:>2} threads {found[0]:,.0f}, by as many processes {found[1]:,.0f} images/s", flush=True)
+                n_decoded += len(batch.rows)
+            rates.append(n_decoded / (time.perf_counter() - since))
+        print(f"  decoding by {count:>2} threads {rates[0]:,.0f}, by as many processes {rates[1]:,.0f} images/s", flush=True)
 
 
 def labeling(asked: argparse.Namespace) -> None:
@@ -121,28 +123,28 @@ def labeling(asked: argparse.Namespace) -> None:
         for model, size in LABELED.items():
             if asked.models and model not in asked.models:
                 continue
-            where = top / model
-            where.mkdir()
-            make_teacher(model, size, where / "teacher")
-            (where / "pool.parquet").symlink_to(pool)
-            source, store = open_source(str(pool)), Store(where / "store")
-            classifier, _ = load_classifier(f"local-dir:{where / 'teacher'}", store)
-            teacher = Teacher.of(classifier)
-            found = {}
-            found["network alone"], batch, precision = forward_rate(teacher)
+            model_folder = top / model
+            model_folder.mkdir()
+            make_teacher(model, size, model_folder / "teacher")
+            (model_folder / "pool.parquet").symlink_to(pool)
+            source, store = open_source(str(pool)), Store(model_folder / "store")
+            classifier, _ = load_classifier(f"local-dir:{model_folder / 'teacher'}", store)
+            teacher = Teacher.from_members(classifier)
+            rates = {}
+            rates["network alone"], batch, precision = forward_rate(teacher)
             if asked.threads:
                 decoding(teacher, pool, batch)
-            found["decoding in threads"] = decode_rate(teacher, source, hashes=True)
+            rates["decoding in threads"] = decode_rate(teacher, source, hashes=True)
             with ProcessPoolExecutor(CORES, mp_context=multiprocessing.get_context("spawn")) as processes:
-                undisturbed_rate(processes, where, 0.1)
-                found["decoding in processes"] = undisturbed_rate(processes, where)
-            found["nst label"] = label_rate(store, f"local-dir:{where / 'teacher'}", source, "pool")
+                undisturbed_rate(processes, model_folder, 0.1)
+                rates["decoding in processes"] = undisturbed_rate(processes, model_folder)
+            rates["nst label"] = label_rate(store, f"local-dir:{model_folder / 'teacher'}", source, "pool")
             if asked.peer:
-                found["timm loader"] = peer_rate(where, source, model, size)
-            limits = [min(found["network alone"], found[f"decoding in {way}"]) for way in ("threads", "processes")]
-            print(f"{model} at {size} px, batches of {batch}, {precision}: " + ", ".join(f"{a} {b:,.0f}" for a, b in found.items()))
+                rates["timm loader"] = peer_rate(model_folder, source, model, size)
+            limits = [min(rates["network alone"], rates[f"decoding in {way}"]) for way in ("threads", "processes")]
+            print(f"{model} at {size} px, batches of {batch}, {precision}: " + ", ".join(f"{a} {b:,.0f}" for a, b in rates.items()))
             print(
-                f"  nst label to the limit: {found['nst label'] / limits[0]:.2f}, in processes {found['nst label'] / limits[1]:.2f}",
+                f"  nst label to the limit: {rates['nst label'] / limits[0]:.2f}, in processes {rates['nst label'] / limits[1]:.2f}",
                 flush=True,
             )
 
@@ -156,7 +158,7 @@ def peer_rate(where: Path, source: object, model: str, size: int) -> float:
         (files / f"{row.id:07d}.jpg").write_bytes(row.read())
 
     def computed(images: torch.Tensor) -> torch.Tensor:
-        with autocast(settled_precision("auto", this_device()), this_device().type):
+        with autocast(resolve_precision("auto", this_device()), this_device().type):
             return network(images.to(this_device(), non_blocking=True)).float().cpu()
 
     return loader_rate(computed, config, files, 8_000)
@@ -195,7 +197,7 @@ def input_rate(setting: Setting, settings: TrainSettings, workers: int, steps: i
         setting.edition, setting.source, setting.source.class_names, Path(setting.store.root, "input"), False, 0, Clock()
     )
     labeled = LabeledImages(setting.source, torch.arange(len(setting.source)).numpy(), setting.source.labels)
-    config = data_config_of(create_network(settings, 10), settings)
+    config = training_data_config(create_network(settings, 10), settings)
     batches = training_batches(settings, labeled, edition, training_transforms(settings, config), range(SKIPPED + steps), workers)
     for number, _ in enumerate(batches):
         if number == SKIPPED - 1:
@@ -238,22 +240,22 @@ def training(asked: argparse.Namespace) -> None:
             if asked.models and model not in asked.models:
                 continue
             settings = settings_of(model, size, asked.batch, asked.steps + SKIPPED)
-            alone = alone_rate(settings, len(setting.source.class_names))
-            print(f"{model} at {size} px: network alone {alone:,.0f} images/s", flush=True)
+            network_rate = alone_rate(settings, len(setting.source.class_names))
+            print(f"{model} at {size} px: network alone {network_rate:,.0f} images/s", flush=True)
             for workers in asked.workers:
-                made = input_rate(setting, settings, workers, max(4, 2 * workers))
+                input_rate_alone = input_rate(setting, settings, workers, max(4, 2 * workers))
                 clock = SteadySteps()
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
                     torch.cuda.reset_peak_memory_stats()
                 own = settings.model_copy(update={"seed": next(seeds)} | ({"compile": True} if asked.compile else {}))
                 run = RunSettings(workers=workers)
-                both = {"pseudo": setting.edition, "pool": setting.source, "run": run, "progress": clock}
-                train(setting.store, f"run-{own.seed}", setting.source, own, **both)
+                options = {"pseudo": setting.edition, "pool": setting.source, "run": run, "progress": clock}
+                train(setting.store, f"run-{own.seed}", setting.source, own, **options)
                 peak = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else 0
-                limit = min(made, alone)
-                told = f"{clock.rate / limit:.2f} of the slower, {clock.rate / alone:.2f} of the network; {peak:.1f} GB"
-                print(f"  {workers} workers: alone {made:,.0f}, nst train {clock.rate:,.0f} images/s: {told}", flush=True)
+                limit = min(input_rate_alone, network_rate)
+                summary = f"{clock.rate / limit:.2f} of the slower, {clock.rate / network_rate:.2f} of the network; {peak:.1f} GB"
+                print(f"  {workers} workers: alone {input_rate_alone:,.0f}, nst train {clock.rate:,.0f} images/s: {summary}", flush=True)
 
 
 # repeat
@@ -263,8 +265,8 @@ def one_training(asked: argparse.Namespace) -> None:
     """Train in this process, in the store of `--folder`; prints what the weights' bytes are."""
     store, source, (model,) = Store(asked.folder), open_source(asked.images, labeled=True), asked.models
     settings = settings_of(model, TRAINED[model], 16, asked.steps)
-    done = train(store, "run", source, settings, pseudo=store.open(asked.edition), pool=source, run=RunSettings(workers=4))
-    print(hashlib.sha256((done.folder / "model.safetensors").read_bytes()).hexdigest()[:12])
+    version = train(store, "run", source, settings, pseudo=store.open(asked.edition), pool=source, run=RunSettings(workers=4))
+    print(hashlib.sha256((version.folder / "model.safetensors").read_bytes()).hexdigest()[:12])
 
 
 def repeating(asked: argparse.Namespace) -> None:
@@ -272,20 +274,20 @@ def repeating(asked: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         setting = Setting(asked.images, Path(folder, "first"))
         for model in asked.models or TRAINED:
-            found = []
+            results = []
             for number, stop_after in enumerate((None, None, asked.stop_after)):
                 store = Path(folder, f"{model}-{number}")
                 shutil.copytree(setting.store.root, store)
-                words = ["one", "--images", asked.images, "--models", model, "--steps", asked.steps]
-                words += ["--folder", store, "--edition", setting.edition.ref]
-                command = [sys.executable, __file__, *map(str, words)]
+                options = ["one", "--images", asked.images, "--models", model, "--steps", asked.steps]
+                options += ["--folder", store, "--edition", setting.edition.ref]
+                command = [sys.executable, __file__, *map(str, options)]
                 if stop_after:
                     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
                     time.sleep(stop_after)
                     process.send_signal(signal.SIGINT)
-                    found.append(f"interrupted ({'done before' if process.wait() == 0 else 'unfinished'}) and resumed")
-                found.append(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split()[-1])
-            print(f"{model}: {' '.join(found)}", flush=True)
+                    results.append(f"interrupted ({'done before' if process.wait() == 0 else 'unfinished'}) and resumed")
+                results.append(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split()[-1])
+            print(f"{model}: {' '.join(results)}", flush=True)
 
 
 def main() -> None:
@@ -298,13 +300,13 @@ def main() -> None:
     parser.add_argument("--threads", action="store_true", help="of label: decoding in some numbers of threads")
     parser.add_argument("--batch", type=int, default=64, help="of train: labeled images a step, beside three times as many pseudo-labeled")
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--workers", type=lambda text: [int(one) for one in text.split(",")], default=[4, 8, 12, 15])
+    parser.add_argument("--workers", type=lambda text: [int(count) for count in text.split(",")], default=[4, 8, 12, 15])
     parser.add_argument("--compile", action="store_true", help="of train: with torch.compile")
     parser.add_argument("--stop-after", type=float, default=12, help="of repeat: seconds until the third training is interrupted")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--edition", help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    {"label": labeling, "train": training, "repeat": repeating, "one": one_training}[asked.what](asked)
+    arguments = parser.parse_args()
+    {"label": labeling, "train": training, "repeat": repeating, "one": one_training}[arguments.what](arguments)
 
 
 if __name__ == "__main__":

@@ -31,12 +31,12 @@ def write_photos(data: Path, folder: Path, per_class: int, seed: int) -> None:
     for name in ("test", "train"):
         source = open_source(data / f"{name}.parquet", labeled=True)
         images, labels = pl.read_parquet(data / f"{name}.parquet").select(pl.col("image").struct.field("bytes"), "label")
-        drawn = rows_drawn(labels.to_numpy(), per_class, seed) if name == "train" else set(range(len(labels)))
+        labeled_rows = rows_drawn(labels.to_numpy(), per_class, seed) if name == "train" else set(range(len(labels)))
         for row, (image, label) in enumerate(zip(images, labels, strict=True)):
             of_class = Path("test" if name == "test" else "labeled") / source.class_names[label]
-            where = folder / (of_class if row in drawn else "unlabeled")
-            where.mkdir(parents=True, exist_ok=True)
-            (where / f"{row:05}.jpg").write_bytes(image)
+            target = folder / (of_class if row in labeled_rows else "unlabeled")
+            target.mkdir(parents=True, exist_ok=True)
+            (target / f"{row:05}.jpg").write_bytes(image)
 
 
 def write_weights(folder: Path) -> None:
@@ -60,23 +60,23 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--per-class", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    words = parser.parse_args()
-    words.folder.mkdir(parents=True, exist_ok=True)
-    weights, name = words.folder / "lite0", f"photos-{words.per_class}-{words.seed}"
+    arguments = parser.parse_args()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    weights, name = arguments.folder / "lite0", f"photos-{arguments.per_class}-{arguments.seed}"
     if not (weights / "model.safetensors").exists():
         write_weights(weights)
-    if not (words.folder / name).exists():
-        write_photos(words.clothing, words.folder / f"{name}.part", words.per_class, words.seed)
-        (words.folder / f"{name}.part").rename(words.folder / name)
-    recipe = words.folder / f"{name}.yaml"
+    if not (arguments.folder / name).exists():
+        write_photos(arguments.clothing, arguments.folder / f"{name}.part", arguments.per_class, arguments.seed)
+        (arguments.folder / f"{name}.part").rename(arguments.folder / name)
+    recipe = arguments.folder / f"{name}.yaml"
     if not recipe.exists():
-        made = [NST, "init", str(words.folder / name), "--output", str(recipe), "--model", f"local-dir:{weights}"]
-        subprocess.run(made, check=True)
+        command = [NST, "init", str(arguments.folder / name), "--output", str(recipe), "--model", f"local-dir:{weights}"]
+        subprocess.run(command, check=True)
         recipe.write_text(recipe.read_text().replace("control: false", "control: true"))
-    store = ["--store", str(words.folder / "store")]
+    store = ["--store", str(arguments.folder / "store")]
     subprocess.run([NST, "run", str(recipe), *store], check=True)
     for generation in (1, 2):
-        subprocess.run([NST, "show", f"{name}@gen-{generation}", "--truth", str(words.clothing / "train.parquet"), *store], check=True)
+        subprocess.run([NST, "show", f"{name}@gen-{generation}", "--truth", str(arguments.clothing / "train.parquet"), *store], check=True)
 
 
 if __name__ == "__main__":

@@ -38,17 +38,17 @@ from timm.data import ImageDataset, create_loader, resolve_model_data_config
 from torch import nn
 
 from nst_data.images import phash
-from nst_data.prefetch import in_threads
+from nst_data.prefetch import map_batches_in_threads
 from nst_data.progress import Progress, Task
 from nst_data.sources import Source, open_source
 from nst_data.store.store import Store
-from nst_train.classifiers.inference import _Forward, batches_of, choose_computation
+from nst_train.classifiers.inference import _Forward, choose_computation, plain_batches
 from nst_train.classifiers.loading import load_images
 from nst_train.classifiers.teachers import Teacher, load_classifier
 from nst_train.labeling.label import label
 from nst_train.networks.models import save_teacher
 from nst_train.settings import LabelSettings, TrainSettings
-from nst_train.transforms.preprocessing import decode_pixels, stacked_thumbnails, thumbnail
+from nst_train.transforms.preprocessing import decode_pixels, stack_thumbnails, thumbnail
 
 CORES = len(os.sched_getaffinity(0))
 
@@ -146,7 +146,9 @@ def decode_rate(teacher: Teacher, source: Source, hashes: bool) -> float:
     torch.set_num_threads(1)
 
     def work() -> None:
-        for _ in in_threads(lambda batch: load_images(batch.rows, teacher.preprocessings, 256, hashes), batches_of(source, 256), CORES):
+        for _ in map_batches_in_threads(
+            lambda batch: load_images(batch.rows, teacher.preprocessings, 256, hashes), plain_batches(source, 256), CORES
+        ):
             pass
 
     return rate_of(len(source), work)
@@ -155,14 +157,14 @@ def decode_rate(teacher: Teacher, source: Source, hashes: bool) -> float:
 @functools.cache
 def _undisturbed(folder: str, images: str) -> tuple[Teacher, Source]:
     torch.set_num_threads(1)
-    return Teacher.of(load_classifier(f"local-dir:{folder}", Store(Path(folder).parent / "store"))[0]), open_source(images)
+    return Teacher.from_members(load_classifier(f"local-dir:{folder}", Store(Path(folder).parent / "store"))[0]), open_source(images)
 
 
 def _decodes(folder: str, images: str, seconds: float) -> float:
     """The rate of one thread in a process of its own."""
     teacher, source = _undisturbed(folder, images)
     since, count = time.perf_counter(), 0
-    for batch in itertools.chain.from_iterable(batches_of(source, 256) for _ in itertools.count()):
+    for batch in itertools.chain.from_iterable(plain_batches(source, 256) for _ in itertools.count()):
         load_images(batch.rows, teacher.preprocessings, 256, hashes=False)
         count += len(batch.rows)
         if time.perf_counter() - since > seconds:
@@ -172,8 +174,8 @@ def _decodes(folder: str, images: str, seconds: float) -> float:
 
 def undisturbed_rate(processes: ProcessPoolExecutor, top: Path, seconds: float = 3.0) -> float:
     """Bytes to what the network reads, in a process for each core: no lock of Python's between them."""
-    both = [processes.submit(_decodes, str(top / "teacher"), str(top / "pool.parquet"), seconds) for _ in range(CORES)]
-    return sum(one.result() for one in both)
+    futures = [processes.submit(_decodes, str(top / "teacher"), str(top / "pool.parquet"), seconds) for _ in range(CORES)]
+    return sum(future.result() for future in futures)
 
 
 def label_rate(store: Store, teacher: str, source: Source, corpus: str, **settings: Any) -> float:
@@ -210,15 +212,15 @@ def loader_rate(network: nn.Module, config: dict[str, Any], folder: Path, count:
         ImageDataset(str(folder)), config["input_size"], 256, use_prefetcher=False, num_workers=CORES, crop_pct=config["crop_pct"],
         interpolation=config["interpolation"], mean=config["mean"], std=config["std"], device=torch.device("cpu"),
     )  # fmt: skip
-    kept, first, seen, since = [], count // 10, 0, 0.0
+    outputs, first, n_seen, since = [], count // 10, 0, 0.0
     counted = 0
     with torch.inference_mode():
         for images, _ in loader:
-            kept.append(network(images).softmax(dim=1).half())
-            seen += len(images)
-            if not since and seen >= first:
-                since, counted = time.perf_counter(), seen
-    return (seen - counted) / (time.perf_counter() - since)
+            outputs.append(network(images).softmax(dim=1).half())
+            n_seen += len(images)
+            if not since and n_seen >= first:
+                since, counted = time.perf_counter(), n_seen
+    return (n_seen - counted) / (time.perf_counter() - since)
 
 
 def speed(images: Path, model: str, size: int, rounds: int, count: int, peers: bool, top: Path) -> None:
@@ -226,16 +228,16 @@ def speed(images: Path, model: str, size: int, rounds: int, count: int, peers: b
     make_teacher(model, size, top / "teacher")
     name, store = f"local-dir:{top / 'teacher'}", Store(top / "store")
     classifier, _ = load_classifier(name, store)
-    teacher, config = Teacher.of(classifier), dict(resolve_model_data_config(classifier.network))
+    teacher, config = Teacher.from_members(classifier), dict(resolve_model_data_config(classifier.network))
     config["input_size"], config["crop_pct"] = (3, size, size), 1.0 if size <= 64 else 0.875
     (top / "files").mkdir()
     for row in source.rows(range(len(source))):
         (top / "files" / f"{row.id:07d}.jpg").write_bytes(row.read())
-    found: dict[str, list[float]] = {}
+    rates_by_name: dict[str, list[float]] = {}
     processes = ProcessPoolExecutor(CORES, mp_context=multiprocessing.get_context("spawn"))
     undisturbed_rate(processes, top, 0.1)  # they import
     for number in range(rounds):
-        forward, how = forward_rate(teacher, 3.0)
+        forward, forward_setup = forward_rate(teacher, 3.0)
         measured = {
             "decode alone": decode_rate(teacher, source, hashes=False),
             "decode and hashes": decode_rate(teacher, source, hashes=True),
@@ -250,15 +252,19 @@ def speed(images: Path, model: str, size: int, rounds: int, count: int, peers: b
             measured["timm loader loop"] = loader_rate(network, config, top / "files", len(source))
         measured["limit"] = 1 / (1 / measured["decode alone"] + 1 / measured["forward alone"])
         measured["limit in processes"] = 1 / (1 / measured["decode in processes"] + 1 / measured["forward alone"])
-        for what, rate in measured.items():
-            found.setdefault(what, []).append(rate)
-        print(f"round {number + 1} (forward: {how}): " + ", ".join(f"{what} {rate:,.0f}" for what, rate in measured.items()), flush=True)
+        for contender, rate in measured.items():
+            rates_by_name.setdefault(contender, []).append(rate)
+        print(
+            f"round {number + 1} (forward: {forward_setup}): "
+            + ", ".join(f"{contender} {rate:,.0f}" for contender, rate in measured.items()),
+            flush=True,
+        )
     print(f"\n{model} at {size} px, {len(source):,} images, {CORES} cores, medians of {rounds} rounds, images/s:")
-    for what, rates in found.items():
-        ratio = statistics.median(one / other for one, other in zip(found["nst label"], rates, strict=True))
-        print(f"  {what:<28} {statistics.median(rates):>9,.0f}   nst label is {ratio:.2f} of it")
+    for contender, rates in rates_by_name.items():
+        ratio = statistics.median(own / peer for own, peer in zip(rates_by_name["nst label"], rates, strict=True))
+        print(f"  {contender:<28} {statistics.median(rates):>9,.0f}   nst label is {ratio:.2f} of it")
     processes.shutdown()
-    print_hash_share(source, statistics.median(found["nst label"]))
+    print_hash_share(source, statistics.median(rates_by_name["nst label"]))
     if peers:
         print_changes(store)
 
@@ -267,13 +273,13 @@ def print_hash_share(source: Source, rate: float) -> None:
     """The perceptual hash's part of what an image costs."""
     decoded = [decode_pixels(row.read()) for row in source.rows(range(min(len(source), 512)))]
     torch.set_num_threads(1)
-    each = float("inf")
+    seconds_per_image = float("inf")
     for _ in range(5):
         since = time.perf_counter()
         for start in range(0, len(decoded), 256):
-            phash(stacked_thumbnails([thumbnail(pixels) for pixels in decoded[start : start + 256]]))
-        each = min(each, (time.perf_counter() - since) / len(decoded))
-    print(f"  perceptual hash: {1e6 * each:,.1f} us, {100 * each * rate / CORES:.1f}% of an image's cost")
+            phash(stack_thumbnails([thumbnail(pixels) for pixels in decoded[start : start + 256]]))
+        seconds_per_image = min(seconds_per_image, (time.perf_counter() - since) / len(decoded))
+    print(f"  perceptual hash: {1e6 * seconds_per_image:,.1f} us, {100 * seconds_per_image * rate / CORES:.1f}% of an image's cost")
 
 
 def print_changes(store: Store) -> None:
@@ -282,8 +288,8 @@ def print_changes(store: Store) -> None:
     labels = [table["label"].to_numpy() for table in (fast, exact)]
     confidences = [table["confidence"].to_numpy() for table in (fast, exact)]
     changed = int((labels[0] != labels[1]).sum())
-    most = np.abs(confidences[0] - confidences[1]).max()
-    print(f"  against --exact-transform: {changed} of {len(labels[0]):,} labels change, confidences by at most {most:.4f}")
+    max_change = np.abs(confidences[0] - confidences[1]).max()
+    print(f"  against --exact-transform: {changed} of {len(labels[0]):,} labels change, confidences by at most {max_change:.4f}")
 
 
 def changes(images: Path, teacher: str, store: Path, size: int, count: int, top: Path) -> None:
@@ -311,7 +317,7 @@ def memory(images: Path, model: str, size: int, top: Path) -> None:
     peaks = {}
     for count in (50_000, 500_000):
         repeated(open_source(str(images)), count, top / f"{count}.parquet")
-        words = [
+        options = [
             "label",
             top / f"{count}.parquet",
             "--teacher",
@@ -321,7 +327,7 @@ def memory(images: Path, model: str, size: int, top: Path) -> None:
             "--store",
             top / "store",
         ]
-        command = [sys.executable, "-c", "from nst_cli.main import run; run()", *map(str, words)]
+        command = [sys.executable, "-c", "from nst_cli.main import run; run()", *map(str, options)]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         _, status, usage = os.wait4(process.pid, 0)
         assert os.waitstatus_to_exitcode(status) == 0

@@ -118,23 +118,23 @@ def main() -> None:
                 tree.upload(path, path.relative_to(top / "pool").as_posix())
             print(f"{args.count:,} JPEGs of {args.size} px, {CORES} cores")
             for kind in args.kinds:
-                _compare(top, kind, args.rounds, str(top / "pool" / kind), tree.at(kind))
+                _compare(top, kind, args.rounds, str(top / "pool" / kind), tree.address_of(kind))
 
 
 def _compare(top: Path, kind: str, rounds: int, here: str, there: str) -> None:
-    found: dict[str, list[Clock]] = {here: [], there: []}
+    clocks: dict[str, list[Clock]] = {here: [], there: []}
     for number in range(rounds + 1):
         for place in (here, there):
             clock, store = Clock(), Store(top / f"store-{kind}-{number}-{place == here}")
             pool = open_source(place, indexes=top / "indexes")
             label(store, "pool", f"local-dir:{top / 'teacher'}", pool, LabelSettings(), progress=clock)
             if number:  # the first warms up
-                found[place].append(clock)
-    rate = statistics.median(one.seconds / two.seconds for one, two in zip(found[here], found[there], strict=True))
-    cpu = statistics.median(one.cpu / two.cpu for one, two in zip(found[here], found[there], strict=True))
-    local, remote = (statistics.median(1 / one.seconds for one in found[place]) for place in (here, there))
-    milliseconds = [1000 * statistics.median(one.cpu for one in found[place]) for place in (here, there)]
-    server = 1000 * statistics.median(one.others for one in found[there])
+                clocks[place].append(clock)
+    rate = statistics.median(one.seconds / two.seconds for one, two in zip(clocks[here], clocks[there], strict=True))
+    cpu = statistics.median(one.cpu / two.cpu for one, two in zip(clocks[here], clocks[there], strict=True))
+    local, remote = (statistics.median(1 / one.seconds for one in clocks[place]) for place in (here, there))
+    milliseconds = [1000 * statistics.median(one.cpu for one in clocks[place]) for place in (here, there)]
+    server = 1000 * statistics.median(one.others for one in clocks[there])
     print(
         f"{kind:8} {local:6,.0f} images/s here, {remote:6,.0f} there: rate {rate:.2f}; nst's own CPU {milliseconds[0]:.2f} and "
         f"{milliseconds[1]:.2f} ms an image: {cpu:.2f}; the server {server:.2f} ms",

@@ -19,7 +19,7 @@ from nst_data import Store, open_source
 from nst_data.progress import Progress
 from nst_data.sources import labels_in
 from nst_train import EmbedSettings, embed
-from nst_train.features.linear_probe import MOST_FOLDED, STRENGTHS, fit
+from nst_train.features.linear_probe import MAX_FOLDED, STRENGTHS, fit
 from nst_train.settings import ReadSettings
 
 
@@ -35,7 +35,7 @@ def features_of(store, model, file, image_size):
 def drawn(labels, per_class, seed):
     rng = np.random.default_rng(seed)
     classes = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    return np.concatenate([rng.choice(one, min(per_class, len(one)), replace=False) for one in classes])
+    return np.concatenate([rng.choice(class_rows, min(per_class, len(class_rows)), replace=False) for class_rows in classes])
 
 
 def by_own_deviation(features, labels, test):
@@ -51,7 +51,7 @@ def by_own_deviation(features, labels, test):
 
 def all_of(train, test):
     print("| | CPU s | strength | accuracy |\n|---|---|---|---|")
-    for name, sample in {"as a large set": MOST_FOLDED, "as a small set": None}.items():
+    for name, sample in {"as a large set": MAX_FOLDED, "as a small set": None}.items():
         before = time.process_time()
         probe = fit(train[0], train[1], train[2], sample=sample)
         seconds = time.process_time() - before
@@ -66,29 +66,29 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--large", action="store_true")
-    words = parser.parse_args()
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        train = features_of(Store(folder), words.model, words.images / "train.parquet", words.image_size)
-        test = features_of(Store(folder), words.model, words.images / "test.parquet", words.image_size)
+        train = features_of(Store(folder), arguments.model, arguments.images / "train.parquet", arguments.image_size)
+        test = features_of(Store(folder), arguments.model, arguments.images / "test.parquet", arguments.image_size)
     print(f"features: {1000 * train[3] / len(train[0]):.0f} ms of CPU time an image")
-    if words.large:
+    if arguments.large:
         return all_of(train, test)
     print(
         "| labeled images a class | "
-        + " | ".join(f"seed {seed}" for seed in words.seeds)
+        + " | ".join(f"seed {seed}" for seed in arguments.seeds)
         + " | mean | own deviations, best strength | fit, CPU s |"
     )
-    print("|---" * (len(words.seeds) + 4) + "|")
-    for per_class in words.per_class:
-        scores, others, seconds = [], [], []
-        for seed in words.seeds:
+    print("|---" * (len(arguments.seeds) + 4) + "|")
+    for per_class in arguments.per_class:
+        scores, own_deviation_scores, seconds = [], [], []
+        for seed in arguments.seeds:
             rows = drawn(train[1], per_class, seed)
             before = time.process_time()
             probe = fit(train[0][rows], train[1][rows], train[2], seed)
             seconds.append(time.process_time() - before)
             scores.append(((test[0] @ probe.weight.T + probe.bias).argmax(1) == test[1]).mean())
-            others.append(by_own_deviation(train[0][rows], train[1][rows], test))
-        cells = [f"{100 * one:.1f}%" for one in (*scores, np.mean(scores), np.mean(others))]
+            own_deviation_scores.append(by_own_deviation(train[0][rows], train[1][rows], test))
+        cells = [f"{100 * score:.1f}%" for score in (*scores, np.mean(scores), np.mean(own_deviation_scores))]
         print(f"| {per_class} | " + " | ".join(cells) + f" | {np.mean(seconds):.1f} |")
 
 

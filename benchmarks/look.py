@@ -76,7 +76,7 @@ def make_generation(store: Store, rows: int, pool: Path) -> None:
     """The next generation of the corpus `many`."""
     number = len(store.versions("many")) + 1
     request = GenerationRequest(settings={"number": number}, inputs={"pool": Input(ref=str(pool), digest="pool")})
-    staging = store.begin(request, "many")
+    staging = store.find_or_stage(request, "many")
     schema, plan, files = pseudo_labels_schema(NAMES), ShardPlan(rows, SHARD_ROWS), {}
     for place in range(len(plan)):
         file = staging.build / plan.file(place)
@@ -87,7 +87,7 @@ def make_generation(store: Store, rows: int, pool: Path) -> None:
             os.link(staging.build / first, file)
             files[plan.file(place)] = files[first]
     counts = {"pool": rows, "labeled": rows, "errors": 0, "teacher_parameters": 0, "per_class": {}}
-    staging.seal(staging.describe(files, NAMES, counts))
+    staging.seal(staging.build_manifest(files, NAMES, counts))
 
 
 class Server:
@@ -134,27 +134,27 @@ class Server:
 def measure(store: Store, title: str) -> None:
     server = Server(store, "many@gen-2")
     start = server.cpu_seconds
-    overview, told = server.get("api/overview")
+    overview, response = server.get("api/overview")
     grid, _ = server.get("api/grid?sort=confidence&limit=60")
-    sampled = told["sampled"]
-    of = f"a sample of {sampled['rows']:,} of {sampled['of']:,}" if sampled else f"{told['rows']:,}"
+    sampled = response["sampled"]
+    rows_text = f"a sample of {sampled['rows']:,} of {sampled['of']:,}" if sampled else f"{response['rows']:,}"
     print(
-        f"\n{title}: {of} rows; address after {server.seconds_to_address:.2f} s ({start:.1f} s of CPU), "
+        f"\n{title}: {rows_text} rows; address after {server.seconds_to_address:.2f} s ({start:.1f} s of CPU), "
         f"overview {overview:.2f} s, first page {grid:.2f} s"
     )
     since = time.perf_counter()
-    while told["pending"]:
+    while response["pending"]:
         time.sleep(0.5)
-        told = server.get("api/overview")[1]
+        response = server.get("api/overview")[1]
     print(f"labels of gen-1 beside them after {time.perf_counter() - since:.1f} s more")
     print(f"answer to one image: {server.answer(123):.3f} s")
     print("| filter | first, s | median of three, s | CPU, s | rows |\n|---|---|---|---|---|")
     for name, query in FILTERS.items():
         times, total, since = [], 0, server.cpu_seconds
         for _ in range(3):
-            seconds, found = server.get(f"api/grid?{query}&limit=60")
+            seconds, content = server.get(f"api/grid?{query}&limit=60")
             times.append(seconds)
-            total = found["total"]
+            total = content["total"]
         print(
             f"| {name} | {times[0]:.2f} | {statistics.median(times):.2f} | {(server.cpu_seconds - since) / 3:.2f} | {total:,} |", flush=True
         )

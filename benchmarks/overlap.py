@@ -25,7 +25,7 @@ from PIL import Image, ImageDraw
 
 from nst_data.images import decode, image_hash, phash, phash_thumbnail
 from nst_data.selection.hash_index import MAX_DISTANCE, HashIndex
-from nst_data.selection.overlap import DECODED_SIDE_PX, HeldOut, Looks, near_duplicates
+from nst_data.selection.overlap import DECODED_SIDE_PX, HeldOut, ImageDescriptors, find_near_duplicates
 from nst_data.sources import Source, open_source
 
 BATCH = 65_536  # rows that parquet gives at a time
@@ -63,19 +63,19 @@ def thumbnail(image: bytes) -> np.ndarray:
     return phash_thumbnail(decode(image, DECODED_SIDE_PX))
 
 
-def found(originals: Looks, hashes: np.ndarray, copied: Looks, copied_hashes: np.ndarray) -> np.ndarray:
+def found(originals: ImageDescriptors, hashes: np.ndarray, copied: ImageDescriptors, copied_hashes: np.ndarray) -> np.ndarray:
     """(copies, 3): near by hash, near by hash and look, and the distance of the hashes; the i-th copy is of the i-th original."""
     distance = np.bitwise_count(hashes.view(np.uint64) ^ copied_hashes.view(np.uint64))
     rows = (slice(row, row + 1) for row in range(len(hashes)))
-    alike = np.array([originals.taken(row).resemble(copied.taken(row))[0] for row in rows])
-    return np.stack([distance <= MAX_DISTANCE, (distance <= MAX_DISTANCE) & alike, distance], axis=1)
+    is_alike = np.array([originals.take(row).matches(copied.take(row))[0] for row in rows])
+    return np.stack([distance <= MAX_DISTANCE, (distance <= MAX_DISTANCE) & is_alike, distance], axis=1)
 
 
 def images_of(name: str, side: int | None, limit: int) -> list[Image.Image]:
     if name == "digits":
         from sklearn.datasets import load_digits
 
-        images = [Image.fromarray(one).convert("RGB") for one in (load_digits().images * (255 / 16)).round().astype(np.uint8)]
+        images = [Image.fromarray(pixels).convert("RGB") for pixels in (load_digits().images * (255 / 16)).round().astype(np.uint8)]
     else:
         source = open_source(name)
         images = [decode(row.read()) for row in source.rows(np.linspace(0, len(source) - 1, min(limit, len(source))).astype(np.int64))]
@@ -86,34 +86,38 @@ def images_of(name: str, side: int | None, limit: int) -> list[Image.Image]:
 def measure_copies(images: list[Image.Image], plain_too: bool) -> None:
     """Recall by kind of copy."""
     first = np.stack([thumbnail(encoded(image)) for image in images])
-    clear = Looks.of(first).contrasts >= 2 if not plain_too else np.ones(len(first), bool)
-    images, first = [image for image, use in zip(images, clear, strict=True) if use], first[clear]
+    clear = ImageDescriptors.from_thumbnails(first).contrasts >= 2 if not plain_too else np.ones(len(first), bool)
+    images, first = [image for image, is_clear in zip(images, clear, strict=True) if is_clear], first[clear]
     by_kind = defaultdict(list)
     with ThreadPoolExecutor() as threads:
         for copied in zip(*threads.map(lambda image: [(kind, thumbnail(copy)) for kind, copy in copies(image)], images), strict=True):
-            thumbnails = np.stack([one for _, one in copied])
-            by_kind[copied[0][0]].append(found(Looks.of(first), phash(first), Looks.of(thumbnails), phash(thumbnails)))
+            thumbnails = np.stack([pixels for _, pixels in copied])
+            by_kind[copied[0][0]].append(
+                found(
+                    ImageDescriptors.from_thumbnails(first), phash(first), ImageDescriptors.from_thumbnails(thumbnails), phash(thumbnails)
+                )
+            )
     print(f"{len(images)} images\n| copy | near by hash | found | largest distance |\n|---|---|---|---|")
     single = []
     for kind, parts in by_kind.items():
-        near, both, distance = np.concatenate(parts).T
-        single += [both] if " and " not in kind else []
-        print(f"| {kind} | {near.mean():.1%} | {both.mean():.1%} | {distance.max()} |")
+        near, is_duplicate, distance = np.concatenate(parts).T
+        single += [is_duplicate] if " and " not in kind else []
+        print(f"| {kind} | {near.mean():.1%} | {is_duplicate.mean():.1%} | {distance.max()} |")
     print(f"| all single changes | | {np.concatenate(single).mean():.2%} | |")
 
 
 def measure_distinct(images: list[Image.Image]) -> None:
     """Each image against all others, all of them distinct."""
     thumbnails = np.stack([thumbnail(encoded(image)) for image in images])
-    looks, hashes = Looks.of(thumbnails), phash(thumbnails)
-    index, pairs, alike = HashIndex(hashes), 0, []
+    looks, hashes = ImageDescriptors.from_thumbnails(thumbnails), phash(thumbnails)
+    index, pairs, duplicates = HashIndex(hashes), 0, []
     for row in range(len(images)):
-        near = index.near(int(hashes[row]))
+        near = index.find_near(int(hashes[row]))
         near = near[near > row]
         pairs += len(near)
-        alike += [(row, int(other)) for other in near[looks.taken(near).resemble(looks.taken(slice(row, row + 1)))]]
-    of = f"{len(images)} distinct images, {len(images) * (len(images) - 1) // 2:,} pairs"
-    print(f"{of}: {pairs} near by hash, {len(alike)} called duplicates")
+        duplicates += [(row, int(neighbor)) for neighbor in near[looks.take(near).matches(looks.take(slice(row, row + 1)))]]
+    subject = f"{len(images)} distinct images, {len(images) * (len(images) - 1) // 2:,} pairs"
+    print(f"{subject}: {pairs} near by hash, {len(duplicates)} called duplicates")
 
 
 def measure_pool(pool: Source, held_out: Source, sheet: str | None) -> None:
@@ -125,10 +129,10 @@ def measure_pool(pool: Source, held_out: Source, sheet: str | None) -> None:
         [*(list(column) for column in zip(*(row[:3] for row in rows), strict=True)), hashes], names=["id", "key", "image_hash", "phash"]
     )
     since = time.perf_counter()
-    held = HeldOut.read([held_out], near=True)
-    read = time.perf_counter()
-    overlap = near_duplicates([batch], held, lambda candidates: (pool, candidates["id"].to_numpy()))
-    done = time.perf_counter()
+    held = HeldOut.read([held_out], with_near_duplicates=True)
+    read_at = time.perf_counter()
+    overlap = find_near_duplicates([batch], held, lambda candidates: (pool, candidates["id"].to_numpy()))
+    searched_at = time.perf_counter()
     held_hashes, held_looks = zip(
         *((image_hash(row.read()), thumbnail(row.read())) for row in held_out.rows(range(len(held_out)))), strict=True
     )
@@ -137,7 +141,7 @@ def measure_pool(pool: Source, held_out: Source, sheet: str | None) -> None:
         end="",
     )
     print(f"compared {overlap.compared}, near-duplicates {len(overlap.image_hashes)}; ", end="")
-    print(f"reading the held-out images {read - since:.1f} s, the search {done - read:.1f} s")
+    print(f"reading the held-out images {read_at - since:.1f} s, the search {searched_at - read_at:.1f} s")
     near = [(row, one) for row in rows if row[2] in overlap.image_hashes for one in _partners(row, hashes, held)]
     print(f"held-out images with one: {len({one for _, one in near})}; all hashes differ: {len(set(held_hashes)) == len(held_hashes)}")
     if sheet:
@@ -146,9 +150,9 @@ def measure_pool(pool: Source, held_out: Source, sheet: str | None) -> None:
 
 def _partners(row: tuple, hashes: np.ndarray, held: HeldOut) -> list[int]:
     """The held-out images that one image of the pool looks like; every one is clear enough here to stand in `looks`."""
-    look = Looks.of(row[3][None])
-    near = held.index.near(int(hashes[row[0]]))
-    return near[held.looks.taken(near).resemble(look)].tolist()
+    look = ImageDescriptors.from_thumbnails(row[3][None])
+    near = held.index.find_near(int(hashes[row[0]]))
+    return near[held.descriptors.take(near).matches(look)].tolist()
 
 
 def _write_sheet(path: str, pairs: list[tuple[np.ndarray, np.ndarray]], count: int = 40, side: int = 96) -> None:
@@ -174,23 +178,24 @@ def measure_hashes(images: list[Image.Image], pool: int, held_out: int) -> None:
         "popular": lambda count: _flipped(real[rng.integers(0, 200, count)], rng, 8),
         "one": lambda count: np.full(count, real[0]),
     }
-    mix = {"real": 0.7, "random": 0.2, "popular": 0.05, "one": 0.05}
-    for title, parts in (("real", {"real": 1.0}), ("random", {"random": 1.0}), ("mixed", mix), ("popular", {"popular": 1.0})):
-        held, asked = (
-            np.concatenate([kinds[kind](int(part * count)) for kind, part in parts.items()]).view(np.int64) for count in (held_out, pool)
+    mixed_shares = {"real": 0.7, "random": 0.2, "popular": 0.05, "one": 0.05}
+    for title, shares in (("real", {"real": 1.0}), ("random", {"random": 1.0}), ("mixed", mixed_shares), ("popular", {"popular": 1.0})):
+        held, queries = (
+            np.concatenate([kinds[kind](int(share * count)) for kind, share in shares.items()]).view(np.int64) for count in (held_out, pool)
         )
-        rng.shuffle(asked)
+        rng.shuffle(queries)
         tracemalloc.start()
-        sum(int(HashIndex(held).any_near(asked[start : start + BATCH]).sum()) for start in range(0, pool // 5, BATCH))
+        sum(int(HashIndex(held).any_near(queries[start : start + BATCH]).sum()) for start in range(0, pool // 5, BATCH))
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         since = time.perf_counter()
         index = HashIndex(held)
-        made = time.perf_counter()
-        near = sum(int(index.any_near(asked[start : start + BATCH]).sum()) for start in range(0, pool, BATCH))
-        seconds = time.perf_counter() - made
+        indexed_at = time.perf_counter()
+        near = sum(int(index.any_near(queries[start : start + BATCH]).sum()) for start in range(0, pool, BATCH))
+        seconds = time.perf_counter() - indexed_at
         print(
-            f"{title}: {pool:,} hashes against {held_out:,}: index {made - since:.2f} s, lookup {seconds:.1f} s, {near:,} candidates, "
+            f"{title}: {pool:,} hashes against {held_out:,}: index {indexed_at - since:.2f} s, lookup {seconds:.1f} s, {near:,} "
+            "candidates, "
             f"at most {peak / 2**20:,.0f} MB for index and lookup"
         )
 

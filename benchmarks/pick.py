@@ -20,14 +20,14 @@ from sklearn.metrics import roc_auc_score
 from nst_data import Store, open_source
 from nst_data.progress import Progress
 from nst_data.review.distinct_images import DistinctImages
-from nst_data.review.feature_scores import mixed, outliers, suspicion_by_neighbors
-from nst_data.review.label_errors import confident_joint, estimated_errors, suspicion_of_labels
-from nst_data.review.label_scores import churn
-from nst_data.review.spreading import candidates, spread, unit_length
+from nst_data.review.feature_scores import mixed_scores, outliers, suspicion_by_neighbors
+from nst_data.review.label_errors import confident_joint, estimate_errors, suspicion_of_labels
+from nst_data.review.label_scores import churn_scores
+from nst_data.review.spreading import l2_normalize, select_candidates, select_diverse
 from nst_data.review.uncertainty import uncertainty
 from nst_data.sources import labels_in
 from nst_train import EmbedSettings, embed
-from nst_train.features.linear_probe import cross_validated, fit
+from nst_train.features.linear_probe import cross_validated_probs, fit
 from nst_train.features.picking import candidates_per_pick
 from nst_train.settings import ReadSettings
 
@@ -52,10 +52,10 @@ class InMemory:
         self.matrix, self.is_here = matrix, np.ones(len(matrix), bool)
 
     def batches(self, center=0):
-        yield np.arange(len(self.matrix)), unit_length(self.matrix - np.float32(center))
+        yield np.arange(len(self.matrix)), l2_normalize(self.matrix - np.float32(center))
 
     def of(self, places, center=0):
-        return unit_length(self.matrix[places] - np.float32(center))
+        return l2_normalize(self.matrix[places] - np.float32(center))
 
     def sample(self, most, seed):
         return np.arange(min(most, len(self.matrix)))
@@ -98,19 +98,19 @@ def scores_of(by, probs, student_probs, features, labeled_features):
     """As `nst pick` has them; churn is from the teacher to a second probe, on the teacher's labels."""
     images, featured = images_of(probs), InMemory(features)
     if by == "churn":
-        return churn(images_of(student_probs), [images])
+        return churn_scores(images_of(student_probs), [images])
     if by == "suspicion":
         return suspicion_by_neighbors(images, iter([(images.numbers, probs)]), CLASSES, featured, 0)
     if by == "outlier":
         return outliers(featured, labeled_features, 0)
     if by == "mixed":
-        return mixed(uncertainty("margin", probs), featured, 0)
+        return mixed_scores(uncertainty("margin", probs), featured, 0)
     return uncertainty(by, probs)
 
 
 def picked(by, how, scores, labels, features, per_pick=None):
-    places = candidates(scores, labels, NUMBER, per_pick or candidates_per_pick(by))
-    return places[spread(how, unit_length(features[places]), labels[places], scores[places], NUMBER, 0)]
+    places = select_candidates(scores, labels, NUMBER, per_pick or candidates_per_pick(by))
+    return places[select_diverse(how, l2_normalize(features[places]), labels[places], scores[places], NUMBER, 0)]
 
 
 def one_seed(data, seed):
@@ -124,22 +124,22 @@ def one_seed(data, seed):
         return (probe.probs(data.features[test]).argmax(1) == data.truth[test]).mean()
 
     probs, features = first.probs(data.features[pool]), data.features[pool]
-    both = np.concatenate([data.truth[labeled], probs.argmax(1)])
-    second = fit(data.features[np.concatenate([labeled, pool])], both, CLASSES, seed, strength=first.strength).probs(features)
+    all_labels = np.concatenate([data.truth[labeled], probs.argmax(1)])
+    second = fit(data.features[np.concatenate([labeled, pool])], all_labels, CLASSES, seed, strength=first.strength).probs(features)
     rng = np.random.default_rng(seed)
-    found = {
+    results = {
         "none": accuracy(pool[:0]),
         "random": np.mean([accuracy(rng.choice(pool, NUMBER, replace=False)) for _ in range(DRAWS)]),
     }
     for by in METHODS:
-        now = second if by == "churn" else probs
+        current = second if by == "churn" else probs
         scores = scores_of(by, probs, second, features, data.features[labeled])
-        found[by] = accuracy(pool[picked(by, "k-means", scores, now.argmax(1), features)])
+        results[by] = accuracy(pool[picked(by, "k-means", scores, current.argmax(1), features)])
         if by == "margin":
-            for how in ("k-center", "classes"):
-                found[f"{by}, spread {how}"] = accuracy(pool[picked(by, how, scores, now.argmax(1), features)])
-            found["margin, highest alone"] = accuracy(pool[np.argsort(-scores, kind="stable")[:NUMBER]])
-    return found
+            for method in ("k-center", "classes"):
+                results[f"{by}, spread {method}"] = accuracy(pool[picked(by, method, scores, current.argmax(1), features)])
+            results["margin, highest alone"] = accuracy(pool[np.argsort(-scores, kind="stable")[:NUMBER]])
+    return results
 
 
 def interval(values):
@@ -154,9 +154,9 @@ def accuracies(data, seeds):
     print("|---|---|---|---|---|")
     for way in runs[0]:
         mean, _ = interval([run[way] for run in runs])
-        random, none = ([run[way] - run[other] for run in runs] for other in ("random", "none"))
+        random, none = ([run[way] - run[baseline] for run in runs] for baseline in ("random", "none"))
         cells = [f"{100 * mean:+.2f} ± {100 * half:.2f}" for mean, half in (interval(random), interval(none))]
-        print(f"| {way} | {100 * mean:.2f}% | {cells[0]} | {cells[1]} | {sum(one > 0 for one in random)} |", flush=True)
+        print(f"| {way} | {100 * mean:.2f}% | {cells[0]} | {cells[1]} | {sum(difference > 0 for difference in random)} |", flush=True)
 
 
 def wrong_labels(data, rows_of, seeds, what):
@@ -165,11 +165,11 @@ def wrong_labels(data, rows_of, seeds, what):
     for seed in range(seeds):
         rows = rows_of(seed)
         labels, is_wrong = changed(data, rows, seed)
-        probs = cross_validated(data.features[rows], labels, CLASSES, seed)
+        probs = cross_validated_probs(data.features[rows], labels, CLASSES, seed)
         suspicion = suspicion_of_labels(probs, labels)
         precisions.append(is_wrong[np.argsort(-suspicion, kind="stable")[: is_wrong.sum()]].mean())
         aucs.append(roc_auc_score(is_wrong, suspicion))
-        estimates.append(estimated_errors(confident_joint(probs, labels), labels))
+        estimates.append(estimate_errors(confident_joint(probs, labels), labels))
     cells = [f"{100 * mean:.0f}% ± {100 * half:.0f}" for mean, half in (interval(precisions),)]
     auc = "{:.3f} ± {:.3f}".format(*interval(aucs))
     print(f"| {what} | {len(rows):,} | {is_wrong.sum()} | {seeds} | {cells[0]} | {auc} | {np.mean(estimates):.0f} |", flush=True)
@@ -181,25 +181,25 @@ def spreads(data, seeds):
     def chosen(how, scores, labels, features, number):
         if how == "none":
             return np.argsort(-scores, kind="stable")[:number]
-        places = candidates(scores, labels, number, candidates_per_pick("suspicion"))
-        return places[spread(how, unit_length(features[places]), labels[places], scores[places], number, 0)]
+        places = select_candidates(scores, labels, number, candidates_per_pick("suspicion"))
+        return places[select_diverse(how, l2_normalize(features[places]), labels[places], scores[places], number, 0)]
 
-    found = {}
+    results = {}
     for seed in range(seeds):
         labeled, pool, _ = data.split(seed)
         labels, is_wrong = changed(data, labeled, seed)
-        suspicion = suspicion_of_labels(cross_validated(data.features[labeled], labels, CLASSES, seed), labels)
+        suspicion = suspicion_of_labels(cross_validated_probs(data.features[labeled], labels, CLASSES, seed), labels)
         probs = fit(data.features[labeled], data.truth[labeled], CLASSES, seed).probs(data.features[pool])
-        given, of_pool = probs.argmax(1), scores_of("suspicion", probs, None, data.features[pool], None)
+        predicted, of_pool = probs.argmax(1), scores_of("suspicion", probs, None, data.features[pool], None)
         for how in ("none", "classes", "k-means"):
             for times in (1, 2, 4):
                 picks = chosen(how, suspicion, labels, data.features[labeled], times * is_wrong.sum())
-                found.setdefault(how, {}).setdefault(f"{times}", []).append(is_wrong[picks].sum() / is_wrong.sum())
+                results.setdefault(how, {}).setdefault(f"{times}", []).append(is_wrong[picks].sum() / is_wrong.sum())
             for number in (20, 50, 100):
-                picks = chosen(how, of_pool, given, data.features[pool], number)
-                found[how].setdefault(f"pool {number}", []).append((given != data.truth[pool])[picks].mean())
-    for how, values in found.items():
-        print(f"| {data.name} | {how} | " + " | ".join(f"{100 * np.mean(one):.0f}%" for one in values.values()) + " |", flush=True)
+                picks = chosen(how, of_pool, predicted, data.features[pool], number)
+                results[how].setdefault(f"pool {number}", []).append((predicted != data.truth[pool])[picks].mean())
+    for how, values in results.items():
+        print(f"| {data.name} | {how} | " + " | ".join(f"{100 * np.mean(shares):.0f}%" for shares in values.values()) + " |", flush=True)
 
 
 def changed(data, rows, seed):
@@ -212,18 +212,18 @@ def changed(data, rows, seed):
 
 def unknown_classes(data, seeds):
     """Two classes are not labeled and stay in the pool: how well a score tells their images from the others."""
-    found = {"outlier": [], "confidence": [], "entropy": [], "margin": []}
+    aucs_by_score = {"outlier": [], "confidence": [], "entropy": [], "margin": []}
     for seed in range(seeds):
         labeled, pool, _ = data.split(seed)
         unknown = np.random.default_rng(seed).choice(CLASSES, 2, replace=False)
         labeled = labeled[~np.isin(data.truth[labeled], unknown)]
         labels = np.unique(data.truth[labeled], return_inverse=True)[1].astype(np.int64)
         probs = fit(data.features[labeled], labels, CLASSES - 2, seed).probs(data.features[pool])
-        for by, aucs in found.items():
+        for by, aucs in aucs_by_score.items():
             scores = outliers(InMemory(data.features[pool]), data.features[labeled], 0) if by == "outlier" else uncertainty(by, probs)
             aucs.append(roc_auc_score(np.isin(data.truth[pool], unknown), scores))
-    for by, aucs in found.items():
-        cells = ["{:.3f} ± {:.3f}".format(*interval(values)) for values in (aucs, np.subtract(aucs, found["confidence"]))]
+    for by, aucs in aucs_by_score.items():
+        cells = ["{:.3f} ± {:.3f}".format(*interval(values)) for values in (aucs, np.subtract(aucs, aucs_by_score["confidence"]))]
         print(f"| {data.name} | {seeds} | {by} | {cells[0]} | {'' if by == 'confidence' else cells[1]} |", flush=True)
 
 
@@ -234,28 +234,28 @@ def main():
     parser.add_argument("--store", type=Path)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--whole-seeds", type=int, default=3)
-    words = parser.parse_args()
+    arguments = parser.parse_args()
     since = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
-        both = digits(), clothing(words.clothing, words.model, Store(words.store or folder))
+        datasets = digits(), clothing(arguments.clothing, arguments.model, Store(arguments.store or folder))
     print(f"## {NUMBER} labels")
-    for data in both:
-        accuracies(data, words.seeds)
+    for data in datasets:
+        accuracies(data, arguments.seeds)
     print("\n## Wrong labels\n\n| labeled | images | wrong | seeds | precision and recall at 5% | AUC | estimated |")
     print("|---|---|---|---|---|---|---|")
-    for data in both:
-        wrong_labels(data, lambda seed, data=data: data.split(seed)[0], words.seeds, data.name)
+    for data in datasets:
+        wrong_labels(data, lambda seed, data=data: data.split(seed)[0], arguments.seeds, data.name)
     print("\n## Wrong labels, by the way picks are spread\n")
     print("| data | `--spread` | as many picks as are wrong | twice | four times | pool: 20 | 50 | 100 |")
     print("|---|---|---|---|---|---|---|---|")
-    for data in both:
-        spreads(data, words.seeds)
+    for data in datasets:
+        spreads(data, arguments.seeds)
     print("\n## Unknown classes\n\n| pool | seeds | by | AUC | against confidence |\n|---|---|---|---|---|")
-    for data in both:
-        unknown_classes(data, words.seeds)
+    for data in datasets:
+        unknown_classes(data, arguments.seeds)
     print("\n## Wrong labels, of all that is not tested\n")
-    for data in both:
-        wrong_labels(data, lambda seed, data=data: np.concatenate(data.split(seed)[:2]), words.whole_seeds, f"{data.name}, all")
+    for data in datasets:
+        wrong_labels(data, lambda seed, data=data: np.concatenate(data.split(seed)[:2]), arguments.whole_seeds, f"{data.name}, all")
     print(f"\n{time.process_time() - since:.0f} s of CPU time")
 
 

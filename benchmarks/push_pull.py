@@ -70,10 +70,10 @@ def make_edition(store, shards, mb):
             }
         )
         files[plan.file(shard)] = write_parquet(staging.build / plan.file(shard), [table.cast(schema)], schema)
-    each = plan.rows // len(CLASSES)
-    per_class = dict.fromkeys(CLASSES, ClassCounts(labeled=each, unique=each, copies=each))
+    rows_per_class = plan.rows // len(CLASSES)
+    per_class = dict.fromkeys(CLASSES, ClassCounts(labeled=rows_per_class, unique=rows_per_class, copies=rows_per_class))
     counts = EditionCounts(labeled=plan.rows, kept=plan.rows, unique=plan.rows, copies=plan.rows, per_class=per_class, teacher_parameters=0)
-    manifest = staging.describe(files, CLASSES, counts)
+    manifest = staging.build_manifest(files, CLASSES, counts)
     cards.write_dataset_card(staging, manifest)
     return staging.seal(manifest)
 
@@ -81,15 +81,15 @@ def make_edition(store, shards, mb):
 def run(code, arguments, env):
     """(seconds, peak of resident memory in MB) of a Python program."""
     began = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return time.monotonic() - began, int(done.stdout.split()[-1]) / 1024
+    completed = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], env=env, capture_output=True, text=True)
+    assert completed.returncode == 0, completed.stderr[-2000:]
+    return time.monotonic() - began, int(completed.stdout.split()[-1]) / 1024
 
 
 def on_disk(*folders):
     """Bytes of all files below some folders, each once."""
-    found = {(s.st_dev, s.st_ino): s.st_blocks * 512 for top in folders for path in top.rglob("*") if path.is_file() for s in [path.stat()]}
-    return sum(found.values())
+    sizes = {(s.st_dev, s.st_ino): s.st_blocks * 512 for top in folders for path in top.rglob("*") if path.is_file() for s in [path.stat()]}
+    return sum(sizes.values())
 
 
 def main():
@@ -97,34 +97,34 @@ def main():
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--shards", type=int, default=100)
     parser.add_argument("--mb", type=int, default=50)
-    asked = parser.parse_args()
-    store = Store(asked.data / "store")
-    version = make_edition(store, asked.shards, asked.mb)
-    sealed = sum(one.bytes for one in version.manifest.files.values())
+    arguments = parser.parse_args()
+    store = Store(arguments.data / "store")
+    version = make_edition(store, arguments.shards, arguments.mb)
+    sealed = sum(file.bytes for file in version.manifest.files.values())
     for folder in ("hub", "far", "plain", "hf", "far-hf"):
-        shutil.rmtree(asked.data / folder, ignore_errors=True)
+        shutil.rmtree(arguments.data / folder, ignore_errors=True)
     sys.path.insert(0, str(ROOT / "tests"))
     from hub import ALICE, environment
 
-    hub = subprocess.Popen([sys.executable, ROOT / "tests" / "hub.py", asked.data / "hub"], stdout=subprocess.PIPE, text=True)
+    hub = subprocess.Popen([sys.executable, ROOT / "tests" / "hub.py", arguments.data / "hub"], stdout=subprocess.PIPE, text=True)
     try:
         url = hub.stdout.readline().split()[0]
-        here = environment(url, asked.data / "hf", ALICE) | {"NST_STORE": str(store.root)}
-        far = environment(url, asked.data / "far-hf", ALICE) | {"NST_STORE": str(asked.data / "far")}
+        local_environment = environment(url, arguments.data / "hf", ALICE) | {"NST_STORE": str(store.root)}
+        remote_environment = environment(url, arguments.data / "far-hf", ALICE) | {"NST_STORE": str(arguments.data / "far")}
         measured = {
-            ("push", "nst"): run(NST, ["push", version.ref, "alice/shards"], here),
-            ("push", "client"): run(CLIENT["push"], [version.folder], here),
-            ("pull", "nst"): run(NST, ["pull", "alice/shards"], far),
+            ("push", "nst"): run(NST, ["push", version.ref, "alice/shards"], local_environment),
+            ("push", "client"): run(CLIENT["push"], [version.folder], local_environment),
+            ("pull", "nst"): run(NST, ["pull", "alice/shards"], remote_environment),
         }
-        pulled = on_disk(asked.data / "far", asked.data / "far-hf")
-        measured["pull", "client"] = run(CLIENT["pull"], [asked.data / "plain"], far)
+        pulled = on_disk(arguments.data / "far", arguments.data / "far-hf")
+        measured["pull", "client"] = run(CLIENT["pull"], [arguments.data / "plain"], remote_environment)
     finally:
         hub.kill()
-    print(f"{asked.shards} shards, {sealed / 1e6:,.0f} MB")
-    for what in ("push", "pull"):
-        (seconds, memory), (plain_seconds, plain) = measured[what, "nst"], measured[what, "client"]
+    print(f"{arguments.shards} shards, {sealed / 1e6:,.0f} MB")
+    for action in ("push", "pull"):
+        (seconds, memory), (plain_seconds, plain) = measured[action, "nst"], measured[action, "client"]
         print(
-            f"{what}: nst {memory:,.0f} MB in {seconds:,.1f} s, the client alone {plain:,.0f} MB in {plain_seconds:,.1f} s: "
+            f"{action}: nst {memory:,.0f} MB in {seconds:,.1f} s, the client alone {plain:,.0f} MB in {plain_seconds:,.1f} s: "
             f"{memory - plain:+,.0f} MB, time {seconds / plain_seconds:.2f}"
         )
     print(f"on disk after the pull: {pulled / 1e6:,.0f} MB, {pulled / sealed:.3f} of the version")

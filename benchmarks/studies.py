@@ -183,8 +183,8 @@ STUDIES = tuple(dict.fromkeys(one.study for one in COMPARISONS))
 
 def arms_of(studies: list[str]) -> list[str]:
     """The arms that these studies compare, in the order in which they are made."""
-    wanted = {arm for one in COMPARISONS if one.study in studies for arm in (one.arm, one.other)}
-    return [arm for arm in ARMS if arm in wanted]
+    needed = {arm for comparison in COMPARISONS if comparison.study in studies for arm in (comparison.arm, comparison.other)}
+    return [arm for arm in ARMS if arm in needed]
 
 
 def versions(folder: Path, seed: int, studies: list[str], **settings: float) -> dict[str, Version]:
@@ -195,9 +195,11 @@ def versions(folder: Path, seed: int, studies: list[str], **settings: float) -> 
 
 def right(folder: Path, seed: int, studies: list[str], **settings: float) -> dict[str, np.ndarray]:
     """Of each arm which test images it gets right, 0 or 1."""
-    made, digits = versions(folder, seed, studies, **settings), Digits(folder, seed, **settings)
-    measured = measure_all(digits.store, [one.ref for one in made.values()], digits.test, EvaluateSettings(), progress=Progress())["clean"]
-    return {arm: measured[version.ref].by_image["top1"] for arm, version in made.items()}
+    versions_by_arm, digits = versions(folder, seed, studies, **settings), Digits(folder, seed, **settings)
+    measured = measure_all(
+        digits.store, [one.ref for one in versions_by_arm.values()], digits.test, EvaluateSettings(), progress=Progress()
+    )["clean"]
+    return {arm: measured[version.ref].by_image["top1"] for arm, version in versions_by_arm.items()}
 
 
 def interval(differences: list[np.ndarray]) -> tuple[float, float]:
@@ -205,10 +207,10 @@ def interval(differences: list[np.ndarray]) -> tuple[float, float]:
     draw, means = np.random.default_rng(0), []
     for of_seed in differences:
         values, counts = np.unique(of_seed, return_counts=True)
-        drawn = draw.multinomial(len(of_seed), counts / len(of_seed), size=(RESAMPLES, len(differences)))
-        means.append(drawn @ values / len(of_seed))
-    chosen = draw.integers(0, len(differences), (RESAMPLES, len(differences)))
-    low, high = np.quantile(np.choose(chosen, means).mean(axis=1), (0.025, 0.975))
+        weights = draw.multinomial(len(of_seed), counts / len(of_seed), size=(RESAMPLES, len(differences)))
+        means.append(weights @ values / len(of_seed))
+    choices = draw.integers(0, len(differences), (RESAMPLES, len(differences)))
+    low, high = np.quantile(np.choose(choices, means).mean(axis=1), (0.025, 0.975))
     return 100 * float(low), 100 * float(high)
 
 
@@ -227,23 +229,26 @@ def main() -> None:
     parser.add_argument("--studies", nargs="+", choices=STUDIES, default=list(STUDIES))
     parser.add_argument("--epochs", type=float, default=40)
     parser.add_argument("--processes", type=int, default=2)
-    words = parser.parse_args()
-    of_seed = partial(right, words.folder, studies=words.studies, epochs=words.epochs)
-    with ProcessPoolExecutor(words.processes, mp_context=get_context("spawn")) as pool:
-        found = list(pool.map(of_seed, words.seeds))
-    print(f"| arm | {' | '.join(f'seed {seed}' for seed in words.seeds)} | mean |\n|---|{'---|' * (len(words.seeds) + 1)}")
-    for arm in arms_of(words.studies):
-        shares = [100 * one[arm].mean() for one in found]
+    arguments = parser.parse_args()
+    of_seed = partial(right, arguments.folder, studies=arguments.studies, epochs=arguments.epochs)
+    with ProcessPoolExecutor(arguments.processes, mp_context=get_context("spawn")) as pool:
+        results = list(pool.map(of_seed, arguments.seeds))
+    print(f"| arm | {' | '.join(f'seed {seed}' for seed in arguments.seeds)} | mean |\n|---|{'---|' * (len(arguments.seeds) + 1)}")
+    for arm in arms_of(arguments.studies):
+        shares = [100 * one[arm].mean() for one in results]
         print(f"| {arm} | {' | '.join(f'{share:.1f}' for share in shares)} | {np.mean(shares):.1f} |")
     print("\n| study | in the paper | A | B | A - B, paper | A - B, digits | 95% interval | |\n|---|---|---|---|---|---|---|---|")
     for one in COMPARISONS:
-        if one.study in words.studies:
-            differences = [arms[one.arm] - arms[one.other] for arms in found]
+        if one.study in arguments.studies:
+            differences = [arms[one.arm] - arms[one.other] for arms in results]
             low, high = interval(differences)
             mean = 100 * float(np.mean([difference.mean() for difference in differences]))
             paper = "+" if one.paper is None else f"{one.paper:+.1f}"
-            says = verdict(one.paper, low, high)
-            print(f"| {one.study} | {one.where} | {one.arm} | {one.other} | {paper} | {mean:+.1f} | {low:+.1f} to {high:+.1f} | {says} |")
+            conclusion = verdict(one.paper, low, high)
+            print(
+                f"| {one.study} | {one.where} | {one.arm} | {one.other} | {paper} | {mean:+.1f} | {low:+.1f} to {high:+.1f} | "
+                f"{conclusion} |"
+            )
 
 
 if __name__ == "__main__":

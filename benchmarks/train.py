@@ -46,7 +46,7 @@ from timm.utils.model_ema import ModelEmaV3
 from torch.nn import functional as F
 from train_input import Encoded, encoded_images
 
-from nst_data.freed_memory import freed_memory_kept
+from nst_data.freed_memory import keep_freed_memory
 from nst_data.images import decode
 from nst_data.progress import Progress, Task
 from nst_data.selection.editions import balance
@@ -55,15 +55,15 @@ from nst_data.sources import Source, open_source
 from nst_data.store.store import Store, Version
 from nst_data.tables.shards import table_files
 from nst_train.batches.batches import TrainingBatch
-from nst_train.device import autocast, set_threads, settled_channels_last, settled_precision, this_device
+from nst_train.device import autocast, resolve_channels_last, resolve_precision, set_threads, this_device
 from nst_train.labeling.label import label
 from nst_train.networks.attention import unfuse_attention
-from nst_train.networks.models import create_network, data_config_of
+from nst_train.networks.models import create_network, training_data_config
 from nst_train.noise_settings import Noise
 from nst_train.settings import RunSettings, TrainSettings
 from nst_train.starting.faster import faster_settings
 from nst_train.training.schedule import Schedule
-from nst_train.training.step import make_step
+from nst_train.training.step import create_step
 from nst_train.training.train import train
 
 NOISE = {"magnitude": 9, "operations": 2, "dropout": 0.2, "stochastic_depth": 0.2}
@@ -138,7 +138,7 @@ class Loop:
         averaged = ModelEmaV3(network, decay=s.ema_decay, use_warmup=True)
         rate = s.learning_rate * s.batch_size / 256
         optimizer = create_optimizer_v2(network, s.optimizer, rate, s.weight_decay, s.momentum, alpha=0.9, eps=1e-3)
-        config, precision = data_config_of(network, s), settled_precision(s.precision, device)
+        config, precision = training_data_config(network, s), resolve_precision(s.precision, device)
         mean, std = (torch.tensor(config[name], device=device).view(1, 3, 1, 1) * 255 for name in ("mean", "std"))
         numbers = itertools.count()
 
@@ -197,11 +197,11 @@ def compare(ways: Loop, rounds: int) -> None:
         own, workers = ways.nst_train()
         of_workers.append(1e3 * workers / (batch * len(own)))
         in_turn.append((ways.bare(len(own))[2:].sum(axis=0), own[2:].sum(axis=0)))
-    bare, own = (np.concatenate(both) for both in zip(*by_step, strict=True))
-    for column, what in enumerate(("images/s", "CPU time of the training process")):
+    bare, own = (np.concatenate(arrays) for arrays in zip(*by_step, strict=True))
+    for column, measure in enumerate(("images/s", "CPU time of the training process")):
         ratios = bare[:, column] / own[:, column]
         low, middle, high = np.percentile(ratios, [25, 50, 75])
-        print(f"  step by step, {what}: nst train to bare {middle:.3f} (quartiles {low:.2f}, {high:.2f}; {len(ratios)} pairs)")
+        print(f"  step by step, {measure}: nst train to bare {middle:.3f} (quartiles {low:.2f}, {high:.2f}; {len(ratios)} pairs)")
     print(f"  bare: {batch / np.median(bare[:, 0]):,.0f} images/s, {1e3 * np.median(bare[:, 1]) / batch:.2f} ms of CPU time an image")
     ratios = [first[0] / second[0] for first, second in in_turn]
     print(f"  in turn, images/s: nst train to bare {statistics.median(ratios):.3f} ({' '.join(f'{ratio:.2f}' for ratio in ratios)})")
@@ -217,8 +217,8 @@ CLASSES, CPU = 10, torch.device("cpu")
 def bare_step(settings: TrainSettings, chosen: bool, classes: int = CLASSES, device: torch.device = CPU) -> Callable[[torch.Tensor], None]:
     """A step by PyTorch and timm on normalized images, labeled first: by PyTorch's own defaults, or as nst computes with these settings."""
     network, numbers = create_network(settings, classes), itertools.count()
-    precision = settled_precision(settings.precision, device)
-    is_last = chosen and settled_channels_last(settings.channels_last, network, device.type, precision)
+    precision = resolve_precision(settings.precision, device)
+    is_last = chosen and resolve_channels_last(settings.channels_last, network, device.type, precision)
     order = torch.channels_last if is_last else torch.contiguous_format
     network.drop_rate = settings.noise.dropout
     network = network.train().to(device, memory_format=order)
@@ -245,10 +245,10 @@ def step_of(way: str, settings: TrainSettings) -> Callable[[], None]:
     """A training step on random images, labeled and three times as many pseudo-labeled, by one of WAYS."""
     size, labeled, images = settings.image_size, settings.batch_size, settings.batch_size * (1 + settings.ratio)
     network = create_network(settings, CLASSES)
-    config, numbers = data_config_of(network, settings), itertools.count()
+    config, numbers = training_data_config(network, settings), itertools.count()
     pixels = torch.randint(256, (images, size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
     if way == "nst":
-        step = make_step(network, settings, Schedule.of(settings, 1000), config, CLASSES)
+        step = create_step(network, settings, Schedule.of(settings, 1000), config, CLASSES)
         labels, probs = torch.randint(CLASSES, (labeled,)), torch.rand(images - labeled, CLASSES).softmax(dim=1)
         batch = TrainingBatch(pixels, labels, {"probs": probs.half()})
         return lambda: step(next(numbers), batch) and None
@@ -269,10 +269,10 @@ def child(asked: argparse.Namespace) -> None:
     is_plain = asked.way == WAYS[1]
     if settings.compute_threads and not is_plain:
         set_threads(settings.compute_threads)
-    with nullcontext() if is_plain else freed_memory_kept():
+    with nullcontext() if is_plain else keep_freed_memory():
         if asked.folder:
-            for one in (whole_nst if asked.way == "nst" else whole_bare)(asked, settings):
-                print(*one)
+            for row in (whole_nst if asked.way == "nst" else whole_bare)(asked, settings):
+                print(*row)
             return
         step = step_of(asked.way, settings)
         for _ in sys.stdin:
@@ -293,7 +293,7 @@ def whole_nst(asked: argparse.Namespace, settings: TrainSettings) -> np.ndarray:
 
 def whole_bare(asked: argparse.Namespace, settings: TrainSettings) -> np.ndarray:
     """Seconds of each step of PyTorch's and timm's loop, with timm's loader and its RandAugment."""
-    config = data_config_of(create_network(settings, CLASSES), settings)
+    config = training_data_config(create_network(settings, CLASSES), settings)
     images = encoded_images(str(asked.folder / "images.parquet"), asked.steps * settings.batch_size * (1 + settings.ratio))
     loader = create_loader(
         Encoded(images),
@@ -333,8 +333,8 @@ def defaults(asked: argparse.Namespace) -> None:
                 ratios = seconds[way] / seconds["nst"]
                 overall[way].append(np.median(ratios, axis=0))
                 low, high = np.percentile(ratios, [25, 75], axis=0)
-                told = [f"{middle:.2f} ({a:.2f}-{b:.2f})" for middle, a, b in zip(overall[way][-1], low, high, strict=True)]
-                print(f"  nst to {way}: rate {told[0]}, CPU time {told[1]}", flush=True)
+                cells = [f"{middle:.2f} ({a:.2f}-{b:.2f})" for middle, a, b in zip(overall[way][-1], low, high, strict=True)]
+                print(f"  nst to {way}: rate {cells[0]}, CPU time {cells[1]}", flush=True)
     for way, ratios in overall.items():
         print(f"nst to {way}, mean over networks: rate {np.mean(ratios, axis=0)[0]:.2f}, CPU time {np.mean(ratios, axis=0)[1]:.2f}")
 
@@ -354,15 +354,15 @@ def whole(asked: argparse.Namespace) -> None:
             edition = balance(store, labels, BalanceSettings(min_confidence=0, per_class="none")).ref
             for seed in range(asked.rounds):
                 for way, of_way in rates.items():
-                    more = ("--folder", folder, "--edition", edition, "--seed", seed)
-                    result = started(asked, way, model, size, chosen, *more).communicate()[0]
+                    options = ("--folder", folder, "--edition", edition, "--seed", seed)
+                    result = started(asked, way, model, size, chosen, *options).communicate()[0]
                     seconds = np.array([[float(one) for one in line.split()] for line in result.splitlines()])
                     of_way.append(images * len(seconds[skipped:]) / seconds[skipped:, 0].sum())
-        each = [ours / bare for ours, bare in zip(*rates.values(), strict=True)]
-        ratios.append(statistics.median(each))
-        told = ", ".join(f"{way} {statistics.median(of_way):.1f}" for way, of_way in rates.items())
-        print(f"{model} at {size} px, `nst init` chooses {chosen or 'nothing'}; images/s: {told}")
-        print(f"  nst train to the bare loop: {ratios[-1]:.2f} ({' '.join(f'{one:.2f}' for one in each)})", flush=True)
+        step_ratios = [ours / bare for ours, bare in zip(*rates.values(), strict=True)]
+        ratios.append(statistics.median(step_ratios))
+        rates_text = ", ".join(f"{way} {statistics.median(of_way):.1f}" for way, of_way in rates.items())
+        print(f"{model} at {size} px, `nst init` chooses {chosen or 'nothing'}; images/s: {rates_text}")
+        print(f"  nst train to the bare loop: {ratios[-1]:.2f} ({' '.join(f'{one:.2f}' for one in step_ratios)})", flush=True)
     print(f"mean over networks: {statistics.mean(ratios):.2f}")
 
 
@@ -370,9 +370,9 @@ def started(asked: argparse.Namespace, way: str, model: str, size: int, chosen: 
     """A process that takes steps by one way, with OpenMP as `nst`, or as PyTorch, has it wait."""
     environment = {name: value for name, value in os.environ.items() if name not in WAITING}
     environment |= {} if way == WAYS[1] else {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}
-    words = ["child", "--way", way, "--model", model, "--size", size, "--batch-size", asked.batch_size, "--steps", asked.steps]
-    words += ["--workers", asked.workers, "--chosen", json.dumps(chosen), *more]
-    command = [sys.executable, __file__, *map(str, words)]
+    options = ["child", "--way", way, "--model", model, "--size", size, "--batch-size", asked.batch_size, "--steps", asked.steps]
+    options += ["--workers", asked.workers, "--chosen", json.dumps(chosen), *more]
+    command = [sys.executable, __file__, *map(str, options)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
 
@@ -412,10 +412,10 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--chosen", default="{}", help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.what in ("loop", "whole") and not asked.images:
-        parser.error(f"{asked.what} requires --images")
-    {"loop": loop, "defaults": defaults, "whole": whole, "child": child}[asked.what](asked)
+    arguments = parser.parse_args()
+    if arguments.what in ("loop", "whole") and not arguments.images:
+        parser.error(f"{arguments.what} requires --images")
+    {"loop": loop, "defaults": defaults, "whole": whole, "child": child}[arguments.what](arguments)
 
 
 if __name__ == "__main__":

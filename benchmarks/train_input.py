@@ -118,8 +118,8 @@ def cost_of(make: Callable[[], Iterator[object]], images: int, batch_size: int, 
 
 def cpu_seconds() -> float:
     """Of this process and of its children that have ended."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(one.ru_utime + one.ru_stime for one in used)
+    usages = [resource.getrusage(scope) for scope in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def compare_input(arguments: argparse.Namespace) -> None:

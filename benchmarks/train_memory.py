@@ -33,7 +33,7 @@ from nst_data.digits import write_digits
 from nst_data.images import image_hash
 from nst_data.sources import open_source
 from nst_data.store.counts import EditionCounts
-from nst_data.store.files import replacing
+from nst_data.store.files import atomic_write
 from nst_data.store.inputs import EditionInputs, Input
 from nst_data.store.manifest import EditionRequest
 from nst_data.store.store import Store
@@ -95,38 +95,38 @@ def tables(names: Path, rows: int, with_images: bool) -> Iterator[pa.Table]:
 def make_edition(store: Store, names: Path, entries: int, with_images: bool) -> str:
     """The reference of an edition with so many entries, made where it is not there."""
     rows, name = entries * 4 // 5, f"digits-{entries}-{'with-images' if with_images else 'by-reference'}"
-    if found := store.versions(name):
-        return found[0].ref
+    if versions := store.versions(name):
+        return versions[0].ref
     pool = open_source(str(names))
     inputs = EditionInputs(generation=Input(ref="none@gen-1", digest="none"), pool=pool.lineage)
-    staging = store.begin(EditionRequest(settings={"entries": entries, "with_images": with_images}, inputs=inputs), name)
+    staging = store.find_or_stage(EditionRequest(settings={"entries": entries, "with_images": with_images}, inputs=inputs), name)
     schema, plan = balanced_schema(CLASSES, with_images=with_images), ShardPlan(rows, SHARD_ROWS, "balanced")
     (staging.build / plan.table).mkdir()
     files, groups = {}, tables(names, rows, with_images)
     for shard in range(len(plan)):
-        with replacing(staging.build / plan.file(shard), staging.work) as file, parquet_writer(file, schema) as writer:
-            done = 0
-            while done < plan.size(shard):
+        with atomic_write(staging.build / plan.file(shard), staging.work) as file, parquet_writer(file, schema) as writer:
+            n_written = 0
+            while n_written < plan.size(shard):
                 group = next(groups)
                 writer.write_table(group)
-                done += group.num_rows
+                n_written += group.num_rows
         files[plan.file(shard)] = file.sealed
     counts = EditionCounts(labeled=rows, kept=rows, unique=rows, copies=entries, teacher_parameters=0)
-    return staging.seal(staging.describe(files, CLASSES, counts)).ref
+    return staging.seal(staging.build_manifest(files, CLASSES, counts)).ref
 
 
 def anonymous_mb(process: int) -> float:
     """Private and anonymous memory of a process, 0 where it is gone."""
     try:
-        found = re.search(r"RssAnon:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text())
+        match = re.search(r"RssAnon:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text())
     except OSError:
         return 0.0
-    return int(found[1]) / 1024 if found else 0.0
+    return int(match[1]) / 1024 if match else 0.0
 
 
 def children(process: int) -> list[int]:
     try:
-        return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+        return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
     except OSError:
         return []
 
@@ -134,20 +134,20 @@ def children(process: int) -> list[int]:
 def train(data: Path, ref: str, pool: Path | None) -> None:
     """Train in a command of its own and print the peak of each of its processes."""
     name = f"student-{os.getpid()}-{time.monotonic_ns()}"
-    words = ["train", "--labeled", str(data / "digits" / "labeled"), "--pseudo", ref, "--name", name, "--store", str(data / "store")]
-    words += [*NETWORK, *STEPS, *(["--pool", str(pool)] if pool else [])]
+    options = ["train", "--labeled", str(data / "digits" / "labeled"), "--pseudo", ref, "--name", name, "--store", str(data / "store")]
+    options += [*NETWORK, *STEPS, *(["--pool", str(pool)] if pool else [])]
     since, prepared, peaks = time.monotonic(), 0.0, [0.0, 0.0]
-    with subprocess.Popen([Path(sys.executable).with_name("nst"), *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as command:
+    with subprocess.Popen([Path(sys.executable).with_name("nst"), *options], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as command:
         while command.poll() is None:
             workers = children(command.pid)
             if len(workers) >= 2 and not prepared:
                 prepared = time.monotonic() - since
-            found = anonymous_mb(command.pid), max(map(anonymous_mb, workers), default=0.0)
-            peaks = [max(pair) for pair in zip(peaks, found, strict=True)]
+            usage = anonymous_mb(command.pid), max(map(anonymous_mb, workers), default=0.0)
+            peaks = [max(pair) for pair in zip(peaks, usage, strict=True)]
             time.sleep(0.02)
-        said = command.stderr.read().decode() if command.stderr else ""
+        errors = command.stderr.read().decode() if command.stderr else ""
     if command.returncode:
-        raise SystemExit(said)
+        raise SystemExit(errors)
     print(
         f"  {ref:40} {'moved' if pool else '':6} training {peaks[0]:5,.0f} MB   worker {peaks[1]:5,.0f} MB   begins after {prepared:.1f} s"
     )
@@ -168,9 +168,12 @@ def reads(data: Path, pool: str, count: int = 5_000) -> None:
     table = pa.table({"image": pa.StructArray.from_arrays([pa.array(images), pa.nulls(len(images), pa.string())], names=["bytes", "path"])})
     order = np.random.default_rng(0).permutation(len(images))[:count].tolist()
     print(f"{len(images):,} images, {sum(map(len, images)) / 1e6:,.0f} MB")
-    for name, how in (("snappy", {}), ("plain", {"compression": "none", "use_dictionary": False, "use_content_defined_chunking": True})):
+    for name, options in (
+        ("snappy", {}),
+        ("plain", {"compression": "none", "use_dictionary": False, "use_content_defined_chunking": True}),
+    ):
         for rows in (100, 1_000):
-            pq.write_table(table, data / "reads.parquet", row_group_size=rows, write_page_index=True, **how)
+            pq.write_table(table, data / "reads.parquet", row_group_size=rows, write_page_index=True, **options)
             source = open_source(str(data / "reads.parquet"))
             with tempfile.TemporaryDirectory(dir=data) as copies:
                 datasets.config.HF_DATASETS_CACHE = Path(copies)
@@ -180,14 +183,14 @@ def reads(data: Path, pool: str, count: int = 5_000) -> None:
                 copied = sum(path.stat().st_size for path in Path(copies).rglob("*.arrow"))
                 since = time.perf_counter()
                 assert all(source.read(row) == images[row] for row in order)
-                each = (time.perf_counter() - since) / count
+                seconds_per_image = (time.perf_counter() - since) / count
             since = time.perf_counter()
             for row in order[:100]:
                 source._read_from_group(row)
             group = (time.perf_counter() - since) / 100
             print(
                 f"  {name:8} row groups of {rows:5,}: the first {1e3 * first:7.1f} ms, {copied / 1e6:5.0f} MB copied; "
-                f"then {1e6 * each:6.1f} us an image; a row group for each: {1e6 * group:7.1f} us"
+                f"then {1e6 * seconds_per_image:6.1f} us an image; a row group for each: {1e6 * group:7.1f} us"
             )
 
 
@@ -196,12 +199,12 @@ def main() -> None:
     parser.add_argument("what", choices=["memory", "reads"])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--pool", default="../shared/data/cifar10/unlabeled.parquet")
-    asked = parser.parse_args()
-    asked.data.mkdir(parents=True, exist_ok=True)
-    if asked.what == "memory":
-        memory(asked.data)
+    arguments = parser.parse_args()
+    arguments.data.mkdir(parents=True, exist_ok=True)
+    if arguments.what == "memory":
+        memory(arguments.data)
     else:
-        reads(asked.data, asked.pool)
+        reads(arguments.data, arguments.pool)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import typer
 
 from nst_data.settings import AdoptSettings, ReadableSettings
 
-from .messages import terminal
+from .messages import cli_progress
 from .options import ImageColumnOption, JsonOption, StoreOption, open_store, print_json, with_settings
 
 
@@ -38,14 +38,14 @@ def adopt(
     """Import labels made elsewhere as a generation, after checking them. Resumes where it stopped when rerun."""
     from nst_data.adoption import adopt as adopt_labels
     from nst_data.errors import NstError
-    from nst_data.label_files.opening import holds_no_images
+    from nst_data.label_files.opening import is_label_file
     from nst_data.sources import open_source
     from nst_data.sources.cells import NoImagesError
     from nst_data.store.manifest import GenerationManifest
 
     opened_store = open_store(store)
     try:
-        location = pool if pool or len(sources) > 1 or holds_no_images(sources[0]) else sources[0]
+        location = pool if pool or len(sources) > 1 or is_label_file(sources[0]) else sources[0]
         images = open_source(location, image_column=image_column, indexes=opened_store.indexes) if location else None
     except NoImagesError as error:
         raise NstError(f"{error}" + ("" if pool else "; or name where the images are: --pool SOURCE")) from None
@@ -59,9 +59,9 @@ def adopt(
         teacher=teacher,
         generation=generation,
         max_unreadable=run.max_unreadable,
-        progress=terminal(),
+        progress=cli_progress(),
     )
-    counts = GenerationManifest.of(version.manifest).counts
+    counts = GenerationManifest.from_manifest(version.manifest).counts
     if json:
         print_json({"ref": version.ref, "folder": version.location, "digest": version.manifest.digest, "counts": counts.model_dump()})
         return

@@ -7,9 +7,9 @@ import typer
 
 from nst_data.settings import BalanceSettings, ReadableSettings
 
-from .messages import terminal
+from .messages import cli_progress
 from .options import ImageColumnOption, JsonOption, StoreOption, labeled_option, open_store, open_version, print_json, with_settings
-from .tables import without_images
+from .tables import describe_empty_classes
 
 if TYPE_CHECKING:
     from nst_data.store.counts import ClassCounts, EditionCounts
@@ -62,10 +62,10 @@ def balance(
     if master and engine != "spark":
         raise UsageError("--master requires --engine spark")
     held_out = [open_source(source, image_column=image_column) for source in exclude or []]
-    inputs = GenerationManifest.of(generation.manifest).request.inputs
+    inputs = GenerationManifest.from_manifest(generation.manifest).request.inputs
     images = open_source(pool, image_column=inputs.pool.image_column, indexes=opened_store.indexes) if pool else None
     chosen = Engine("spark" if engine == "spark" else "polars", master)
-    progress, allowed = terminal(), run.max_unreadable
+    progress, allowed = cli_progress(), run.max_unreadable
     version = balance_generation(
         opened_store,
         generation,
@@ -78,48 +78,51 @@ def balance(
         engine=chosen,
         max_unreadable=allowed,
     )
-    counts = EditionManifest.of(version.manifest).counts
+    counts = EditionManifest.from_manifest(version.manifest).counts
     if json:
         print_json({"ref": version.ref, "folder": version.location, "digest": version.manifest.digest, "counts": counts.model_dump()})
         return
     print(f"{version.ref}: {counts.copies:,} entries from {counts.unique:,} of {counts.labeled:,} images")
     _print_counts(counts, settings)
     option = f" --reviews {reviews}" if reviews else ""
-    first = "the same command with --per-class auto, or " if _most_copies(counts, settings) > _MANY_COPIES else ""
+    first = "the same command with --per-class auto, or " if _max_copies(counts, settings) > _MANY_COPIES else ""
     print(
         f"  {version.location}\n  next: {first}nst train{labeled_option(inputs)} --pseudo {version.ref}{option} --model MODEL --name NAME"
     )
 
 
-def _classes(counts: "EditionCounts", settings: BalanceSettings) -> "list[ClassCounts]":
+def _included_classes(counts: "EditionCounts", settings: BalanceSettings) -> "list[ClassCounts]":
     return [of_class for name, of_class in counts.per_class.items() if name not in settings.exclude_class]
 
 
-def _most_copies(counts: "EditionCounts", settings: BalanceSettings) -> int:
+def _max_copies(counts: "EditionCounts", settings: BalanceSettings) -> int:
     """How often the most repeated image occurs in the edition; 0 without a quota."""
     return (
-        max(math.ceil(of_class.copies / of_class.unique) for of_class in _classes(counts, settings) if of_class.unique)
+        max(math.ceil(of_class.copies / of_class.unique) for of_class in _included_classes(counts, settings) if of_class.unique)
         if counts.quota
         else 0
     )
 
 
 def _print_counts(counts: "EditionCounts", settings: BalanceSettings) -> None:
-    from nst_data.store.counts import in_words
+    from nst_data.store.counts import describe_reason
 
-    dropped = [f"{rows:,} {in_words(reason)}" for reason, rows in counts.dropped.items() if rows]
+    dropped = [f"{rows:,} {describe_reason(reason)}" for reason, rows in counts.dropped.items() if rows]
     print("  dropped: " + (", ".join(dropped) or "none"))
     if quota := counts.quota:
-        per_class, most = _classes(counts, settings), _most_copies(counts, settings)
-        fewer = sum(of_class.copies < quota for of_class in per_class)
+        per_class, max_copies = _included_classes(counts, settings), _max_copies(counts, settings)
+        n_fewer = sum(of_class.copies < quota for of_class in per_class)
         about = "" if settings.method == "exact" else "about "  # copies are rounded at random
-        note = f"; fewer in {fewer:,} of {len(per_class):,} classes" if fewer and not about else ""
-        print(f"  {about}{quota:,} {'entries' if quota > 1 else 'entry'} per class, an image up to {most:,} time{'s' * (most > 1)}{note}")
-        if most > _MANY_COPIES:
-            print(f"  warning: {most:,} copies of one image; --per-class auto makes as many entries as the median class has images")
+        note = f"; fewer in {n_fewer:,} of {len(per_class):,} classes" if n_fewer and not about else ""
+        print(
+            f"  {about}{quota:,} {'entries' if quota > 1 else 'entry'} per class, an image up to {max_copies:,} "
+            f"time{'s' * (max_copies > 1)}{note}"
+        )
+        if max_copies > _MANY_COPIES:
+            print(f"  warning: {max_copies:,} copies of one image; --per-class auto makes as many entries as the median class has images")
     if counts.near_duplicates and counts.near_duplicates.unreadable:
         print(f"  warning: {counts.near_duplicates.unreadable:,} candidate near-duplicates could not be read in the pool, and were kept")
     if counts.held_out_unreadable:
         print(f"  warning: {counts.held_out_unreadable:,} excluded images could not be read; this edition may contain copies of them")
     if empty := counts.classes_without_images:
-        print(f"  {without_images(empty)}")
+        print(f"  {describe_empty_classes(empty)}")

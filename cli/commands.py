@@ -14,7 +14,7 @@ from typer.core import TyperCommand
 from .completion import with_completion
 from .loudness import add_options
 
-_STOPS = (
+_SIGNALS_EPILOG = (
     "Ctrl-C, SIGTERM, SIGUSR1 (SLURM's advance warning) and SIGHUP finish the current step, save a checkpoint and exit with 130, 143, 138 "
     "and 129; the same command resumes from there. A second Ctrl-C exits immediately. Other exit statuses: 0 done, 1 failed, "
     "2 usage error."
@@ -28,7 +28,7 @@ class Command:
     module: str
     function: str
     epilog: str | None = None
-    only_shows: bool = False
+    is_read_only: bool = False
     actions: Mapping[str, str] = field(default_factory=dict)  # the functions of subcommands by name
 
     def outline(self, name: str) -> TyperCommand:
@@ -57,28 +57,28 @@ class Command:
 _GROUPS = {
     "Run the loop": {
         "init": Command("init", "init"),
-        "run": Command("run_recipe", "run", _STOPS),
+        "run": Command("run_recipe", "run", _SIGNALS_EPILOG),
         "demo": Command("run_recipe", "demo"),
-        "schema": Command("schema", "schema", only_shows=True),
+        "schema": Command("schema", "schema", is_read_only=True),
     },
     "Single steps": {
         "label": Command("label", "label"),
         "balance": Command("balance", "balance"),
-        "train": Command("train", "train", _STOPS),
+        "train": Command("train", "train", _SIGNALS_EPILOG),
         "evaluate": Command("evaluate", "evaluate"),
     },
     "Inspect and correct labels": {
-        "show": Command("show", "show", only_shows=True),
+        "show": Command("show", "show", is_read_only=True),
         "look": Command("looking", "look"),
-        "diff": Command("diff", "diff", only_shows=True),
+        "diff": Command("diff", "diff", is_read_only=True),
         "pick": Command("pick", "pick"),
         "review": Command("review", "review", actions={"freeze": "freeze", "import": "import_file", "export": "export_file"}),
         "embed": Command("embed", "embed"),
     },
     "The store": {
-        "list": Command("versions", "list_versions", only_shows=True),
-        "lineage": Command("sharing", "lineage", only_shows=True),
-        "verify": Command("versions", "verify", only_shows=True),
+        "list": Command("versions", "list_versions", is_read_only=True),
+        "lineage": Command("sharing", "lineage", is_read_only=True),
+        "verify": Command("versions", "verify", is_read_only=True),
         "remove": Command("versions", "remove"),
     },
     "Share and exchange": {
@@ -94,6 +94,6 @@ ALIASES = {"ls": "list"}  # not shown
 
 
 @functools.cache
-def load(name: str) -> Any:  # noqa: ANN401 - typer keeps its classes to itself
+def load_command(name: str) -> Any:  # noqa: ANN401 - typer keeps its classes to itself
     """Load the command of a name, or None if there is none."""
     return COMMANDS[name].load(name) if name in COMMANDS else None

@@ -15,10 +15,10 @@ import typer
 
 Completer = Callable[[typer.Context, str], list[str]]
 _SHELL, _IN_BASH = "_NST_COMPLETE", "complete_bash"  # set by Typer's completion scripts
-_BREAKS = ("@", ":")  # characters at which bash splits a word
+_WORD_BREAKS = ("@", ":")  # characters at which bash splits a word
 _REGISTERED = re.compile(rb"^@register_model\s+def (\w+)\(", re.MULTILINE)
 _WEIGHTS = re.compile(rb"""^\s+['"](\w+\.\w+)['"]: """, re.MULTILINE)
-_MOST_FILES = 1000  # listed in a folder to find its first table
+_MAX_FILES = 1000  # listed in a folder to find its first table
 _SOURCES = ("data", "pool", "sources", "labeled", "source", "truth")  # command parameters that name images
 
 
@@ -26,39 +26,39 @@ def with_completion(command: str, function: Any) -> Any:  # noqa: ANN401 - the f
     """Attach completers to the parameters of a command's function, and return it."""
     for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
         for info in getattr(parameter.annotation, "__metadata__", ()):
-            if completer := _BY_NAME.get(f"{command} {name}") or _BY_NAME.get(name) or _words(getattr(info, "metavar", None)):
+            if completer := _BY_NAME.get(f"{command} {name}") or _BY_NAME.get(name) or _metavar_completer(getattr(info, "metavar", None)):
                 info.autocompletion = completer
     return function
 
 
-def _words(metavar: str | None) -> Completer | None:
+def _metavar_completer(metavar: str | None) -> Completer | None:
     """A completer for the words in a metavar such as `N|auto|none`."""
-    words = [word for word in (metavar or "").split("|") if word.islower()]
-    return _of(lambda _: words) if words and "|" in str(metavar) else None
+    choices = [choice for choice in (metavar or "").split("|") if choice.islower()]
+    return _prefix_completer(lambda _: choices) if choices and "|" in str(metavar) else None
 
 
-def _of(offered: Callable[[typer.Context], Iterable[str]]) -> Completer:
+def _prefix_completer(suggest: Callable[[typer.Context], Iterable[str]]) -> Completer:
     def complete(context: typer.Context, incomplete: str) -> list[str]:
-        return [word for word in offered(context) if word.startswith(incomplete)]
+        return [suggestion for suggestion in suggest(context) if suggestion.startswith(incomplete)]
 
     return complete
 
 
-def _folders(context: typer.Context, room: str) -> list[Path]:
+def _version_folders(context: typer.Context, store_folder: str) -> list[Path]:
     """The folders of versions in a local store, sorted by name and number."""
     from nst_data.store.version import Number
 
     root = Path(context.params.get("store") or os.environ.get("NST_STORE") or "nst-store")
-    folders = [folder for folder in root.glob(f"{room}/*/*") if Number.is_one(folder.name)]
-    return sorted(folders, key=lambda folder: (folder.parent.name, Number.parse(folder.name).order))
+    folders = [folder for folder in root.glob(f"{store_folder}/*/*") if Number.is_valid(folder.name)]
+    return sorted(folders, key=lambda folder: (folder.parent.name, Number.parse(folder.name).sort_key))
 
 
-def _versions(room: str) -> Callable[[typer.Context], Iterable[str]]:
-    return lambda context: [f"{folder.parent.name}@{folder.name}" for folder in _folders(context, room)]
+def _versions(store_folder: str) -> Callable[[typer.Context], Iterable[str]]:
+    return lambda context: [f"{folder.parent.name}@{folder.name}" for folder in _version_folders(context, store_folder)]
 
 
-def _names(room: str) -> Callable[[typer.Context], Iterable[str]]:
-    return lambda context: dict.fromkeys(folder.parent.name for folder in _folders(context, room))
+def _names(store_folder: str) -> Callable[[typer.Context], Iterable[str]]:
+    return lambda context: dict.fromkeys(folder.parent.name for folder in _version_folders(context, store_folder))
 
 
 def _networks(_: typer.Context) -> list[str]:
@@ -85,9 +85,9 @@ def _presets(_: typer.Context) -> Iterable[str]:
 
 
 def _suites(_: typer.Context) -> Iterable[str]:
-    from nst_train.evaluation_settings import OF_OWN_IMAGES, PUBLISHED
+    from nst_train.evaluation_settings import OWN_IMAGE_SUITES, PUBLISHED_SUITES
 
-    return (*OF_OWN_IMAGES, *PUBLISHED)
+    return (*OWN_IMAGE_SUITES, *PUBLISHED_SUITES)
 
 
 def _trackers(_: typer.Context) -> Iterable[str]:
@@ -109,7 +109,7 @@ def _columns_of(file: Path) -> list[str]:
     with contextlib.suppress(Exception):  # a table that cannot be read completes nothing
         if file.is_dir():  # the first entries are enough, however many files it has
             file = min(
-                entry for entry in itertools.islice(file.iterdir(), _MOST_FILES) if entry.suffix == ".parquet" and entry.name[0] != "."
+                entry for entry in itertools.islice(file.iterdir(), _MAX_FILES) if entry.suffix == ".parquet" and entry.name[0] != "."
             )
         if file.suffix == ".parquet":
             import pyarrow.parquet
@@ -123,15 +123,19 @@ def _columns_of(file: Path) -> list[str]:
     return []
 
 
-_any, _corpora, _teachers = _of(_versions("*")), _of(_versions("corpora")), _of(_versions("teachers"))
+_any, _corpora, _teachers = (
+    _prefix_completer(_versions("*")),
+    _prefix_completer(_versions("corpora")),
+    _prefix_completer(_versions("teachers")),
+)
 _BY_NAME: dict[str, Completer] = {
     **dict.fromkeys(("ref", "refs", "ref2", "before", "after", "what"), _any),
     **dict.fromkeys(("edition", "reviews", "like", "extend", "balance ref", "pick ref"), _corpora),
-    **dict.fromkeys(("model", "models", "teacher", "start", "relative_to"), _of(_models)),
-    **dict.fromkeys(("corpus",), _of(_names("corpora"))),
-    **{"list name": _of(_names("*")), "train name": _of(_names("teachers"))},
-    **{"preset": _of(_presets), "suite": _of(_suites), "tracker": _of(_trackers)},
-    **dict.fromkeys(("image_column", "label_column", "key", "adopt probs"), _of(_columns)),
+    **dict.fromkeys(("model", "models", "teacher", "start", "relative_to"), _prefix_completer(_models)),
+    **dict.fromkeys(("corpus",), _prefix_completer(_names("corpora"))),
+    **{"list name": _prefix_completer(_names("*")), "train name": _prefix_completer(_names("teachers"))},
+    **{"preset": _prefix_completer(_presets), "suite": _prefix_completer(_suites), "tracker": _prefix_completer(_trackers)},
+    **dict.fromkeys(("image_column", "label_column", "key", "adopt probs"), _prefix_completer(_columns)),
 }
 
 
@@ -140,8 +144,8 @@ def complete_in_bash(run: Callable[[], Any]) -> None:
     words, cursor = os.environ["COMP_WORDS"].split("\n"), int(os.environ["COMP_CWORD"])
     joined, cut = [""], 0
     for number, word in enumerate(words[: cursor + 1]):
-        goes_on = number > 1 and (word in _BREAKS or words[number - 1] in _BREAKS)
-        cut = len(joined[-1]) + len(word) * (word in _BREAKS) if goes_on else 0
+        goes_on = number > 1 and (word in _WORD_BREAKS or words[number - 1] in _WORD_BREAKS)
+        cut = len(joined[-1]) + len(word) * (word in _WORD_BREAKS) if goes_on else 0
         joined = [*joined[:-1], joined[-1] + word] if goes_on else [*joined, word]
     os.environ |= {"COMP_WORDS": "\n".join(joined[1:]), "COMP_CWORD": str(len(joined) - 2)}
     with contextlib.redirect_stdout(io.StringIO()) as output:
@@ -153,6 +157,6 @@ def complete_in_bash(run: Callable[[], Any]) -> None:
     raise SystemExit(status)
 
 
-def asked_in_bash() -> bool:
+def is_bash_completion() -> bool:
     """Whether bash is asking for completions of a command line."""
     return os.environ.get(_SHELL) == _IN_BASH and {"COMP_WORDS", "COMP_CWORD"} <= os.environ.keys()

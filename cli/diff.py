@@ -31,16 +31,16 @@ def diff(
 
 
 def _print(churn: dict[str, Any]) -> None:
-    before, after, both = churn["before"], churn["after"], churn["both"]
+    before, after, in_both = churn["before"], churn["after"], churn["both"]
     print(f"{before} to {after}")
-    print(f"  images      {both:,} in both, {churn['only_before']:,} only in {before}, {churn['only_after']:,} only in {after}")
-    if not both:
+    print(f"  images      {in_both:,} in both, {churn['only_before']:,} only in {before}, {churn['only_after']:,} only in {after}")
+    if not in_both:
         return
-    print(f"  labels      {churn['changed']:,} of the {both:,} in both changed ({100 * churn['changed'] / both:.2f}%)")
+    print(f"  labels      {churn['changed']:,} of the {in_both:,} in both changed ({100 * churn['changed'] / in_both:.2f}%)")
     if churn["mean_confidence_change"] is not None:
         print(f"  confidence  changed by {churn['mean_confidence_change']:.4f} on average, up or down")
     if churn["copies_changed"] is not None:
-        print(f"  copies      changed for {churn['copies_changed']:,} of the {both:,} in both")
+        print(f"  copies      changed for {churn['copies_changed']:,} of the {in_both:,} in both")
     if not churn["changed"]:
         return
     print("most frequent changes")

@@ -6,7 +6,7 @@ import typer
 
 from nst_train.settings import EmbedRunSettings, EmbedSettings
 
-from .messages import terminal
+from .messages import cli_progress
 from .options import MODEL_HELP, ImageColumnOption, JsonOption, StoreOption, StreamOption, open_store, print_json, with_settings
 
 
@@ -32,7 +32,7 @@ def embed(
 
     opened_store = open_store(store)
     images = open_source(data, image_column=image_column, stream=stream, indexes=opened_store.indexes)
-    features = embed_images(opened_store, model, images, settings, run=run, progress=terminal())
+    features = embed_images(opened_store, model, images, settings, run=run, progress=cli_progress())
     about = features.about
     if json:
         print_json({"folder": features.location, **about.model_dump(include={"images", "errors", "dimensions"})})

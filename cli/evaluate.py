@@ -11,7 +11,7 @@ from nst_train.evaluation_settings import CLEAN, EvaluateSettings
 from nst_train.settings import ReadSettings
 
 from .evaluation_tables import print_comparisons, print_results
-from .messages import terminal
+from .messages import cli_progress
 from .options import (
     MODEL_HELP,
     HoldoutSeedOption,
@@ -23,18 +23,18 @@ from .options import (
     StreamOption,
     ZeroShotNamesOption,
     check_holdout,
+    open_labeled_images,
     open_models,
-    open_scored,
     open_store,
-    option_of,
+    option_name,
     print_json,
     with_settings,
 )
 
 if TYPE_CHECKING:
-    from nst_train.evaluation.measuring import Measured
+    from nst_train.evaluation.measuring import Measurement
 
-Found = dict[str, dict[str, "Measured"]]  # by suite, by model
+Measurements = dict[str, dict[str, "Measurement"]]  # by suite, by model
 
 
 @with_settings(settings=EvaluateSettings, run=ReadSettings)
@@ -67,48 +67,48 @@ def evaluate(
     """Measure accuracy, calibration and robustness of one or several models. Resumes where it stopped when rerun."""
     from nst_data.errors import UsageError
     from nst_train.device import this_process
-    from nst_train.evaluation.evaluate import by_model, measure_all
-    from nst_train.teacher_names import settled
+    from nst_train.evaluation.evaluate import measure_all, metrics_by_model
+    from nst_train.teacher_names import pin_version
 
     check_holdout(holdout, holdout_seed)
     if plots is not None and plots.exists() and not plots.is_dir():
         raise UsageError(f"--plots {plots}: expected a folder, found a file")
     opened_store = open_store(store)
-    models = list(dict.fromkeys(settled(model, opened_store) for model in models))
+    models = list(dict.fromkeys(pin_version(model, opened_store) for model in models))
     if compare and len(models) < 2:
         raise UsageError(f"--compare: expected at least two models, found only {models[0]}; add another")
-    opened_models = open_models(opened_store, models, class_names, prompts, idle=True)
+    opened_models = open_models(opened_store, models, class_names, prompts, allow_unused=True)
     columns: dict[str, Any] = {"image_column": image_column, "label_column": label_column, "stream": stream}
     of_data = columns | {"holdout": holdout, "class_names": class_names if all(isinstance(model, str) for model in opened_models) else None}
-    for option in (option_of(name) for name, value in of_data.items() if value and settings.of_published):
+    for option in (option_name(name) for name, value in of_data.items() if value and settings.is_published):
         raise UsageError(f"{option} does not apply to {settings.suite[0]}, which is read from its published folders; remove it")
-    from nst_train.holdout import held_out_together, say_leaks, say_trained_on
+    from nst_train.holdout import hold_out_across_processes, warn_if_trained_on, warn_of_leaks
 
-    source = Path(data) if settings.of_published else open_scored(data, class_names, opened_models, **columns)
+    source = Path(data) if settings.is_published else open_labeled_images(data, class_names, opened_models, **columns)
     if holdout and not isinstance(source, Path):
-        stays, source = held_out_together(source, holdout, holdout_seed, opened_store, terminal())
-        say_leaks(models, opened_store, stays, terminal())
+        remaining, source = hold_out_across_processes(source, holdout, holdout_seed, opened_store, cli_progress())
+        warn_of_leaks(models, opened_store, remaining, cli_progress())
     elif not isinstance(source, Path):
-        say_trained_on(models, opened_store, source, terminal())
-    measurements = measure_all(opened_store, opened_models, source, settings, record=record, run=run, progress=terminal())
-    comparisons = _comparisons(measurements, settings.seed) if compare else []
+        warn_if_trained_on(models, opened_store, source, cli_progress())
+    measurements = measure_all(opened_store, opened_models, source, settings, record=record, run=run, progress=cli_progress())
+    comparisons = _compare_models(measurements, settings.seed) if compare else []
     results = {suite: {model: measurement.result for model, measurement in measured.items()} for suite, measured in measurements.items()}
     if plots is not None and this_process().is_main_process:
-        _draw(plots, results)
+        _draw_plots(plots, results)
     if json:
-        print_json(_with_differences(by_model(measurements), comparisons))
+        print_json(_with_differences(metrics_by_model(measurements), comparisons))
         return
     print_results(results)
     print_comparisons(comparisons)
 
 
-def _comparisons(found: Found, seed: int) -> list[dict[str, Any]]:
+def _compare_models(measurements: Measurements, seed: int) -> list[dict[str, Any]]:
     """Compare each model with each earlier one, by every metric that is a mean over images. Raises UsageError if images do not match."""
     from nst_data.errors import UsageError
     from nst_train.evaluation.chance import paired_bootstrap
 
     rows = []
-    for suite, by_model in found.items():
+    for suite, by_model in measurements.items():
         for earlier, later in itertools.combinations(by_model, 2):
             first, second = by_model[earlier].by_image, by_model[later].by_image
             if by_model[earlier].result.get("partial") != by_model[later].result.get("partial"):
@@ -122,7 +122,7 @@ def _comparisons(found: Found, seed: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _draw(folder: Path, results: dict[str, dict[str, Any]]) -> None:
+def _draw_plots(folder: Path, results: dict[str, dict[str, Any]]) -> None:
     from nst_train.evaluation.plots import write_generations, write_plots
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from .messages import terminal
+from .messages import cli_progress
 from .options import JsonOption, PromptsOption, StoreOption, ZeroShotNamesOption, open_models, open_store, print_json
 
 
@@ -38,7 +38,7 @@ def export(
         raise UsageError("--class-names and --prompts apply to image-text models with --to onnx or --to torch-export; remove them")
     from nst_data.formats.export import export as export_version
 
-    exported = export_version(open_store(store), ref, path, to=to, pool=pool, link=link, probs=probs, progress=terminal())  # type: ignore[arg-type]
+    exported = export_version(open_store(store), ref, path, to=to, pool=pool, link=link, probs=probs, progress=cli_progress())  # type: ignore[arg-type]
     if json:
         print_json({"ref": ref, "folder": str(exported.folder), "images": exported.images, "per_class": exported.per_class})
         return
@@ -52,7 +52,7 @@ def _export_network(
     teacher: str,
     path: str,
     to: str,
-    has_options_of_labels: bool,
+    has_label_options: bool,
     class_names: str | None,
     prompts: str | None,
     store: str | None,
@@ -60,13 +60,13 @@ def _export_network(
 ) -> None:
     from nst_data.errors import UsageError
 
-    if has_options_of_labels:
+    if has_label_options:
         raise UsageError(f"--to {to} writes a network, without images; remove --pool, --link and --probs")
     from nst_train.classifiers.export import export_network
 
     opened_store = open_store(store)
-    (model,) = open_models(opened_store, [teacher], class_names, prompts, idle=False)
-    exported = export_network(opened_store, model, path, to=to, progress=terminal())  # type: ignore[arg-type]
+    (model,) = open_models(opened_store, [teacher], class_names, prompts, allow_unused=False)
+    exported = export_network(opened_store, model, path, to=to, progress=cli_progress())  # type: ignore[arg-type]
     if json:
         summary = {"teacher": teacher, "path": str(exported.path), "difference": exported.difference, "class_names": exported.class_names}
         print_json(summary)

@@ -8,7 +8,7 @@ import typer
 from .options import ClassNamesOption, ImageColumnOption, JsonOption, LabelColumnOption, print_json
 
 if TYPE_CHECKING:
-    from nst_train.starting.writing import Beginning
+    from nst_train.starting.writing import WrittenRecipe
 
 _SOURCE_HELP = "in place of PHOTOS/{}: a folder, parquet or tar files, owner/name on the Hub, s3://BUCKET/FOLDER."
 
@@ -36,32 +36,32 @@ def init(
     json: JsonOption = False,
 ) -> None:
     """Inspect your images and write a commented recipe for them. Trains nothing, overwrites nothing."""
-    from nst_train.starting.writing import init as write
+    from nst_train.starting.writing import write_new_recipe as write
 
     columns = {"label_column": label_column, "image_column": image_column, "class_names": class_names}
-    begun = write(photos, output, labeled=labeled, pool=pool, test=test, validation=validation, **columns, model=model, name=name)
+    result = write(photos, output, labeled=labeled, pool=pool, test=test, validation=validation, **columns, model=model, name=name)
     if json:
-        images = {role: len(getattr(begun.look, role)) for role in begun.look.named}
-        summary = {"network": begun.network, "device": begun.device, "holdout": begun.look.holdout, "warnings": begun.warnings}
-        print_json({"recipe": str(begun.path), "images": images, "classes": len(begun.look.class_names)} | summary)
+        images = {role: len(getattr(result.inventory, role)) for role in result.inventory.locations}
+        summary = {"network": result.network, "device": result.device, "holdout": result.inventory.holdout, "warnings": result.warnings}
+        print_json({"recipe": str(result.path), "images": images, "classes": len(result.inventory.class_names)} | summary)
         return
-    _print(begun)
+    _print_summary(result)
 
 
-def _print(begun: "Beginning") -> None:
+def _print_summary(result: "WrittenRecipe") -> None:
     import shlex
 
-    from nst_data.progress import as_text
+    from nst_data.progress import escape_unprintable
     from nst_train.recipes.schema import SCHEMA_FILE
-    from nst_train.starting.looking import counted
+    from nst_train.starting.looking import format_count
 
-    look, recipe = begun.look, shlex.quote(str(begun.path))
+    look, recipe = result.inventory, shlex.quote(str(result.path))
     print(f"labeled:  {len(look.labeled):,} images of {len(look.class_names):,} classes, {look.per_class} each")
-    print(f"pool:     {counted(len(look.pool), 'image')}")
+    print(f"pool:     {format_count(len(look.pool), 'image')}")
     no_test = f"none: {look.holdout:.0%} of the labeled images are held out" if look.holdout else "none"
-    print(f"test:     {counted(len(look.test), 'image') if look.test else no_test}")
-    print(f"network:  {as_text(begun.network)}, pretrained, on {'this CPU' if begun.device == 'cpu' else 'this GPU'}")
-    for line in begun.warnings:
+    print(f"test:     {format_count(len(look.test), 'image') if look.test else no_test}")
+    print(f"network:  {escape_unprintable(result.network)}, pretrained, on {'this CPU' if result.device == 'cpu' else 'this GPU'}")
+    for line in result.warnings:
         print(f"warning:  {line}")
-    schema = f", {SCHEMA_FILE} for your editor" if begun.has_schema else ""
+    schema = f", {SCHEMA_FILE} for your editor" if result.has_schema else ""
     print(f"written:  {recipe}{schema}\nnext:     nst run {recipe} --dry-run   nst run {recipe}")

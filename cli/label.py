@@ -4,10 +4,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nst_data.progress import as_text
+from nst_data.progress import escape_unprintable
 from nst_train.settings import LabelRunSettings, LabelSettings
 
-from .messages import terminal
+from .messages import cli_progress
 from .options import (
     MODEL_HELP,
     ImageColumnOption,
@@ -18,20 +18,20 @@ from .options import (
     StreamOption,
     ZeroShotNamesOption,
     labeled_option,
+    open_labeled_images,
     open_models,
-    open_scored,
     open_store,
     open_version,
     print_json,
     with_settings,
 )
-from .tables import without_images
+from .tables import describe_empty_classes
 
 if TYPE_CHECKING:
     from nst_data.sources import Source
     from nst_data.store.store import Store, Version
 
-_NAMED = 3  # images without a label to name
+_MAX_NAMED = 3  # images without a label to name
 
 
 @with_settings(settings=LabelSettings, run=LabelRunSettings)
@@ -78,23 +78,23 @@ def label(
     _check_usage(pool, teacher, corpus, calibration, class_names or prompts, label_column, extend, like, generation, settings)
     earlier = open_version(opened_store, extend, "generation") if extend else open_version(opened_store, like, "edition") if like else None
     images = _open_pool(pool, earlier, image_column, stream, opened_store)
-    progress = terminal()
+    progress = cli_progress()
     from nst_train.labeling.label import extend as extend_generation
     from nst_train.labeling.label import label as label_pool
     from nst_train.labeling.label import label_like
 
-    teachers = open_models(opened_store, teacher or [], class_names, prompts, idle=calibration is not None)
+    teachers = open_models(opened_store, teacher or [], class_names, prompts, allow_unused=calibration is not None)
     if extend and earlier:
         version = extend_generation(opened_store, earlier, images, run=run, progress=progress)
     elif earlier:
         version = label_like(opened_store, earlier, teachers, images, settings, generation=generation, run=run, progress=progress)
     else:
         assert corpus, "checked"
-        labeled = open_scored(calibration, class_names, teachers, label_column=label_column) if calibration else None
+        labeled = open_labeled_images(calibration, class_names, teachers, label_column=label_column) if calibration else None
         version = label_pool(
             opened_store, corpus, teachers, images, settings, generation=generation, run=run, progress=progress, calibration=labeled
         )
-    _print(version, json)
+    _print_result(version, json)
 
 
 def _check_usage(
@@ -102,7 +102,7 @@ def _check_usage(
     teacher: list[str] | None,
     corpus: str | None,
     calibrate: str | None,
-    words: str | None,
+    text_options: str | None,
     label_column: str | None,
     extend: str | None,
     like: str | None,
@@ -114,7 +114,7 @@ def _check_usage(
 
     if extend and like:
         raise UsageError("--extend and --like exclude each other; give one of them")
-    if extend and (teacher or corpus or calibrate or words or generation or settings != LabelSettings()):
+    if extend and (teacher or corpus or calibrate or text_options or generation or settings != LabelSettings()):
         raise UsageError(f"--extend {extend} uses that version's corpus, teacher and settings; give only SOURCE and execution options")
     if like and (corpus or calibrate):
         raise UsageError(f"--like {like}: remove --corpus, which it implies, and --calibrate; --temperature T is allowed")
@@ -137,35 +137,38 @@ def _open_pool(source: str | None, earlier: "Version | None", image_column: str 
     return open_labeled_pool(earlier, store.indexes, hint, image_column, stream, as_labeled=False)
 
 
-def _lost(version: "Version") -> list[str]:
+def _unlabeled_lines(version: "Version") -> list[str]:
     """A line for each of the first images without a label, and where to find the others; reads local files only."""
-    from nst_data.tables.label_tables import errors_in
+    from nst_data.tables.label_tables import read_errors
 
-    errors = errors_in(version.place, version.ref)
-    lines = [f"no label: {as_text(key)}: {as_text(reason)}" for key, reason in errors.select("key", "reason").head(_NAMED).iter_rows()]
-    return [*lines, *([f"{len(errors) - _NAMED:,} more in {version.place / 'errors'}"] if len(errors) > _NAMED else [])]
+    errors = read_errors(version.local_folder, version.ref)
+    lines = [
+        f"no label: {escape_unprintable(key)}: {escape_unprintable(reason)}"
+        for key, reason in errors.select("key", "reason").head(_MAX_NAMED).iter_rows()
+    ]
+    return [*lines, *([f"{len(errors) - _MAX_NAMED:,} more in {version.local_folder / 'errors'}"] if len(errors) > _MAX_NAMED else [])]
 
 
-def print_lost(version: "Version") -> None:
+def print_unlabeled(version: "Version") -> None:
     """Print how many images of a generation have no label, and why the first of them have none; nothing if all have one."""
     from nst_data.store.manifest import GenerationManifest
 
-    if GenerationManifest.of(version.manifest).counts.errors:
+    if GenerationManifest.from_manifest(version.manifest).counts.errors:
         _print_labeled(version)
 
 
 def _print_labeled(version: "Version") -> None:
     from nst_data.store.manifest import GenerationManifest
 
-    counts = GenerationManifest.of(version.manifest).counts
+    counts = GenerationManifest.from_manifest(version.manifest).counts
     failures = f"{counts.errors - counts.no_answer:,} could not be read"
     failures += f", {counts.no_answer:,} got non-finite outputs from the teacher" if counts.no_answer else ""
     print(f"{version.ref}: {counts.labeled:,} of {counts.pool:,} images labeled, {failures}")
-    for line in _lost(version) if counts.errors else []:
+    for line in _unlabeled_lines(version) if counts.errors else []:
         print(f"  {line}")
 
 
-def _print(version: "Version", json: bool) -> None:
+def _print_result(version: "Version", json: bool) -> None:
     from nst_data.store.counts import EditionCounts
     from nst_data.store.manifest import GenerationManifest
 
@@ -178,7 +181,7 @@ def _print(version: "Version", json: bool) -> None:
         labeled = labeled_option(version.manifest.request.inputs)
         print(f"  {version.location}\n  next: nst train{labeled} --pseudo {version.ref} --model MODEL --name NAME")
         return
-    counts = GenerationManifest.of(version.manifest).counts
+    counts = GenerationManifest.from_manifest(version.manifest).counts
     _print_labeled(version)
     if calibration := counts.calibration:
         before, after = calibration.ece_before, calibration.ece_after
@@ -190,5 +193,5 @@ def _print(version: "Version", json: bool) -> None:
             print(f"  {calibration.no_answer:,} calibration images were skipped: the teacher's output for them is not finite")
         print(f"  temperature {calibration.temperature:.3f}: expected calibration error {100 * before:.1f}%, {100 * after:.1f}% with it")
     if empty := [name for name, images in counts.per_class.items() if not images]:
-        print(f"  {without_images(empty)}")
+        print(f"  {describe_empty_classes(empty)}")
     print(f"  {version.location}\n  next: nst balance {version.ref} --per-class auto")

@@ -7,7 +7,7 @@ import typer
 
 from nst_data.errors import UsageError
 
-from .messages import terminal
+from .messages import cli_progress
 from .options import StoreOption, open_store
 
 if TYPE_CHECKING:
@@ -55,7 +55,9 @@ def look(
     if export is not None:
         from .look.export import export as export_page
 
-        exported = export_page(contents, export, anonymous, terminal(), opened_store.open(ref, "generation", "edition") if card else None)
+        exported = export_page(
+            contents, export, anonymous, cli_progress(), opened_store.open(ref, "generation", "edition") if card else None
+        )
         print(f"{exported['images']:,} image{'s' * (exported['images'] != 1)}, {exported['bytes'] / 1e6:.1f} MB\n  {export / 'index.html'}")
         return
     show_page(contents, host, port, opens_browser=not no_browser)

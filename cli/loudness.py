@@ -10,34 +10,34 @@ from typing import Annotated, Any
 
 import typer
 
-from nst_data.errors import secrets_cut
-from nst_data.progress import as_text, silence
+from nst_data.errors import redact_secrets
+from nst_data.progress import escape_unprintable, set_silent
 
 _LIBRARIES = ("nst_data", "nst_train")
 _state = SimpleNamespace(is_verbose=False)
 
 
-def _ask(what: str) -> Any:  # noqa: ANN401 - a callback of Typer
-    def ask(context: typer.Context, value: bool) -> None:
+def _flag_callback(flag: str) -> Any:  # noqa: ANN401 - a callback of Typer
+    def set_flag(context: typer.Context, value: bool) -> None:
         flags: dict[str, bool] = context.meta.setdefault(__name__, {})  # shared by the whole command line
-        flags[what] = value or flags.get(what, False)
+        flags[flag] = value or flags.get(flag, False)
         if all(flags.get(name) for name in ("quiet", "verbose")):
             raise typer.BadParameter("--quiet and --verbose contradict each other; pass only one")
-        silence(flags.get("quiet", False))
-        _say_why(flags.get("verbose", False))
+        set_silent(flags.get("quiet", False))
+        _set_verbose(flags.get("verbose", False))
 
-    return ask
+    return set_flag
 
 
 QuietOption = Annotated[
-    bool, typer.Option("--quiet", "-q", help="Print results and errors only.", callback=_ask("quiet"), expose_value=False)
+    bool, typer.Option("--quiet", "-q", help="Print results and errors only.", callback=_flag_callback("quiet"), expose_value=False)
 ]
 VerboseOption = Annotated[
     bool,
     typer.Option(
         *("--verbose", "-v"),
         help="Print debug messages, and tracebacks of unexpected errors.",
-        callback=_ask("verbose"),
+        callback=_flag_callback("verbose"),
         expose_value=False,
     ),
 ]
@@ -56,35 +56,35 @@ def add_options(command: Any) -> None:  # noqa: ANN401 - typer keeps its classes
         one.params += flags
 
 
-class _Said(logging.Handler):
+class _LogPrinter(logging.Handler):
     """Prints log records of the libraries on standard error, worded for the command line."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        from .messages import in_our_words
+        from .messages import reword_for_cli
 
-        print(as_text(in_our_words(secrets_cut(record.getMessage()))), file=sys.stderr, flush=True)
-
-
-_said = _Said()
+        print(escape_unprintable(reword_for_cli(redact_secrets(record.getMessage()))), file=sys.stderr, flush=True)
 
 
-def _say_why(wanted: bool) -> None:
-    _state.is_verbose = wanted
+_log_printer = _LogPrinter()
+
+
+def _set_verbose(verbose: bool) -> None:
+    _state.is_verbose = verbose
     if os.environ.get("RANK", "0") != "0":
         return
     for name in _LIBRARIES:
         log = logging.getLogger(name)
-        log.removeHandler(_said)
-        log.propagate = not wanted  # so that a line is not printed twice
-        log.setLevel(logging.DEBUG if wanted else logging.NOTSET)
-        if wanted:
-            log.addHandler(_said)
+        log.removeHandler(_log_printer)
+        log.propagate = not verbose  # so that a line is not printed twice
+        log.setLevel(logging.DEBUG if verbose else logging.NOTSET)
+        if verbose:
+            log.addHandler(_log_printer)
 
 
-def about(error: Exception) -> str:
+def describe_unexpected(error: Exception) -> str:
     """The message for an unexpected error; its traceback is printed with `--verbose`, else written to a file."""
     message = f"unexpected {type(error).__name__}{': ' if str(error) else ''}{error}, this is a bug in nst"
-    trace = secrets_cut("".join(traceback.format_exception(error)))
+    trace = redact_secrets("".join(traceback.format_exception(error)))
     if _state.is_verbose:
         print(trace, file=sys.stderr, end="")
         return message

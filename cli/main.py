@@ -17,23 +17,23 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from nst_data.errors import NstError, UsageError, is_out_of_memory, secrets_cut
-from nst_train.interruption import LONGEST_WAIT_SECONDS, STOP_SIGNALS, Interrupted, is_heeded, stop_at_once
+from nst_data.errors import NstError, UsageError, is_out_of_memory, redact_secrets
+from nst_train.interruption import MAX_WAIT_SECONDS, STOP_SIGNALS, Interrupted, should_stop_on, stop_at_once
 from nst_train.waiting import wait_passively
 
-from .commands import ALIASES, COMMANDS, load
-from .completion import asked_in_bash, complete_in_bash
-from .loudness import QuietOption, VerboseOption, about
-from .messages import in_our_words, speak_for
-from .output import lost_output, nowhere, open_output
+from .commands import ALIASES, COMMANDS, load_command
+from .completion import complete_in_bash, is_bash_completion
+from .loudness import QuietOption, VerboseOption, describe_unexpected
+from .messages import reword_for_cli, set_command
+from .output import lost_output, null_stream, open_output
 
-_DISK_FAILS = (errno.EIO, errno.ESTALE)
-_MOUNT_FAILS = (errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENODEV, errno.ENXIO)  # of a file; without one of a connection
-_NO_FAULT_OF_OURS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
-_FILE_SYSTEM_LACKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK)
+_DISK_ERRNOS = (errno.EIO, errno.ESTALE)
+_MOUNT_ERRNOS = (errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENODEV, errno.ENXIO)  # of a file; without one of a connection
+_USER_ERRNOS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
+_UNSUPPORTED_ERRNOS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK)
 
 
-_AS_TYPER_SAYS = [
+_TYPER_REWORDINGS = [
     (re.compile(rf"Invalid value for '([^']+)': Input should be {said}"), rf"\1: expected {words}")
     for said, words in {
         r"a valid integer.*": "a whole number",
@@ -44,7 +44,7 @@ _AS_TYPER_SAYS = [
         r"less than ": "a number below ",
     }.items()
 ]
-_WRONG_USE: Any = typer.BadParameter.__bases__[0]  # Click's UsageError, wherever this version of Typer keeps Click
+_CLICK_USAGE_ERROR: Any = typer.BadParameter.__bases__[0]  # Click's UsageError, wherever this version of Typer keeps Click
 
 
 class _Group(TyperGroup):
@@ -58,28 +58,28 @@ class _Group(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # noqa: ANN401
         self.commands = dict.fromkeys(COMMANDS)  # type: ignore[assignment] # for suggestions for a misspelled name
         name, _, rest = super().resolve_command(ctx, [ALIASES.get(args[0], args[0]), *args[1:]])
-        speak_for(name or "")
-        return name, load(name or ""), rest
+        set_command(name or "")
+        return name, load_command(name or ""), rest
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401
         try:
             return super().parse_args(ctx, args)
-        except _WRONG_USE as error:
+        except _CLICK_USAGE_ERROR as error:
             if not error.format_message():  # the help was shown
                 raise
-            _fail(_in_a_line(error, "nst"), 2)
+            _fail(_usage_message(error, "nst"), 2)
 
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - typer keeps its context class to itself
         try:
             result = super().invoke(ctx)
-            _tell_lost_output(COMMANDS[ctx.invoked_subcommand].only_shows)
+            _report_lost_output(COMMANDS[ctx.invoked_subcommand].is_read_only)
             return result
-        except _WRONG_USE as error:
+        except _CLICK_USAGE_ERROR as error:
             if not error.format_message():  # the help of a group of commands was shown
                 raise SystemExit(2) from None
-            _fail(_in_a_line(error, _named(error.ctx, ctx.invoked_subcommand)), 2)
+            _fail(_usage_message(error, _command_name(error.ctx, ctx.invoked_subcommand)), 2)
         except NstError as error:
-            _fail(in_our_words(str(error)), 2 if isinstance(error, UsageError) else 1)
+            _fail(reword_for_cli(str(error)), 2 if isinstance(error, UsageError) else 1)
         except KeyboardInterrupt as error:
             stopped = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
             _fail(str(stopped), stopped.status)
@@ -88,30 +88,32 @@ class _Group(TyperGroup):
                 _fail("the disk is full; free some space and rerun the same command, which resumes", 1)
             if os.strerror(errno.EFBIG) in str(error):
                 _fail("a file exceeds the file system's size limit (FAT: 4 GB); put the store on another disk (--store)", 1)
-            if isinstance(error, OSError) and error.errno in _FILE_SYSTEM_LACKS:
-                where = f"{error.filename}: " if error.filename else ""
-                _fail(f"{where}operation not supported by the file system ({error.strerror}); put the store on another disk (--store)", 1)
+            if isinstance(error, OSError) and error.errno in _UNSUPPORTED_ERRNOS:
+                location = f"{error.filename}: " if error.filename else ""
+                _fail(
+                    f"{location}operation not supported by the file system ({error.strerror}); put the store on another disk (--store)", 1
+                )
             if os.strerror(errno.EMFILE) in str(error):
                 _fail("too many open files; raise the limit (`ulimit -n 4096`) and rerun the same command", 1)
-            if isinstance(error, OSError) and (error.errno in _DISK_FAILS or (error.filename and error.errno in _MOUNT_FAILS)):
-                where = _shown(error.filename) if error.filename else "a disk or network folder"
-                _fail(f"{where}: {error.strerror}; check that disk or mount, then rerun the same command", 1)
-            if isinstance(error, OSError) and error.filename and error.errno in _NO_FAULT_OF_OURS:
-                _fail(f"{_shown(error.filename)}: {error.strerror}", 1)
+            if isinstance(error, OSError) and (error.errno in _DISK_ERRNOS or (error.filename and error.errno in _MOUNT_ERRNOS)):
+                location = _user_path(error.filename) if error.filename else "a disk or network folder"
+                _fail(f"{location}: {error.strerror}; check that disk or mount, then rerun the same command", 1)
+            if isinstance(error, OSError) and error.filename and error.errno in _USER_ERRNOS:
+                _fail(f"{_user_path(error.filename)}: {error.strerror}", 1)
             if is_out_of_memory(error):
                 _fail("out of memory; reduce --batch-size, workers or threads", 1)
             if isinstance(error, (typer.Exit, typer.Abort)):
                 raise
-            _fail(about(error), 1)
+            _fail(describe_unexpected(error), 1)
 
 
-def _shown(path: str | bytes | int) -> str:
+def _user_path(path: str | bytes | int) -> str:
     """A path, or for a temporary file the folder that it is in, which the user knows."""
     folder, _, name = str(path).rpartition("/")
     return folder if folder and name.startswith(".") else str(path)
 
 
-def _named(ctx: Any, invoked: str | None) -> str:  # noqa: ANN401
+def _command_name(ctx: Any, invoked: str | None) -> str:  # noqa: ANN401
     """The command in whose words an error is, such as `nst review freeze`; by default the one that was invoked."""
     names: list[str] = []
     while ctx is not None and ctx.parent is not None:
@@ -120,26 +122,26 @@ def _named(ctx: Any, invoked: str | None) -> str:  # noqa: ANN401
     return " ".join(["nst", *(names or filter(None, [invoked]))])
 
 
-def _in_a_line(error: Any, command: str) -> str:  # noqa: ANN401 - Click's class
+def _usage_message(error: Any, command: str) -> str:  # noqa: ANN401 - Click's class
     message = error.format_message().rstrip(".")
-    for pattern, words in _AS_TYPER_SAYS:
-        message = pattern.sub(words, message)
+    for pattern, replacement in _TYPER_REWORDINGS:
+        message = pattern.sub(replacement, message)
     return f"{message}{' ' if message.endswith('?') else '; '}see `{command} --help`"
 
 
-def _tell_lost_output(is_all: bool) -> None:
+def _report_lost_output(is_failure: bool) -> None:
     """Report that standard output could not be written, which is a failure for a command that makes nothing else."""
     if reason := lost_output():
         message = f"standard output could not be written: {reason}"
-        if is_all:
+        if is_failure:
             _fail(message, 1)
         print(f"nst: {message}; the work itself has completed", file=sys.stderr)
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    from nst_data.progress import as_text
+    from nst_data.progress import escape_unprintable
 
-    print(f"nst: {as_text(secrets_cut(' '.join(message.split())))}", file=sys.stderr)
+    print(f"nst: {escape_unprintable(redact_secrets(' '.join(message.split())))}", file=sys.stderr)
     raise typer.Exit(status)
 
 
@@ -163,8 +165,8 @@ def _version(
     pass
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(requested: bool) -> None:
+    if requested:
         import importlib.metadata
 
         print(f"nst {importlib.metadata.version('nst')}")
@@ -175,42 +177,42 @@ def run() -> None:
     """The `nst` command."""
     wait_passively()
     open_output()
-    for number in filter(is_heeded, STOP_SIGNALS):
+    for number in filter(should_stop_on, STOP_SIGNALS):
         signal.signal(number, _stop)
     try:
         if os.environ.get("RANK", "0") != "0":  # set by torchrun and accelerate launch: only the first process prints the result
-            with nowhere() as silent, contextlib.redirect_stdout(silent):
+            with null_stream() as silent, contextlib.redirect_stdout(silent):
                 app(prog_name="nst")
         run_app = partial(app, prog_name="nst")
-        if asked_in_bash():
+        if is_bash_completion():
             complete_in_bash(run_app)
         run_app()
     except SystemExit as end:
         if isinstance(end.code, int) and end.code - 128 in STOP_SIGNALS:
-            _end_soon(end.code - 128)
+            _exit_after_delay(end.code - 128)
         raise
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
     if number == signal.SIGINT:
         signal.signal(number, _stop_now)
-    _end_soon(number)
+    _exit_after_delay(number)
     stop_at_once(number, frame)
 
 
 def _stop_now(number: int, frame: FrameType | None) -> None:
     """Exit at a second Ctrl-C, without waiting for anything."""
-    _end(number)
+    _exit_interrupted(number)
 
 
-def _end_soon(number: int) -> None:
+def _exit_after_delay(number: int) -> None:
     """End this process if it is still waiting after some seconds, such as for a read that never returns."""
-    timer = threading.Timer(LONGEST_WAIT_SECONDS, _end, (number,))
+    timer = threading.Timer(MAX_WAIT_SECONDS, _exit_interrupted, (number,))
     timer.daemon = True
     timer.start()
 
 
-def _end(number: int) -> None:
+def _exit_interrupted(number: int) -> None:
     stopped = Interrupted(number)
     print(f"nst: {stopped}", file=sys.stderr, flush=True)
     os._exit(stopped.status)

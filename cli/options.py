@@ -16,10 +16,10 @@ import typer
 from pydantic import BaseModel, ValidationError
 
 from nst_data.errors import UsageError
-from nst_data.settings import Settings, in_words
-from nst_train.presets import SWITCHED_ON
+from nst_data.settings import Settings, describe_validation_error
+from nst_train.presets import ENABLED_BY_PRESETS
 
-from .messages import terminal
+from .messages import cli_progress
 
 if TYPE_CHECKING:
     from nst_data.sources import Source
@@ -59,7 +59,7 @@ HoldoutSeedOption = Annotated[
 ]
 MODEL_HELP = "name@gen-N in the store, hf-hub:OWNER/NAME\\[@REV], OWNER/NAME of a transformers model, local-dir:FOLDER, timm model name."
 _OPTIONS = {"start": "--start-from"}  # torchrun takes --start for its own --start-method
-_FORMER = {"start": "--start"}  # former names, still accepted but not shown
+_FORMER_OPTIONS = {"start": "--start"}  # former names, still accepted but not shown
 _METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
@@ -78,31 +78,31 @@ def open_version(store: "Store", ref: str, *kinds: "Kind") -> "Version":
     from nst_train.device import this_process
 
     with this_process().main_process_first():
-        return pull(store, ref, progress=terminal(), kinds=kinds)
+        return pull(store, ref, progress=cli_progress(), kinds=kinds)
 
 
-def open_models(store: "Store", names: list[str], class_names: str | None, prompts: str | None, idle: bool) -> "list[TeacherName]":
-    """Models by name, image-text models with their class names. Raises UsageError if no model takes the names, unless `idle`."""
+def open_models(store: "Store", names: list[str], class_names: str | None, prompts: str | None, allow_unused: bool) -> "list[TeacherName]":
+    """Models by name, image-text models with their class names. Raises UsageError if no model takes the names, unless `allow_unused`."""
     if class_names is None and prompts is not None:
         raise UsageError(f"--prompts {prompts}: class names are missing; add --class-names FILE")
     if class_names is None:
         return list(names)
     from nst_train.classifiers.teachers import with_class_names
 
-    return with_class_names(names, store, class_names, prompts, idle)
+    return with_class_names(names, store, class_names, prompts, allow_unused)
 
 
-def open_scored(location: str, class_names: str | None, models: "Sequence[TeacherName]", **columns: Any) -> "Source":  # noqa: ANN401
+def open_labeled_images(location: str, class_names: str | None, models: "Sequence[TeacherName]", **columns: Any) -> "Source":  # noqa: ANN401
     """Open labeled images to score models on. The class names of an image-text model are also used for integer labels, but no others."""
     from nst_data.sources import open_source
-    from nst_data.sources.labels import class_numbers, labels_in, names_in, renamed
+    from nst_data.sources.labels import class_numbers, labels_in, read_class_names, rename_classes
 
     if class_names is None or all(isinstance(model, str) for model in models):
         return open_source(location, labeled=True, class_names=class_names, **columns)
-    source, names = open_source(location, labeled=True, **columns), names_in(class_names)
+    source, names = open_source(location, labeled=True, **columns), read_class_names(class_names)
     source_names = source.class_names or []
     if class_numbers(source_names) is not None and not set(source_names) <= set(names):
-        source.labels, source.class_names = renamed(labels_in(source), source_names, source.location, names, class_names)
+        source.labels, source.class_names = rename_classes(labels_in(source), source_names, source.location, names, class_names)
     return source
 
 
@@ -128,29 +128,29 @@ def with_settings(**models: type[Settings]) -> Callable[[Callable[..., None]], C
     """Give a command one option per field of each settings model, and pass it the validated settings under the model's name.
 
     Nested settings become options on the same level: those of `noise` by their names, those of `pseudo_noise` as `--pseudo-...`.
-    Only values from the command line are passed to a model, which fills in the rest. A command with a parameter `given` also gets these
-    as {model: its values on the command line}.
+    Only values from the command line are passed to a model, which fills in the rest. A command with a parameter `user_values` also gets
+    these as {model: its values on the command line}.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         accepted = inspect.signature(command, eval_str=True).parameters
         own_parameters = [parameter for parameter in accepted.values() if parameter.name not in models and parameter.name != "given"]
-        options = [option for model in models.values() for option in _options(model)]
+        options = [option for model in models.values() for option in _option_parameters(model)]
 
         @functools.wraps(command)
         def call(context: typer.Context, **values: Any) -> None:  # noqa: ANN401
-            typed = {name.removeprefix("former_"): value for name, value in values.items() if _is_typed(context, name)}
-            given_empty = [name for name, value in values.items() if value == "" or (isinstance(value, list | tuple) and "" in value)]
-            if empty := [name for name in given_empty if _is_typed(context, name)]:
+            typed = {name.removeprefix("former_"): value for name, value in values.items() if _is_on_command_line(context, name)}
+            empty_names = [name for name, value in values.items() if value == "" or (isinstance(value, list | tuple) and "" in value)]
+            if empty := [name for name in empty_names if _is_on_command_line(context, name)]:
                 option = next(parameter.opts[0] for parameter in context.command.params if parameter.name == empty[0])
                 raise UsageError(f"{option}: expected a value, found an empty one")  # such as an unset shell variable
-            for name, former in _FORMER.items():
-                if _is_typed(context, name) and _is_typed(context, f"former_{name}"):
-                    raise UsageError(f"{former} is the old name of {option_of(name)}; pass only one")
-            given = {name: _nested(model, typed) for name, model in models.items()}
-            settings: dict[str, Any] = {name: _validated(model, given[name], typed) for name, model in models.items()}
+            for name, former in _FORMER_OPTIONS.items():
+                if _is_on_command_line(context, name) and _is_on_command_line(context, f"former_{name}"):
+                    raise UsageError(f"{former} is the old name of {option_name(name)}; pass only one")
+            user_values = {name: _nest_values(model, typed) for name, model in models.items()}
+            settings: dict[str, Any] = {name: _validate(model, user_values[name], typed) for name, model in models.items()}
             if "given" in accepted:
-                settings["given"] = given
+                settings["given"] = user_values
             command(**{parameter.name: values[parameter.name] for parameter in own_parameters}, **settings)
 
         parameters = [inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
@@ -162,40 +162,40 @@ def with_settings(**models: type[Settings]) -> Callable[[Callable[..., None]], C
     return decorate
 
 
-def _is_typed(context: typer.Context, name: str) -> bool:
+def _is_on_command_line(context: typer.Context, name: str) -> bool:
     """Whether an option was given on the command line, rather than having the default shown in its help."""
     source = context.get_parameter_source(name)
     return source is not None and source.name != "DEFAULT"
 
 
-def _options(model: type[Settings], prefix: str = "") -> list[inspect.Parameter]:
+def _option_parameters(model: type[Settings], prefix: str = "") -> list[inspect.Parameter]:
     options = []
     for field_name, field in model.model_fields.items():
-        if inner := _inner(field.annotation):
-            options += _options(inner, prefix_of(field_name))
+        if inner := _nested_model(field.annotation):
+            options += _option_parameters(inner, prefix_of(field_name))
             continue
         name = prefix + field_name
         default = None if field.is_required() else field.default  # the model reports a missing value: another setting may imply it
         is_named = field.annotation is bool or name in _OPTIONS  # no --no-... for a flag that is off by default
-        names = [option_of(name)] if is_named else []
-        if field.annotation == bool | None or (field.annotation is bool and "preset" in model.model_fields and name in SWITCHED_ON):
-            names = [f"{option_of(name)}/--no-{option_of(name).removeprefix('--')}"]
-        kind, metavar = _kind_and_metavar(field.annotation)
+        names = [option_name(name)] if is_named else []
+        if field.annotation == bool | None or (field.annotation is bool and "preset" in model.model_fields and name in ENABLED_BY_PRESETS):
+            names = [f"{option_name(name)}/--no-{option_name(name).removeprefix('--')}"]
+        kind, metavar = _type_and_metavar(field.annotation)
         default = None if default in ({}, ()) else default
         shown = field.examples[0] if field.examples else True  # a default as a user would write it
-        help_text = _with_options(field.description or "", set(model.model_fields))
+        help_text = _settings_to_options(field.description or "", set(model.model_fields))
         option = typer.Option(*names, help=help_text, metavar=metavar, rich_help_panel=model.panel, show_default=shown)
         annotation = Annotated[kind, option]  # type: ignore[valid-type]
         options.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
-        if name in _FORMER:
-            former = Annotated[kind, typer.Option(_FORMER[name], hidden=True)]  # type: ignore[valid-type]
+        if name in _FORMER_OPTIONS:
+            former = Annotated[kind, typer.Option(_FORMER_OPTIONS[name], hidden=True)]  # type: ignore[valid-type]
             options.append(inspect.Parameter(f"former_{name}", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=former))
     return options
 
 
-def _kind_and_metavar(annotation: Any) -> tuple[Any, str | None]:  # noqa: ANN401 - any type annotation
+def _type_and_metavar(annotation: Any) -> tuple[Any, str | None]:  # noqa: ANN401 - any type annotation
     """The type that Typer reads a setting as: mostly text, which the settings model validates, so that all errors look alike."""
-    origin, inside, plain = typing.get_origin(annotation), typing.get_args(annotation), _plain(annotation)
+    origin, inside, plain = typing.get_origin(annotation), typing.get_args(annotation), _without_none(annotation)
     if annotation in (bool, bool | None):
         return annotation, None
     if origin is dict:
@@ -207,53 +207,53 @@ def _kind_and_metavar(annotation: Any) -> tuple[Any, str | None]:  # noqa: ANN40
     if origin is typing.Literal:
         return str, "|".join(inside)
     if origin in (types.UnionType, typing.Union) and any(typing.get_origin(member) is typing.Literal for member in inside):
-        words = [word for member in inside for word in typing.get_args(member)]
-        return str, "|".join(["N"] * (int in inside) + words)
+        choices = [choice for member in inside for choice in typing.get_args(member)]
+        return str, "|".join(["N"] * (int in inside) + choices)
     return str | None, _METAVARS[plain]
 
 
-def _plain(annotation: Any) -> Any:  # noqa: ANN401 - any type annotation
+def _without_none(annotation: Any) -> Any:  # noqa: ANN401 - any type annotation
     """`int` for `int | None`."""
     kinds = [kind for kind in typing.get_args(annotation) if kind is not types.NoneType]
     return kinds[0] if isinstance(annotation, types.UnionType) and len(kinds) == 1 else annotation
 
 
-def _validated(model: type[Settings], given: dict[str, Any], typed: dict[str, Any]) -> Settings:
+def _validate(model: type[Settings], values: dict[str, Any], raw_values: dict[str, Any]) -> Settings:
     try:
-        return model.model_validate(given)
+        return model.model_validate(values)
     except ValidationError as error:
-        raise UsageError(_explain(model, error, typed)) from None
+        raise UsageError(_explain(model, error, raw_values)) from None
 
 
 def _explain(model: type[BaseModel], error: ValidationError, values: dict[str, Any]) -> str:
     """The first error as one line that names the option. Settings in backticks become options."""
     first = error.errors()[0]
-    message = re.sub(r"`(\w+)`", lambda name: option_of(name[1]), in_words(first))
+    message = re.sub(r"`(\w+)`", lambda name: option_name(name[1]), describe_validation_error(first))
     place, prefix = list(first["loc"]), ""
-    while place and (inner := _inner(model.model_fields[str(place[0])].annotation)):
+    while place and (inner := _nested_model(model.model_fields[str(place[0])].annotation)):
         model, place, prefix = inner, place[1:], prefix_of(str(place[0]))
     if not place:
         return message
     name, *inside = map(str, place)
     if first["type"] == "missing":
         expected = (model.model_fields[name].description or "a value").rstrip(".")
-        return f"{option_of(name)} is missing: expected {expected[0].lower()}{expected[1:]}"
+        return f"{option_name(name)} is missing: expected {expected[0].lower()}{expected[1:]}"
     file = [values[name]] if typing.get_origin(model.model_fields[name].annotation) is dict else []
-    location = ": ".join([" ".join([option_of(prefix + name), *file]), *inside])
-    return f"{location}: {message}, found {_as_typed(first['input'])}"
+    location = ": ".join([" ".join([option_name(prefix + name), *file]), *inside])
+    return f"{location}: {message}, found {_shell_quoted(first['input'])}"
 
 
-def _with_options(text: str, names: Container[str]) -> str:
+def _settings_to_options(text: str, names: Container[str]) -> str:
     """Replace the settings in backticks in a description of settings by their options."""
-    return re.sub(r"`(\w+)`", lambda name: option_of(name[1]) if name[1] in names else name[0], text)
+    return re.sub(r"`(\w+)`", lambda name: option_name(name[1]) if name[1] in names else name[0], text)
 
 
-def option_of(name: str) -> str:
+def option_name(name: str) -> str:
     """The option of a setting: `--batch-size` for `batch_size`."""
     return _OPTIONS.get(name) or "--" + name.replace("_", "-")
 
 
-def _as_typed(value: Any) -> str:  # noqa: ANN401 - what a user wrote
+def _shell_quoted(value: Any) -> str:  # noqa: ANN401 - what a user wrote
     return shlex.join(map(str, value if isinstance(value, tuple | list) else [value]))
 
 
@@ -262,24 +262,24 @@ def prefix_of(name: str) -> str:
     return name.removesuffix("noise")
 
 
-def _nested(model: type[BaseModel], values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _nest_values(model: type[BaseModel], values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     nested: dict[str, Any] = {}
     for name, field in model.model_fields.items():
         value = values.get(prefix + name)
-        if inner := _inner(field.annotation):
-            nested |= {name: inside} if (inside := _nested(inner, values, prefix_of(name))) else {}
+        if inner := _nested_model(field.annotation):
+            nested |= {name: inside} if (inside := _nest_values(inner, values, prefix_of(name))) else {}
         elif typing.get_origin(field.annotation) is dict and value is not None:
-            nested[name] = _mapping(value, option_of(name))
+            nested[name] = _read_mapping(value, option_name(name))
         elif value is not None:
             nested[name] = value
     return nested
 
 
-def _mapping(file: str, option: str) -> dict[str, str]:
+def _read_mapping(file: str, option: str) -> dict[str, str]:
     """Read a setting from a YAML file, with all values as text. Raises UsageError."""
     import yaml
 
-    from nst_data.yaml_faults import yaml_fault
+    from nst_data.yaml_faults import explain_yaml_error
 
     expected = "expected a YAML file with lines such as `rose: 0.5`"
     try:
@@ -288,17 +288,17 @@ def _mapping(file: str, option: str) -> dict[str, str]:
     except OSError as error:
         raise UsageError(f"{option} {file}: {error.strerror}; {expected}") from None
     except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        line, fault = yaml_fault(error)
+        line, fault = explain_yaml_error(error)
         raise UsageError(f"{option} {file}{line}: {expected}; {fault}") from None
     if not isinstance(content, dict) or not isinstance(node, yaml.MappingNode):
-        found = "nothing" if content is None else "a list" if isinstance(content, list) else "text"
-        raise UsageError(f"{option} {file}: {expected}, found {found}")
+        actual = "nothing" if content is None else "a list" if isinstance(content, list) else "text"
+        raise UsageError(f"{option} {file}: {expected}, found {actual}")
     keys = [key.value for key, _ in node.value]
     if twice := [key for key in keys if keys.count(key) > 1]:
         raise UsageError(f"{option} {file}: {twice[0]!r} is listed twice; remove one of the lines")
     return content
 
 
-def _inner(annotation: Any) -> type[Settings] | None:  # noqa: ANN401 - any type annotation
+def _nested_model(annotation: Any) -> type[Settings] | None:  # noqa: ANN401 - any type annotation
     is_model = isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias) and issubclass(annotation, Settings)
     return annotation if is_model else None

@@ -12,7 +12,7 @@ from typing import Any
 _READER_IS_GONE = errno.EPIPE  # as with `nst list | head -1`
 
 
-class _Output(io.TextIOWrapper):
+class _SafeStream(io.TextIOWrapper):
     """A text stream that drops everything once it cannot be written; `lost` is the first error."""
 
     lost: OSError | None = None
@@ -44,8 +44,8 @@ def open_output() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
-    sys.stdout = sys.__stdout__ = _safe(sys.stdout)  # type: ignore[misc]
-    sys.stderr = sys.__stderr__ = _safe(sys.stderr)  # type: ignore[misc]
+    sys.stdout = sys.__stdout__ = _safe_stream(sys.stdout)  # type: ignore[misc]
+    sys.stderr = sys.__stderr__ = _safe_stream(sys.stderr)  # type: ignore[misc]
 
 
 def lost_output() -> str | None:
@@ -55,15 +55,15 @@ def lost_output() -> str | None:
     return None if error is None or error.errno == _READER_IS_GONE else error.strerror
 
 
-def nowhere() -> io.TextIOWrapper:
+def null_stream() -> io.TextIOWrapper:
     """A stream that drops whatever is written."""
     return open(os.devnull, "w", encoding="utf-8", errors="backslashreplace")
 
 
-def _safe(stream: Any) -> Any:  # noqa: ANN401 - None if it was closed, anything if a program replaced it
+def _safe_stream(stream: Any) -> Any:  # noqa: ANN401 - None if it was closed, anything if a program replaced it
     if stream is None:
-        return nowhere()
+        return null_stream()
     if not isinstance(stream, io.TextIOWrapper):
         return stream
     options: dict[str, Any] = {"line_buffering": stream.line_buffering, "write_through": stream.write_through}
-    return _Output(stream.detach(), encoding=stream.encoding, errors="backslashreplace", **options)
+    return _SafeStream(stream.detach(), encoding=stream.encoding, errors="backslashreplace", **options)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from .messages import terminal
+from .messages import cli_progress
 from .options import ClassNamesOption, JsonOption, StoreOption, open_store, print_json
 
 
@@ -21,12 +21,12 @@ def freeze(
 ) -> None:
     """Seal all answers so far as CORPUS@review-N. Refused while reviewers disagree about an image, which is named."""
     from nst_data.review.freeze import freeze as freeze_answers
-    from nst_data.sources.labels import names_in
+    from nst_data.sources.labels import read_class_names
     from nst_data.store.manifest import ReviewManifest
 
-    names = names_in(class_names) if class_names is not None else None
-    version = freeze_answers(open_store(store), corpus, anonymous=anonymous, class_names=names, progress=terminal())
-    counts = ReviewManifest.of(version.manifest).counts
+    names = read_class_names(class_names) if class_names is not None else None
+    version = freeze_answers(open_store(store), corpus, anonymous=anonymous, class_names=names, progress=cli_progress())
+    counts = ReviewManifest.from_manifest(version.manifest).counts
     if json:
         print_json({"ref": version.ref, "folder": version.location, "digest": version.manifest.digest, "counts": counts.model_dump()})
         return

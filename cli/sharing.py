@@ -4,11 +4,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nst_data.progress import as_text
+from nst_data.progress import escape_unprintable
 
-from .messages import in_our_words, terminal
+from .messages import cli_progress, reword_for_cli
 from .options import JsonOption, StoreOption, open_store, print_json
-from .versions import as_sealed
+from .versions import describe_verified
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -48,32 +48,32 @@ def push(
     """Upload versions to the Hub, one commit and tag each. Pushing again updates only the card, metrics and links on main; existing tags
     never move."""
     from nst_data.errors import UsageError
-    from nst_data.sharing.push import parents_first
     from nst_data.sharing.push import push as push_version
+    from nst_data.sharing.push import sort_parents_first
 
     if not refs:
         raise UsageError("nst push REF... OWNER/NAME: " + ("REF is missing" if "/" in repo else "OWNER/NAME is missing"))
     opened_store = open_store(store)
-    versions = parents_first({version.ref: version for version in map(opened_store.open, refs)}.values())
+    versions = sort_parents_first({version.ref: version for version in map(opened_store.open, refs)}.values())
     if tag and len(versions) > 1:
         raise UsageError(f"--tag {tag} applies to one version, but {len(versions)} were given; push that one alone, or remove --tag")
-    rooms = {version.manifest.kind == "teacher" for version in versions}
-    if len(rooms) > 1:
+    are_teachers = {version.manifest.kind == "teacher" for version in versions}
+    if len(are_teachers) > 1:
         raise UsageError(f"{repo}: datasets and models need separate repositories; push {' and '.join(refs)} separately")
     if same := [one.ref for one in versions if sum(one.number == other.number for other in versions) > 1]:
         raise UsageError(f"{' and '.join(same)} would get the same tag in {repo}; push them to different repositories")
     details: dict[str, Any] = {"public": public, "anonymous": anonymous, "license": license, "pool_source": pool_source}
     pushed = []
     for version in versions:
-        place = push_version(opened_store, version, repo, tag=tag, **details, progress=terminal())
+        place = push_version(opened_store, version, repo, tag=tag, **details, progress=cli_progress())
         pushed.append({"ref": version.ref, "repo": place.repo, "tag": place.tag, "commit": place.commit, "digest": place.digest})
         if not json:
             print(f"pushed {version.ref} to {place.ref}, commit {place.commit[:12]}")
     if json:
         print_json(pushed if len(pushed) > 1 else pushed[0])
         return
-    use = f"nst pull {place.ref}" if rooms == {False} else f"nst label POOL --teacher hf-hub:{place.ref} --corpus NAME"
-    print(f"  next: {use}")
+    next_command = f"nst pull {place.ref}" if are_teachers == {False} else f"nst label POOL --teacher hf-hub:{place.ref} --corpus NAME"
+    print(f"  next: {next_command}")
 
 
 def pull(
@@ -87,15 +87,15 @@ def pull(
     """Bring a version from the Hub into the store, each file checked. Resumes where it stopped when rerun."""
     from nst_data.sharing.pull import pull as pull_version
 
-    version = pull_version(open_store(store), reference, name=name, progress=terminal())
+    version = pull_version(open_store(store), reference, name=name, progress=cli_progress())
     manifest = version.manifest
     if json:
         print_json({"ref": version.ref, "folder": version.location, "digest": manifest.digest, "kind": manifest.kind})
         return
-    print(f"{as_sealed(version)}\n  {version.location}\n  next: {_following(version)}")
+    print(f"{describe_verified(version)}\n  {version.location}\n  next: {_next_command(version)}")
 
 
-def _following(version: "Version") -> str:
+def _next_command(version: "Version") -> str:
     """The next command to suggest for a pulled version."""
     from nst_data.self_contained.images import needs_pool
     from nst_data.store.manifest import is_anonymous
@@ -122,11 +122,11 @@ def copy(
     """Copy a version into another store, each file checked. Its inputs are not copied."""
     from nst_data.sharing.copy import copy as copy_version
 
-    version = copy_version(open_store(store), ref, open_store(to), progress=terminal())
+    version = copy_version(open_store(store), ref, open_store(to), progress=cli_progress())
     if json:
         print_json({"ref": version.ref, "folder": version.location, "digest": version.manifest.digest, "kind": version.manifest.kind})
         return
-    print(f"{as_sealed(version)}\n  {version.location}")
+    print(f"{describe_verified(version)}\n  {version.location}")
 
 
 def lineage(
@@ -144,26 +144,26 @@ def lineage(
     from rich.console import Console
     from rich.tree import Tree
 
-    def draw(node: "LineageNode", tree: Tree) -> None:
+    def add_inputs(node: "LineageNode", tree: Tree) -> None:
         for parent in node.inputs:
-            draw(parent, tree.add(_in_a_line(parent)))
+            add_inputs(parent, tree.add(_format_node(parent)))
 
-    tree = Tree(_in_a_line(root))
-    draw(root, tree)
+    tree = Tree(_format_node(root))
+    add_inputs(root, tree)
     console = Console()
     (console if console.is_terminal else Console(width=200)).print(tree, soft_wrap=not console.is_terminal)
 
 
-def _in_a_line(node: "LineageNode") -> "Text":
+def _format_node(node: "LineageNode") -> "Text":
     from rich.text import Text
 
     line = Text(f"{node.role}: " if node.role else "", style="dim")
-    line.append(as_text(node.ref), style="bold" if node.kind != "source" else "")
+    line.append(escape_unprintable(node.ref), style="bold" if node.kind != "source" else "")
     parts = [node.kind if node.kind not in ("source", "version") else "", node.created, f"hf:{node.place}" if node.place else ""]
     parts += [f"test top-1 {100 * node.top1:.1f}%" if node.top1 is not None else "", node.digest[:12]]
     line.append("  " + "  ".join(filter(None, parts)), style="dim")
     if node.is_repeated:
         line.append("  (as above)", style="dim")
     if node.note:
-        line.append(f"  ({as_text(in_our_words(node.note))})", style="yellow")
+        line.append(f"  ({escape_unprintable(reword_for_cli(node.note))})", style="yellow")
     return line

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nst_data.errors import UsageError
-from nst_data.progress import as_text
+from nst_data.progress import escape_unprintable
 from nst_data.store.store import Store, Version
-from nst_data.store.version import is_review
+from nst_data.store.version import is_review_ref
 
-from .messages import terminal
+from .messages import cli_progress
 from .options import ClassNamesOption, ImageColumnOption, JsonOption, LabelColumnOption, StoreOption, open_store, open_version, print_json
-from .tables import WIDTH, bar, print_table, print_wrapped, without_images
-from .version_settings import in_words, version_settings
-from .versions import Ref, in_a_line
+from .tables import WIDTH, bar, describe_empty_classes, print_table, print_wrapped
+from .version_settings import format_value, version_settings
+from .versions import Ref, describe_version
 
 if TYPE_CHECKING:
     from nst_data.tables.histogram import Histogram
@@ -60,18 +60,20 @@ def show(
 def _confidence(version: Version, store: Store) -> list[dict[str, Any]]:
     """The confidence histogram of a version, for an edition preceded by that of the version it was drawn from."""
     from nst_data.store.parent import parent_of
-    from nst_data.tables.histogram import histograms_of
+    from nst_data.tables.histogram import cached_histograms
 
     parent = parent_of(version, store)
     shown = [version] if parent is None else [parent, version]
-    counted = histograms_of(store, shown, version.ref)
+    counted = cached_histograms(store, shown, version.ref)
     return [{"ref": counted_version.ref, **_bins(bins)} for counted_version, bins in zip(shown, counted, strict=True)]
 
 
 def _bins(histogram: "Histogram") -> dict[str, Any]:
-    from nst_data.tables.histogram import bounds
+    from nst_data.tables.histogram import bin_bounds
 
-    bins = [dict(zip(("low", "high"), bounds(number), strict=True)) | {"images": images} for number, images in enumerate(histogram.images)]
+    bins = [
+        dict(zip(("low", "high"), bin_bounds(number), strict=True)) | {"images": images} for number, images in enumerate(histogram.images)
+    ]
     return {"bins": bins, "outside": histogram.outside}
 
 
@@ -86,42 +88,42 @@ def _quality(
         raise UsageError(
             f"--truth measures labels of a teacher; name a generation or an edition, as in `nst show NAME --truth {version.ref}`"
         )
-    if is_review(location):
+    if is_review_ref(location):
         if class_names or image_column or label_column:
             raise UsageError(f"--truth {location} knows its classes; remove --class-names, --image-column and --label-column")
-        return asdict(quality(store, version, open_version(store, location, "review"), progress=terminal()))
+        return asdict(quality(store, version, open_version(store, location, "review"), progress=cli_progress()))
     columns: dict[str, Any] = {"class_names": class_names, "image_column": image_column, "label_column": label_column}
-    return asdict(quality(store, version, location, **columns, progress=terminal()))
+    return asdict(quality(store, version, location, **columns, progress=cli_progress()))
 
 
 def _print_manifest(version: Version) -> None:
     manifest = version.manifest
-    print(f"{version.ref}  {manifest.kind}  {in_a_line(manifest, version.place)}")
+    print(f"{version.ref}  {manifest.kind}  {describe_version(manifest, version.local_folder)}")
     print(f"folder    {version.location}\ndigest    {manifest.digest}\ncreated   {manifest.created}, {manifest.seconds:,.1f} s")
     print("made from")
     for role, made_from in manifest.request.inputs.by_role.items():
-        part = f" ({as_text(made_from.part)})" if made_from.part else ""
-        print(f"  {role:<10} {as_text(made_from.ref)}{part}  {made_from.digest[:12]}")
+        part = f" ({escape_unprintable(made_from.part)})" if made_from.part else ""
+        print(f"  {role:<10} {escape_unprintable(made_from.ref)}{part}  {made_from.digest[:12]}")
     _print_counts(manifest.counts.model_dump())
 
 
 def _print_settings(version: Version) -> None:
     manifest = version.manifest
     print("settings")
-    for key, words in version_settings(manifest):
-        print_wrapped(f"{key:<24} {words}", hang=25)
+    for key, text in version_settings(manifest):
+        print_wrapped(f"{key:<24} {text}", hang=25)
     if "batch_size" in manifest.machine:
         names = ("device", "precision", "batch_size", "threads")
         print("computed  " + ", ".join(f"{name.replace('_', ' ')} {manifest.machine[name]}" for name in names))
 
 
 def _print_counts(counts: dict[str, Any]) -> None:
-    from nst_data.store.counts import in_words as reason_in_words
+    from nst_data.store.counts import describe_reason as reason_in_words
 
     print("counts")
     for key, value in counts.items():
         if key not in ("per_class", "dropped", "classes_without_images", "shards"):
-            print(f"  {_HEADINGS.get(key, key):<24} {in_words(value)}")
+            print(f"  {_HEADINGS.get(key, key):<24} {format_value(value)}")
     if "dropped" in counts:
         print("dropped")
         print_wrapped(", ".join(f"{rows:,} {reason_in_words(reason)}" for reason, rows in counts["dropped"].items()))
@@ -140,23 +142,23 @@ def _print_classes(per_class: dict[str, Any], empty: list[str] | None) -> None:
     last = "unique" if "unique" in names else "labeled"
     empty = [name for name in per_class if not columns[name][last]] if empty is None else empty
     if empty:
-        print_wrapped(without_images(empty))
+        print_wrapped(describe_empty_classes(empty))
 
 
-def _print_confidence(shown: list[dict[str, Any]]) -> None:
+def _print_confidence(histograms: list[dict[str, Any]]) -> None:
     """Print the histograms before and after selection side by side."""
     print("confidence")
-    most = [max(bucket["images"] for bucket in version["bins"]) for version in shown]
-    digits = [max(len(f"{count:,}"), 6) for count in most]
-    width = (WIDTH - 12) // len(shown)
-    if len(shown) > 1:
-        print(" " * 14 + "".join(version["ref"].ljust(width) for version in shown).rstrip())
-    for bins in zip(*(version["bins"] for version in shown), strict=True):
+    max_counts = [max(bucket["images"] for bucket in version["bins"]) for version in histograms]
+    digits = [max(len(f"{count:,}"), 6) for count in max_counts]
+    width = (WIDTH - 12) // len(histograms)
+    if len(histograms) > 1:
+        print(" " * 14 + "".join(version["ref"].ljust(width) for version in histograms).rstrip())
+    for bins in zip(*(version["bins"] for version in histograms), strict=True):
         line = f"  {bins[0]['low']:.1f} to {bins[0]['high']:.1f}"
-        for bucket, count, room in zip(bins, most, digits, strict=True):
-            line += f"  {bucket['images']:>{room},}  {bar(bucket['images'], count, width - room - 4)}".ljust(width)
+        for bucket, count, n_digits in zip(bins, max_counts, digits, strict=True):
+            line += f"  {bucket['images']:>{n_digits},}  {bar(bucket['images'], count, width - n_digits - 4)}".ljust(width)
         print(line.rstrip())
-    for version in shown:
+    for version in histograms:
         if version["outside"]:
             print(f"  {version['outside']:,} of {version['ref']} have a confidence that is no number in [0, 1]")
 
@@ -165,7 +167,7 @@ def _print_quality(quality: dict[str, Any]) -> None:
     from nst_data.inspection.quality import ECE_BINS
 
     by = "row" if quality["joined_by"] == "id" else quality["joined_by"]
-    print(f"quality against {as_text(quality['truth'])}")
+    print(f"quality against {escape_unprintable(quality['truth'])}")
     print_wrapped(f"{quality['joined']:,} of {quality['labels']:,} images have a true label there, joined by {by}")
     if quality["ambiguous"]:
         print_wrapped(
@@ -196,12 +198,12 @@ def _print_review(review: dict[str, Any]) -> None:
     if excluded := ", ".join(f"{images:,} {reason}" for reason, images in review["excluded"].items() if images):
         print_wrapped(f"people answered about {review['answered']:,} of its {review['images']:,} different images; {excluded}")
     if estimate := review["estimate"]:
-        others = ", ".join(f"{images:,} more {reason}" for reason, images in review["excluded_at_random"].items() if images)
+        exclusions = ", ".join(f"{images:,} more {reason}" for reason, images in review["excluded_at_random"].items() if images)
         is_part = review["estimated"] < review["images"]
-        over = f"the {review['estimated']:,} of its {review['images']:,} images that picks were drawn from" if is_part else "all images"
+        scope = f"the {review['estimated']:,} of its {review['images']:,} images that picks were drawn from" if is_part else "all images"
         print_wrapped(
-            f"estimated accuracy over {over} {100 * estimate['accuracy']:.1f}%, 95% interval {100 * estimate['low']:.1f} to "
-            f"{100 * estimate['high']:.1f}%, from {estimate['images']:,} picked at random{f' ({others})' * bool(others)}"
+            f"estimated accuracy over {scope} {100 * estimate['accuracy']:.1f}%, 95% interval {100 * estimate['low']:.1f} to "
+            f"{100 * estimate['high']:.1f}%, from {estimate['images']:,} picked at random{f' ({exclusions})' * bool(exclusions)}"
         )
     else:
         print_wrapped("no estimate for all images: none was picked at random from all; `nst pick REF --by random` picks some")

@@ -4,8 +4,8 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from nst_data.progress import as_text
-from nst_train.settings import OF_PROBE, OF_PSEUDO_LABELS, ReadSettings, RunSettings, TrainSettings
+from nst_data.progress import escape_unprintable
+from nst_train.settings import PROBE_SETTINGS, PSEUDO_LABEL_SETTINGS, ReadSettings, RunSettings, TrainSettings
 
 if TYPE_CHECKING:
     from nst_data.self_contained.remote import StreamedEdition
@@ -15,66 +15,68 @@ if TYPE_CHECKING:
 _WIDTH = 100
 
 
-def look_up(
+def settings_report(
     settings: TrainSettings,
     run: RunSettings,
-    given: Mapping[str, Mapping[str, Any]],
-    named: Callable[[str], str],
+    user_values: Mapping[str, Mapping[str, Any]],
+    describe_origin: Callable[[str], str],
     labeled: "Source | None",
     edition: "Version | StreamedEdition | None",
     student: bool,
 ) -> dict[str, Any]:
     """Settings with their origins, and what follows from them, as JSON values. Raises UsageError for names that do not exist."""
     from nst_data.store.manifest import EditionManifest
-    from nst_train.networks.models import check_names, parameters_of
+    from nst_train.networks.models import check_model_and_optimizer, parameters_and_classes
     from nst_train.presets import PRESETS
 
-    from .origins import consequences, origins
+    from .origins import derive_values, setting_origins
 
-    check_names(settings)
-    by_place = origins(settings, given["settings"], named) | origins(run, given["run"], named)
+    check_model_and_optimizer(settings)
+    by_place = setting_origins(settings, user_values["settings"], describe_origin) | setting_origins(
+        run, user_values["run"], describe_origin
+    )
     if not student:
-        unread = [place for place in by_place if place.split(".")[0] in OF_PSEUDO_LABELS]
-        by_place |= {place: (by_place[place][0], "unused without pseudo-labels") for place in unread}
+        unused = [place for place in by_place if place.split(".")[0] in PSEUDO_LABEL_SETTINGS]
+        by_place |= {place: (by_place[place][0], "unused without pseudo-labels") for place in unused}
     if settings.probe:
-        by_place = {place: entry for place, entry in by_place.items() if place in {*OF_PROBE, *ReadSettings.model_fields}}
+        by_place = {place: entry for place, entry in by_place.items() if place in {*PROBE_SETTINGS, *ReadSettings.model_fields}}
     named_classes = labeled.class_names if labeled else edition.manifest.class_names if edition else None
-    parameters = parameters_of(settings, len(named_classes) if named_classes else None)
-    entries = EditionManifest.of(edition.manifest).counts.copies if edition else None
+    parameters = parameters_and_classes(settings, len(named_classes) if named_classes else None)
+    entries = EditionManifest.from_manifest(edition.manifest).counts.copies if edition else None
     return {
-        "preset": f"{settings.preset}: {PRESETS[settings.preset].about}" if settings.preset else None,
+        "preset": f"{settings.preset}: {PRESETS[settings.preset].summary}" if settings.preset else None,
         "settings": {name: {"value": value, "source": source} for name, (value, source) in by_place.items()},
-        "derived": ({} if settings.probe else consequences(settings, len(labeled) if labeled else None, entries, student))
+        "derived": ({} if settings.probe else derive_values(settings, len(labeled) if labeled else None, entries, student))
         | dict(zip(("parameters", "classes"), parameters or (None, None), strict=True)),
     }
 
 
-def print_settings(found: Mapping[str, Any]) -> None:
-    """Print the result of `look_up` in aligned columns."""
-    if found["preset"]:
-        print(f"preset {found['preset']}\n")
-    rows = [(name, _written(setting["value"]), as_text(setting["source"])) for name, setting in found["settings"].items()]
+def print_settings(report: Mapping[str, Any]) -> None:
+    """Print the result of `settings_report` in aligned columns."""
+    if report["preset"]:
+        print(f"preset {report['preset']}\n")
+    rows = [(name, _format_value(setting["value"]), escape_unprintable(setting["source"])) for name, setting in report["settings"].items()]
     _print_columns([("setting", "value", "from"), *rows])
     print()
-    _print_columns(_sentences(found["derived"]))
+    _print_columns(_derived_rows(report["derived"]))
 
 
-def _sentences(derived: Mapping[str, Any]) -> list[tuple[str, str]]:
-    sentences = _of_steps(derived) if "steps" in derived else []
+def _derived_rows(derived: Mapping[str, Any]) -> list[tuple[str, str]]:
+    sentences = _step_rows(derived) if "steps" in derived else []
     if derived["parameters"]:
         sentences.append(("parameters", f"{derived['parameters']:,} with {derived['classes']:,} classes"))
     return sentences
 
 
-def _of_steps(derived: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _step_rows(derived: Mapping[str, Any]) -> list[tuple[str, str]]:
     images = f"{derived['labeled_images_per_step']:,} labeled"
     if derived["pseudo_labeled_images_per_step"]:
         images = f"{derived['images_per_step']:,}: {images}, {derived['pseudo_labeled_images_per_step']:,} pseudo-labeled"
-    between = derived["epochs_between_decays"]
+    epochs_between = derived["epochs_between_decays"]
     sentences = [
         ("images in a step", images),
         ("learning rate at its peak", f"{derived['peak_learning_rate']:.6g}"),
-        ("epochs between its steps down", "none: a cosine" if between is None else f"{between:.6g}"),
+        ("epochs between its steps down", "none: a cosine" if epochs_between is None else f"{epochs_between:.6g}"),
         ("steps", "name the labeled images to see them"),
     ]
     if derived["steps"] and derived["labeled_images"]:
@@ -98,9 +100,9 @@ def _print_columns(rows: Sequence[tuple[str, ...]]) -> None:
         print(textwrap.fill(line, _WIDTH, subsequent_indent=" " * indent, break_on_hyphens=False) if indent < _WIDTH / 2 else line)
 
 
-def _written(value: Any) -> str:  # noqa: ANN401 - any setting
+def _format_value(value: Any) -> str:  # noqa: ANN401 - any setting
     if value is None:
         return "-"
     if isinstance(value, bool):
         return str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else as_text(str(value))
+    return f"{value:g}" if isinstance(value, float) else escape_unprintable(str(value))

@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Iterable, Sequence
 
-from nst_data.progress import as_text
+from nst_data.progress import escape_unprintable
 
 WIDTH = 80
 NAME_WIDTH = 24
@@ -18,7 +18,7 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[Cell]], names: in
     """
     from rich.cells import cell_len, set_cell_size
 
-    lines = [header, *([_written(cell) for cell in row] for row in rows)]
+    lines = [header, *([_format_cell(cell) for cell in row] for row in rows)]
     widths = [max(cell_len(line[column]) for line in lines) for column in range(len(header))]
     widths[:names] = [min(width, name_width) for width in widths[:names]]
     for line in lines:
@@ -27,30 +27,30 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[Cell]], names: in
         print("  " + "  ".join([*left, *right]).rstrip())
 
 
-def _written(cell: Cell) -> str:
+def _format_cell(cell: Cell) -> str:
     if cell is None:
         return "-"
     if isinstance(cell, str):
-        return as_text(cell)
+        return escape_unprintable(cell)
     return f"{100 * cell:.2f}%" if isinstance(cell, float) else f"{cell:,}"
 
 
-def bar(images: int, most: int, width: int) -> str:
-    """A bar as long as the share of `images` in `most`, with at least one character unless there are no images."""
-    return "#" * max(round(width * images / most), 1) if images else ""
+def bar(images: int, maximum: int, width: int) -> str:
+    """A bar as long as the share of `images` in `maximum`, with at least one character unless there are no images."""
+    return "#" * max(round(width * images / maximum), 1) if images else ""
 
 
 def print_wrapped(text: str, hang: int = 0) -> None:
     """Print a sentence over as many lines as necessary, with all after the first indented by `hang` more."""
-    print(textwrap.fill(as_text(text), WIDTH, initial_indent="  ", subsequent_indent="  " + " " * hang, break_on_hyphens=False))
+    print(textwrap.fill(escape_unprintable(text), WIDTH, initial_indent="  ", subsequent_indent="  " + " " * hang, break_on_hyphens=False))
 
 
-def named(names: Sequence[str], most: int = 20) -> str:
-    """The first `most` names, and how many more there are."""
-    shown = ", ".join(map(as_text, names[:most]))
-    return shown if len(names) <= most else f"{shown} and {len(names) - most:,} more"
+def join_names(names: Sequence[str], limit: int = 20) -> str:
+    """The first `limit` names, and how many more there are."""
+    shown = ", ".join(map(escape_unprintable, names[:limit]))
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit:,} more"
 
 
-def without_images(classes: Sequence[str]) -> str:
+def describe_empty_classes(classes: Sequence[str]) -> str:
     """How many classes have no images, and which."""
-    return f"{len(classes):,} class{'es' * (len(classes) != 1)} without any image: {named(classes)}"
+    return f"{len(classes):,} class{'es' * (len(classes) != 1)} without any image: {join_names(classes)}"

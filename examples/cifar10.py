@@ -88,12 +88,12 @@ class Lab:
         path, draw = self.store.root / "unbalanced" / "pool.parquet", np.random.default_rng(0)
         if not path.exists():
             truth = pl.read_parquet(self.data / "unlabeled_truth.parquet")["label"].to_numpy()
-            classes, kept = draw.permutation(np.unique(truth)), []
-            for share, one in zip(np.geomspace(1, 0.1, len(classes)), classes, strict=True):
-                rows = np.flatnonzero(truth == one)
-                kept.append(draw.choice(rows, round(share * len(rows)), replace=False))
+            classes, selected = draw.permutation(np.unique(truth)), []
+            for share, class_label in zip(np.geomspace(1, 0.1, len(classes)), classes, strict=True):
+                rows = np.flatnonzero(truth == class_label)
+                selected.append(draw.choice(rows, round(share * len(rows)), replace=False))
             path.parent.mkdir(parents=True, exist_ok=True)
-            images = pl.read_parquet(self.data / "unlabeled.parquet")[np.sort(np.concatenate(kept))]
+            images = pl.read_parquet(self.data / "unlabeled.parquet")[np.sort(np.concatenate(selected))]
             images.write_parquet(path.with_suffix(".part"), row_group_size=500)
             path.with_suffix(".part").rename(path)
         return path
@@ -105,7 +105,7 @@ class Lab:
     def made_of(self, version: Version) -> dict[str, Any]:
         """The settings and inputs of a training as the store recorded them, those of its edition inside."""
         request = version.manifest.request
-        inputs: dict[str, Any] = {role: one.digest for role, one in request.inputs.by_role.items()}
+        inputs: dict[str, Any] = {role: item.digest for role, item in request.inputs.by_role.items()}
         if edition := request.inputs.by_role.get("edition"):
             inputs["edition"] = self.made_of(self.store.open(edition.ref))
         return request.settings | inputs
@@ -155,9 +155,9 @@ COMPARISONS: dict[str, tuple[str, dict[str, Row]]] = {
 
 def unlike(one: dict[str, Any], other: dict[str, Any]) -> set[str]:
     """The keys in which two nested dictionaries differ, with a dot between those of different depth."""
-    found = {name for name in one.keys() | other.keys() if one.get(name) != other.get(name)}
-    nested = {name for name in found if isinstance(one.get(name), dict) and isinstance(other.get(name), dict)}
-    return found - nested | {f"{name}.{inner}" for name in nested for inner in unlike(one[name], other[name])}
+    differing = {name for name in one.keys() | other.keys() if one.get(name) != other.get(name)}
+    nested = {name for name in differing if isinstance(one.get(name), dict) and isinstance(other.get(name), dict)}
+    return differing - nested | {f"{name}.{inner}" for name in nested for inner in unlike(one[name], other[name])}
 
 
 def scores(lab: Lab, rows: dict[str, Row]) -> list[float]:
@@ -182,7 +182,7 @@ def table(names: list[str], seeds: list[int], by_seed: list[list[float]]) -> lis
 
 def report(asked: list[str], labs: list[Lab]) -> str:
     """The page. Seed by seed, so that what is killed leaves whole seeds."""
-    found = [{name: scores(lab, COMPARISONS[name][1]) for name in asked} for lab in labs]
+    results = [{name: scores(lab, COMPARISONS[name][1]) for name in asked} for lab in labs]
     settings, labeled = labs[0].settings, len(labs[0].labeled)
     steps = f"{Schedule.of(settings, labeled).steps:,} steps of {settings.batch_size} labeled and {settings.ratio} times as many"
     noise = ", ".join(f"{name.replace('_', ' ')} {getattr(settings.noise, name):g}" for name in STRONG)
@@ -191,7 +191,12 @@ def report(asked: list[str], labs: list[Lab]) -> str:
     page += [f"The seeds ({', '.join(str(lab.settings.seed) for lab in labs)}) decide initial weights, order and noise; sd is over seeds."]
     for name in asked:
         question, rows = COMPARISONS[name]
-        page += ["", f"## `{name}`: {question}", "", *table(list(rows), [lab.settings.seed for lab in labs], [one[name] for one in found])]
+        page += [
+            "",
+            f"## `{name}`: {question}",
+            "",
+            *table(list(rows), [lab.settings.seed for lab in labs], [result[name] for result in results]),
+        ]
     return "\n".join(page) + "\n"
 
 
@@ -206,13 +211,13 @@ def main() -> None:
     parser.add_argument("--model", help="a network of timm in place of the scale's")
     parser.add_argument("--epochs", type=float, help="passes over the labeled images in place of the scale's")
     parser.add_argument("--out", type=Path, help="write the page to this file too")
-    asked = parser.parse_args()
-    settings = SCALES[asked.scale] | {name: given for name in ("model", "epochs") if (given := getattr(asked, name))}
-    labs = [Lab(asked.data, Store(asked.store), TrainSettings(**settings, seed=seed)) for seed in asked.seeds]
-    page = report(asked.compare, labs)
+    arguments = parser.parse_args()
+    settings = SCALES[arguments.scale] | {name: value for name in ("model", "epochs") if (value := getattr(arguments, name))}
+    labs = [Lab(arguments.data, Store(arguments.store), TrainSettings(**settings, seed=seed)) for seed in arguments.seeds]
+    page = report(arguments.compare, labs)
     print(page, end="")
-    if asked.out:
-        asked.out.write_text(page, "utf-8")
+    if arguments.out:
+        arguments.out.write_text(page, "utf-8")
 
 
 if __name__ == "__main__":

@@ -15,28 +15,28 @@ from numpy.typing import NDArray
 from nst_data.arguments import with_checked_arguments
 from nst_data.errors import NstError, UsageError
 from nst_data.images import check_shape, decode, image_hash, phash, phash_thumbnail
-from nst_data.label_files.choosing import Asked
-from nst_data.label_files.opening import LabelTable, holds_no_images, of_source, open_labels
+from nst_data.label_files.choosing import ColumnOptions
+from nst_data.label_files.opening import LabelTable, is_label_file, labels_of_source, open_labels
 from nst_data.labeled_version import LabeledVersion, check_unchanged
-from nst_data.prefetch import each_in_threads
-from nst_data.progress import Progress, Task, on_this_terminal
+from nst_data.prefetch import map_in_threads
+from nst_data.progress import Progress, Task, terminal_progress
 from nst_data.selection.overlap import DECODED_SIDE_PX
 from nst_data.settings import ROWS_PER_SHARD, AdoptSettings, ReadableSettings
 from nst_data.sources import Row, Source, open_source
-from nst_data.sources.labels import ClassNames, file_of, names_in
+from nst_data.sources.labels import ClassNames, names_origin, read_class_names
 from nst_data.store.counts import GenerationCounts, LabelCounts
-from nst_data.store.files import disk_use, space_warning
+from nst_data.store.files import format_size, space_warning
 from nst_data.store.inputs import GenerationInputs, Input
 from nst_data.store.manifest import GenerationRequest, json_digest
 from nst_data.store.store import Store, Version
-from nst_data.tables.averaged_labels import AveragedLabels, Member
-from nst_data.tables.key_column import KeyColumn, Rows
-from nst_data.tables.label_reader import KeptLabels, LabelReader, label_reader
+from nst_data.tables.averaged_labels import AveragedLabels, AveragedTable
+from nst_data.tables.key_column import KeyColumn, MatchedRows
+from nst_data.tables.label_reader import AdoptableLabels, LabelReader, create_label_reader
 from nst_data.tables.schema import pseudo_labels_schema, soft_label_bytes
 from nst_data.tables.shards import ShardPlan, Shards, ShardWriter
 from nst_data.tables.soft_labels import as_columns
 
-_IMAGES_AT_ONCE = 512
+_BATCH_SIZE = 512
 _ROW_BYTES = 100  # key, hashes and numbers of a row
 
 
@@ -103,19 +103,21 @@ def adopt(
     settings = AdoptSettings(
         probs=probs, label_column=label_column, logits=logits, smoothing=smoothing, key=key, top_k=top_k, rows_per_shard=rows_per_shard
     )
-    progress = progress or on_this_terminal()
+    progress = progress or terminal_progress()
     if key and pool is None:
         raise UsageError("`key` refers to images; add `pool` SOURCE, or remove it if the table holds the images")
-    given_names = names_in(class_names) if class_names is not None else None
-    request = Asked(probs, label_column, key, logits, given_names)
-    tables = [_opened(store, member, pool, request) for member in _several(table, pool)]
+    custom_names = read_class_names(class_names) if class_names is not None else None
+    request = ColumnOptions(probs, label_column, key, logits, custom_names)
+    tables = [_open_table(store, member, pool, request) for member in _as_table_list(table, pool)]
     images = pool or tables[0].images
-    file = None if class_names is None else file_of(class_names)
-    members = [_read(member, images, given_names, file, smoothing, progress) for member in tables]
+    file = None if class_names is None else names_origin(class_names)
+    members = [_match_to_images(member, images, custom_names, file, smoothing, progress) for member in tables]
     for line in [*images.remarks(), *(remark for member in members for remark in member.remarks)]:
         progress.say(line)
     averaged = (
-        AveragedLabels([Member(member.location, member.reader, member.rows) for member in members], images) if len(members) > 1 else None
+        AveragedLabels([AveragedTable(member.location, member.reader, member.rows) for member in members], images)
+        if len(members) > 1
+        else None
     )
     labels, rows = (averaged, averaged.rows) if averaged else (members[0].reader, members[0].rows)
     names = labels.class_names
@@ -124,37 +126,40 @@ def adopt(
     schema = pseudo_labels_schema(names, top_k)
     inputs = GenerationInputs(
         pool=images.lineage,
-        **{f"adopted_{number}" if number > 1 else "adopted": member.entry(progress) for number, member in enumerate(members, start=1)},
-        **({"class_names": Input(ref=_reference(class_names), digest=json_digest(names))} if class_names else {}),
-        **({"teacher": _named_teacher(teacher)} if teacher is not None else {}),
+        **{
+            f"adopted_{number}" if number > 1 else "adopted": member.lineage_entry(progress)
+            for number, member in enumerate(members, start=1)
+        },
+        **({"class_names": Input(ref=_class_names_ref(class_names), digest=json_digest(names))} if class_names else {}),
+        **({"teacher": _teacher_input(teacher)} if teacher is not None else {}),
     )
-    staged = store.begin(GenerationRequest(settings=settings.for_request(), inputs=inputs), corpus, generation)
+    staged = store.find_or_stage(GenerationRequest(settings=settings.for_request(), inputs=inputs), corpus, generation)
     check = partial(check_unchanged, staged, {"pool": images}, f"`store.remove({staged.ref!r})` and adopt again", progress)
     if isinstance(staged, Version):
         check()
         progress.say(f"{staged.ref} already exists: same labels, images and settings")
         return staged
 
-    def make() -> Version:
+    def build_version() -> Version:
         check()
         since, plan = time.monotonic(), ShardPlan(len(rows.in_pool), rows_per_shard)
-        shards = Shards(staged.build, staged.work, plan, staged.elsewhere)
+        shards = Shards(staged.build, staged.work, plan, staged.remote_run)
         version = LabeledVersion(staged, shards, images, names, "adopt", {}, progress, max_unreadable)
         adoption = _Adoption(version, rows, labels, schema, top_k)
         adoption.prepare()
-        return version.make(adoption, since)
+        return version.label_and_seal(adoption, since)
 
-    return staged.shared(make)
+    return staged.run_as_worker(build_version)
 
 
 @dataclass(frozen=True)
-class _Read:
+class _MatchedTable:
     """A table of labels that has been opened, and the image of each of its rows."""
 
     table: LabelTable
     reader: LabelReader
     keys: KeyColumn | None
-    rows: Rows
+    rows: MatchedRows
 
     @property
     def location(self) -> str:
@@ -168,19 +173,21 @@ class _Read:
             f"{self.location}: {line}" for line in (*self.table.remarks, *self.reader.remarks, *(self.keys.remarks if self.keys else ()))
         ]
 
-    def entry(self, progress: Progress) -> Input:
+    def lineage_entry(self, progress: Progress) -> Input:
         """The table as a lineage entry, identified by its validated labels and its keys."""
         digest = json_digest([self.reader.digest(progress), self.keys and self.keys.digest()])
         return self.table.source.lineage.model_copy(update={"digest": digest})
 
 
-def _read(table: LabelTable, images: Source, names: Sequence[str] | None, file: str | None, smoothing: float, progress: Progress) -> _Read:
-    reader = label_reader(table.source, table.columns, names, file, smoothing, progress)
+def _match_to_images(
+    table: LabelTable, images: Source, names: Sequence[str] | None, file: str | None, smoothing: float, progress: Progress
+) -> _MatchedTable:
+    reader = create_label_reader(table.source, table.columns, names, file, smoothing, progress)
     keys = KeyColumn(table.source, table.key) if table.key else None
-    return _Read(table, reader, keys, keys.found_in(images) if keys else Rows(range(len(images)), range(len(images))))
+    return _MatchedTable(table, reader, keys, keys.match_rows(images) if keys else MatchedRows(range(len(images)), range(len(images))))
 
 
-def _several(table: Source | str | Path | Sequence[Source | str | Path], pool: Source | None) -> list[Source | str]:
+def _as_table_list(table: Source | str | Path | Sequence[Source | str | Path], pool: Source | None) -> list[Source | str]:
     """The tables, in order. Raises UsageError if there are several but no pool."""
     tables = [table] if isinstance(table, Source | str | Path) else list(table)
     if not tables:
@@ -190,30 +197,30 @@ def _several(table: Source | str | Path | Sequence[Source | str | Path], pool: S
     return [str(entry) if isinstance(entry, Path) else entry for entry in tables]
 
 
-def _opened(store: Store, table: Source | str, pool: Source | None, asked: Asked) -> LabelTable:
+def _open_table(store: Store, table: Source | str, pool: Source | None, options: ColumnOptions) -> LabelTable:
     """Open a table of labels. Raises UsageError if it contains no images and there is no pool."""
     if pool is not None:
-        return open_labels(table, asked) if isinstance(table, str) else of_source(table, asked, with_key=True)
+        return open_labels(table, options) if isinstance(table, str) else labels_of_source(table, options, with_key=True)
     if isinstance(table, str):
-        if holds_no_images(table):
+        if is_label_file(table):
             raise UsageError(f"{table}: lists image paths but contains no images; pass them with `pool` SOURCE")
         table = open_source(table, indexes=store.indexes)
-    return of_source(table, asked, with_key=False)
+    return labels_of_source(table, options, with_key=False)
 
 
-def _reference(class_names: ClassNames) -> str:
+def _class_names_ref(class_names: ClassNames) -> str:
     """The location of a class names file, or a placeholder for it if the names were given as a list."""
     return str(Path(class_names).absolute()) if isinstance(class_names, str | Path) else "CLASS_NAMES"
 
 
-def _named_teacher(text: str) -> Input:
-    if not text.strip() or not text.isprintable():
-        raise UsageError(f"`teacher` {text!r}: expected a name in one line, such as hf-hub:OWNER/NAME")
-    return Input(ref=text, digest=json_digest(text))
+def _teacher_input(name: str) -> Input:
+    if not name.strip() or not name.isprintable():
+        raise UsageError(f"`teacher` {name!r}: expected a name in one line, such as hf-hub:OWNER/NAME")
+    return Input(ref=name, digest=json_digest(name))
 
 
 @dataclass(frozen=True)
-class _Looked:
+class _ImageRecord:
     """What is recorded about an image, without its bytes; if it could not be read, `reason` says why."""
 
     id: int
@@ -223,14 +230,14 @@ class _Looked:
     reason: str | None = None
 
 
-def _looked_at(row: Row) -> _Looked:
+def _inspect_image(row: Row) -> _ImageRecord:
     try:
         encoded = row.read()
         image = decode(encoded, DECODED_SIDE_PX)
         check_shape(image.width, image.height)
-        return _Looked(row.id, row.key, image_hash(encoded), phash_thumbnail(image))
+        return _ImageRecord(row.id, row.key, image_hash(encoded), phash_thumbnail(image))
     except (NstError, OSError) as error:
-        return _Looked(row.id, row.key, reason=error.strerror or type(error).__name__ if isinstance(error, OSError) else str(error))
+        return _ImageRecord(row.id, row.key, reason=error.strerror or type(error).__name__ if isinstance(error, OSError) else str(error))
 
 
 @dataclass(frozen=True)
@@ -238,28 +245,28 @@ class _Adoption:
     """Fills a version with the labels of one or several tables."""
 
     version: LabeledVersion
-    rows: Rows
-    labels: KeptLabels
+    rows: MatchedRows
+    labels: AdoptableLabels
     schema: pa.Schema
     top_k: int | None
 
     def prepare(self) -> None:
         """Report the amount of work, and copy the soft labels to a file."""
-        self._say_size()
-        if not self._kept.exists():
-            self.labels.keep(self._kept, self.top_k, self.version.progress)
+        self._report_size()
+        if not self._soft_labels_path.exists():
+            self.labels.save(self._soft_labels_path, self.top_k, self.version.progress)
 
     def fill(self, task: Task, since: float) -> None:
         """Write the missing shards."""
         for shard in self.version.shards.take():
-            for images in self._written(shard):
+            for images in self._write_shard(shard):
                 task.advance(images)
             since = self.version.staging.add_seconds(since)
 
     def read_again(self) -> None:
         """Mark shards with too many unreadable images to be written again."""
-        for shard, unread in self.version.shards.unread():
-            if self.version.has_too_many(shard, len(unread)):
+        for shard, unreadable in self.version.shards.unread_images():
+            if self.version.has_too_many_unreadable(shard, len(unreadable)):
                 self.version.shards.reopen(shard)
 
     def counts(self, counts: LabelCounts) -> GenerationCounts:
@@ -269,21 +276,21 @@ class _Adoption:
         return GenerationCounts(**values, top_k=self.top_k, teacher_parameters=0)
 
     @property
-    def _kept(self) -> Path:
+    def _soft_labels_path(self) -> Path:
         return self.version.staging.work / "soft_labels"
 
-    def _written(self, shard: int) -> Iterator[int]:
+    def _write_shard(self, shard: int) -> Iterator[int]:
         """Write a shard, yielding the number of images after each piece."""
-        labels = self.labels.kept(self._kept, self.top_k)  # mapped again for each shard
+        labels = self.labels.load(self._soft_labels_path, self.top_k)  # mapped again for each shard
         shards = self.version.shards
         start, stop = shards.plan.bounds(shard)
         writer = ShardWriter(shards, shard, self.schema)
-        results = each_in_threads(_looked_at, self.version.pool.rows(self.rows.in_pool[start:stop]))
+        results = map_in_threads(_inspect_image, self.version.pool.rows(self.rows.in_pool[start:stop]))
         try:
-            while images := list(islice(results, _IMAGES_AT_ONCE)):
+            while images := list(islice(results, _BATCH_SIZE)):
                 table_rows = np.asarray(self.rows.in_table[start : start + len(images)])
-                writer.add(*_table(images, labels[table_rows]))
-                shards.show_life(shard)
+                writer.add(*_rows_and_errors(images, labels[table_rows]))
+                shards.refresh_claim(shard)
                 start += len(images)
                 yield len(images)
             writer.finish()
@@ -291,17 +298,17 @@ class _Adoption:
             writer.abandon()
             raise
 
-    def _say_size(self) -> None:
+    def _report_size(self) -> None:
         staging, rows = self.version.staging, self.version.shards.plan.rows
         soft_bytes = rows * soft_label_bytes(self.schema)
         needed, images = 2 * soft_bytes + rows * _ROW_BYTES, f"{rows:,} of {len(self.version.pool):,} images"
         self.version.progress.say(
-            f"{staging.ref}: {images}, {disk_use(needed)} on disk, {disk_use(soft_bytes)} of it until it is done"
+            f"{staging.ref}: {images}, {format_size(needed)} on disk, {format_size(soft_bytes)} of it until it is done"
             f"{space_warning(staging.folder, needed)}"
         )
 
 
-def _table(images: Sequence[_Looked], labels: NDArray[np.void]) -> tuple[pa.Table, list[dict[str, Any]]]:
+def _rows_and_errors(images: Sequence[_ImageRecord], labels: NDArray[np.void]) -> tuple[pa.Table, list[dict[str, Any]]]:
     """The rows of readable images, and the errors of the others."""
     indices = [index for index, image in enumerate(images) if image.reason is None]
     readable = [images[index] for index in indices]

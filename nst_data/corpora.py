@@ -18,7 +18,7 @@ def newest_labels(store: Store, corpus: str) -> Version | None:
     return next(reversed(generations or labels), None)
 
 
-def labels_with_classes(store: Store, corpus: str, answered: Iterable[str]) -> Version | None:
+def labels_with_classes(store: Store, corpus: str, answered_classes: Iterable[str]) -> Version | None:
     """The newest labels of a corpus whose classes include all that people answered, ignoring classes unknown to all versions.
 
     Returns None if the corpus has no labels. Raises NstError if no version has all of these classes.
@@ -26,7 +26,7 @@ def labels_with_classes(store: Store, corpus: str, answered: Iterable[str]) -> V
     labels = label_versions(store, corpus)
     if not labels:
         return None
-    required = set(answered) & {name for version in labels for name in version.manifest.class_names}
+    required = set(answered_classes) & {name for version in labels for name in version.manifest.class_names}
     fitting = [version for version in labels if required <= set(version.manifest.class_names)]
     if fitting:
         return fitting[-1]

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from nst_data.store.files import place_once, temporary
+from nst_data.store.files import move_unless_exists, temporary_path
 
 LABELED_PER_CLASS, TEST = 10, 500
 
@@ -27,12 +27,12 @@ def write_digits(folder: Path, seed: int) -> None:
     order = np.random.default_rng(seed).permutation(len(images))
     test, rest = order[:TEST], order[TEST:]
     labeled = np.concatenate([rest[digits.target[rest] == digit][:LABELED_PER_CLASS] for digit in range(10)])
-    staging = temporary(folder.with_name(f".{folder.name}"))
+    staging = temporary_path(folder.with_name(f".{folder.name}"))
     shutil.rmtree(staging, ignore_errors=True)
     for index in order:
-        part = "test" if index in test else "labeled" if index in labeled else "pool"
-        destination = staging / part if part == "pool" else staging / part / str(digits.target[index])
+        split = "test" if index in test else "labeled" if index in labeled else "pool"
+        destination = staging / split if split == "pool" else staging / split / str(digits.target[index])
         destination.mkdir(parents=True, exist_ok=True)
         Image.fromarray(images[index]).save(destination / f"{index:04d}.png")
-    place_once(staging, folder)
+    move_unless_exists(staging, folder)
     shutil.rmtree(staging, ignore_errors=True)  # if another process was first, it wrote the same images

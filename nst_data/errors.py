@@ -14,11 +14,11 @@ class UsageError(NstError):
     """The command, recipe or reference itself is wrong (exit status 2)."""
 
 
-ODD_YAML = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+OTHER_YAML_ERRORS = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 """What PyYAML raises in addition to its YAMLError: for an impossible date, a tag that does not fit its value, deep nesting."""
 
 
-class _AsYaml(reprlib.Repr):
+class _YamlRepr(reprlib.Repr):
     """Format values as YAML and JSON do."""
 
     def repr_bool(self, value: bool, _: int) -> str:
@@ -33,21 +33,21 @@ class _AsYaml(reprlib.Repr):
     repr_datetime = repr_date
 
 
-_BRIEF = _AsYaml()
-_BRIEF.maxstring = _BRIEF.maxother = _BRIEF.maxlong = 1_000
-_BRIEF.maxlist = _BRIEF.maxtuple = _BRIEF.maxdict = 20
-_BRIEF.maxlevel = 3
+_SHORT_REPR = _YamlRepr()
+_SHORT_REPR.maxstring = _SHORT_REPR.maxother = _SHORT_REPR.maxlong = 1_000
+_SHORT_REPR.maxlist = _SHORT_REPR.maxtuple = _SHORT_REPR.maxdict = 20
+_SHORT_REPR.maxlevel = 3
 
 
-def brief(value: object) -> str:
+def short_repr(value: object) -> str:
     """A value as written in YAML or JSON, or `nothing` for None.
 
     Long or deeply nested values are shortened, because YAML aliases can make small files expand exponentially.
     """
-    return "nothing" if value is None else _BRIEF.repr(value)
+    return "nothing" if value is None else _SHORT_REPR.repr(value)
 
 
-def names_shown(names: Iterable[str]) -> str:
+def format_names(names: Iterable[str]) -> str:
     """Column names listed for a message, quoted if they have leading or trailing whitespace, which would be invisible."""
     return ", ".join(name if name == name.strip() and name else repr(name) for name in names) or "no column"
 
@@ -65,7 +65,7 @@ _USER_INFO = re.compile(
 _QUERY = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*:/{1,2}[^\s?'\"]+)\?[^\s'\";,]*=[^\s'\";,]*")
 
 
-def secrets_cut(line: str) -> str:
+def redact_secrets(line: str) -> str:
     """Remove credentials in URLs from a line before it is shown."""
     return _QUERY.sub(r"\1", _USER_INFO.sub(r"\1\2", line))
 

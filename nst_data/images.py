@@ -16,9 +16,9 @@ from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 
 from nst_data.decoding.deep_gray import gray_levels, is_deep_gray
 from nst_data.decoding.jpeg import jpeg_header as jpeg_header
-from nst_data.decoding.orientation import LYING, ORIENTATION_TAG, orientation_of
+from nst_data.decoding.orientation import ORIENTATION_TAG, TRANSPOSED, orientation_of
 from nst_data.errors import NstError
-from nst_data.freed_memory import decoded_memory_returned
+from nst_data.freed_memory import release_pixel_memory
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF", "PPM", "TGA")
 """The formats that are opened, by Pillow's names, whatever the file name. Other decoders start programs (EPS: Ghostscript) or are rarely
@@ -33,7 +33,7 @@ _LARGE_PIXELS, _LONGEST = 16_000_000, 250
 _one_large_image = threading.Lock()  # decoded one at a time: memory is that of the largest, not of one per thread
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # otherwise Python prints Pillow's errors to the screen
 warnings.filterwarnings("ignore", module=r"PIL\.")  # Pillow's warnings about single images are not shown
-_UPRIGHT = {
+_TRANSPOSE_BY_ORIENTATION = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -47,7 +47,7 @@ _SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif", "JPEG2000": ".jp2"} 
 _ALPHA_MODES = {"RGBA", "LA", "PA", "La", "RGBa"}
 
 
-def _hush_libtiff() -> None:
+def _silence_libtiff() -> None:
     """Stop Pillow's libtiff from printing to file descriptor 2 for each damaged file; Pillow's own error reports the same."""
     with suppress(AttributeError, OSError):  # Pillow built without libtiff
         libtiff = ctypes.CDLL(_imaging.__file__)
@@ -55,7 +55,7 @@ def _hush_libtiff() -> None:
         libtiff.TIFFSetErrorHandler(None)
 
 
-_hush_libtiff()
+_silence_libtiff()
 
 
 class ImageError(NstError):
@@ -79,50 +79,50 @@ def check_shape(width: int, height: int) -> None:
         raise ImageError(f"{width}x{height} pixels: one side is more than {_LONGEST} times the other")
 
 
-def large_images_alone(pixels: int) -> AbstractContextManager[None]:
+def large_image_lock(pixels: int) -> AbstractContextManager[None]:
     """A context for decoding an image with this many pixels: large ones are decoded one at a time, and their memory is not kept."""
-    return _alone() if pixels > _LARGE_PIXELS else nullcontext()
+    return _one_at_a_time() if pixels > _LARGE_PIXELS else nullcontext()
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
-    with _one_large_image, decoded_memory_returned():
+def _one_at_a_time() -> Iterator[None]:
+    with _one_large_image, release_pixel_memory():
         yield
 
 
-def decode(encoded: bytes | memoryview, least_side_px: int | None = None) -> Image.Image:
+def decode(encoded: bytes | memoryview, min_side_px: int | None = None) -> Image.Image:
     """Decode to 8-bit RGB as a viewer shows it: upright, transparency over white, 16-bit scaled to 8.
 
-    With `least_side_px`, a JPEG may be returned at 1/2, 1/4 or 1/8 of its size, with both sides at least this long: the decoder then skips
+    With `min_side_px`, a JPEG may be returned at 1/2, 1/4 or 1/8 of its size, with both sides at least this long: the decoder then skips
     fine detail, at a fraction of the cost. Of an animation the first frame is used. Raises ImageError with the reason.
     """
-    with _opened(encoded) as image:
+    with _open_image(encoded) as image:
         check_dimensions(image.width, image.height)
-        with large_images_alone(image.width * image.height):
-            if least_side_px and image.format == "JPEG":
-                image.draft(None, reduced_size(image.width, image.height, least_side_px))
+        with large_image_lock(image.width * image.height):
+            if min_side_px and image.format == "JPEG":
+                image.draft(None, reduced_size(image.width, image.height, min_side_px))
             if isinstance(image, TiffImageFile):  # Pillow rotates TIFFs while loading, so give it our reading of the orientation
                 image.getexif()[ORIENTATION_TAG] = orientation_of(image, encoded)
                 image.load()
                 return _to_rgb(image, encoded)
             image.load()
-            return _upright(_to_rgb(image, encoded), orientation_of(image, encoded))
+            return _rotate_upright(_to_rgb(image, encoded), orientation_of(image, encoded))
 
 
 def upright_size(encoded: bytes | memoryview) -> tuple[int, int]:
     """(width, height) of the image as returned by `decode`, read from the header. Raises ImageError with the reason."""
-    with _opened(encoded) as image:
+    with _open_image(encoded) as image:
         width, height = image.size
         if isinstance(image, TiffImageFile):  # Pillow has already swapped image.size
             width, height = image.tag_v2[IMAGEWIDTH], image.tag_v2[IMAGELENGTH]
         check_dimensions(width, height)
-        return (height, width) if orientation_of(image, encoded) in LYING else (width, height)
+        return (height, width) if orientation_of(image, encoded) in TRANSPOSED else (width, height)
 
 
 def image_suffix(encoded: bytes | memoryview) -> str:
     """The file name extension for these bytes, such as `.jpg`; empty if they are not an image."""
     try:
-        with _opened(encoded) as image:
+        with _open_image(encoded) as image:
             kind = str(image.format)
     except ImageError:
         return ""
@@ -130,7 +130,7 @@ def image_suffix(encoded: bytes | memoryview) -> str:
 
 
 @contextmanager
-def _opened(encoded: bytes | memoryview) -> Iterator[Image.Image]:
+def _open_image(encoded: bytes | memoryview) -> Iterator[Image.Image]:
     if not encoded:
         raise ImageError("empty file")
     try:
@@ -139,29 +139,29 @@ def _opened(encoded: bytes | memoryview) -> Iterator[Image.Image]:
     except ImageError:
         raise
     except Exception as error:  # decoders raise anything on hostile bytes; it becomes the reason of the ImageError
-        reason = _unidentified(encoded) if isinstance(error, UnidentifiedImageError) else str(error)
+        reason = _unidentified_reason(encoded) if isinstance(error, UnidentifiedImageError) else str(error)
         raise ImageError(reason.splitlines()[0] if reason else type(error).__name__) from error
 
 
-def _unidentified(encoded: bytes | memoryview) -> str:
+def _unidentified_reason(encoded: bytes | memoryview) -> str:
     if bytes(encoded[:4]) in (b"II*\0", b"MM\0*"):
         return "a damaged TIFF, or one with an unsupported pixel format"
     return "not an image in a known format"
 
 
-def reduced_factor(width: int, height: int, least_side_px: int) -> int:
-    """The largest of 8, 4, 2 and 1 by which both sides can be divided while staying at least `least_side_px`."""
-    return next((factor for factor in (8, 4, 2) if min(width, height) // factor >= least_side_px), 1)
+def reduced_factor(width: int, height: int, min_side_px: int) -> int:
+    """The largest of 8, 4, 2 and 1 by which both sides can be divided while staying at least `min_side_px`."""
+    return next((factor for factor in (8, 4, 2) if min(width, height) // factor >= min_side_px), 1)
 
 
-def reduced_size(width: int, height: int, least_side_px: int) -> tuple[int, int]:
-    """(width, height) at the smallest scale among 1/1, 1/2, 1/4 and 1/8 for which both sides are at least `least_side_px`."""
-    factor = reduced_factor(width, height, least_side_px)
+def reduced_size(width: int, height: int, min_side_px: int) -> tuple[int, int]:
+    """(width, height) at the smallest scale among 1/1, 1/2, 1/4 and 1/8 for which both sides are at least `min_side_px`."""
+    factor = reduced_factor(width, height, min_side_px)
     return width // factor, height // factor
 
 
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+def _rotate_upright(image: Image.Image, orientation: int) -> Image.Image:
+    return image.transpose(_TRANSPOSE_BY_ORIENTATION[orientation]) if orientation in _TRANSPOSE_BY_ORIENTATION else image
 
 
 def _to_rgb(image: Image.Image, encoded: bytes | memoryview) -> Image.Image:
@@ -172,7 +172,7 @@ def _to_rgb(image: Image.Image, encoded: bytes | memoryview) -> Image.Image:
     if image.mode == "La":
         image = image.convert("LA")  # Pillow has no direct conversion
     if image.format == "PNG":
-        _fit_transparent_color(image, encoded[_PNG_BIT_DEPTH])
+        _scale_transparent_color(image, encoded[_PNG_BIT_DEPTH])
     if image.mode in _ALPHA_MODES or "transparency" in image.info:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
@@ -180,7 +180,7 @@ def _to_rgb(image: Image.Image, encoded: bytes | memoryview) -> Image.Image:
     return image.convert("RGB")
 
 
-def _fit_transparent_color(image: Image.Image, bits: int) -> None:
+def _scale_transparent_color(image: Image.Image, bits: int) -> None:
     """Scale a PNG's transparent color like its pixels, which Pillow has converted to 8 bits without converting the color.
 
     At 16 bits, pixels of the transparent color can no longer be told apart from similar ones; these images are treated as opaque.

@@ -3,7 +3,7 @@
 import signal
 
 
-def heed_interrupts() -> None:
+def make_waits_interruptible() -> None:
     """Make Ctrl-C interrupt waits of the main thread.
 
     Once imported, Polars also handles the signal and has the system restart interrupted calls (SA_RESTART), so that Python gets to raise

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 from nst_data.cards import cards
 from nst_data.progress import Progress, Task
 from nst_data.sources import Source
-from nst_data.sources.changes import Reading, hashes_in
-from nst_data.sources.unreadable import are_too_many, check_readable
+from nst_data.sources.changes import ReadRecord, hashes_in
+from nst_data.sources.unreadable import check_readable, is_over_limit
 from nst_data.store.counts import Counts, LabelCounts
 from nst_data.store.staging import NotReadyError
 from nst_data.store.store import Staging, Version
@@ -47,30 +47,30 @@ class LabeledVersion:
     progress: Progress
     max_unreadable: float
 
-    def make(self, labeler: Labeler, since: float, retry_errors: bool = False) -> Version:
+    def label_and_seal(self, labeler: Labeler, since: float, retry_errors: bool = False) -> Version:
         """Label what is missing, then seal. A completed shard is missing again while a process rewrites it for images now readable.
 
         If an earlier run failed to read too many images, these are read first. Raises NstError if too many cannot be read.
         """
-        if any(self.has_too_many(shard, len(unread)) for shard, unread in self.shards.unread()):
+        if any(self.has_too_many_unreadable(shard, len(unreadable)) for shard, unreadable in self.shards.unread_images()):
             labeler.read_again()
-        self._fill(labeler, since)
+        self._write_missing_shards(labeler, since)
         if retry_errors:
             labeler.read_again()
         while True:
             if self.shards.missing():
-                self._fill(labeler, time.monotonic())
+                self._write_missing_shards(labeler, time.monotonic())
             with suppress(NotReadyError):  # another process that retries unreadable images has started to rewrite a shard
                 return self._seal(labeler)
 
-    def has_too_many(self, shard: int, unread: int) -> bool:
+    def has_too_many_unreadable(self, shard: int, n_unreadable: int) -> bool:
         """Whether this many unreadable images are too many for a shard."""
-        return are_too_many(self.shards.plan.size(shard), unread, self.max_unreadable)
+        return is_over_limit(self.shards.plan.size(shard), n_unreadable, self.max_unreadable)
 
-    def _fill(self, labeler: Labeler, since: float) -> None:
+    def _write_missing_shards(self, labeler: Labeler, since: float) -> None:
         plan = self.shards.plan
-        done = plan.rows - sum(plan.size(shard) for shard in self.shards.missing())
-        with self.progress.task(f"{self.verb} {self.staging.ref}", plan.rows, "images", done) as task:
+        n_labeled = plan.rows - sum(plan.size(shard) for shard in self.shards.missing())
+        with self.progress.task(f"{self.verb} {self.staging.ref}", plan.rows, "images", n_labeled) as task:
             labeler.fill(task, since)
 
     def _seal(self, labeler: Labeler) -> Version:
@@ -80,31 +80,31 @@ class LabeledVersion:
             if not self.shards.missing():
                 raise
             raise NotReadyError from None
-        if self.staging.elsewhere is not None and self.staging.request.kind == "edition":  # its copies are counted from its table
-            self.staging.elsewhere.bring_shards(files)
-        counts, unread = labeler.counts(rows), rows.errors - rows.no_answer
-        what = f"{self.staging.ref}: {self.pool.location}"
-        check_readable(what, self.shards.plan.rows, unread, self.max_unreadable, self.shards.first_unread())
-        manifest = self.staging.describe(files, self.class_names, counts, self.machine)
+        if self.staging.remote_run is not None and self.staging.request.kind == "edition":  # its copies are counted from its table
+            self.staging.remote_run.download_shards(files)
+        counts, n_unreadable = labeler.counts(rows), rows.errors - rows.no_answer
+        location = f"{self.staging.ref}: {self.pool.location}"
+        check_readable(location, self.shards.plan.rows, n_unreadable, self.max_unreadable, self.shards.describe_first_unread())
+        manifest = self.staging.build_manifest(files, self.class_names, counts, self.machine)
         cards.write_dataset_card(self.staging, manifest)
-        return self.staging.seal(manifest, partial(self.shards.check_are_as_in, files))
+        return self.staging.seal(manifest, partial(self.shards.check_unchanged, files))
 
 
 def check_unchanged(
-    staged: Version | Staging, read: Mapping[str, Source], remedy: str, progress: Progress, is_compared: bool = True
+    staged: Version | Staging, sources: Mapping[str, Source], remedy: str, progress: Progress, compare: bool = True
 ) -> None:
-    """Record which images are read for a version that is being started; `read` maps roles to their sources, including the pool.
+    """Record which images are read for a version that is being started; `sources` maps roles to their sources, including the pool.
 
     Raises NstError with the `remedy` if images that were read for the version have different bytes now, under the same names and sizes.
     """
     is_sealed = isinstance(staged, Version)
     folder = staged.folder if isinstance(staged, Version) else staged.build
-    for role, source in read.items():
-        reading, created = Reading(folder, role), None
+    for role, source in sources.items():
+        reading, created = ReadRecord(folder, role), None
         if isinstance(staged, Version) and role == "pool":
             created = staged.manifest.created
-        if is_compared:
-            hashes = hashes_in(folder) if role == "pool" else reading.kept()
-            reading.check(source, hashes, f"{staged.ref} was {'made' if is_sealed else 'begun'}", remedy, progress, created)
+        if compare:
+            hashes = hashes_in(folder) if role == "pool" else reading.stored_hashes()
+            reading.check_unchanged(source, hashes, f"{staged.ref} was {'made' if is_sealed else 'begun'}", remedy, progress, created)
         if not is_sealed:
-            reading.begin(source)
+            reading.record_stamps(source)

@@ -7,14 +7,15 @@ from contextlib import suppress
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError)
+PARQUET_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError)
 """What reading a damaged parquet file raises; UnicodeDecodeError if a name in its footer is not text."""
 
 
 def column_chunks(
     footer: pq.FileMetaData, names: Sequence[str], groups: Sequence[int] | None = None
 ) -> Iterator[list[pq.ColumnChunkMetaData]]:
-    """Yield, for each row group, the metadata of the columns with these names and of columns nested in them. Raises one of `DAMAGE`.
+    """Yield, for each row group, the metadata of the columns with these names and of columns nested in them. Raises one of
+    `PARQUET_ERRORS`.
 
     Arrow aborts the process when asked for inconsistent metadata, such as a histogram of the wrong length or statistics of the wrong type.
     For the former, starting to read a column raises an error instead; so that is done first, on a file without pages. It is read buffered,
@@ -24,9 +25,9 @@ def column_chunks(
     prefixes = tuple(f"{name}." for name in names)
     leaves = [footer.schema.column(index) for index in range(len(footer.schema))]
     kinds = {index: leaf.physical_type for index, leaf in enumerate(leaves) if f"{leaf.path}.".startswith(prefixes)}
-    reader = pq.ParquetFile(pa.PythonFile(_NoPages(), mode="r"), metadata=footer, buffer_size=1, pre_buffer=False)
+    reader = pq.ParquetFile(pa.PythonFile(_FileWithoutPages(), mode="r"), metadata=footer, buffer_size=1, pre_buffer=False)
     for group in range(footer.num_row_groups) if groups is None else groups:
-        with suppress(_PagesWantedError):
+        with suppress(_PageRequestedError):
             next(reader.iter_batches(1, row_groups=[group], columns=list(names), use_threads=False), None)
         columns = footer.row_group(group)
         chunks = [columns.column(index) for index in kinds]
@@ -36,11 +37,11 @@ def column_chunks(
         yield chunks
 
 
-class _PagesWantedError(Exception):
+class _PageRequestedError(Exception):
     """The footer was valid enough for Arrow to start reading pages."""
 
 
-class _NoPages(io.RawIOBase):
+class _FileWithoutPages(io.RawIOBase):
     """A file that is never read, since its footer is already known."""
 
     def __init__(self) -> None:
@@ -65,4 +66,4 @@ class _NoPages(io.RawIOBase):
 
     def read(self, size: int = -1) -> bytes:
         """Signal that a page was requested."""
-        raise _PagesWantedError
+        raise _PageRequestedError

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 S = TypeVar("S")
 T = TypeVar("T")
 
-_ITEMS_AT_ONCE = 16  # one future per image would cost as much as reading a small image
+_BATCH_SIZE = 16  # one future per image would cost as much as reading a small image
 
 
 def cpus_of_this_process() -> int:
@@ -19,7 +19,7 @@ def cpus_of_this_process() -> int:
     return max(1, cpus // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def in_threads(work: Callable[[S], T], batches: Iterable[S], threads: int) -> Iterator[tuple[S, T]]:
+def map_batches_in_threads(work: Callable[[S], T], batches: Iterable[S], threads: int) -> Iterator[tuple[S, T]]:
     """Yield each batch with its result, in order; a separate thread reads ahead, with only a few batches in progress.
 
     Results are yielded even while the next batch is still being read.
@@ -48,11 +48,11 @@ def in_threads(work: Callable[[S], T], batches: Iterable[S], threads: int) -> It
         reader.shutdown(wait=False, cancel_futures=True)
 
 
-def each_in_threads(
-    work: Callable[[S], T], items: Iterable[S], threads: int | None = None, at_once: Callable[[], int] = lambda: _ITEMS_AT_ONCE
+def map_in_threads(
+    work: Callable[[S], T], items: Iterable[S], threads: int | None = None, batch_size: Callable[[], int] = lambda: _BATCH_SIZE
 ) -> Iterator[T]:
-    """Yield results in the order of the items; each thread takes `at_once` items at a time. By default one thread per CPU."""
-    rest = iter(items)
-    batches = iter(lambda: list(islice(rest, at_once())), [])
-    for _, results in in_threads(lambda batch: [work(item) for item in batch], batches, threads or cpus_of_this_process()):
+    """Yield results in the order of the items; each thread takes `batch_size` items at a time. By default one thread per CPU."""
+    remaining_items = iter(items)
+    batches = iter(lambda: list(islice(remaining_items, batch_size())), [])
+    for _, results in map_batches_in_threads(lambda batch: [work(item) for item in batch], batches, threads or cpus_of_this_process()):
         yield from results

@@ -12,13 +12,13 @@ from nst_data.progress import Progress
 from nst_data.store.copying import copy_file, copy_verified
 from nst_data.store.files import discard, fsync_tree, write_text
 from nst_data.store.manifest import MANIFEST_NAME, Manifest, Request, content_digest, json_digest
-from nst_data.store.ownership import beside, owned
-from nst_data.store.places import PLACES, may_be_pulled
-from nst_data.store.store import PULLS, Number, Store, Version
+from nst_data.store.ownership import hold_ownership, ownership_path
+from nst_data.store.places import PLACES_NAME, may_be_pulled
+from nst_data.store.store import PULLS_FOLDER, Number, Store, Version
 from nst_data.store.version import VERSION_REF
 
-ALREADY = "already exists"
-_OWN = (MANIFEST_NAME, PLACES, "README.md")  # files that each name has its own copy of
+ALREADY_EXISTS = "already exists"
+_NOT_COPIED = (MANIFEST_NAME, PLACES_NAME, "README.md")  # files that each name has its own copy of
 
 
 @dataclass(frozen=True)
@@ -30,24 +30,24 @@ class ReusableVersions:
     @cached_property
     def versions(self) -> list[Version]:
         """The versions that may be reused."""
-        return [version for version in self.store.versions() if version.is_readable and not may_be_pulled(version.place)]
+        return [version for version in self.store.versions() if version.is_readable and not may_be_pulled(version.local_folder)]
 
     def find(self, request: Request) -> Version | None:
         """A version made by an equivalent request; None if there is none."""
-        form = self._form(request)
-        return next((version for version in self.versions if self._form(version.manifest.request) == form), None)
+        form = self._equivalence_key(request)
+        return next((version for version in self.versions if self._equivalence_key(version.manifest.request) == form), None)
 
-    def content(self, digest: str) -> str:
+    def data_digest(self, digest: str) -> str:
         """A digest of the content of the version with this digest; the digest itself if the store has no such version."""
-        return self._contents.get(digest, digest)
+        return self._data_digests.get(digest, digest)
 
     @cached_property
-    def _contents(self) -> dict[str, str]:
-        return {version.manifest.digest: _content(version.manifest) for version in self.versions}
+    def _data_digests(self) -> dict[str, str]:
+        return {version.manifest.digest: _data_digest(version.manifest) for version in self.versions}
 
-    def _form(self, request: Request) -> str:
+    def _equivalence_key(self, request: Request) -> str:
         """Equal for requests of the same work. The version a training starts from is ignored as a setting: its weights are an input."""
-        inputs = {role: self.content(entry.digest) for role, entry in request.inputs.by_role.items()}
+        inputs = {role: self.data_digest(entry.digest) for role, entry in request.inputs.by_role.items()}
         settings = request.identity
         if "initial_weights" in inputs and VERSION_REF.fullmatch(str(settings.get("start"))):
             del settings["start"]
@@ -62,7 +62,7 @@ def reuse(
     progress: Progress,
     check: Callable[[Version], None],
 ) -> str:
-    """Reuse a version made under another name for the one requested, if the store is `reusing`.
+    """Reuse a version made under another name for the one requested, if the store is `with_reuse`.
 
     Files share disk space if possible. Does nothing if the requested version exists or is in progress, or if no equivalent version exists.
     If that is damaged or, as `check` reports by raising NstError, its images have changed since, the version is made from scratch.
@@ -70,36 +70,36 @@ def reuse(
     Returns:
         How the version came to exist, for use in a message.
     """
-    if not store.reuses or number is None or _is_there(store, request, name, number):
-        return ALREADY
+    if not store.reuses or number is None or _exists(store, request, name, number):
+        return ALREADY_EXISTS
     existing = ReusableVersions(store).find(request)
     if existing is None:
-        return ALREADY
-    ref, run = f"{name}@{number}", store.root / "runs" / PULLS / name / str(number)
+        return ALREADY_EXISTS
+    ref, run = f"{name}@{number}", store.root / "runs" / PULLS_FOLDER / name / str(number)
     try:
         check(existing)
     except NstError:
         progress.say(f"{ref} is not reused from {existing.ref}, whose images have changed since")
-        return ALREADY
+        return ALREADY_EXISTS
     run.parent.mkdir(parents=True, exist_ok=True)
-    with owned(beside(run), ref, progress.say, wait=True):
+    with hold_ownership(ownership_path(run), ref, progress.say, wait=True):
         discard(run)
-        if _is_there(store, request, name, number):
-            return ALREADY
+        if _exists(store, request, name, number):
+            return ALREADY_EXISTS
         try:
-            if not _is_built(existing, request, name, number, store, progress):
+            if not _build_copy(existing, request, name, number, store, progress):
                 progress.say(f"warning: {existing.ref} is damaged, so {ref} is made again")
-                return ALREADY
-            target = store.target(request.kind, name, str(number))
+                return ALREADY_EXISTS
+            target = store.version_folder(request.kind, name, str(number))
             target.parent.mkdir(parents=True, exist_ok=True)
-            store.place(run / "build", target)
+            store.install_version(run / "build", target)
         finally:
             discard(run)
     return f"is reused from {existing.ref}"
 
 
-def _is_there(store: Store, request: Request, name: str, number: Number) -> bool:
-    target = store.target(request.kind, name, str(number))
+def _exists(store: Store, request: Request, name: str, number: Number) -> bool:
+    target = store.version_folder(request.kind, name, str(number))
     return (
         target.is_dir()
         or any(version.number == number for version in store.versions(name))
@@ -107,30 +107,30 @@ def _is_there(store: Store, request: Request, name: str, number: Number) -> bool
     )
 
 
-def _is_built(made: Version, request: Request, name: str, number: Number, store: Store, progress: Progress) -> bool:
+def _build_copy(existing: Version, request: Request, name: str, number: Number, store: Store, progress: Progress) -> bool:
     """Build the version in a staging folder from the other version's files; False if one of these is not as it was sealed."""
-    folder, build = made.folder, store.root / "runs" / PULLS / name / str(number) / "build"
+    folder, build = existing.folder, store.root / "runs" / PULLS_FOLDER / name / str(number) / "build"
     build.mkdir(parents=True)
-    old_manifest = made.manifest
-    with progress.task(f"copy {made.ref}", sum(sealed.bytes for sealed in old_manifest.files.values()), "bytes") as task:
+    old_manifest = existing.manifest
+    with progress.task(f"copy {existing.ref}", sum(sealed.bytes for sealed in old_manifest.files.values()), "bytes") as task:
         for file, sealed in old_manifest.files.items():
-            if not copy_verified(folder / file, build / file, sealed, linked=True):
+            if not copy_verified(folder / file, build / file, sealed, hard_link=True):
                 return False
             task.advance(sealed.bytes)
     for path in [path for path in folder.rglob("*") if path.is_file() and path.name[0] != "."]:
         file = path.relative_to(folder).as_posix()
-        if file not in old_manifest.files and file not in _OWN:
+        if file not in old_manifest.files and file not in _NOT_COPIED:
             with suppress(FileNotFoundError):  # being rewritten at this moment
                 copy_file(path, build / file)
     digest = content_digest(request, old_manifest.files, old_manifest.class_names)
     manifest = old_manifest.model_copy(update={"name": name, "version": str(number), "request": request, "digest": digest})
-    cards.write_card(Described(build, store.target(request.kind, name, str(number)), manifest))
+    cards.write_card(Described(build, store.version_folder(request.kind, name, str(number)), manifest))
     write_text(build / MANIFEST_NAME, manifest.model_dump_json(indent=2) + "\n")
     fsync_tree(build)
     return True
 
 
-def _content(manifest: Manifest) -> str:
+def _data_digest(manifest: Manifest) -> str:
     """A digest that is equal for versions with the same content."""
     hashes = {file: sealed.sha256 for file, sealed in manifest.files.items()}
     return json_digest({"kind": manifest.kind, "class_names": manifest.class_names, "files": hashes})

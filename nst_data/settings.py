@@ -22,7 +22,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from nst_data.errors import UsageError, brief
+from nst_data.errors import UsageError, short_repr
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,10 @@ else:
             try:
                 return super().__call__(*args, **kwargs)
             except ValidationError as error:
-                raise UsageError(f"{cls.__name__}: {_fault(cls, error)}") from None
+                raise UsageError(f"{cls.__name__}: {_error_message(cls, error)}") from None
 
 
-def _fault(model: type[BaseModel], error: ValidationError) -> str:
+def _error_message(model: type[BaseModel], error: ValidationError) -> str:
     first = error.errors()[0]
     *parents, name = first["loc"] or ("",)
     for parent in parents:
@@ -67,8 +67,8 @@ def _fault(model: type[BaseModel], error: ValidationError) -> str:
         description = model.model_fields[str(name)].description
         return f"{prefix}missing{(description and f': {description}') or ''}"
     if first["type"] == "extra_forbidden":
-        return prefix + unknown_key(str(name), model)
-    return prefix + in_words(first) + (f", found {first['input']!r}" if prefix else "")
+        return prefix + unknown_key_message(str(name), model)
+    return prefix + describe_validation_error(first) + (f", found {first['input']!r}" if prefix else "")
 
 
 _EXPECTED = {
@@ -93,7 +93,7 @@ _EXPECTED = {
 }  # what was expected, by pydantic's error type
 
 
-def in_words(error: "ErrorDetails") -> str:
+def describe_validation_error(error: "ErrorDetails") -> str:
     """What a pydantic error says was expected, in the style of nst's other messages."""
     if expected := _EXPECTED.get(error["type"]):
         bounds = {
@@ -104,7 +104,7 @@ def in_words(error: "ErrorDetails") -> str:
     return message[:1].lower() + message[1:]
 
 
-def unknown_key(name: str, model: type[BaseModel]) -> str:
+def unknown_key_message(name: str, model: type[BaseModel]) -> str:
     """The message about an unknown settings key, with a suggestion."""
     matches = difflib.get_close_matches(name, model.model_fields, n=1)
     return "unknown key; " + (f"did you mean {matches[0]}?" if matches else f"expected one of {', '.join(model.model_fields)}")
@@ -119,12 +119,12 @@ class Settings(BaseModel, metaclass=_InOneLine):
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:  # noqa: ANN401
         """Append the description of each field to the docstring, for `help()` and notebooks."""
-        lines = [f"    {name}: {_with_default(field)}" for name, field in cls.model_fields.items()]
+        lines = [f"    {name}: {_description_with_default(field)}" for name, field in cls.model_fields.items()]
         cls.__doc__ = "\n".join([inspect.cleandoc(cls.__doc__ or ""), "", "Args:", *lines])
 
     @field_validator("*", mode="before")
     @classmethod
-    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:  # noqa: ANN401 - what a user wrote
+    def _reject_bool_for_number(cls, value: Any, info: ValidationInfo) -> Any:  # noqa: ANN401 - what a user wrote
         annotation = cls.model_fields[str(info.field_name)].annotation
         if isinstance(value, bool) and {annotation, *typing.get_args(annotation)} & {int, float} and annotation != tuple[float, float]:
             raise ValueError("expected a number")  # otherwise it would become 0 or 1
@@ -141,12 +141,12 @@ class Settings(BaseModel, metaclass=_InOneLine):
         }
 
     @classmethod
-    def of_request(cls, values: Mapping[str, Any]) -> Self:
+    def from_request(cls, values: Mapping[str, Any]) -> Self:
         """Restore settings from `for_request`: missing fields get their `before` value, whatever the default is now."""
         return cls.model_validate({**later_fields(cls), **values})
 
 
-def _with_default(field: FieldInfo) -> str:
+def _description_with_default(field: FieldInfo) -> str:
     description = field.description or ""
     if field.is_required() or field.default in (None, (), {}) or isinstance(field.default, BaseModel):
         return description
@@ -163,15 +163,15 @@ class ReadableSettings(Settings):
     )
 
 
-def _is_no_flag(value: Any) -> Any:  # noqa: ANN401 - what a user wrote
+def _reject_bool(value: Any) -> Any:  # noqa: ANN401 - what a user wrote
     if isinstance(value, bool):
         raise ValueError("expected a number from 0 to 1")  # otherwise it would become 0 or 1
     return value
 
 
-_Confidence = Annotated[float, BeforeValidator(_is_no_flag), Field(ge=0, le=1)]
-MOST_ENTRIES = 2**31 - 1  # `copies` is an int32
-_Quota = Annotated[int, Field(ge=1, le=MOST_ENTRIES)] | Literal["auto", "none"]
+_Confidence = Annotated[float, BeforeValidator(_reject_bool), Field(ge=0, le=1)]
+MAX_ENTRIES = 2**31 - 1  # `copies` is an int32
+_Quota = Annotated[int, Field(ge=1, le=MAX_ENTRIES)] | Literal["auto", "none"]
 DENSE_CLASSES, DEFAULT_TOP_K, ROWS_PER_SHARD = 1_000, 100, 50_000
 
 
@@ -252,38 +252,38 @@ class BalanceSettings(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _keep_at_threshold(cls, given: Any) -> Any:  # noqa: ANN401 - what a user wrote
+    def _default_at_threshold(cls, values: Any) -> Any:  # noqa: ANN401 - what a user wrote
         """The released code keeps images whose confidence equals the threshold (filter_unlabel.py)."""
-        if isinstance(given, dict) and given.get("method") == "official" and not given.get("confidence_range"):
-            return {"at_threshold": "keep", **given}
-        return given
+        if isinstance(values, dict) and values.get("method") == "official" and not values.get("confidence_range"):
+            return {"at_threshold": "keep", **values}
+        return values
 
     @field_validator("class_min_confidence", mode="before")
     @classmethod
-    def _names_are_text(cls, value: Any) -> Any:  # noqa: ANN401 - what a user wrote
+    def _convert_class_names(cls, value: Any) -> Any:  # noqa: ANN401 - what a user wrote
         if not isinstance(value, dict):
             raise ValueError("expected class names with a confidence each, such as `rose: 0.5`")
-        return {_as_name(name): least for name, least in value.items()}
+        return {_class_name_text(name): threshold for name, threshold in value.items()}
 
     @field_validator("confidence_range", mode="wrap")
     @classmethod
-    def _is_a_range(cls, value: Any, check: ValidatorFunctionWrapHandler) -> Any:  # noqa: ANN401 - what a user wrote
+    def _check_range(cls, value: Any, handler: ValidatorFunctionWrapHandler) -> Any:  # noqa: ANN401 - what a user wrote
         with contextlib.suppress(ValueError):
-            checked = check(value)
+            checked = handler(value)
             if checked is None or 0 <= checked[0] < checked[1] <= 1:
                 return checked
         raise ValueError("expected two numbers from 0 to 1, the smaller one first")
 
     @field_validator("exclude_class", mode="before", json_schema_input_type=list[str | int])
     @classmethod
-    def _are_names(cls, value: Any) -> Any:  # noqa: ANN401 - what a user wrote
+    def _convert_excluded_classes(cls, value: Any) -> Any:  # noqa: ANN401 - what a user wrote
         if not isinstance(value, list | tuple):
             raise ValueError("expected a list of class names")
-        return sorted({_as_name(name) for name in value})
+        return sorted({_class_name_text(name) for name in value})
 
     @field_validator("per_class", mode="before", json_schema_input_type=_Quota)
     @classmethod
-    def _is_a_quota(cls, value: Any) -> Any:  # noqa: ANN401 - what a user wrote
+    def _parse_quota(cls, value: Any) -> Any:  # noqa: ANN401 - what a user wrote
         if value in ("auto", "none"):
             return value
         quota = 0
@@ -291,12 +291,12 @@ class BalanceSettings(Settings):
             quota = int(value) if not isinstance(value, bool) and int(value) == float(value) else 0
         if quota < 1:
             raise ValueError("expected a number of entries from 1, 'auto' or 'none'")
-        if quota > MOST_ENTRIES:
-            raise ValueError(f"expected at most {MOST_ENTRIES:,} entries")
+        if quota > MAX_ENTRIES:
+            raise ValueError(f"expected at most {MAX_ENTRIES:,} entries")
         return quota
 
     @model_validator(mode="after")
-    def _agree(self) -> Self:
+    def _check_consistency(self) -> Self:
         """Setting names in backticks are shown as options on the command line."""
         if self.confidence_range and (self.class_min_confidence or self._is_set("min_confidence")):
             raise ValueError("`confidence_range` replaces `min_confidence` and `class_min_confidence`; remove those")
@@ -316,8 +316,8 @@ class BalanceSettings(Settings):
         return bool(getattr(self, name) != type(self).model_fields[name].default)
 
 
-def _as_name(name: Any) -> str:  # noqa: ANN401 - what a user wrote
+def _class_name_text(name: Any) -> str:  # noqa: ANN401 - what a user wrote
     """Convert a class name that YAML parsed as a number, such as `7`, back to text."""
     if isinstance(name, bool) or not isinstance(name, str | int):
-        raise ValueError(f"expected class names, one is {brief(name)}: put names such as 'no' and '1.0' in quotes")
+        raise ValueError(f"expected class names, one is {short_repr(name)}: put names such as 'no' and '1.0' in quotes")
     return str(name)

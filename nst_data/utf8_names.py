@@ -21,9 +21,9 @@ def check_utf8(path: str) -> None:
         return
     encoding = sys.getfilesystemencoding()
     remedy = "rename it" if encoding == "utf-8" else f"names are read as {encoding} here: set PYTHONUTF8=1"
-    raise NstError(f"{escaped(path)}: expected a name in UTF-8; {remedy}")
+    raise NstError(f"{escape_path(path)}: expected a name in UTF-8; {remedy}")
 
 
-def escaped(path: str) -> str:
+def escape_path(path: str) -> str:
     """A path as text, with escapes for bytes that are not valid UTF-8."""
     return os.fsencode(path).decode(errors="backslashreplace")

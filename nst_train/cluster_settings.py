@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from nst_data.settings import Settings
 
-_CLIENT = "ray://"
+_CLIENT_SCHEME = "ray://"
 
 
 class ClusterSettings(Settings):
@@ -23,12 +23,12 @@ class ClusterSettings(Settings):
     workers: int | None = Field(None, ge=1, description="Maximum number of Ray workers; by default as many as fit on the nodes.")
 
     @model_validator(mode="after")
-    def _has_a_cluster(self) -> Self:
+    def _check_ray_settings(self) -> Self:
         fields = ClusterSettings.model_fields
         ray_settings = [name for name in fields if name != "engine" and getattr(self, name) != fields[name].default]
         if ray_settings and self.engine != "ray":
             raise ValueError(f"`{ray_settings[0]}` applies to `engine` ray; add that, or remove it")
-        if self.address.startswith(_CLIENT):
+        if self.address.startswith(_CLIENT_SCHEME):
             raise ValueError(
                 "`address`: expected HOST:PORT or auto, not a client's ray:// address; run the command on a machine of the cluster, "
                 "such as by `ray job submit`"
@@ -38,6 +38,6 @@ class ClusterSettings(Settings):
         return self
 
     @property
-    def of_cluster(self) -> dict[str, Any]:
+    def cluster_options(self) -> dict[str, Any]:
         """Only these settings, by name."""
         return {name: getattr(self, name) for name in ClusterSettings.model_fields}

@@ -13,13 +13,13 @@ from torch import Tensor, distributed, nn
 
 from nst_data.errors import NstError, is_out_of_memory
 
-_LONGEST_WAIT = timedelta(hours=3)  # for the main process, which may be reading all labeled images or making a selection
+_PROCESS_GROUP_TIMEOUT = timedelta(hours=3)  # for the main process, which may be reading all labeled images or making a selection
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def this_process() -> PartialState:
     """Accelerate's state of this process. On a machine without a GPU, several processes use gloo only if `cpu` is set."""
-    return PartialState(cpu=not torch.accelerator.is_available(), timeout=_LONGEST_WAIT)
+    return PartialState(cpu=not torch.accelerator.is_available(), timeout=_PROCESS_GROUP_TIMEOUT)
 
 
 def this_device() -> torch.device:
@@ -31,7 +31,7 @@ def this_device() -> torch.device:
     return torch.device(kind.type, int(os.environ.get("LOCAL_RANK", "0")) % torch.accelerator.device_count())
 
 
-def settled_precision(precision: str, device: torch.device) -> str:
+def resolve_precision(precision: str, device: torch.device) -> str:
     """Resolve `auto` for a device: fp32 on CPUs, bf16 on GPUs that support it, else fp16."""
     if precision != "auto":
         return precision
@@ -41,12 +41,12 @@ def settled_precision(precision: str, device: torch.device) -> str:
     return "bf16" if has_bf16 else "fp16"
 
 
-def settled_channels_last(asked: bool | None, network: nn.Module, device_type: str, precision: str) -> bool:
+def resolve_channels_last(requested: bool | None, network: nn.Module, device_type: str, precision: str) -> bool:
     """Whether a training keeps images and weights in channels-last format: as requested, or by default if the network benefits.
 
     Convolutional networks benefit on CPUs, and on GPUs in reduced precision, whose convolutions use that format.
     """
-    return asked if asked is not None else (device_type == "cpu" or precision != "fp32") and is_convolutional(network)
+    return requested if requested is not None else (device_type == "cpu" or precision != "fp32") and is_convolutional(network)
 
 
 def is_convolutional(network: nn.Module) -> bool:
@@ -59,7 +59,7 @@ def autocast(precision: str, device_type: str) -> AbstractContextManager[Any]:
     return nullcontext() if precision == "fp32" else torch.autocast(device_type, _DTYPES[precision])
 
 
-def over_processes(values: Tensor, operation: Literal["sum", "max"]) -> Tensor:
+def all_reduce(values: Tensor, operation: Literal["sum", "max"]) -> Tensor:
     """Sum or maximum of each value over all processes, on this process's device. Collective: call it on every rank."""
     state = this_process()
     if state.num_processes == 1:
@@ -69,14 +69,14 @@ def over_processes(values: Tensor, operation: Literal["sum", "max"]) -> Tensor:
     return values
 
 
-def agreed_maxima() -> Callable[[list[float]], list[float]] | None:
+def create_max_reducer() -> Callable[[list[float]], list[float]] | None:
     """A function that returns the maximum of each number over all processes; None if there is only one process."""
     if this_process().num_processes == 1:
         return None
-    return lambda values: over_processes(torch.tensor(values), "max").tolist()
+    return lambda values: all_reduce(torch.tensor(values), "max").tolist()
 
 
-def agreed_text(text: str) -> str:
+def broadcast_text(text: str) -> str:
     """The text of the main process, on all processes. Collective: call it on every rank."""
     this_process()
     texts: list[str] = broadcast_object_list([text])
@@ -86,7 +86,7 @@ def agreed_text(text: str) -> str:
 DEFAULT_THREADS = torch.get_num_threads()  # before any training changed it
 
 
-def memory_of(gpu: torch.device) -> int:
+def total_gpu_memory(gpu: torch.device) -> int:
     """The memory of a CUDA device in bytes."""
     return int(torch.cuda.get_device_properties(gpu).total_memory)
 
@@ -98,7 +98,7 @@ def set_threads(threads: int) -> None:
 
 
 @contextmanager
-def memory_failures() -> Iterator[None]:
+def translate_memory_errors() -> Iterator[None]:
     """Turn running out of memory, on this machine or its GPU, into a one-line error."""
     try:
         yield

@@ -14,19 +14,19 @@ from typing import Any, Self
 # Ctrl-C, preemption, SLURM's advance warning, a closed terminal
 STOP_SIGNALS = frozenset(one for one in signal.Signals if one.name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"))
 AGREE_EVERY_SECONDS = 1.0
-LONGEST_WAIT_SECONDS = 20.0  # schedulers and torchrun kill after 30 s
-SAY_AFTER_SECONDS = 1.0  # a step that ends sooner needs no explanation
-_STOPPING = "stopping after this step and a checkpoint"
-_AGAIN = "; Ctrl-C again stops now and loses the steps since the last one"
+MAX_WAIT_SECONDS = 20.0  # schedulers and torchrun kill after 30 s
+EXPLAIN_AFTER_SECONDS = 1.0  # a step that ends sooner needs no explanation
+_STOP_MESSAGE = "stopping after this step and a checkpoint"
+_SECOND_CTRL_C_MESSAGE = "; Ctrl-C again stops now and loses the steps since the last one"
 
 
 class Interrupted(KeyboardInterrupt):
-    """Work stopped on request, and its results are kept. `number` is the signal, `where` says how far the work was."""
+    """Work stopped on request, and its results are kept. `number` is the signal, `position` says how far the work was."""
 
-    def __init__(self, number: int, where: str = "") -> None:
+    def __init__(self, number: int, position: str = "") -> None:
         self.number = signal.Signals(number)
         by = "" if self.number == signal.SIGINT else f" by {self.number.name}"
-        super().__init__(f"interrupted{by}{where and f' {where}'}; finished work is kept; the same command resumes")
+        super().__init__(f"interrupted{by}{position and f' {position}'}; finished work is kept; the same command resumes")
 
     @property
     def status(self) -> int:
@@ -39,34 +39,38 @@ def stop_at_once(number: int, frame: FrameType | None) -> None:
     raise Interrupted(number)
 
 
-def is_heeded(number: int) -> bool:
+def should_stop_on(number: int) -> bool:
     """Whether a signal should stop the work: `nohup` asks to ignore SIGHUP."""
     return signal.Signals(number).name != "SIGHUP" or signal.getsignal(number) is not signal.SIG_IGN
 
 
 class StopRequests:
-    """While open, stores a stop signal until `agreed` is called; a second Ctrl-C stops the work at once.
+    """While open, stores a stop signal until `agreed_signal` is called; a second Ctrl-C stops the work at once.
 
-    A signal during `waiting` raises Interrupted: at once in a single process, after some seconds if others have to agree. `maximum` returns
-    the largest of each number over all processes, which must call it together; None for a single process. `begun` is the number of steps
-    that were done before. `say` is called with a line if work does not stop within a second of a signal.
+    A signal during `interruptible` raises Interrupted: at once in a single process, after some seconds if others have to agree.
+    `max_over_processes` returns the largest of each number over all processes, which must call it together; None for a single process.
+    `start_step` is the number of steps that were done before. `report` is called with a line if work does not stop within a second of a
+    signal.
     """
 
     def __init__(
-        self, maximum: Callable[[list[float]], list[float]] | None = None, begun: int = 0, say: Callable[[str], None] | None = None
+        self,
+        max_over_processes: Callable[[list[float]], list[float]] | None = None,
+        start_step: int = 0,
+        report: Callable[[str], None] | None = None,
     ) -> None:
-        self._maximum, self._say = maximum, say
+        self._maximum, self._say = max_over_processes, report
         self._explanation: threading.Timer | None = None
         self._received = 0
         self._is_waiting = False
-        self._next = self._before = begun
+        self._next = self._before = start_step
         self._asked = time.monotonic()
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # only the main thread may set handlers
-            self._handlers = {number: signal.signal(number, self._receive) for number in STOP_SIGNALS if is_heeded(number)}
-            self._handlers[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._wait_no_longer)
+            self._handlers = {number: signal.signal(number, self._receive) for number in STOP_SIGNALS if should_stop_on(number)}
+            self._handlers[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._interrupt_wait)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -76,19 +80,19 @@ class StopRequests:
             signal.signal(number, handler)
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
+    def interruptible(self) -> Iterator[None]:
         """For operations that may never end, such as waiting for a batch: a stop signal interrupts them."""
         self._is_waiting = True
         try:
             if self._received:  # received before this wait, so the stop is near
-                signal.setitimer(signal.ITIMER_REAL, LONGEST_WAIT_SECONDS)
+                signal.setitimer(signal.ITIMER_REAL, MAX_WAIT_SECONDS)
             yield
         finally:
             self._is_waiting = False
             if self._received:
                 signal.setitimer(signal.ITIMER_REAL, 0)
 
-    def agreed(self, step: int) -> int:
+    def agreed_signal(self, step: int) -> int:
         """After a step, the signal on which all processes stop now, or 0.
 
         A signal may reach only one process. The processes exchange signals about once a second: each time, they agree on the step of the
@@ -109,16 +113,18 @@ class StopRequests:
         if self._received == number == signal.SIGINT:
             raise Interrupted(number)
         if not self._received and self._say is not None:  # in a thread: a handler may have interrupted another print
-            self._explanation = threading.Timer(SAY_AFTER_SECONDS, self._say, [_STOPPING + (_AGAIN if number == signal.SIGINT else "")])
+            self._explanation = threading.Timer(
+                EXPLAIN_AFTER_SECONDS, self._say, [_STOP_MESSAGE + (_SECOND_CTRL_C_MESSAGE if number == signal.SIGINT else "")]
+            )
             self._explanation.daemon = True
             self._explanation.start()
         self._received = self._received or number
         if self._is_waiting and self._maximum is None:
-            self._wait_no_longer(number, frame)
+            self._interrupt_wait(number, frame)
         elif self._is_waiting:
-            signal.setitimer(signal.ITIMER_REAL, LONGEST_WAIT_SECONDS)
+            signal.setitimer(signal.ITIMER_REAL, MAX_WAIT_SECONDS)
 
-    def _wait_no_longer(self, number: int, frame: FrameType | None) -> None:
+    def _interrupt_wait(self, number: int, frame: FrameType | None) -> None:
         if self._is_waiting:
             self._is_waiting = False  # another signal must not interrupt what follows, such as writing a checkpoint
             raise Interrupted(self._received)

@@ -7,10 +7,10 @@ from pydantic import Field, field_validator, model_validator
 
 from nst_data.settings import Later, Settings
 
-TransformOf = Literal["training", "evaluation"]
+TransformKind = Literal["training", "evaluation"]
 Amounts = Literal["scaled", "released"]
-OF_RANDAUGMENT = ("magnitude", "operations", "amounts")  # of Noise: replaced by another augmentation
-INPUT_NOISE = (*OF_RANDAUGMENT, "augmentation", "cutout")  # of Noise: replaced by `transform: evaluation`
+RANDAUGMENT_SETTINGS = ("magnitude", "operations", "amounts")  # of Noise: replaced by another augmentation
+INPUT_NOISE_SETTINGS = (*RANDAUGMENT_SETTINGS, "augmentation", "cutout")  # of Noise: replaced by `transform: evaluation`
 _NUMBER = r"\d+(\.\d+)?"
 _AUGMENTATION = re.compile(  # timm ignores some words that it does not know, and fails on others, some of them only at the first image
     rf"rand(-(m|mmax|inc)\d+|-n[1-9]|-(p|mstd){_NUMBER}|-t(weights|3a|3aw))*"
@@ -53,7 +53,7 @@ class Noise(Settings):
 
     @field_validator("augmentation")
     @classmethod
-    def _is_one_of_timms(cls, value: str | None) -> str | None:
+    def _check_augmentation(cls, value: str | None) -> str | None:
         if value is not None and not _AUGMENTATION.fullmatch(value):
             raise ValueError(
                 "expected an augmentation of timm, such as rand-m9-mstd0.5-inc1, augmix-m3-w3, original, originalr, v0, v0r, 3a"
@@ -61,9 +61,9 @@ class Noise(Settings):
         return value
 
     @model_validator(mode="after")
-    def _augments_in_one_way(self) -> Self:
+    def _check_single_augmentation(self) -> Self:
         fields = type(self).model_fields
-        if self.augmentation and any(getattr(self, name) != fields[name].default for name in OF_RANDAUGMENT):
+        if self.augmentation and any(getattr(self, name) != fields[name].default for name in RANDAUGMENT_SETTINGS):
             raise ValueError("`augmentation` replaces RandAugment and its `magnitude`, `operations` and `amounts`; remove those")
         return self
 
@@ -75,7 +75,7 @@ class PseudoNoise(Settings):
 
     magnitude: int | None = Field(None, ge=0, le=100, description="RandAugment magnitude on pseudo-labeled images, if different.")
     operations: int | None = Field(None, ge=0, le=10, description="RandAugment operations per pseudo-labeled image, if different.")
-    transform: Annotated[TransformOf | None, Later(None)] = Field(
+    transform: Annotated[TransformKind | None, Later(None)] = Field(
         None, description="evaluation: pseudo-labeled images are not augmented, even if labeled ones are."
     )
     flip: Annotated[float | None, Later(None)] = Field(
@@ -89,7 +89,7 @@ class PseudoNoise(Settings):
     stochastic_depth: float | None = Field(None, ge=0, lt=1, description="Stochastic depth for pseudo-labeled images, if different.")
 
     @model_validator(mode="after")
-    def _augments_or_not(self) -> Self:
+    def _check_augmentation_conflicts(self) -> Self:
         names = [name for name in ("magnitude", "operations", "flip", "crop_scale_min", "cutout") if getattr(self, name) is not None]
         if self.transform == "evaluation" and names:
             raise ValueError(f"{', '.join(names)}: pseudo-labeled images are un-augmented by transform evaluation; remove one of them")

@@ -13,7 +13,7 @@ Differences from the paper:
 from itertools import groupby
 
 from nst_data.arguments import with_checked_arguments
-from nst_data.progress import Progress, on_this_terminal
+from nst_data.progress import Progress, terminal_progress
 from nst_data.store.store import Store
 from nst_train.recipes.finished_run import FinishedRun, Generation
 from nst_train.recipes.opened_sources import OpenedSources
@@ -40,22 +40,22 @@ def self_training(store: Store, recipe: Recipe, *, progress: Progress | None = N
         NstError: A source, a setting or a model is refused; anything that would stop a later generation is found before the first.
         KeyboardInterrupt: A signal asked to stop; the same call resumes. Its `status` is the exit status of a command, such as 130.
     """
-    progress, store = progress or on_this_terminal(), store.reusing()
+    progress, store = progress or terminal_progress(), store.with_reuse()
     sources = OpenedSources.open(recipe, store, progress)
     run = FinishedRun(store, recipe, sources)
-    if (finished := run.generations(progress)) is not None:
+    if (finished := run.load_generations(progress)) is not None:
         return finished
-    from nst_train.holdout import say_trained_on
-    from nst_train.recipes.checks import say_idle  # imports torch, timm and torchvision, which takes seconds
-    from nst_train.recipes.comparison import compared
+    from nst_train.holdout import warn_if_trained_on
+    from nst_train.recipes.checks import report_idle_settings  # imports torch, timm and torchvision, which takes seconds
+    from nst_train.recipes.comparison import compare_with_newest
     from nst_train.recipes.run_data import RecipeData
-    from nst_train.recipes.steps import Labels, Publishing, Trainings, is_control_of_before
+    from nst_train.recipes.steps import PseudoLabeling, Publishing, Trainings, has_earlier_control
 
-    say_idle(recipe, progress)
+    report_idle_settings(recipe, progress)
     data = RecipeData.open(recipe, store, progress, sources=sources)
-    dependencies = run.begin()
+    dependencies = run.initial_dependencies()
     publish = Publishing(recipe.name, recipe.push_to, store, progress)
-    labels, training = Labels(recipe, store, data, publish, progress), Trainings(recipe, store, data, publish, progress)
+    labels, training = PseudoLabeling(recipe, store, data, publish, progress), Trainings(recipe, store, data, publish, progress)
     teacher = data.teacher
 
     generations: list[Generation] = []
@@ -63,19 +63,21 @@ def self_training(store: Store, recipe: Recipe, *, progress: Progress | None = N
     for number, group in groupby(recipe.networks, lambda network: network.generation):
         corpus, taught_by, networks = None, teacher, list(group)
         if taught_by is not None:
-            corpus, edition = labels.of_students(number, taught_by, edition)
+            corpus, edition = labels.for_students(number, taught_by, edition)
         for network in networks:
-            trained = training.train(network.name_in(recipe.name), network.settings, number, recipe.reviews_of(number), taught_by, edition)
+            trained = training.train(
+                network.store_name(recipe.name), network.settings, number, recipe.review_for(number), taught_by, edition
+            )
             if not generations and data.test is not None and not recipe.holdout:
-                say_trained_on([trained.ref], store, data.test, progress)
+                warn_if_trained_on([trained.ref], store, data.test, progress)
             generations.append(Generation(trained, corpus, edition))
             teacher = trained.ref
             first_teacher = first_teacher or teacher
     for network in networks if recipe.control else []:
-        name = network.name_in(recipe.name, "control")
-        start = taught_by if is_control_of_before(store, name, taught_by) else first_teacher
-        generations.append(Generation(training.train(name, network.settings, 0, recipe.reviews_of(network.generation), start)))
-    generations = compared(generations, data.test, store, recipe.run, progress)
+        name = network.store_name(recipe.name, "control")
+        start = taught_by if has_earlier_control(store, name, taught_by) else first_teacher
+        generations.append(Generation(training.train(name, network.settings, 0, recipe.review_for(network.generation), start)))
+    generations = compare_with_newest(generations, data.test, store, recipe.run, progress)
     if dependencies is not None and publish.is_complete:
-        run.keep(dependencies, publish.versions, generations)
+        run.save(dependencies, publish.versions, generations)
     return generations

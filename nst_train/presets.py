@@ -27,7 +27,7 @@ Published = dict[str, tuple[Any, str]]
 class Preset:
     """Settings of a training by their place in TrainSettings, such as `noise.dropout`: each value with its source."""
 
-    about: str
+    summary: str
     published: Mapping[str, tuple[Any, str]]
 
     @property
@@ -37,8 +37,8 @@ class Preset:
         for place, (value, _) in self.published.items():
             *outer, name = place.split(".")
             section = values
-            for part in outer:
-                section = section.setdefault(part, {})
+            for key in outer:
+                section = section.setdefault(key, {})
             section[name] = value
         return values
 
@@ -81,7 +81,7 @@ _EFFICIENTNETS: dict[str, tuple[int, int, int, float, int, float, float]] = {
 _L2_TOP1 = "ImageNet top-1 87.6% taught by B7, then 88.1%, and 88.4% with ratio 28, at 800 pixels after finetuning (table 7)"
 
 
-def _efficientnet(kind: str, size: int, epochs: int, ratio: int, dropout: float, magnitude: int) -> Published:
+def _efficientnet_values(kind: str, size: int, epochs: int, ratio: int, dropout: float, magnitude: int) -> Published:
     of_noise = TEXT if kind in ("b7", "l2") else CODE
     return _COMMON | {
         "model": (f"tf_efficientnet_{kind}", TEXT),
@@ -140,16 +140,16 @@ _PRETRAINED_VIT: Published = {
 }
 
 
-def _presets() -> dict[str, Preset]:
+def _build_presets() -> dict[str, Preset]:
     summary = "nst's own, not the paper's: finetunes published weights, or those of `start`, on some hundred photographs"
     presets = {"pretrained": Preset(summary, _PRETRAINED), "pretrained-vit": Preset(f"{summary}; a vision transformer", _PRETRAINED_VIT)}
     for kind, (size, epochs, ratio, dropout, magnitude, own_top1, l2_top1) in _EFFICIENTNETS.items():
-        published = _efficientnet(kind, size, epochs, ratio, dropout, magnitude)
+        published = _efficientnet_values(kind, size, epochs, ratio, dropout, magnitude)
         top1 = f"ImageNet top-1 {own_top1}% taught by its own kind, {l2_top1}% by L2 (table 9)"
         presets[f"efficientnet-{kind}"] = Preset(f"sections 3.1 and 3.2; {top1}", published)
         of_code = published | _CODE | (_NO_RANDAUGMENT if kind in ("b0", "b1") else {})
         presets[f"efficientnet-{kind}-code"] = Preset("released code, `imagenet/train.sh`", of_code)
-    presets["efficientnet-l2"] = Preset(f"section 3.1; {_L2_TOP1}", _efficientnet("l2", 475, 350, 14, 0.5, 27))
+    presets["efficientnet-l2"] = Preset(f"section 3.1; {_L2_TOP1}", _efficientnet_values("l2", 475, 350, 14, 0.5, 27))
     # A.3 gives the network and the magnitude; the rest is section 3.1's, with 350 epochs as for networks larger than B4.
     presets["resnet-50"] = Preset(
         "section A.3; ImageNet top-1 78.9%, its teacher 77.6% (table 16)",
@@ -191,11 +191,11 @@ def _presets() -> dict[str, Preset]:
     return presets
 
 
-PRESETS = _presets()
-SWITCHED_ON = frozenset(name for one in PRESETS.values() for name, value in one.values.items() if value is True)  # by some preset
+PRESETS = _build_presets()
+ENABLED_BY_PRESETS = frozenset(name for one in PRESETS.values() for name, value in one.values.items() if value is True)  # by some preset
 
 # Where the defaults of TrainSettings are published; the others are nst's own.
-DEFAULTS_PUBLISHED = {place: where for place, (_, where) in _COMMON.items()} | {
+DEFAULT_SOURCES = {place: where for place, (_, where) in _COMMON.items()} | {
     "epochs": TEXT,
     "decay_epochs": TEXT,
     "hard": "section 2",
@@ -205,7 +205,7 @@ DEFAULTS_PUBLISHED = {place: where for place, (_, where) in _COMMON.items()} | {
 }
 
 # Defaults that are not the paper's, or not for every network: what is published instead, and where. `select` belongs to recipes.
-PUBLISHED_INSTEAD: Mapping[str, tuple[str, str]] = {
+PUBLISHED_ALTERNATIVES: Mapping[str, tuple[str, str]] = {
     "select.by": ("EfficientNet-B0", TEXT),
     "select.when": ("once", TEXT),
     "ratio": ("3; 1 for EfficientNet-B0, 14 for L2", SIZES),
@@ -225,5 +225,5 @@ def check_preset(name: str | None) -> str | None:
     similar = difflib.get_close_matches(name, PRESETS, n=2)
     if similar:
         raise ValueError(f"expected a preset (did you mean {' or '.join(similar)}?)")
-    of_paper = [preset for preset in PRESETS if not preset.startswith("pretrained") and not preset.endswith("-code")]
-    raise ValueError(f"expected a preset: pretrained, pretrained-vit, or of the paper {', '.join(of_paper)}, some also with -code")
+    paper_presets = [preset for preset in PRESETS if not preset.startswith("pretrained") and not preset.endswith("-code")]
+    raise ValueError(f"expected a preset: pretrained, pretrained-vit, or of the paper {', '.join(paper_presets)}, some also with -code")

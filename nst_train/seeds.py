@@ -7,9 +7,9 @@ import numpy as np
 import torch
 
 
-def seed_of(*words: int | str) -> int:
+def derive_seed(*parts: int | str) -> int:
     """A 32-bit seed that depends on every word."""
-    return int.from_bytes(hashlib.blake2b(repr(words).encode(), digest_size=4).digest(), "big")
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=4).digest(), "big")
 
 
 def seed_transforms(seed: int) -> None:

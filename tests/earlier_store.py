@@ -51,7 +51,7 @@ def unpack(folder):
     return Store(folder / "store"), open_source(str(folder / "labeled"), labeled=True), open_source(str(folder / "pool"))
 
 
-class _Stopping(Progress):
+class _ActAfter(Progress):
     """Does something once so many units of a task are done."""
 
     def __init__(self, after, act):
@@ -71,7 +71,7 @@ def _interrupt():
     raise KeyboardInterrupt
 
 
-def make(folder):
+def make_store(folder):
     """Make the store and the images in a folder, and pack them."""
     register_network("earlier_network", network, image_size=16)
     labeled = open_source(str(write_class_folders(folder / "labeled", ["ant", "bee", "cat"], 4)), labeled=True)
@@ -80,8 +80,8 @@ def make(folder):
     corpus = label(store, "bugs", teacher.ref, pool, LABELS, run=READING)
     edition = balance(store, corpus, SELECTION, exclude=[labeled])
     with suppress(KeyboardInterrupt):
-        label(store, "bugs", teacher.ref, pool, OTHER_LABELS, run=READING, progress=_Stopping(7, _interrupt))
-    stop = _Stopping(5 * 12, lambda: signal.raise_signal(signal.SIGUSR1))
+        label(store, "bugs", teacher.ref, pool, OTHER_LABELS, run=READING, progress=_ActAfter(7, _interrupt))
+    stop = _ActAfter(5 * 12, lambda: signal.raise_signal(signal.SIGUSR1))
     with suppress(Interrupted):
         train(store, "bugs-teacher", labeled, STUDENT, pseudo=edition, pool=pool, generation=1, run=RUN, progress=stop)
     with zipfile.ZipFile(ZIP, "w", zipfile.ZIP_DEFLATED) as packed:
@@ -91,4 +91,4 @@ def make(folder):
 
 
 if __name__ == "__main__":
-    make(Path(sys.argv[1]).absolute())
+    make_store(Path(sys.argv[1]).absolute())

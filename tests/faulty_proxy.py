@@ -11,16 +11,16 @@ ERROR = '<?xml version="1.0" encoding="UTF-8"?><Error><Code>{0}</Code><Message>{
 
 
 class Faults:
-    """`on(text, times, fault)`: the next answers to requests with a text in `METHOD path` get a fault.
+    """`inject(text, times, fault)`: the next answers to requests with a text in `METHOD path` get a fault.
 
-    `asked` are all requests, and `most_at_once` of them were made before another was answered.
+    `requests` are all requests, and `most_at_once` of them were made before another was answered.
     """
 
     def __init__(self):
-        self._rules, self._lock, self.asked = [], threading.Lock(), []
+        self._rules, self._lock, self.requests = [], threading.Lock(), []
         self._under_way = self.most_at_once = 0
 
-    def on(self, text, times, fault):
+    def inject(self, text, times, fault):
         """The fault.
 
         ("status", 503, "SlowDown"), ("answer", content of status 200), ("cut", bytes of the body), or ("slow", seconds).
@@ -29,7 +29,7 @@ class Faults:
 
     def clear(self):
         self._rules.clear()
-        self.asked.clear()
+        self.requests.clear()
         self.most_at_once = 0
 
     @contextmanager
@@ -43,9 +43,9 @@ class Faults:
             with self._lock:
                 self._under_way -= 1
 
-    def next(self, method, path, headers):
+    def take_fault(self, method, path, headers):
         with self._lock:
-            self.asked.append((method, path, headers.get("Range")))
+            self.requests.append((method, path, headers.get("Range")))
             for rule in self._rules:
                 if rule[0] in f"{method} {path}" and rule[1] > 0:
                     rule[1] -= 1
@@ -54,7 +54,7 @@ class Faults:
 
 
 @contextmanager
-def between(url):
+def proxy_to(url):
     """(address, Faults) of a proxy before the server at `url`."""
     faults, server = Faults(), urlsplit(url)
 
@@ -66,7 +66,7 @@ def between(url):
 
         def _pass(self):
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            fault = faults.next(self.command, unquote(self.path), self.headers)
+            fault = faults.take_fault(self.command, unquote(self.path), self.headers)
             if fault and fault[0] == "status":
                 text = ERROR.format(fault[2]).encode() if self.command != "HEAD" else b""
                 self._answer(fault[1], [("Content-Type", "application/xml"), ("Content-Length", str(len(text)))], text)

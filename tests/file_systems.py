@@ -12,26 +12,26 @@ LACKING = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 def without_links_locks_and_times(patch, number: int, below: str = "/") -> None:
     """Have links, locks, permissions, file times and fsync of folders fail with an error number, for whatever is `below` a folder."""
 
-    def place(what):
-        descriptor = what.fileno() if hasattr(what, "fileno") else what
+    def path_of(target):
+        descriptor = target.fileno() if hasattr(target, "fileno") else target
         return os.readlink(f"/proc/self/fd/{descriptor}") if isinstance(descriptor, int) else os.fspath(descriptor)
 
-    def lacking(whole, places):
+    def failing_below(original, places):
         def call(*arguments, **options):
-            if any(place(one).startswith(below) for one in arguments[:places]):
+            if any(path_of(one).startswith(below) for one in arguments[:places]):
                 raise OSError(number, os.strerror(number))
-            return whole(*arguments, **options)
+            return original(*arguments, **options)
 
         return call
 
     calls = {"link": 2, "symlink": 2, "chmod": 1, "fchmod": 1, "utime": 1, "flock": 1, "lockf": 1}  # how many arguments name a file
     for name, places in calls.items():
         module = fcntl if name.startswith(("fl", "lo")) else os
-        patch.setattr(module, name, lacking(getattr(module, name), places))
+        patch.setattr(module, name, failing_below(getattr(module, name), places))
     whole = os.fsync
 
     def fsync(descriptor):
-        if stat.S_ISDIR(os.fstat(descriptor).st_mode) and place(descriptor).startswith(below):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode) and path_of(descriptor).startswith(below):
             raise OSError(number, os.strerror(number))
         whole(descriptor)
 

@@ -26,9 +26,9 @@ from nst_data.hub.reference import HubReference
 from nst_data.hub.repository import Repository
 from nst_data.images import decode, phash_thumbnail, upright_size
 from nst_data.progress import Progress
-from nst_data.sharing.remote_manifest import check_foreign
+from nst_data.sharing.remote_manifest import check_remote_manifest
 from nst_data.sources import open_source
-from nst_data.sources.class_texts import texts_in_yaml
+from nst_data.sources.class_texts import read_synonyms
 from nst_data.store.manifest import parse_manifest
 from nst_data.store.store import Store
 from nst_train.recipes.reading import parse_recipe
@@ -44,9 +44,9 @@ TOKENS += [b".nan", b"-.inf", b"!!bool x", b"2024-99-99", b"9" * 30, b"[" * 100 
 FORMATS = ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "TGA", "JPEG2000", "AVIF"]
 
 
-def damaged(sound: bytes, random: random.Random) -> bytes:
+def damaged(original: bytes, random: random.Random) -> bytes:
     """The bytes after one to four changes, such as a cut, a repeated piece, changed bits or a token put in."""
-    content = bytearray(sound)
+    content = bytearray(original)
     for _ in range(random.randint(1, 4)):
         at, length = random.randint(0, len(content)), random.choice([1, 1, 2, 4, 8, 64, 1024])
         token = random.choice(TOKENS) if random.random() < 0.5 else random.randbytes(length)
@@ -122,7 +122,7 @@ def _as_source(content: bytes, folder: Path, name: str, labeled: bool) -> None:
             decode(row.read())
         except (NstError, OSError):  # listed as an unreadable image
             continue
-    if not source.copy_of_images():
+    if not source.describe_copy():
         for row in range(len(source)):
             with suppress(NstError, OSError):
                 source.read(row)
@@ -157,12 +157,12 @@ def _image(content: bytes, folder: Path) -> None:
 def _manifest(content: bytes, folder: Path) -> None:
     text = content.decode(errors="replace")
     read = parse_manifest(text, "nst.json")
-    check_foreign(read, Repository.named("alice/bugs"))
+    check_remote_manifest(read, Repository.from_id("alice/bugs"))
 
 
 def _class_texts(content: bytes, folder: Path) -> None:
     (folder / "names.yaml").write_bytes(content)
-    texts_in_yaml(str(folder / "names.yaml"))
+    read_synonyms(str(folder / "names.yaml"))
 
 
 TEXT = b"key,label,prob_ant,prob_bee,prob_cat\n0.png,ant,0.5,0.25,0.25\n1.png,bee,0.25,0.5,0.25\n2.png,cat,0.1,0.2,0.7\n"

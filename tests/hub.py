@@ -1,8 +1,8 @@
 """A Hugging Face Hub on this machine: a real server over git repositories, for tests that must talk to one.
 
     with serving(top) as (url, answers): ...   the Hub's clients speak to `url`, in a process with `environment(url, home, token)`
-    commit(top, "me/data", {"x.parquet": b"..."})   writes a repository without the server; `files`, `head` and `name` look into it
-    python tests/hub.py TOP [PORT]             serves alone, until Ctrl-C
+    commit(top, "me/data", {"x.parquet": b"..."})   writes a repository without the server; `read_files`, `resolve_commit` and `set_ref`
+    look into it python tests/hub.py TOP [PORT]             serves alone, until Ctrl-C
 
 Repositories are in hub_git.py, the calls in hub_calls.py (hub_reads.py, hub_writes.py, hub_buckets.py), faults to inject in
 hub_faults.py. The clients read their address once, when they are imported: use them in a process of their own.
@@ -38,18 +38,18 @@ def commit(top, repo, files, kind="datasets", branch="main"):
     return repository.commit(branch, blobs, f"{len(files)} files", repo.split("/")[0])
 
 
-def name(top, repo, ref, sha, kind="datasets"):
+def set_ref(top, repo, ref, sha, kind="datasets"):
     """Let the branch main, a tag or refs/... name a commit."""
     full = ref if ref.startswith("refs/") else f"refs/heads/{ref}" if ref == "main" else f"refs/tags/{ref}"
     Repository(Path(top, kind, repo)).name(full, sha)
 
 
-def head(top, repo, revision="main", kind="datasets"):
+def resolve_commit(top, repo, revision="main", kind="datasets"):
     """The commit that a branch, a tag, refs/... or a sha names; None without one."""
     return Repository(Path(top, kind, repo)).resolve(revision)
 
 
-def files(top, repo, revision="main", kind="datasets"):
+def read_files(top, repo, revision="main", kind="datasets"):
     """{path: bytes} of what a branch, a tag, refs/... or a sha names; large files too."""
     repository = Repository(Path(top, kind, repo))
     found = [entry for entry in repository.entries(repository.resolve(revision)).values() if not entry.is_folder]

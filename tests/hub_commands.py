@@ -23,7 +23,7 @@ print(json.dumps(done))
 
 
 @dataclass(frozen=True)
-class Done:
+class CommandResult:
     """How a command ended, and what it said."""
 
     status: int
@@ -49,4 +49,4 @@ def nst(url, home, *commands, token=None, **extra):
     )
     assert not any(secret in done.stdout + done.stderr for secret in USERS)
     assert done.returncode == 0, done.stderr[-3000:]
-    return [Done(*one) for one in json.loads(done.stdout.splitlines()[-1])]
+    return [CommandResult(*one) for one in json.loads(done.stdout.splitlines()[-1])]

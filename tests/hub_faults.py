@@ -37,7 +37,7 @@ class Fault:
     def __post_init__(self):
         assert isinstance(self.kind, int) or self.kind in KINDS, self.kind
 
-    def befalls(self, call, path):
+    def matches(self, call, path):
         """Count a call; whether this is one of those that the fault is about."""
         if call != self.call or self.path not in path:
             return False

@@ -59,7 +59,7 @@ class Requests(BaseHTTPRequestHandler):
 
     def _befall(self):
         """Whether a fault has ended the call."""
-        befalling = [fault for fault in [*self.server.faults] if fault.befalls(self.call, self.path)]  # each of them counts the call
+        befalling = [fault for fault in [*self.server.faults] if fault.matches(self.call, self.path)]  # each of them counts the call
         self.fault = befalling[0] if befalling else None
         if self.fault is None or self.fault.kind in ("lost", "half", "flip"):
             return False

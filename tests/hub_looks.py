@@ -42,7 +42,7 @@ def parquet(data, **options):
     return file.getvalue().to_pybytes()
 
 
-def look(url, home, *cases, token=None, **extra):
+def open_each(url, home, *cases, token=None, **extra):
     """What a process that takes the server for the Hub finds in each (location, options)."""
     command = [sys.executable, "-c", OPEN_EACH, json.dumps(cases)]
     done = subprocess.run(command, env=environment(url, home, token) | extra, capture_output=True, text=True, cwd=home, check=True)

@@ -77,7 +77,7 @@ class Reads(Access):
         start = int(self.query.get("cursor", ["0"])[0])
         rest = "&".join(f"{key}={quote(value)}" for key, (value, *_) in self.query.items() if key != "cursor")
         more = f'<{self.server.url}{self.path.split("?")[0]}?{rest}&cursor={start + _PAGE}>; rel="next"'
-        page = [self._told(repository, sha, entry, self.query.get("expand", [""])[0]) for entry in found[start : start + _PAGE]]
+        page = [self._entry_json(repository, sha, entry, self.query.get("expand", [""])[0]) for entry in found[start : start + _PAGE]]
         self.json(page, {"Link": more} if len(found) > start + _PAGE else {})
 
     def paths_info(self, kind, repo, revision):
@@ -87,9 +87,9 @@ class Reads(Access):
         entries = repository.entries(sha)
         expand = asked.get("expand") or [""]
         found = [entries[path] for path in dict.fromkeys(path.rstrip("/") for path in asked.get("paths", [])) if path in entries]
-        self.json([self._told(repository, sha, entry, expand if isinstance(expand, bool) else expand[0]) for entry in found])
+        self.json([self._entry_json(repository, sha, entry, expand if isinstance(expand, bool) else expand[0]) for entry in found])
 
-    def _told(self, repository, sha, entry, expand):
+    def _entry_json(self, repository, sha, entry, expand):
         """What the Hub says of a file or folder."""
         told = {"type": "directory" if entry.is_folder else "file", "path": entry.path, "oid": entry.oid, "size": entry.size}
         if entry.lfs:

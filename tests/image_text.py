@@ -20,7 +20,7 @@ SIDE = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num
 VISION = {**SIDE, "image_size": 24, "patch_size": 8}
 
 
-def tokenizer(most=77):
+def tokenizer(max_length=77):
     """Letters to numbers: spaces, umlauts and punctuation each have one."""
     special = ["<pad>", "<start>", "<unk>", "<end>"]
     letters = [chr(one) for one in range(32, 127)] + list("äöüßéñ")
@@ -29,10 +29,10 @@ def tokenizer(most=77):
     made.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     made.post_processor = processors.TemplateProcessing(single="<start> $A <end>", special_tokens=[("<start>", 1), ("<end>", 3)])
     names = {"pad_token": "<pad>", "bos_token": "<start>", "eos_token": "<end>", "unk_token": "<unk>"}
-    return PreTrainedTokenizerFast(tokenizer_object=made, model_max_length=most, **names)
+    return PreTrainedTokenizerFast(tokenizer_object=made, model_max_length=max_length, **names)
 
 
-def spread(network):
+def spread_weights(network):
     """Features of random weights lie close together; these do not."""
     with torch.no_grad():
         for weight in network.parameters():
@@ -46,7 +46,7 @@ def write_clip(folder, seed=0, **processing):
     torch.manual_seed(seed)
     words = {"vocab_size": 110, "max_position_embeddings": 77, "bos_token_id": 1, "eos_token_id": 3, "pad_token_id": 0}
     config = CLIPConfig(text_config={**SIDE, **words}, vision_config=VISION, projection_dim=12)
-    spread(CLIPModel(config)).save_pretrained(folder)
+    spread_weights(CLIPModel(config)).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     side = {"size": {"shortest_edge": 24}, "crop_size": {"height": 24, "width": 24}}
     CLIPImageProcessor(**side | processing).save_pretrained(folder)
@@ -58,7 +58,7 @@ def write_siglip(folder, seed=0):
     torch.manual_seed(seed)
     words = {"vocab_size": 110, "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 3, "pad_token_id": 0}
     config = SiglipConfig(text_config={**SIDE, **words, "projection_size": 16}, vision_config=VISION)
-    network = spread(SiglipModel(config))
+    network = spread_weights(SiglipModel(config))
     with torch.no_grad():
         network.logit_scale.fill_(2.5)
         network.logit_bias.fill_(-10.0)
@@ -73,7 +73,7 @@ def write_siglip_classifier(folder, names, **words):
     torch.manual_seed(0)
     about = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
     config = SiglipConfig(text_config=words, vision_config=VISION, **about)
-    spread(SiglipForImageClassification(config)).save_pretrained(folder)
+    spread_weights(SiglipForImageClassification(config)).save_pretrained(folder)
     SiglipImageProcessor(size={"height": 24, "width": 24}).save_pretrained(folder)
     return f"local-dir:{folder}"
 
@@ -83,7 +83,7 @@ def write_naflex(folder):
     torch.manual_seed(0)
     words = {"vocab_size": 110, "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 3, "pad_token_id": 0}
     config = Siglip2Config(text_config={**SIDE, **words, "projection_size": 16}, vision_config={**SIDE, "num_patches": 16, "patch_size": 8})
-    spread(Siglip2Model(config)).save_pretrained(folder)
+    spread_weights(Siglip2Model(config)).save_pretrained(folder)
     tokenizer(64).save_pretrained(folder)
     Siglip2ImageProcessor(patch_size=8, max_num_patches=16).save_pretrained(folder)
     return f"local-dir:{folder}"

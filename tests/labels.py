@@ -13,7 +13,7 @@ RUN = LabelRunSettings(decode_threads=2)
 SETTINGS = LabelSettings(batch_size=4, rows_per_shard=6)
 
 
-def rows(version, table="pseudo_labels"):
+def table_rows(version, table="pseudo_labels"):
     """All rows of a table of a version, as dicts."""
     return [row for file in sorted((version.folder / table).glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
 

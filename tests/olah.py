@@ -18,7 +18,7 @@ OLAH = "olah==0.5.4"
 PLACE = Path(__file__).parent.parent / ".cache" / OLAH
 
 
-def installed():
+def install():
     """olah's own Python."""
     python = PLACE / ("Scripts" if os.name == "nt" else "bin") / "python"
     if not (PLACE / "complete").exists():
@@ -29,9 +29,9 @@ def installed():
 
 
 @contextmanager
-def mirroring(top, place):
+def serve_mirror(top, place):
     """The address of an olah that serves the repositories below the folder `top`; `place` is a new folder for its own files."""
-    python = installed()
+    python = install()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -58,9 +58,9 @@ def keys(source):
     return [source.key(row) for row in range(len(source))]
 
 
-def contents(source, wanted=None):
+def read_contents(source, row_numbers=None):
     """The bytes of the wanted rows, all by default; in place of those that cannot be read the reason."""
-    return [_content(row) for row in source.rows(range(len(source)) if wanted is None else wanted)]
+    return [_content(row) for row in source.rows(range(len(source)) if row_numbers is None else row_numbers)]
 
 
 def _content(row):

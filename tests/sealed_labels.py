@@ -32,7 +32,7 @@ def seal_generation(store, rows, name="bugs", names=NAMES, settings=None, counts
         settings={"number": len(store.versions(name)), **(settings or {})},
         inputs={"pool": pool} | ({"teacher": teacher} if teacher else {}),
     )
-    return _seal(store.begin(request, name), "pseudo_labels", rows, pseudo_labels_schema(names), names, counts, shards)
+    return _seal(store.find_or_stage(request, name), "pseudo_labels", rows, pseudo_labels_schema(names), names, counts, shards)
 
 
 def seal_edition(store, parent, rows, names=NAMES, role="generation", pool=POOL):
@@ -45,7 +45,7 @@ def seal_edition(store, parent, rows, names=NAMES, role="generation", pool=POOL)
     counts = COUNTS["edition"] | {"labeled": 2 * len(rows), "dropped": dropped, "unique": len(rows), "copies": 3 * len(rows)}
     counts["per_class"] = per_class
     request = EditionRequest(settings={"number": len(store.versions(name))}, inputs=inputs)
-    staging = store.begin(request, name, parent.number.generation if role == "generation" else None)
+    staging = store.find_or_stage(request, name, parent.number.generation if role == "generation" else None)
     return _seal(staging, "balanced", rows, balanced_schema(names), names, counts)
 
 
@@ -54,4 +54,4 @@ def _seal(staging, table, rows, schema, names, counts, shards=1):
     for shard in range(shards):
         part = rows[len(rows) * shard // shards : len(rows) * (shard + 1) // shards]
         files[plan.file(shard)] = write_parquet(staging.build / plan.file(shard), [pa.Table.from_pylist(part, schema=schema)], schema)
-    return staging.seal(staging.describe(files, list(names), counts))
+    return staging.seal(staging.build_manifest(files, list(names), counts))

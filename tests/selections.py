@@ -27,41 +27,41 @@ def f32(value, steps=0):
     return float(np.int32(int(np.float32(value).view(np.int32)) + steps).view(np.float32))
 
 
-def frame(rows):
+def label_frame(rows):
     """From (image, label, confidence) in pool order; an image is an index into HASHES."""
     columns = [(index, HASHES[image], label, confidence) for index, (image, label, confidence) in enumerate(rows)]
     return pl.LazyFrame(columns, schema=SELECTION_COLUMNS, orient="row")
 
 
-def left_out(held_out, near=()):
+def held_out_hashes(held_out, near=()):
     return {"held_out": {HASHES[image] for image in held_out}, "near_held_out": {HASHES[image] for image in near}}
 
 
-def judged(rows, held_out=(), near=(), **chosen):
+def judge_rows(rows, held_out=(), near=(), **settings):
     """(reason, duplicates) by id, in pool order."""
-    chosen = BalanceSettings(**chosen)
+    settings = BalanceSettings(**settings)
     with tempfile.TemporaryDirectory() as work:
-        table = selection.judged(frame(rows), chosen, NAMES, left_out(held_out, near), Path(work)).to_native()
-        if isinstance(chosen.per_class, int):
-            table = most_confident(table, chosen.per_class)
+        table = selection.with_reasons(label_frame(rows), settings, NAMES, held_out_hashes(held_out, near), Path(work)).to_native()
+        if isinstance(settings.per_class, int):
+            table = most_confident(table, settings.per_class)
         table = table.sort("id").collect()
     return list(zip(table["reason"], table["duplicates"], strict=True))
 
 
-def reasons(rows, held_out=(), near=(), **chosen):
-    return [reason for reason, _ in judged(rows, held_out, near, **chosen)]
+def reasons(rows, held_out=(), near=(), **settings):
+    return [reason for reason, _ in judge_rows(rows, held_out, near, **settings)]
 
 
-def selected(labels, chosen, held_out=(), near=(), names=NAMES):
+def select_rows(labels, settings, held_out=(), near=(), names=NAMES):
     """The files of a selection as one table, and its counts: {(label, reason): rows}, {label: (images, copies)}."""
     with tempfile.TemporaryDirectory() as work:
-        found = selection.select(labels, chosen, names, left_out(held_out, near), Path(work), "bugs@gen-0")
+        found = selection.select(labels, settings, names, held_out_hashes(held_out, near), Path(work), "bugs@gen-0")
         table = pl.concat([pl.read_parquet(file) for file in found.files]).select("id", "label", "duplicates", "copies")
-    dropped = {(label, reason): rows for label, reason, rows in found.dropped.select("label", "reason", "rows").iter_rows() if rows}
-    return table, dropped, {label: counts for label, *counts in found.chosen.select("label", "images", "copies").iter_rows()}
+    dropped = {(label, reason): rows for label, reason, rows in found.dropped_counts.select("label", "reason", "rows").iter_rows() if rows}
+    return table, dropped, {label: counts for label, *counts in found.selected_counts.select("label", "images", "copies").iter_rows()}
 
 
-def drawn(image_hash, seed, purpose):
+def place_in_order(image_hash, seed, purpose):
     """The place of an image in a seeded order, as a share."""
     digest = hashlib.sha256(f"{purpose} {seed}".encode()).digest()
     a, b = (1 + int.from_bytes(digest[at : at + 8], "big") % (ORDER_SIZE - 1) for at in (0, 8))

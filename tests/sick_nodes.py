@@ -19,7 +19,7 @@ class FailingJob:
 
     about = "the same everywhere"
 
-    def lacking(self):
+    def describe_missing(self):
         return ""
 
     def open(self, threads):

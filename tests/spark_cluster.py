@@ -26,8 +26,8 @@ class Cluster:
     def __init__(self, top, memory):
         self._top, self._memory, self._processes = Path(top), memory, []
         self._master = self._start("master", "Master", "--host", "127.0.0.1", "--port", "0", "--webui-port", "0")
-        self.url = f"spark://127.0.0.1:{self._logged('sparkMaster')}"
-        self._page = f"http://127.0.0.1:{self._logged('MasterUI')}/json/"
+        self.url = f"spark://127.0.0.1:{self._logged_port('sparkMaster')}"
+        self._page = f"http://127.0.0.1:{self._logged_port('MasterUI')}/json/"
         self.workers = []
 
     def add_worker(self, instead_of=None, shows=None):
@@ -66,15 +66,15 @@ class Cluster:
             process.wait(timeout=20)
         assert psutil.wait_procs(executors, timeout=20)[1] == []
 
-    def _start(self, name, kind, *words, before=()):
+    def _start(self, name, kind, *arguments, before=()):
         quick = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
         environment = os.environ | {"SPARK_LOCAL_IP": "127.0.0.1", "SPARK_DAEMON_MEMORY": "128m", "SPARK_DAEMON_JAVA_OPTS": quick}
-        command = [*before, str(PROGRAM), f"org.apache.spark.deploy.{kind.lower()}.{kind}", *words]
+        command = [*before, str(PROGRAM), f"org.apache.spark.deploy.{kind.lower()}.{kind}", *arguments]
         with (self._top / f"{name}.log").open("wb") as log:
             self._processes.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True))
         return self._processes[-1]
 
-    def _logged(self, service):
+    def _logged_port(self, service):
         def port():
             return re.search(rf"'{service}' on port (\d+)", (self._top / "master.log").read_text())
 
@@ -85,9 +85,9 @@ class Cluster:
             state = json.load(answer)
         return state | {"workers": [worker for worker in state["workers"] if worker["state"] == "ALIVE"]}
 
-    def _wait(self, found, process, name):
+    def _wait(self, condition, process, name):
         until = time.monotonic() + 60
-        while not (answer := found()):
+        while not (answer := condition()):
             assert process.poll() is None, (self._top / f"{name}.log").read_text()
             assert time.monotonic() < until, name
             time.sleep(0.05)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 from conftest import TINY, picture, write_class_folders
-from hub import commit, environment, name
+from hub import commit, environment, set_ref
 from sealed_labels import NAMES, POOL, label_row
 
 from nst_data.store.inputs import Input
@@ -65,7 +65,7 @@ def seal(top, shards=SHARDS, rows=ROWS, with_images=True, counts=None):
     labeled = write_class_folders(Path(top, "labeled"), NAMES, 4)
     store = Store(Path(top, "made"))
     request = EditionRequest(settings={"seed": 0}, inputs={"pool": POOL, "generation": Input(ref="bugs@gen-1", digest="gen-1")})
-    staging, schema = store.begin(request, "bugs", 1), balanced_schema(NAMES, with_images=with_images)
+    staging, schema = store.find_or_stage(request, "bugs", 1), balanced_schema(NAMES, with_images=with_images)
     (staging.build / "balanced").mkdir()
     files, entries = {}, 0
     for shard in range(shards):
@@ -80,13 +80,13 @@ def seal(top, shards=SHARDS, rows=ROWS, with_images=True, counts=None):
         files[path] = write_parquet(staging.build / path, [rows_of_shard], schema)
     known = {"labeled": shards * rows, "kept": shards * rows, "unique": shards * rows, "copies": entries}
     known |= {"teacher_parameters": 1, "top_k": None}
-    return staging.seal(staging.describe(files, NAMES, known | (counts or {}))), labeled
+    return staging.seal(staging.build_manifest(files, NAMES, known | (counts or {}))), labeled
 
 
 def publish(top, edition, repo=REPO, tag="gen-1.1"):
     """Put a version on the test Hub below `top`, as `nst push` does."""
     files = {path.relative_to(edition.folder).as_posix(): path.read_bytes() for path in edition.folder.rglob("*") if path.is_file()}
-    name(top, repo, tag, commit(top, repo, files))
+    set_ref(top, repo, tag, commit(top, repo, files))
 
 
 def process(url, home, *command, check=True, **extra):
@@ -105,6 +105,6 @@ def script(url, home, code, settings=SETTINGS, check=True, **given):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def nst(url, home, *words, **extra):
+def nst(url, home, *arguments, **extra):
     """The command, whatever its status."""
-    return process(url, home, sys.executable, "-c", "from nst_cli.main import run; run()", *words, check=False, **extra)
+    return process(url, home, sys.executable, "-c", "from nst_cli.main import run; run()", *arguments, check=False, **extra)

@@ -13,13 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import write_class_folders
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
-from hub import commit, environment, head, serving
+from hub import commit, environment, resolve_commit, serving
 from hub_looks import parquet
-from labels import rows
+from labels import table_rows
 from nst_cli.main import app
 from pictures import png, tar_bytes, write_table, write_tar
 from typer.testing import CliRunner
-from wording import tells
+from wording import mentions
 
 from nst_data import adoption, labeled_version
 from nst_data.adoption import adopt
@@ -118,7 +118,7 @@ def test_each_kind_of_table_with_images_becomes_a_generation(tmp_path, store, wr
     version = adopt(store, "bugs", pool, **SETTINGS, teacher="hf-hub:google/vit-base-patch16-224")
     manifest = version.manifest
     assert (version.ref, manifest.kind, manifest.class_names, version.verify()) == ("bugs@gen-1", "generation", NAMES, [])
-    assert rows(version) == expected(keys)
+    assert table_rows(version) == expected(keys)
     assert manifest.counts.model_dump() == {
         "pool": 7,
         "labeled": 7,
@@ -143,13 +143,13 @@ def test_a_pattern_of_tables_without_names_takes_them_from_a_file(tmp_path, stor
         )
     pool = open_source(str(tmp_path / "part-*.parquet"), image_column="photo")
     version = adopt(store, "bugs", pool, probs="p", class_names=names_file)
-    assert [row["image_hash"] for row in rows(version)] == [image_hash(one) for number in range(2) for one in IMAGES[number::2]]
-    assert [row["label"] for row in rows(version)] == LABELS[0::2] + LABELS[1::2]
+    assert [row["image_hash"] for row in table_rows(version)] == [image_hash(one) for number in range(2) for one in IMAGES[number::2]]
+    assert [row["label"] for row in table_rows(version)] == LABELS[0::2] + LABELS[1::2]
     assert version.manifest.class_names == NAMES
     assert version.manifest.request.inputs.class_names.ref == names_file
     listed = adopt(store, "listed", pool, probs="p", class_names=NAMES)
     assert listed.manifest.request.inputs.class_names.digest == version.manifest.request.inputs.class_names.digest
-    assert [row["label"] for row in rows(listed)] == [row["label"] for row in rows(version)]
+    assert [row["label"] for row in table_rows(listed)] == [row["label"] for row in table_rows(version)]
 
 
 def keyed(path, keys, which, **columns):
@@ -168,23 +168,23 @@ def test_labels_in_another_order_than_the_pool_are_joined_by_key(tmp_path, store
     keys = [tar_pool.key(row) for row in range(7)]
     version = adopt(store, "bugs", keyed(tmp_path / "t.parquet", keys, [6, 0, 3, 2, 5]), **BY_KEY, pool=tar_pool, class_names=names_file)
     every = expected(keys)
-    assert rows(version) == [every[row] for row in (0, 2, 3, 5, 6)]
+    assert table_rows(version) == [every[row] for row in (0, 2, 3, 5, 6)]
     counts = version.manifest.counts
     assert (counts.pool, counts.labeled, counts.unlabeled, counts.errors) == (7, 5, 2, 0)
     assert version.manifest.request.inputs.pool == tar_pool.lineage
     moved = adopt(
         store, "bugs", keyed(tmp_path / "t.parquet", keys[::-1], [6, 0, 3, 2, 5]), **BY_KEY, pool=tar_pool, class_names=names_file
     )
-    assert (moved.ref, [row["id"] for row in rows(moved)]) == ("bugs@gen-2", [0, 1, 3, 4, 6])
+    assert (moved.ref, [row["id"] for row in table_rows(moved)]) == ("bugs@gen-2", [0, 1, 3, 4, 6])
     edition = balance(store, version, BalanceSettings(min_confidence=0, per_class="none"))
-    assert [row["id"] for row in rows(edition, "balanced")] == [0, 2, 3, 5, 6]
+    assert [row["id"] for row in table_rows(edition, "balanced")] == [0, 2, 3, 5, 6]
 
 
 def test_row_numbers_are_keys_of_a_saved_dataset(tmp_path, store, names_file):
     table_of().save_to_disk(str(tmp_path / "saved"))
     labels = open_table(write_table(tmp_path / "t.parquet", file=[4, 1], probs=soft()[[4, 1]].tolist()))
     version = adopt(store, "bugs", labels, **BY_KEY, pool=open_source(str(tmp_path / "saved")), class_names=names_file)
-    assert [(row["id"], row["key"], row["label"]) for row in rows(version)] == [(1, "1", 0), (4, "4", 0)]
+    assert [(row["id"], row["key"], row["label"]) for row in table_rows(version)] == [(1, "1", 0), (4, "4", 0)]
 
 
 @pytest.mark.parametrize(
@@ -212,8 +212,8 @@ def test_images_that_cannot_be_read_stand_in_errors_with_the_reason(tmp_path, st
     path.write_bytes(parquet(table_of(images)))
     version = adopt(store, "bugs", open_source(str(path)), **SETTINGS)
     whole = expected([f"theirs.parquet:{row}" for row in range(7)])
-    assert rows(version) == [whole[row] for row in (0, 3, 5, 6)]
-    errors = rows(version, "errors")
+    assert table_rows(version) == [whole[row] for row in (0, 3, 5, 6)]
+    errors = table_rows(version, "errors")
     assert [(one["id"], one["key"]) for one in errors] == [(row, f"theirs.parquet:{row}") for row in (1, 2, 4)]
     too_long = "3x4000 pixels: one side is more than 250 times the other"
     assert [one["reason"] for one in errors] == ["empty file", "not an image in a known format", too_long]
@@ -305,7 +305,7 @@ def test_the_teacher_is_named_in_one_line(table, store, teacher):
 
 def test_only_the_largest_are_kept_where_asked_for_or_above_1000_classes(tmp_path, store, table):
     two = adopt(store, "two", open_source(table), probs="probs", top_k=2)
-    for row, one in zip(rows(two), expected([""] * 7), strict=True):
+    for row, one in zip(table_rows(two), expected([""] * 7), strict=True):
         order = sorted(range(3), key=lambda label: -one["probs"][label])[:2]
         assert (row["top_labels"], row["top_probs"]) == (order, [one["probs"][label] for label in order])
     many = soft([1000, 0], 1001)
@@ -314,7 +314,7 @@ def test_only_the_largest_are_kept_where_asked_for_or_above_1000_classes(tmp_pat
     path = write_table(tmp_path / "many.parquet", image=IMAGES[:2], probs=many.tolist())
     version = adopt(store, "many", open_source(path), **SETTINGS, class_names=str(names))
     assert version.manifest.counts.top_k == DEFAULT_TOP_K
-    assert [row["label"] for row in rows(version)] == [1000, 0]
+    assert [row["label"] for row in table_rows(version)] == [1000, 0]
     with pytest.raises(NstError, match=r"top-k 4:.*1 to 3.*`top_k`"):
         adopt(store, "four", open_source(table), probs="probs", top_k=4)
 
@@ -378,8 +378,8 @@ def test_the_same_again_is_there_already_and_other_labels_are_not(tmp_path, stor
         adopt(store, "bugs", open_source(table), **SETTINGS | {"top_k": 2}, generation=1)
 
 
-def run(*words, status=0):
-    result = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+def run(*arguments, status=0):
+    result = CliRunner().invoke(app, [str(word) for word in arguments], catch_exceptions=False)
     assert result.exit_code == status, result.output
     return result
 
@@ -388,7 +388,7 @@ def run(*words, status=0):
 def test_every_command_takes_an_adopted_generation(tmp_path, store, table):
     where = ["--store", store.root]
     done = run("adopt", table, "--corpus", "bugs", "--probs", "probs", "--teacher", "theirs", *where)
-    assert tells(done.stdout, "bugs@gen-1: … 7 images …, 0 could not be read")
+    assert mentions(done.stdout, "bugs@gen-1: … 7 images …, 0 could not be read")
     assert "next: nst balance bugs@gen-1 --per-class auto" in done.stdout
     other = json.loads(run("adopt", table, "--corpus", "bugs", "--probs", "probs", "--top-k", 2, "--json", *where).stdout)
     assert (other["ref"], other["counts"]["top_k"]) == ("bugs@gen-2", 2)
@@ -467,11 +467,11 @@ def test_datasets_of_the_hub_are_adopted_at_their_commit(tmp_path):
     store = Store(tmp_path / "store")
     theirs, keyed = store.open("theirs"), store.open("keyed")
     keys = [f"data/train-00000-of-00001.parquet:{row}" for row in range(7)]
-    assert rows(theirs) == expected(keys)
-    assert [(row["id"], row["key"], row["label"]) for row in rows(keyed)] == [(1, "x.tar:1.png", 0), (3, "x.tar:3.png", 1)]
+    assert table_rows(theirs) == expected(keys)
+    assert [(row["id"], row["key"], row["label"]) for row in table_rows(keyed)] == [(1, "x.tar:1.png", 0), (3, "x.tar:3.png", 1)]
     assert theirs.manifest.class_names == keyed.manifest.class_names == NAMES
     inputs = keyed.manifest.request.inputs
-    assert (inputs.adopted.revision, inputs.pool.revision) == (head(top, "me/keyed"), head(top, "me/pool"))
+    assert (inputs.adopted.revision, inputs.pool.revision) == (resolve_commit(top, "me/keyed"), resolve_commit(top, "me/pool"))
 
 
 def test_who_is_second_to_seal_the_same_labels_ends_with_the_version_of_the_first(store, table, monkeypatch):

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from labels import rows, write_named_pool
+from labels import table_rows, write_named_pool
 from nst_cli.main import app
 from test_adopt_tables import FILES, NAMES, PROBS, largest, timm_frame, write_json, write_timm
 from typer.testing import CliRunner
@@ -54,7 +54,7 @@ def even(probs, k):
 def test_the_mean_matches_classes_by_name_and_images_by_key(tmp_path, pool):
     tables = [str(by_name(tmp_path / "a.json", PROBS)), str(by_name(tmp_path / "b.json", OTHERS, classes=NAMES[::-1]))]
     version = adopt(Store(tmp_path / "store"), "mean", tables, pool=pool, progress=Progress())
-    found = {row["key"]: row for row in rows(version)}
+    found = {row["key"]: row for row in table_rows(version)}
     expected = (PROBS + OTHERS) / 2
     columns = [version.manifest.class_names.index(name) for name in NAMES]
     np.testing.assert_allclose(np.array([found[key]["probs"] for key in FILES])[:, columns], expected, atol=1e-3)
@@ -83,16 +83,16 @@ class Interrupted(Progress):
 
 
 def test_two_processes_that_average_at_once_do_not_take_each_others_files(tmp_path, pool, monkeypatch):
-    keep, beside = AveragedLabels.keep, []
+    keep, beside = AveragedLabels.save, []
 
     def keep_twice(self, file, top_k, progress):
         keep(self, file, top_k, Interrupted(lambda: keep(self, file, top_k, progress)))
         beside.extend(path.name for path in file.parent.iterdir() if path != file and "soft_labels" in path.name)
 
-    monkeypatch.setattr(AveragedLabels, "keep", keep_twice)
+    monkeypatch.setattr(AveragedLabels, "save", keep_twice)
     tables = [str(by_name(tmp_path / "a.json", PROBS)), str(by_name(tmp_path / "b.json", OTHERS))]
     version = adopt(Store(tmp_path / "store"), "mean", tables, pool=pool, progress=Progress())
-    found = {row["key"]: row["confidence"] for row in rows(version)}
+    found = {row["key"]: row["confidence"] for row in table_rows(version)}
     assert [found[key] for key in FILES] == pytest.approx(((PROBS + OTHERS) / 2).max(axis=1), abs=1e-6)
     assert beside == []
 
@@ -102,7 +102,7 @@ def test_the_mean_of_the_most_probable_keeps_all_that_any_table_names(tmp_path, 
     version = adopt(Store(tmp_path / "store"), "mean", tables, pool=pool, class_names=names, progress=Progress())
     assert version.manifest.counts.top_k == 3
     expected = dict(zip(FILES, (even(PROBS, 1) + even(OTHERS, 2)) / 2, strict=True))
-    for row in rows(version):
+    for row in table_rows(version):
         assert row["top_probs"] == pytest.approx(expected[row["key"]][row["top_labels"]], abs=1e-3)
         assert row["top_labels"][0] == row["label"]
         rest = np.setdiff1d(range(4), row["top_labels"])
@@ -114,7 +114,7 @@ def test_the_command_averages_tables_of_different_forms(tmp_path, pool, names):
     words = ["adopt", top(tmp_path / "a.csv", PROBS, 3), str(tmp_path / "b.parquet"), "--class-names", names, "--json"]
     done = CliRunner().invoke(app, [*words, "--corpus", "mean", "--pool", pool.location, "--store", str(tmp_path / "store")])
     assert json.loads(done.stdout)["counts"]["top_k"] is None
-    found = {row["key"]: row["probs"] for row in rows(Store(tmp_path / "store").open("mean"))}
+    found = {row["key"]: row["probs"] for row in table_rows(Store(tmp_path / "store").open("mean"))}
     np.testing.assert_allclose([found[key] for key in FILES], (even(PROBS, 3) + OTHERS) / 2, atol=1e-3)
 
 

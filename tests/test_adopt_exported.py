@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from labels import rows
+from labels import table_rows
 
 from nst_data.adoption import adopt
 from nst_data.formats.export import export
@@ -15,7 +15,7 @@ def soft(version):
     """{hash: (label, confidence, probabilities)}."""
     names = version.manifest.class_names
     found = {}
-    for row in rows(version):
+    for row in table_rows(version):
         probs = row.get("probs")
         if probs is None:
             rest = (1 - sum(row["top_probs"])) / max(1, len(names) - len(row["top_labels"]))

@@ -11,26 +11,26 @@ import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
-from labels import rows, write_named_pool, write_teacher
+from labels import table_rows, write_named_pool, write_teacher
 from nst_cli.main import app
 from pictures import png
 from timm.data import create_transform, resolve_data_config
 from typer.testing import CliRunner
-from wording import tells
+from wording import mentions
 
 from nst_data import adoption
 from nst_data.adoption import adopt
 from nst_data.errors import NstError, UsageError
 from nst_data.images import image_hash
 from nst_data.label_files import json_tables
-from nst_data.label_files.choosing import Asked
+from nst_data.label_files.choosing import ColumnOptions
 from nst_data.label_files.opening import open_labels
 from nst_data.progress import Progress
 from nst_data.sources import open_source, text_tables
 from nst_data.sources.imagenet_names import imagenet_wnids
 from nst_data.store.store import Store
 from nst_data.tables.key_column import KeyColumn
-from nst_data.tables.label_reader import label_reader
+from nst_data.tables.label_reader import create_label_reader
 from nst_train.labeling.label import label
 from nst_train.settings import LabelRunSettings, LabelSettings
 
@@ -46,10 +46,10 @@ def largest(k, probs=PROBS):
     return order, np.take_along_axis(probs, order, axis=1)
 
 
-def read(table, names=None, smoothing=0.0, **asked):
+def read(table, names=None, smoothing=0.0, **requested):
     """{key: {class: probability}} of a file of labels, for every class."""
-    adopted = open_labels(str(table), Asked(class_names=names, **asked))
-    reader = label_reader(adopted.source, adopted.columns, names, None, smoothing, Progress())
+    adopted = open_labels(str(table), ColumnOptions(class_names=names, **requested))
+    reader = create_label_reader(adopted.source, adopted.columns, names, None, smoothing, Progress())
     keys = [key for piece in KeyColumn(adopted.source, adopted.key).pieces() for key in piece.to_pylist()]
     probs = np.concatenate(list(reader.probabilities()))
     return {key: dict(zip(reader.class_names, row.tolist(), strict=True)) for key, row in zip(keys, probs, strict=True)}
@@ -200,8 +200,8 @@ def test_words_that_name_no_class_are_refused_unless_the_classes_are_given(tmp_p
 
 def test_classes_of_a_table_that_may_be_slips_are_remarked(tmp_path):
     (tmp_path / "t.csv").write_text("filename,label\nx.png,ant\ny.png,Ant\n")
-    table = open_labels(str(tmp_path / "t.csv"), Asked())
-    reader = label_reader(table.source, table.columns, None, None, 0.0, Progress())
+    table = open_labels(str(tmp_path / "t.csv"), ColumnOptions())
+    reader = create_label_reader(table.source, table.columns, None, None, 0.0, Progress())
     assert "warning: classes that differ only in case: Ant and ant" in reader.remarks
 
 
@@ -397,8 +397,8 @@ def pool(tmp_path):
 )
 def test_images_are_found_by_keys_and_by_paths_from_elsewhere(tmp_path, pool, keys, how):
     write_lines(tmp_path / "t.jsonl", [{"path": key, "label": "ant"} for key in keys[::-1]])
-    column = KeyColumn(open_labels(str(tmp_path / "t.jsonl"), Asked()).source, "path")
-    found = column.found_in(pool)
+    column = KeyColumn(open_labels(str(tmp_path / "t.jsonl"), ColumnOptions()).source, "path")
+    found = column.match_rows(pool)
     assert [FILES[len(FILES) - 1 - row] for row in found.in_table.tolist()] == [pool.key(row) for row in found.in_pool.tolist()]
     assert column.remarks == ([f"the images of column `path` are found by {how}"] if how else [])
 
@@ -409,7 +409,7 @@ def test_names_without_their_suffix_may_hold_dots(tmp_path, folder):
     names = ["IMG 2020.01.01.JPG", "a/photo.v2.png", "a/pool.parquet_3.png"]
     pool = write_named_pool(tmp_path / "pool", names)
     write_lines(tmp_path / "t.jsonl", [{"path": folder + name.rpartition(".")[0], "label": "ant"} for name in names])
-    found = KeyColumn(open_labels(str(tmp_path / "t.jsonl"), Asked()).source, "path").found_in(pool)
+    found = KeyColumn(open_labels(str(tmp_path / "t.jsonl"), ColumnOptions()).source, "path").match_rows(pool)
     assert [pool.key(row) for row in found.in_pool] == [names[row] for row in found.in_table]
 
 
@@ -421,7 +421,7 @@ def test_images_are_found_by_names_whose_accents_are_written_in_another_way(tmp_
     pool = write_named_pool(tmp_path / "pool", [unicodedata.normalize(on_disk, name) for name in names])
     keys = [folder + unicodedata.normalize(in_table, name) for name in names]
     write_lines(tmp_path / "t.jsonl", [{"path": key, "label": "ant"} for key in keys])
-    found = KeyColumn(open_labels(str(tmp_path / "t.jsonl"), Asked()).source, "path").found_in(pool)
+    found = KeyColumn(open_labels(str(tmp_path / "t.jsonl"), ColumnOptions()).source, "path").match_rows(pool)
     assert [unicodedata.normalize("NFC", pool.key(row)) for row in found.in_pool] == [names[row] for row in found.in_table]
 
 
@@ -432,7 +432,7 @@ def test_a_file_name_that_several_images_have_finds_none(tmp_path, pool):
     with pytest.raises(
         NstError, match=r"`path` names images by file name, and '0\.png' may be 'a/0\.png' or 'b/0\.png' of .*pool; expected"
     ):
-        KeyColumn(open_labels(str(tmp_path / "t.jsonl"), Asked()).source, "path").found_in(pool)
+        KeyColumn(open_labels(str(tmp_path / "t.jsonl"), ColumnOptions()).source, "path").match_rows(pool)
 
 
 @pytest.mark.parametrize(
@@ -456,18 +456,18 @@ def test_a_file_name_that_several_images_have_finds_none(tmp_path, pool):
 def test_keys_of_no_image_are_counted_among_those_that_are_found_with_an_example(tmp_path, pool, keys, line):
     write_lines(tmp_path / "t.jsonl", [{"path": key, "label": "ant"} for key in keys])
     with pytest.raises(NstError, match=line):
-        KeyColumn(open_labels(str(tmp_path / "t.jsonl"), Asked()).source, "path").found_in(pool)
+        KeyColumn(open_labels(str(tmp_path / "t.jsonl"), ColumnOptions()).source, "path").match_rows(pool)
 
 
 def test_images_are_found_by_their_content_where_that_is_asked_for(tmp_path, pool):
     lines = [{"key": "?", "image_hash": image_hash((tmp_path / "pool" / name).read_bytes()), "label": "ant"} for name in FILES]
     write_lines(tmp_path / "t.jsonl", lines)
-    opened = open_labels(str(tmp_path / "t.jsonl"), Asked(key="image_hash"))
-    found = KeyColumn(opened.source, opened.key).found_in(pool)
+    opened = open_labels(str(tmp_path / "t.jsonl"), ColumnOptions(key="image_hash"))
+    found = KeyColumn(opened.source, opened.key).match_rows(pool)
     assert [FILES[row] for row in found.in_table.tolist()] == [pool.key(row) for row in found.in_pool.tolist()]
 
 
-class Said(Progress):
+class RecordingProgress(Progress):
     def __init__(self):
         self.lines = []
 
@@ -476,15 +476,15 @@ class Said(Progress):
 
 
 def test_plain_labels_are_adopted_with_their_smoothing_said_and_kept(tmp_path, pool):
-    store, said = Store(tmp_path / "store"), Said()
+    store, said = Store(tmp_path / "store"), RecordingProgress()
     file = write_json(tmp_path / "t.json", {name: NAMES[label] for name, label in zip(FILES[:4], LABELS[:4], strict=True)})
     version = adopt(store, "bugs", str(file), pool=pool, smoothing=0.1, progress=said)
-    assert any(tells(line, f"{file}: … hard, smoothing 0.1") for line in said.lines)
-    assert any(tells(line, f"{file}: the 3 classes …; `class_names` FILE …") for line in said.lines)
+    assert any(mentions(line, f"{file}: … hard, smoothing 0.1") for line in said.lines)
+    assert any(mentions(line, f"{file}: the 3 classes …; `class_names` FILE …") for line in said.lines)
     assert version.manifest.request.settings["smoothing"] == 0.1
     assert version.manifest.class_names == ["ant", "bee", "dog"]
     assert (version.manifest.counts.top_k, version.manifest.counts.unlabeled) == (1, 1)
-    assert {row["key"]: (row["top_labels"], row["confidence"]) for row in rows(version)} == {
+    assert {row["key"]: (row["top_labels"], row["confidence"]) for row in table_rows(version)} == {
         name: ([["ant", "bee", "dog"].index(NAMES[label])], pytest.approx(0.9 + 0.1 / 3))
         for name, label in zip(FILES, LABELS[:4], strict=False)
     }
@@ -510,8 +510,8 @@ def test_timms_output_for_a_network_is_what_label_writes_with_the_same_top_k(tmp
     words = ["adopt", write_timm(frame, tmp_path / "timm.csv", "csv"), "--corpus", "theirs", "--pool", str(tmp_path / "pool")]
     words += ["--class-names", str(tmp_path / "names.txt"), "--store", str(store.root)]
     shown = CliRunner().invoke(app, words, catch_exceptions=False)
-    assert tells(shown.stdout, "theirs@gen-1: … 5 images …, 0 could not be read")
-    for mine, theirs in zip(rows(ours), rows(store.open("theirs@gen-1")), strict=True):
+    assert mentions(shown.stdout, "theirs@gen-1: … 5 images …, 0 could not be read")
+    for mine, theirs in zip(table_rows(ours), table_rows(store.open("theirs@gen-1")), strict=True):
         assert theirs["confidence"] == pytest.approx(mine["confidence"], abs=1e-6)
         assert theirs["top_probs"] == pytest.approx(mine["top_probs"], rel=1e-3)
         exact = ("id", "key", "image_hash", "label", "top_labels", "phash")
@@ -528,7 +528,7 @@ def test_a_table_of_text_goes_on_after_a_kill_to_the_same_bytes_and_may_be_cut(t
     file, store = write_timm(timm_frame(*largest(3), names=NAMES), tmp_path / "t.csv", "csv"), Store(tmp_path / "store")
     options = {"pool": pool, "class_names": str(tmp_path / "names.txt"), "rows_per_shard": 2, "progress": Progress()}
     whole = adopt(store, "whole", file, **options)
-    looked, looked_at = [], adoption._looked_at
+    looked, looked_at = [], adoption._inspect_image
 
     def stopping(row):
         looked.append(row.key)
@@ -543,8 +543,8 @@ def test_a_table_of_text_goes_on_after_a_kill_to_the_same_bytes_and_may_be_cut(t
     again = adopt(store, "cut", file, **options)
     assert again.manifest.files == whole.manifest.files
     one = adopt(store, "one", file, **options, top_k=1)
-    assert [row["top_labels"] for row in rows(one)] == [row["top_labels"][:1] for row in rows(whole)]
-    assert [row["confidence"] for row in rows(one)] == [row["confidence"] for row in rows(whole)]
+    assert [row["top_labels"] for row in table_rows(one)] == [row["top_labels"][:1] for row in table_rows(whole)]
+    assert [row["confidence"] for row in table_rows(one)] == [row["confidence"] for row in table_rows(whole)]
 
 
 def test_a_row_that_names_fewer_classes_than_others_keeps_its_probabilities(tmp_path):

@@ -8,32 +8,32 @@ import zlib
 
 import numpy as np
 import pytest
-from labels import rows
+from labels import table_rows
 from pictures import png, write_tar
-from test_adopt_tables import FILES, NAMES, PROBS, Said, expected, near, read, write_json
-from wording import tells
+from test_adopt_tables import FILES, NAMES, PROBS, RecordingProgress, expected, near, read, write_json
+from wording import mentions
 
 from nst_data.adoption import adopt
 from nst_data.errors import NstError, UsageError
 from nst_data.label_files import label_studio
-from nst_data.label_files.choosing import Asked
-from nst_data.label_files.opening import of_source
+from nst_data.label_files.choosing import ColumnOptions
+from nst_data.label_files.opening import labels_of_source
 from nst_data.progress import Progress
 from nst_data.sources import open_source
 from nst_data.store.store import Store
 from nst_data.tables.key_column import KeyColumn
-from nst_data.tables.label_reader import label_reader
+from nst_data.tables.label_reader import create_label_reader
 
 LABELS = PROBS.argmax(axis=1)
 IMAGES = [png(number % 4, number) for number in range(len(FILES))]
 
 
-def of_images(source, names=None, **asked):
+def of_images(source, names=None, **requested):
     """{key: {class: probability}} of images that have their labels beside them."""
-    adopted = of_source(source, Asked(class_names=names, **asked), with_key=False)
-    reader = label_reader(adopted.source, adopted.columns, names, None, 0.0, Progress())
+    adopted = labels_of_source(source, ColumnOptions(class_names=names, **requested), with_key=False)
+    reader = create_label_reader(adopted.source, adopted.columns, names, None, 0.0, Progress())
     probs = np.concatenate(list(reader.probabilities()))
-    order = KeyColumn(adopted.source, adopted.key).found_in(source) if adopted.key else None
+    order = KeyColumn(adopted.source, adopted.key).match_rows(source) if adopted.key else None
     keys = [source.key(row) for row in (order.in_pool.tolist() if order else range(len(source)))]
     rows = probs[order.in_table] if order else probs
     return {key: dict(zip(reader.class_names, row.tolist(), strict=True)) for key, row in zip(keys, rows, strict=True)}
@@ -53,7 +53,7 @@ def test_a_folder_per_class_gives_hard_labels_to_its_images_or_to_a_pool(tmp_pat
             path.write_bytes(content)
     sorted_images = open_source(tmp_path / "sorted")
     classes = ["ant", "bee", "dog"]
-    unlabeled = of_source(open_source(tmp_path / "sorted", labeled=True), Asked(), with_key=False).images
+    unlabeled = labels_of_source(open_source(tmp_path / "sorted", labeled=True), ColumnOptions(), with_key=False).images
     assert unlabeled.fingerprint == sorted_images.fingerprint
     assert of_images(sorted_images) == {sorted_images.key(row): hard(sorted_images.key(row).split("/")[0], classes) for row in range(4)}
     version = adopt(Store(tmp_path / "store"), "bugs", str(tmp_path / "sorted"), pool=open_source(tmp_path / "pool"), progress=Progress())
@@ -217,9 +217,9 @@ def test_images_without_an_answer_yet_are_left_out_and_counted(tmp_path):
     for number, content in enumerate(IMAGES):
         (tmp_path / "photos" / f"{number}.png").write_bytes(content)
     tasks = [task(f"{number}.png", annotations=[chosen(NAMES[number])] if number < 3 else []) for number in range(5)]
-    said, file = Said(), write_json(tmp_path / "tasks.json", tasks)
+    said, file = RecordingProgress(), write_json(tmp_path / "tasks.json", tasks)
     version = adopt(Store(tmp_path / "store"), "bugs", str(file), pool=open_source(tmp_path / "photos"), progress=said)
-    assert any(tells(line, f"{file}: 2 images … no label … left out") for line in said.lines)
+    assert any(mentions(line, f"{file}: 2 images … no label … left out") for line in said.lines)
     assert (version.manifest.counts.labeled, version.manifest.counts.unlabeled) == (3, 2)
 
 
@@ -230,7 +230,7 @@ def test_class_folders_whose_file_names_repeat_find_their_images_in_the_same_tre
     store = Store(tmp_path / "store")
     same = adopt(store, "same", str(tmp_path / "sorted"), pool=open_source(tmp_path / "sorted"), progress=Progress())
     names = same.manifest.class_names
-    assert {row["key"]: names[row["label"]] for row in rows(same)} == {"ant/0.png": "ant", "bee/0.png": "bee", "bee/sub/0.png": "bee"}
+    assert {row["key"]: names[row["label"]] for row in table_rows(same)} == {"ant/0.png": "ant", "bee/0.png": "bee", "bee/sub/0.png": "bee"}
     shutil.rmtree(tmp_path / "sorted" / "ant")
     (tmp_path / "sorted" / "ant").mkdir()
     (tmp_path / "sorted" / "ant" / "1.png").write_bytes(png(2, 7))
@@ -238,7 +238,7 @@ def test_class_folders_whose_file_names_repeat_find_their_images_in_the_same_tre
         (tmp_path / "pool" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "pool" / name).write_bytes(png(3, len(name)))
     flat = adopt(store, "flat", str(tmp_path / "sorted"), pool=open_source(tmp_path / "pool"), progress=Progress())
-    assert {row["key"]: names[row["label"]] for row in rows(flat)} == {"1.png": "ant", "0.png": "bee", "sub/0.png": "bee"}
+    assert {row["key"]: names[row["label"]] for row in table_rows(flat)} == {"1.png": "ant", "0.png": "bee", "sub/0.png": "bee"}
 
 
 def test_keys_of_buckets_are_taken_as_they_are():

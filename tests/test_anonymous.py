@@ -105,7 +105,10 @@ def test_what_needs_to_know_images_is_refused_where_row_numbers_stand_for_hashes
 
 
 def test_the_page_shows_the_images_of_an_anonymous_edition_and_takes_no_answers(published, versions):
-    contents, named = open_contents(published, "tiny@gen-1.1"), open_contents(Store(versions["edition"].place.parents[2]), "tiny@gen-1.1")
+    contents, named = (
+        open_contents(published, "tiny@gen-1.1"),
+        open_contents(Store(versions["edition"].local_folder.parents[2]), "tiny@gen-1.1"),
+    )
     for row in (0, 1):
         (name, shown), (_, expected) = contents.jpeg(row, 64), named.jpeg(row, 64)
         assert shown == expected

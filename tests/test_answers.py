@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from nst_data.errors import NstError, UsageError
-from nst_data.review.answers import AnswerLog, settled
+from nst_data.review.answers import AnswerLog, resolve_answers
 from nst_data.store.store import Store
 
 ROSE, TULIP = "aa", "bb"
@@ -23,7 +23,7 @@ def log_of(store, reviewer="ann"):
 
 
 def classes(store):
-    return {image: answer.class_name or answer.excluded for image, answer in settled(store, "flowers").answers.items()}
+    return {image: answer.class_name or answer.excluded for image, answer in resolve_answers(store, "flowers").answers.items()}
 
 
 def test_the_last_answer_of_an_image_counts(store):
@@ -56,11 +56,11 @@ def test_an_image_is_disputed_until_its_reviewers_agree(store):
     ann.append(ROSE, "1.jpg", class_name="rose")
     ann.append(TULIP, "2.jpg", class_name="tulip")
     bob.append(ROSE, "1.jpg", excluded="none of these")
-    found = settled(store, "flowers")
+    found = resolve_answers(store, "flowers")
     assert list(found.answers) == [TULIP]
-    assert [(one.reviewer, one.words) for one in found.disputed[ROSE]] == [("ann", "rose"), ("bob", "none of these")]
+    assert [(one.reviewer, one.text) for one in found.disputed[ROSE]] == [("ann", "rose"), ("bob", "none of these")]
     bob.append(ROSE, "1.jpg", class_name="rose")
-    found = settled(store, "flowers")
+    found = resolve_answers(store, "flowers")
     assert not found.disputed
     assert found.answers[ROSE].reviewer == "bob"
 
@@ -92,7 +92,7 @@ def test_a_line_that_nobody_tore_is_named(store, line, complaint):
     with (store.root / "reviews/flowers/ann.jsonl").open("a") as file:
         file.write(line + "\n")
     with pytest.raises(NstError, match=complaint):
-        settled(store, "flowers")
+        resolve_answers(store, "flowers")
 
 
 def test_what_is_no_answer_is_refused_and_not_written(store):
@@ -134,4 +134,4 @@ def test_a_killed_reviewer_loses_no_answer_that_was_given(store):
                 if int(line) >= 50:
                     os.kill(process.pid, signal.SIGKILL)
                     break
-        assert set(settled(store, "flowers").answers) >= {f"{image:032x}" for image in range(given + 1)}
+        assert set(resolve_answers(store, "flowers").answers) >= {f"{image:032x}" for image in range(given + 1)}

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import ConvNextImageProcessor, EfficientNetImageProcessor, ViTImageProcessor
 
 from nst_data.errors import NstError
-from nst_train.evaluation.attacks import PixelClassifier, fgsm, normalization_of, pgd, random_start
+from nst_train.evaluation.attacks import PixelClassifier, fgsm, infer_normalization, pgd, random_start
 from nst_train.transforms.preprocessing import ProcessorPreprocessing, TimmPreprocessing
 
 with warnings.catch_warnings():
@@ -131,10 +131,10 @@ def test_random_starts_follow_from_the_seed_of_each_image():
 
 def test_a_wrapped_timm_network_gives_its_own_logits_for_pixels():
     network = timm.create_model("test_resnet", num_classes=5).eval()
-    preprocessing = TimmPreprocessing.of(resolve_model_data_config(network))
+    preprocessing = TimmPreprocessing.from_data_config(resolve_model_data_config(network))
     batch = preprocessing.finish(torch.randint(256, (4, *preprocessing.input_size), dtype=torch.uint8))
-    classifier = PixelClassifier.of(network, preprocessing)
-    pixels = classifier.pixels_of(batch)
+    classifier = PixelClassifier.wrap(network, preprocessing)
+    pixels = classifier.denormalize(batch)
     assert not classifier.training
     assert pixels.min() >= 0
     assert pixels.max() <= 1
@@ -156,7 +156,7 @@ PROCESSORS = {
 def test_the_normalization_of_a_processor_is_found_from_what_it_does(kind):
     processor, mean, std = PROCESSORS[kind]
     preprocessing = ProcessorPreprocessing(kind, processor)
-    found_mean, found_std = normalization_of(preprocessing)
+    found_mean, found_std = infer_normalization(preprocessing)
     if mean is not None:
         assert found_mean[1].item() == pytest.approx(mean, abs=1e-5)
         assert found_std[1].item() == pytest.approx(std, rel=1e-5)
@@ -178,4 +178,4 @@ class Squared:
 
 def test_a_preprocessing_that_does_more_than_normalize_is_refused():
     with pytest.raises(NstError, match=r"attacks:.*preprocessing.*, found one.*0, 2601, 6\.50"):
-        normalization_of(Squared())
+        infer_normalization(Squared())

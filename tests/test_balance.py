@@ -6,21 +6,21 @@ import polars as pl
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from selections import HASHES, f32, frame, reasons, selected
+from selections import HASHES, f32, label_frame, reasons, select_rows
 
 from nst_data.errors import NstError, UsageError
 from nst_data.selection import cutoffs
-from nst_data.selection.balance import add_copies, most_confident, quota_of_quantile
+from nst_data.selection.balance import add_copies, most_confident, quota_from_quantile
 from nst_data.settings import BalanceSettings
 from nst_data.tables.schema import SELECTION_COLUMNS
 
 
 def copies(rows, **chosen):
     """Copies by id of the rows that are selected."""
-    return dict(selected(frame(rows), BalanceSettings(**chosen))[0].select("id", "copies").iter_rows())
+    return dict(select_rows(label_frame(rows), BalanceSettings(**chosen))[0].select("id", "copies").iter_rows())
 
 
-narrowing = st.sampled_from([0, 1, 2, cutoffs._RANKED_ROWS])
+narrowing = st.sampled_from([0, 1, 2, cutoffs._MAX_SORTED_ROWS])
 
 
 @st.composite
@@ -47,7 +47,7 @@ ORDERS = {
 def test_the_surest_rows_are_exact_whatever_is_narrowed_and_whatever_decides_ties(rows, per_class, ranked_rows, ties):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cutoffs, "_RANKED_ROWS", ranked_rows)
-        table = most_confident(frame(rows), per_class, ties).sort("id").collect()
+        table = most_confident(label_frame(rows), per_class, ties).sort("id").collect()
     expected, taken = [None] * len(rows), Counter()
     for index in sorted(range(len(rows)), key=lambda index: (-rows[index][2], ORDERS[ties](index, rows[index][0]))):
         taken[rows[index][1]] += 1
@@ -60,8 +60,8 @@ def test_the_surest_rows_are_exact_whatever_is_narrowed_and_whatever_decides_tie
 def test_copies_of_a_class_sum_to_the_quota_and_differ_by_at_most_one(rows, more, seed, max_copies, ranked_rows):
     largest = Counter(row[1] for row in rows).most_common(1)[0][1]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cutoffs, "_RANKED_ROWS", ranked_rows)
-        table = add_copies(frame(rows), largest + more, seed, max_copies).collect()
+        patch.setattr(cutoffs, "_MAX_SORTED_ROWS", ranked_rows)
+        table = add_copies(label_frame(rows), largest + more, seed, max_copies).collect()
     assert table.columns == [*SELECTION_COLUMNS, "copies"]
     assert sorted(table["id"]) == list(range(len(rows)))
     for (label,), of_class in table.group_by("label"):
@@ -75,11 +75,11 @@ def test_copies_of_a_class_sum_to_the_quota_and_differ_by_at_most_one(rows, more
 def test_the_automatic_quota_is_the_nearest_rank_among_classes_that_have_images(counts, percent):
     counted = [count for count in counts.values() if count]
     enough = (n for n in counted if 100 * sum(other <= n for other in counted) >= percent * len(counted))
-    assert quota_of_quantile(counts, percent / 100) == min(enough, default=1)
+    assert quota_from_quantile(counts, percent / 100) == min(enough, default=1)
 
 
 def test_fifty_five_percent_of_a_hundred_classes_are_fifty_five():
-    assert quota_of_quantile({label: label + 1 for label in range(100)}, 0.55) == 55  # and 0.55 * 100 is a little more
+    assert quota_from_quantile({label: label + 1 for label in range(100)}, 0.55) == 55  # and 0.55 * 100 is a little more
 
 
 def test_the_most_confident_images_of_each_class_are_kept():
@@ -118,7 +118,7 @@ def test_the_automatic_quota_copies_and_cuts():
 
 
 def test_another_seed_gives_the_odd_copy_to_another_image():
-    rows = frame([(image, 0, 0.9) for image in (0, 3, 6)])
+    rows = label_frame([(image, 0, 0.9) for image in (0, 3, 6)])
     odd = [add_copies(rows, 4, seed).collect().sort("copies")["id"][-1] for seed in range(12)]
     assert set(odd) == {0, 1, 2}
     assert odd == [add_copies(rows, 4, seed).collect().sort("copies")["id"][-1] for seed in range(12)]
@@ -133,7 +133,7 @@ def test_the_odd_copy_goes_with_the_image_and_not_with_its_place():
 
 @pytest.mark.parametrize("kind", [pl.Int8, pl.Int32, pl.UInt16])
 def test_labels_may_be_integers_of_any_width(kind):
-    rows = frame([(0, 0, 0.5), (1, 0, 0.9), (2, 0, 0.7), (3, 1, 0.4)])
+    rows = label_frame([(0, 0, 0.5), (1, 0, 0.9), (2, 0, 0.7), (3, 1, 0.4)])
     chosen = most_confident(rows.cast({"label": kind}), 2).collect()
     assert chosen.equals(most_confident(rows, 2).collect())
     left = rows.filter(pl.col("id") > 0)
@@ -142,11 +142,11 @@ def test_labels_may_be_integers_of_any_width(kind):
 
 def test_numbers_below_what_they_can_be_are_refused():
     with pytest.raises(UsageError, match="`per_class`: expected a whole number of at least 0, found -1"):
-        most_confident(frame([(0, 0, 0.5)]), -1)
+        most_confident(label_frame([(0, 0, 0.5)]), -1)
     with pytest.raises(UsageError, match="`max_copies`: expected a whole number of at least 1, found 0"):
-        add_copies(frame([(0, 0, 0.5)]), 2, seed=0, max_copies=0)
+        add_copies(label_frame([(0, 0, 0.5)]), 2, seed=0, max_copies=0)
 
 
 def test_more_rows_than_the_quota_cannot_have_copies():
     with pytest.raises(NstError, match=r"at most 2.*found 3.*most_confident"):
-        add_copies(frame([(0, 0, 0.9), (1, 0, 0.8), (2, 0, 0.7)]), 2, seed=0)
+        add_copies(label_frame([(0, 0, 0.9), (1, 0, 0.8), (2, 0, 0.7)]), 2, seed=0)

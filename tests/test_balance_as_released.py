@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from selections import HASHES, drawn, f32, frame, many_labels
+from selections import HASHES, f32, label_frame, many_labels, place_in_order
 
 from nst_data.images import image_hash
 from nst_data.selection.balance import balance_as_released
@@ -37,12 +37,12 @@ at_bins = st.builds(f32, st.sampled_from([0.0, 0.25, 0.29, 0.57, 0.58, 0.99, 1.0
     st.sampled_from([None, 1, 2]),
 )
 def test_the_released_method_takes_whole_bins_and_rounds_copies_up_or_down(rows, quota, seed, max_copies):
-    table = balance_as_released(frame(rows), quota, seed, max_copies).sort("id").collect()
+    table = balance_as_released(label_frame(rows), quota, seed, max_copies).sort("id").collect()
     found = dict(table.select("id", "copies").iter_rows())
     for taken in plain_bins(rows, quota).values():
         mean = min(Fraction(quota, len(taken)), Fraction(max_copies or quota))
         for index in taken:
-            is_lucky = drawn(HASHES[rows[index][0]], seed, "released") < mean - int(mean)
+            is_lucky = place_in_order(HASHES[rows[index][0]], seed, "released") < mean - int(mean)
             assert found.pop(index) == int(mean) + is_lucky
     assert set(found.values()) <= {0}
     assert table["reason"].to_list() == [None if number else "over_quota" for number in table["copies"]]
@@ -53,10 +53,12 @@ def test_the_released_method_on_a_table_worked_by_hand():
         *((0, 0, f32(0.95)), (1, 0, f32(0.915)), (2, 0, f32(0.91)), (3, 0, f32(0.905)), (4, 0, f32(0.89))),  # 1, 2 and 1 in bins 95, 91, 90
         *((5, 1, 0.0), (6, 1, 0.25)),  # too few: all, twice each
     ]
-    table = balance_as_released(frame(rows), 4, seed=0).sort("id").collect()
+    table = balance_as_released(label_frame(rows), 4, seed=0).sort("id").collect()
     assert table["copies"].to_list() == [1, 1, 1, 1, 0, 2, 2]
     assert table["reason"].to_list() == [None, None, None, None, "over_quota", None, None]
-    of_three = balance_as_released(frame(rows[:5]), 2, seed=0).sort("id").collect()["copies"].to_list()  # 2/3 each, of the first three
+    of_three = (
+        balance_as_released(label_frame(rows[:5]), 2, seed=0).sort("id").collect()["copies"].to_list()
+    )  # 2/3 each, of the first three
     assert of_three[3:] == [0, 0]
     assert set(of_three[:3]) <= {0, 1}
 
@@ -64,7 +66,7 @@ def test_the_released_method_on_a_table_worked_by_hand():
 def test_a_bin_of_the_released_method_begins_at_the_first_float32_that_reaches_its_threshold():
     at = [next(value for value in (f32(bin / 100), f32(bin / 100, 1)) if value >= bin / 100) for bin in range(1, 101)]
     rows = [row for label, value in enumerate(at) for row in ((0, label, value), (3, label, f32(value, -1)))]
-    table = balance_as_released(frame(rows), 1, seed=0).sort("id").collect()
+    table = balance_as_released(label_frame(rows), 1, seed=0).sort("id").collect()
     assert table["copies"].to_list() == [1, 0] * 100
 
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import TINY, write_class_folders, write_pool
 from datasets import load_dataset
-from labels import rows, write_teacher
+from labels import table_rows, write_teacher
 from nst_cli.main import app
 from test_editions import write_generation
 from typer.testing import CliRunner
@@ -51,32 +51,32 @@ def generation(store, pool):
     return write_generation(store, pool, probs(LABELS))
 
 
-def nst(store, *words):
-    result = CliRunner().invoke(app, [*map(str, words), "--store", str(store.root)], catch_exceptions=False)
+def nst(store, *arguments):
+    result = CliRunner().invoke(app, [*map(str, arguments), "--store", str(store.root)], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result
 
 
-def balanced(generation, *words):
+def run_balance(generation, *arguments):
     """The edition that the command makes, and what it prints."""
     store = Store(generation.folder.parents[2])
-    text = nst(store, "balance", generation.ref, *words).stdout
+    text = nst(store, "balance", generation.ref, *arguments).stdout
     return store.open(text.partition(":")[0]), text
 
 
 def test_where_one_image_has_very_many_copies_another_selection_comes_next(generation):
-    _, text = balanced(generation, "--min-confidence", 0)
+    _, text = run_balance(generation, "--min-confidence", 0)
     assert "copies of one image; --per-class auto" in text
     assert text.splitlines()[-1].startswith("  next: the same command with --per-class auto, or nst train ")
     assert (
         "next: nst train --labeled LABELED --pseudo flowers@gen-1.2 "
-        in balanced(generation, "--min-confidence", 0, "--per-class", "auto")[1].splitlines()[-1]
+        in run_balance(generation, "--min-confidence", 0, "--per-class", "auto")[1].splitlines()[-1]
     )
 
 
 def copies(edition):
     """How often each row of the pool stands in the training set."""
-    return {row["id"]: row["copies"] for row in rows(edition, "balanced")}
+    return {row["id"]: row["copies"] for row in table_rows(edition, "balanced")}
 
 
 def dropped(edition):
@@ -89,7 +89,7 @@ def write_thresholds(tmp_path, text):
 
 
 def test_classes_have_thresholds_of_their_own_from_a_file(generation, tmp_path):
-    edition, text = balanced(generation, *write_thresholds(tmp_path, "ant: 0.7\nbee: 0.5\n"), "--per-class", 2)
+    edition, text = run_balance(generation, *write_thresholds(tmp_path, "ant: 0.7\nbee: 0.5\n"), "--per-class", 2)
     assert copies(edition) == {0: 1, 1: 1, 4: 2}
     assert dropped(edition) == {"low_confidence": 3}
     assert "  dropped: 3 low confidence\n" in text
@@ -103,31 +103,33 @@ def test_a_class_with_two_thresholds_is_refused(generation, tmp_path):
 
 
 def test_a_class_without_a_threshold_of_its_own_has_that_of_all(generation, tmp_path):
-    edition, _ = balanced(generation, *write_thresholds(tmp_path, "ant: 0"), "--min-confidence", 0.5, "--per-class", "none")
+    edition, _ = run_balance(generation, *write_thresholds(tmp_path, "ant: 0"), "--min-confidence", 0.5, "--per-class", "none")
     assert list(copies(edition)) == [0, 1, 2, 3, 4]
 
 
 def test_names_of_classes_that_yaml_takes_for_something_else_are_names(store, pool, tmp_path):
     version = write_generation(store, pool, probs(LABELS), names=["no", "1.0", "7"])
-    edition, _ = balanced(version, *write_thresholds(tmp_path, "no: 0.7\n1.0: 0.6\n7: 1e-1\n"), "--per-class", "none")
+    edition, _ = run_balance(version, *write_thresholds(tmp_path, "no: 0.7\n1.0: 0.6\n7: 1e-1\n"), "--per-class", "none")
     assert list(copies(edition)) == [0, 1, 4]
 
 
 def test_the_order_of_thresholds_and_of_classes_to_leave_out_does_not_matter(generation, tmp_path):
-    first, _ = balanced(generation, *write_thresholds(tmp_path, "ant: 0.7\nbee: 0.5\n"), "--exclude-class", "cat", "--exclude-class", "bee")
+    first, _ = run_balance(
+        generation, *write_thresholds(tmp_path, "ant: 0.7\nbee: 0.5\n"), "--exclude-class", "cat", "--exclude-class", "bee"
+    )
     again = write_thresholds(tmp_path, "bee: 0.50\nant: 0.7\n")
-    assert balanced(generation, *again, *("--exclude-class", "bee") * 2, "--exclude-class", "cat")[0] == first
+    assert run_balance(generation, *again, *("--exclude-class", "bee") * 2, "--exclude-class", "cat")[0] == first
 
 
 def test_a_range_has_its_upper_end_and_not_its_lower_one(generation):
-    edition, text = balanced(generation, "--confidence-range", 0.5, 0.75, "--per-class", "none")
+    edition, text = run_balance(generation, "--confidence-range", 0.5, 0.75, "--per-class", "none")
     assert list(copies(edition)) == [1, 2, 4]
     assert dropped(edition) == {"outside_range": 3}
     assert "  dropped: 3 outside range\n" in text
 
 
 def test_a_class_that_is_left_out_is_not_missed(generation):
-    edition, text = balanced(generation, "--exclude-class", "bee", "--per-class", 4)
+    edition, text = run_balance(generation, "--exclude-class", "bee", "--per-class", 4)
     assert copies(edition) == {0: 1, 1: 1, 2: 1, 3: 1}
     assert dropped(edition) == {"excluded_class": 2}
     assert edition.manifest.counts.classes_without_images == ["cat"]
@@ -141,7 +143,7 @@ def test_a_class_that_is_left_out_is_not_missed(generation):
 def test_a_fraction_is_a_part_of_every_larger_one_and_depends_on_the_seed(generation):
     sampled = {}
     for fraction, seed in ((0.4, 0), (0.8, 0), (0.4, 1)):
-        edition, _ = balanced(generation, "--fraction", fraction, "--seed", seed, "--per-class", "none")
+        edition, _ = run_balance(generation, "--fraction", fraction, "--seed", seed, "--per-class", "none")
         sampled[fraction, seed] = set(copies(edition))
         assert dropped(edition).get("not_sampled", 0) == 6 - len(sampled[fraction, seed])
     assert 0 < len(sampled[0.4, 0]) < len(sampled[0.8, 0])
@@ -151,21 +153,21 @@ def test_a_fraction_is_a_part_of_every_larger_one_and_depends_on_the_seed(genera
 
 @pytest.mark.parametrize(("quantile", "quota"), [((), 2), (("--auto-quantile", 0.5), 2), (("--auto-quantile", 1), 4)])
 def test_auto_takes_a_quantile_of_the_classes_that_have_images(generation, quantile, quota):
-    edition, text = balanced(generation, "--per-class", "auto", *quantile)
+    edition, text = run_balance(generation, "--per-class", "auto", *quantile)
     assert edition.manifest.counts.quota == quota
     assert [edition.manifest.counts.per_class[name].copies for name in NAMES] == [quota, quota, 0]
     assert f"  {quota} entries per class" in text
 
 
 def test_none_turns_balancing_off(generation):
-    edition, text = balanced(generation, "--per-class", "none")
+    edition, text = run_balance(generation, "--per-class", "none")
     assert copies(edition) == dict.fromkeys(range(6), 1)
     assert edition.manifest.counts.quota is None
     assert "entries per class" not in text
 
 
 def test_no_image_is_repeated_more_often_than_asked_for(generation):
-    edition, text = balanced(generation, "--per-class", 6, "--max-copies", 2)
+    edition, text = run_balance(generation, "--per-class", 6, "--max-copies", 2)
     found = copies(edition)
     assert sorted(found[row] for row in range(4)) == [1, 1, 2, 2]
     assert (found[4], found[5]) == (2, 2)
@@ -173,7 +175,7 @@ def test_no_image_is_repeated_more_often_than_asked_for(generation):
 
 
 def test_the_number_of_copies_that_is_shown_is_that_of_the_image_with_the_most(generation):
-    edition, text = balanced(generation, "--per-class", 5)
+    edition, text = run_balance(generation, "--per-class", 5)
     assert max(copies(edition).values()) == 3
     assert "5 entries per class, an image up to 3 times; fewer in 1 of 3 classes\n" in text
 
@@ -181,7 +183,7 @@ def test_the_number_of_copies_that_is_shown_is_that_of_the_image_with_the_most(g
 def test_the_official_method_takes_whole_bins_and_rounds_at_random(generation):
     seen = set()
     for seed in range(4):
-        edition, text = balanced(generation, "--method", "official", "--per-class", 3, "--seed", seed)
+        edition, text = run_balance(generation, "--method", "official", "--per-class", 3, "--seed", seed)
         found = copies(edition)
         assert {row: found.pop(row) for row in (0, 1, 2)} == {0: 1, 1: 1, 2: 1}
         assert set(found) == {4, 5}
@@ -191,7 +193,7 @@ def test_the_official_method_takes_whole_bins_and_rounds_at_random(generation):
 
 
 def test_a_class_without_an_image_is_named_on_the_screen_and_in_the_manifest(generation):
-    edition, text = balanced(generation, "--min-confidence", 0.8)
+    edition, text = run_balance(generation, "--min-confidence", 0.8)
     assert edition.manifest.counts.classes_without_images == ["bee", "cat"]
     assert "  2 classes without any image: bee, cat\n" in text
     result = json.loads(nst(Store(generation.folder.parents[2]), "balance", generation.ref, "--min-confidence", 0.8, "--json").stdout)
@@ -208,7 +210,7 @@ def test_the_same_command_again_says_that_the_edition_is_there(generation, store
 
 def test_the_command_is_the_function(generation, store, tmp_path):
     words = ["--exclude-class", "cat", "--fraction", 0.9, "--per-class", 3, "--max-copies", 2, "--seed", 5]
-    edition, _ = balanced(generation, *write_thresholds(tmp_path, "bee: 0.4"), *words)
+    edition, _ = run_balance(generation, *write_thresholds(tmp_path, "bee: 0.4"), *words)
     settings = BalanceSettings(
         class_min_confidence={"bee": 0.4}, exclude_class=("cat",), fraction=0.9, per_class=3, max_copies=2, seed=5, confidence_range=None
     )
@@ -216,24 +218,24 @@ def test_the_command_is_the_function(generation, store, tmp_path):
 
 
 def test_the_images_stand_in_the_edition_beside_their_labels(generation, pool, store, tmp_path):
-    edition, _ = balanced(generation, "--embed-images", "--per-class", 3)
-    plain, _ = balanced(generation, "--per-class", 3)
+    edition, _ = run_balance(generation, "--embed-images", "--per-class", 3)
+    plain, _ = run_balance(generation, "--per-class", 3)
     assert (edition.ref, plain.ref) == ("flowers@gen-1.1", "flowers@gen-1.2")
     loaded = load_dataset(str(edition.folder), "balanced", split="train", cache_dir=str(tmp_path / "cache"))
     assert loaded.features["label"].names == NAMES
     for row in loaded:
         np.testing.assert_array_equal(np.asarray(row["image"]), np.asarray(decode(pool.read(row["id"]))))
-    found = {row["id"]: row for row in rows(edition, "balanced")}
-    for row in rows(plain, "balanced"):
+    found = {row["id"]: row for row in table_rows(edition, "balanced")}
+    for row in table_rows(plain, "balanced"):
         assert found[row["id"]] == row | {"image": {"bytes": pool.read(row["id"]), "path": row["key"]}}
-    assert [row["id"] for row in rows(edition, "balanced")] != sorted(found)
+    assert [row["id"] for row in table_rows(edition, "balanced")] != sorted(found)
     counts = plain.manifest.counts
     assert edition.manifest.counts.model_dump() == counts.model_dump() | {"shards": {"images": [counts.unique], "entries": [counts.copies]}}
     assert "1 file verified" in nst(store, "verify", edition.ref).stdout
 
 
 def test_an_edition_with_images_is_shown_and_compared_like_any_other(generation, store):
-    edition, plain = balanced(generation, "--embed-images", "--per-class", 3)[0], balanced(generation, "--per-class", 3)[0]
+    edition, plain = run_balance(generation, "--embed-images", "--per-class", 3)[0], run_balance(generation, "--per-class", 3)[0]
     shown = nst(store, "show", edition.ref).stdout
     assert "embed_images             True\n" in shown
     assert "  ant          4         3        3\n" in shown
@@ -249,14 +251,14 @@ def test_an_edition_with_images_is_shown_and_compared_like_any_other(generation,
 
 @pytest.mark.parametrize("limit", [(), pytest.param(("--limit", 3), marks=pytest.mark.slow)])
 def test_an_edition_with_images_is_labeled_again(generation, store, pool, tmp_path, limit):
-    edition, _ = balanced(generation, "--embed-images", "--per-class", 4)
-    before = rows(edition, "balanced")[: 3 if limit else None]
+    edition, _ = run_balance(generation, "--embed-images", "--per-class", 4)
+    before = table_rows(edition, "balanced")[: 3 if limit else None]
     teacher = write_teacher(tmp_path / "teacher", NAMES)
     words = ["--teacher", teacher, "--batch-size", 4, "--rows-per-shard", 4]
     nst(store, "label", "--like", edition.ref, *words, *limit)
     nst(store, "label", pool.location, "--corpus", "whole", *words)
-    by_key = {row["key"]: row for row in rows(store.open("whole@gen-1"))}
-    after = rows(store.open("flowers@gen-2.1"), "balanced")
+    by_key = {row["key"]: row for row in table_rows(store.open("whole@gen-1"))}
+    after = table_rows(store.open("flowers@gen-2.1"), "balanced")
     assert len(after) == len(before)
     assert {row["id"]: row["copies"] for row in after} == {row["id"]: row["copies"] for row in before}
     for row in after:
@@ -265,7 +267,7 @@ def test_an_edition_with_images_is_labeled_again(generation, store, pool, tmp_pa
 
 
 def test_a_student_trains_on_an_edition_with_images_without_the_pool(generation, store, pool, tmp_path):
-    edition, _ = balanced(generation, "--embed-images", "--per-class", 4)
+    edition, _ = run_balance(generation, "--embed-images", "--per-class", 4)
     shutil.rmtree(pool.location)
     labeled = write_class_folders(tmp_path / "labeled", NAMES, 2)
     network = ["--model", "test_resnet", "--image-size", 16, "--epochs", 1, "--batch-size", 4, "--ratio", 2, "--workers", 0]
@@ -278,11 +280,13 @@ def test_a_student_trains_on_an_edition_with_images_without_the_pool(generation,
 
 
 def test_a_pool_that_moved_and_has_another_order_gives_the_same_edition_with_images(generation, store, pool, tmp_path):
-    edition, _ = balanced(generation, "--embed-images", "--per-class", 4)
+    edition, _ = run_balance(generation, "--embed-images", "--per-class", 4)
     moved = write_pool(tmp_path / "moved", 3, 2)
     (moved / "list.txt").write_text("".join(f"{pool.key(row)}\n" for row in reversed(range(6))))
     elsewhere = Store(tmp_path / "elsewhere")
-    again, _ = balanced(write_generation(elsewhere, pool, probs(LABELS)), "--embed-images", "--per-class", 4, "--pool", moved / "list.txt")
+    again, _ = run_balance(
+        write_generation(elsewhere, pool, probs(LABELS)), "--embed-images", "--per-class", 4, "--pool", moved / "list.txt"
+    )
     assert again.manifest.digest == edition.manifest.digest
     assert pq.read_table(again.folder / "balanced").equals(pq.read_table(edition.folder / "balanced"))
 
@@ -366,4 +370,4 @@ def test_a_recipe_selects_as_its_settings_say(tiny_store, tmp_path):
     edition = self_training(Store(tmp_path / "store"), recipe)[1].edition
     assert edition.manifest.counts.per_class["cat"].unique == 0
     assert edition.manifest.counts.copies == edition.manifest.counts.unique > 0
-    assert rows(edition, "balanced")[0]["image"]["bytes"]
+    assert table_rows(edition, "balanced")[0]["image"]["bytes"]

@@ -11,7 +11,7 @@ from nst_cli.main import app
 from test_balance_command import LABELS, probs
 from test_editions import write_generation
 from typer.testing import CliRunner
-from wording import is_line, tells
+from wording import is_line, mentions
 
 from nst_data.self_contained import writing as self_contained
 from nst_data.sources import open_source
@@ -34,10 +34,10 @@ def generation(store, pool):
     return write_generation(store, pool, probs(LABELS))
 
 
-def refused(store, status, *words):
+def error_line(store, status, *arguments):
     """The last line on standard error, after which the store has the files that it had."""
     before = files_in(store)
-    result = CliRunner().invoke(app, ["balance", "flowers@gen-1", *map(str, words), "--store", str(store.root)], catch_exceptions=False)
+    result = CliRunner().invoke(app, ["balance", "flowers@gen-1", *map(str, arguments), "--store", str(store.root)], catch_exceptions=False)
     line = result.stderr.splitlines()[-1]
     assert (result.exit_code, result.stdout) == (status, "")
     assert result.stderr.count("nst: ") == 1
@@ -68,7 +68,7 @@ def replace(generation, column, values, number=0):
 def test_a_column_that_is_missing_is_named(store, generation, column, kind):
     path = shard(generation, 2)
     pq.write_table(pq.read_table(path).drop([column]), path)
-    assert f"flowers@gen-1: pseudo_labels/{path.name}: column `{column}` is missing, expected {kind}" in refused(store, 1)
+    assert f"flowers@gen-1: pseudo_labels/{path.name}: column `{column}` is missing, expected {kind}" in error_line(store, 1)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_a_column_that_is_missing_is_named(store, generation, column, kind):
 )
 def test_a_column_of_a_wrong_type_is_named(store, generation, column, values, says):
     replace(generation, column, values, number=1)
-    assert tells(refused(store, 1), f"flowers@gen-1: pseudo_labels/train-00001-of-00003.parquet: {says}")
+    assert mentions(error_line(store, 1), f"flowers@gen-1: pseudo_labels/train-00001-of-00003.parquet: {says}")
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_a_column_of_a_wrong_type_is_named(store, generation, column, values, sa
 def test_a_value_that_is_missing_is_named(store, generation, tmp_path, monkeypatch, column, values, says, words):
     monkeypatch.chdir(tmp_path)
     replace(generation, column, values, number=1)
-    assert is_line(refused(store, 1, *words), f"flowers@gen-1: … {says} …; the table was made or changed elsewhere")
+    assert is_line(error_line(store, 1, *words), f"flowers@gen-1: … {says} …; the table was made or changed elsewhere")
 
 
 @pytest.mark.parametrize(
@@ -118,13 +118,13 @@ def test_a_value_that_is_missing_is_named(store, generation, tmp_path, monkeypat
 )
 def test_a_value_that_is_missing_is_named_before_held_out_images_are_looked_for(store, generation, pool, column, values):
     replace(generation, column, values, number=1)
-    line = refused(store, 1, "--exclude", pool.location)
+    line = error_line(store, 1, "--exclude", pool.location)
     assert is_line(line, f"flowers@gen-1: column `{column}` lacks 1 value in rows 2 to 3; the table was made or changed elsewhere")
 
 
 def test_a_value_that_is_missing_after_the_last_selected_row_is_named(store, generation):
     replace(generation, "key", pa.array(["a.png", None]), number=2)
-    assert "column `key` lacks 1 value in rows 4 to 5" in refused(store, 1, "--per-class", 1, "--exclude-class", "bee")
+    assert "column `key` lacks 1 value in rows 4 to 5" in error_line(store, 1, "--per-class", 1, "--exclude-class", "bee")
 
 
 @pytest.mark.parametrize(
@@ -142,20 +142,22 @@ def test_a_label_that_no_teacher_gives_is_shown_with_its_row(store, generation, 
     (tmp_path / "ant.yaml").write_text("ant: 0.5")
     kind = pa.float32() if column == "confidence" else pa.int64()
     replace(generation, column, pa.array([value, 0], kind), number=1)
-    assert is_line(refused(store, 1, *words), f"flowers@gen-1: … 0 to 2 … 0 to 1, found 1 row …, such as row 2: {row}; … changed elsewhere")
+    assert is_line(
+        error_line(store, 1, *words), f"flowers@gen-1: … 0 to 2 … 0 to 1, found 1 row …, such as row 2: {row}; … changed elsewhere"
+    )
 
 
 @pytest.mark.parametrize(("ids", "words"), [([1, 0], []), ([0, 0], []), ([-1, 0], ["--embed-images"]), ([0, 2**50], ["--embed-images"])])
 def test_rows_in_another_order_than_the_pools_are_refused(store, generation, ids, words):
     replace(generation, "id", pa.array(ids))
-    assert is_line(refused(store, 1, *words), "flowers@gen-1: … `id` from 0 to 5, found another order; … changed elsewhere")
+    assert is_line(error_line(store, 1, *words), "flowers@gen-1: … `id` from 0 to 5, found another order; … changed elsewhere")
 
 
 @pytest.mark.parametrize(("number", "exclude"), [(0, False), (1, True)])
 def test_a_file_that_was_cut_short_is_named(store, generation, pool, number, exclude):
     path = shard(generation, number)
     path.write_bytes(path.read_bytes()[:-10])
-    line = refused(store, 1, *(["--exclude", pool.location] if exclude else []))
+    line = error_line(store, 1, *(["--exclude", pool.location] if exclude else []))
     assert is_line(line, f"flowers@gen-1: pseudo_labels/{path.name}: … cannot be read (…); `nst verify` …")
 
 
@@ -171,7 +173,7 @@ def test_a_damaged_page_is_one_line(store, generation, tmp_path, monkeypatch, co
     start = chunk.dictionary_page_offset or chunk.data_page_offset
     content[start : start + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
     shard(generation).write_bytes(content)
-    line = refused(store, 1, *words)
+    line = error_line(store, 1, *words)
     assert line.startswith("flowers@gen-1: the labels cannot be read (")
 
 
@@ -180,12 +182,12 @@ def test_a_shard_that_is_gone_or_was_added_is_named(store, generation):
     content = path.read_bytes()
     path.unlink()
     line = "flowers@gen-1: pseudo_labels/train-00001-of-00003.parquet is missing; `nst verify flowers@gen-1` shows all that changed"
-    assert refused(store, 1) == line
+    assert error_line(store, 1) == line
     path.write_bytes(content)
     (path.parent / "more.parquet").write_bytes(content)
-    assert tells(refused(store, 1), "flowers@gen-1: pseudo_labels/more.parquet … not there … sealed")
+    assert mentions(error_line(store, 1), "flowers@gen-1: pseudo_labels/more.parquet … not there … sealed")
     shutil.rmtree(path.parent)
-    assert "expected parquet files in pseudo_labels/, found none" in refused(store, 1)
+    assert "expected parquet files in pseudo_labels/, found none" in error_line(store, 1)
 
 
 @pytest.mark.parametrize("words", [[], ["--per-class", "auto"], ["--method", "official", "--embed-images"]])
@@ -193,7 +195,7 @@ def test_a_corpus_in_which_nothing_was_labeled_is_one_line(store, tmp_path, word
     for name in "ab":
         (tmp_path / f"{name}.png").write_bytes(b"no image")
     write_generation(store, open_source(str(tmp_path)), np.zeros((2, 3), np.float32))
-    assert is_line(refused(store, 1, *words), "flowers@gen-1: expected labels, found none: … its table errors …")
+    assert is_line(error_line(store, 1, *words), "flowers@gen-1: expected labels, found none: … its table errors …")
 
 
 @pytest.mark.parametrize(
@@ -214,7 +216,7 @@ def test_a_corpus_in_which_nothing_was_labeled_is_one_line(store, tmp_path, word
 @pytest.mark.usefixtures("generation")
 def test_nothing_left_says_why_and_what_to_do(store, tmp_path, monkeypatch, words, says):
     monkeypatch.chdir(tmp_path)
-    assert is_line(refused(store, 1, *words), f"flowers@gen-1: 0 images … of 6 {says}")
+    assert is_line(error_line(store, 1, *words), f"flowers@gen-1: 0 images … of 6 {says}")
 
 
 @pytest.mark.parametrize(
@@ -269,7 +271,7 @@ def test_nothing_left_says_why_and_what_to_do(store, tmp_path, monkeypatch, word
 def test_a_wrong_setting_is_named(store, tmp_path, monkeypatch, words, says):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "ant.yaml").write_text("ant: 0.5")
-    assert is_line(refused(store, 2, *words), says)
+    assert is_line(error_line(store, 2, *words), says)
 
 
 EXPECTED = "expected a YAML file with lines such as `rose: 0.5`"
@@ -294,28 +296,28 @@ EXPECTED = "expected a YAML file with lines such as `rose: 0.5`"
 @pytest.mark.usefixtures("generation")
 def test_a_wrong_file_of_thresholds_is_named_with_what_is_wrong(store, tmp_path, content, says):
     (tmp_path / "wrong.yaml").write_bytes(content)
-    line = refused(store, 2, "--class-min-confidence", tmp_path / "wrong.yaml")
-    assert tells(line, f"--class-min-confidence {tmp_path}/wrong.yaml{says}")
+    line = error_line(store, 2, "--class-min-confidence", tmp_path / "wrong.yaml")
+    assert mentions(line, f"--class-min-confidence {tmp_path}/wrong.yaml{says}")
 
 
 @pytest.mark.usefixtures("generation")
 def test_a_file_of_thresholds_that_is_not_there_or_names_no_class(store, tmp_path):
-    line = refused(store, 2, "--class-min-confidence", tmp_path / "none.yaml")
+    line = error_line(store, 2, "--class-min-confidence", tmp_path / "none.yaml")
     assert line == f"--class-min-confidence {tmp_path}/none.yaml: No such file or directory; {EXPECTED}"
-    assert f"{tmp_path}: Is a directory; {EXPECTED}" in refused(store, 2, "--class-min-confidence", tmp_path)
+    assert f"{tmp_path}: Is a directory; {EXPECTED}" in error_line(store, 2, "--class-min-confidence", tmp_path)
     (tmp_path / "names.yaml").write_text("ant: 0.5\nbbee: 0.5\n")
-    line = refused(store, 2, "--class-min-confidence", tmp_path / "names.yaml")
+    line = error_line(store, 2, "--class-min-confidence", tmp_path / "names.yaml")
     assert is_line(line, "--class-min-confidence: … 'bbee'; did you mean 'bee'?")
 
 
 @pytest.mark.usefixtures("generation")
 def test_images_of_a_pool_that_is_gone_cannot_be_written(store, pool, tmp_path):
     shutil.rmtree(pool.location)
-    line = refused(store, 1, "--embed-images")
+    line = error_line(store, 1, "--embed-images")
     assert is_line(
         line, f"{pool.location}: no such file … flowers@gen-1 was made from it, … --embed-images …; pass its current location with --pool"
     )
-    assert f"{tmp_path}/nowhere: no such file or folder" in refused(store, 1, "--embed-images", "--pool", tmp_path / "nowhere")
+    assert f"{tmp_path}/nowhere: no such file or folder" in error_line(store, 1, "--embed-images", "--pool", tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(
@@ -329,7 +331,7 @@ def test_images_of_a_pool_that_is_gone_cannot_be_written(store, pool, tmp_path):
 @pytest.mark.usefixtures("generation")
 def test_an_image_that_is_not_what_was_labeled_is_named(store, pool, tmp_path, damage, says):
     damage(tmp_path / "pool" / "1-101.png")
-    assert is_line(refused(store, 1, "--embed-images"), f"{pool.location}: {says}…")
+    assert is_line(error_line(store, 1, "--embed-images"), f"{pool.location}: {says}…")
 
 
 @pytest.mark.usefixtures("generation")

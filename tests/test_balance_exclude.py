@@ -12,7 +12,7 @@ from nst_cli.main import app
 from test_editions import write_generation
 from test_overlap import COPIES, encoded, photographs, resized
 from typer.testing import CliRunner
-from wording import is_line, tells
+from wording import is_line, mentions
 
 from nst_data.errors import NstError
 from nst_data.selection.editions import balance
@@ -159,7 +159,7 @@ def test_the_command_takes_the_pool_from_where_it_is_now_and_warns_of_what_it_co
     done = CliRunner().invoke(app, [*words, "--pool", str(elsewhere)])
     assert done.exit_code == 0, done.output
     assert "dropped: 1 excluded, 2 near-duplicate of excluded\n" in done.stdout
-    assert tells(done.stdout, "warning: 1 candidate near-duplicates … not be read")
+    assert mentions(done.stdout, "warning: 1 candidate near-duplicates … not be read")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 from nst_data.errors import NstError
 from nst_data.images import decode
 from nst_data.sources import open_source
-from nst_train.batches.batches import training_batches, without
+from nst_train.batches.batches import readable_images, training_batches
 from nst_train.batches.entries import open_edition
 from nst_train.settings import TrainSettings
 from nst_train.transforms.noise import training_transforms
@@ -22,13 +22,13 @@ CLASSES = ["ant", "bee", "cat"]
 def batches(tiny_store, tmp_path, steps, workers=0, process=0, processes=1, classes=CLASSES, **changes):
     store, labeled, pool = tiny_store
     settings = TrainSettings(**TINY | {"ratio": 2} | changes)
-    images = without(open_source(str(labeled), labeled=True), {})
+    images = readable_images(open_source(str(labeled), labeled=True), {})
     pseudo = open_edition(store.open("tiny@gen-1.1"), open_source(str(pool)), classes, tmp_path)
     transform = training_transforms(settings, CONFIG)
     return list(training_batches(settings, images, pseudo, transform, steps, workers, process, processes))
 
 
-def same(left, right):
+def are_equal(left, right):
     def tensors(batch):
         return {"images": batch.images, "labels": batch.labels, **batch.pseudo}
 
@@ -54,17 +54,17 @@ def test_a_batch_holds_labeled_images_and_ratio_times_as_many_pseudo_labeled_one
 )
 def test_batches_are_the_same_with_and_without_workers(tiny_store, tmp_path, changes):
     alone, with_workers = (batches(tiny_store, tmp_path, range(4), workers=workers, **changes) for workers in (0, 2))
-    assert all(same(left, right) for left, right in zip(alone, with_workers, strict=True))
+    assert all(are_equal(left, right) for left, right in zip(alone, with_workers, strict=True))
 
 
 def test_the_parts_of_a_batch_are_joined_on_the_device(tiny_store, tmp_path):
     """Not before: what is joined in memory does not lie in pinned memory, and is copied at once and not beside the step."""
     (batch,) = batches(tiny_store, tmp_path, range(1))
-    parts = list(batch.parts(2, torch.device("cpu")))
+    parts = list(batch.split(2, torch.device("cpu")))
     assert torch.equal(parts[1].images, batch.images[[2, 3, 8, 9, 10, 11]])
     assert (parts[1].labels.tolist(), parts[1].pseudo["probs"].tolist()) == (batch.labels[2:].tolist(), batch.pseudo["probs"][4:].tolist())
     with DevicesOfJoined() as joined:
-        there = list(batch.parts(2, torch.device("meta")))
+        there = list(batch.split(2, torch.device("meta")))
     assert {one.images.device.type for one in there} == joined.devices == {"meta"}
 
 
@@ -83,8 +83,8 @@ class DevicesOfJoined(TorchFunctionMode):
 
 def test_going_on_at_a_step_gives_the_batches_that_would_have_come(tiny_store, tmp_path):
     whole, rest = batches(tiny_store, tmp_path, range(5)), batches(tiny_store, tmp_path, range(3, 5))
-    assert same(whole[3], rest[0])
-    assert same(whole[4], rest[1])
+    assert are_equal(whole[3], rest[0])
+    assert are_equal(whole[4], rest[1])
 
 
 def test_two_processes_share_the_batch_of_one(tiny_store, tmp_path):
@@ -137,7 +137,7 @@ def test_an_image_that_changed_stops_training_with_its_name(tiny_store, tmp_path
     store, labeled, _ = tiny_store
     pool = write_pool(tmp_path / "pool", 3, 5)
     settings = TrainSettings(**TINY | {"ratio": 8})
-    images = without(open_source(str(labeled), labeled=True), {})
+    images = readable_images(open_source(str(labeled), labeled=True), {})
     pseudo = open_edition(store.open("tiny@gen-1.1"), open_source(str(pool)), CLASSES, tmp_path / "work")
     changed = pool / pseudo.source.key(int(pseudo.rows[-1]))
     changed.write_bytes(changed.read_bytes()[::-1])
@@ -153,7 +153,7 @@ def test_classes_other_than_the_labeled_sets_are_refused(tiny_store, tmp_path):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_labeled_image_that_vanished_stops_training_with_its_name(tiny_store, tmp_path, workers):
     labeled = write_class_folders(tmp_path / "labeled", CLASSES, 1)
-    images = without(open_source(str(labeled), labeled=True), {})
+    images = readable_images(open_source(str(labeled), labeled=True), {})
     (labeled / "bee" / "000.png").unlink()
     settings = TrainSettings(**TINY)
     with pytest.raises(NstError, match=r"^[^\n]*'bee/000.png' can no longer be read [^\n]*$"):

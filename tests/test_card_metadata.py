@@ -67,10 +67,10 @@ def rows(count, **changes):
 
 def seal_teacher(store, name="net", config='{"architecture": "resnet18"}', metrics=None, **inputs):
     inputs = {role: one if isinstance(one, Input) else Input(ref=one, digest=role) for role, one in inputs.items()}
-    staging = store.begin(TeacherRequest(settings={"model": "resnet18"}, inputs=inputs), name, first=0)
+    staging = store.find_or_stage(TeacherRequest(settings={"model": "resnet18"}, inputs=inputs), name, first_generation=0)
     (staging.build / "config.json").write_text(config)
     (staging.build / "metrics.json").write_text(json.dumps(metrics or {}))
-    return staging.seal(staging.describe({}, NAMES, {"parameters": 11, "steps": 7, "labeled": 30, "entries": 60}))
+    return staging.seal(staging.build_manifest({}, NAMES, {"parameters": 11, "steps": 7, "labeled": 30, "entries": 60}))
 
 
 def written(version, card):
@@ -82,7 +82,7 @@ def written(version, card):
 def test_datasets_reads_from_the_files_what_the_card_says(store, tmp_path, kind):
     version = seal_generation(store, rows(300))
     version = seal_edition(store, version, rows(200)) if kind == "edition" else version
-    table = Described.of(version).table
+    table = Described.from_version(version).table
     bare = load_dataset(f"{version.folder}/{table}", split="train", cache_dir=str(tmp_path / "bare"))
     folder = written(version, dataset_card(version))
     info: DatasetInfo = load_dataset_builder(folder, table, cache_dir=str(tmp_path / "cache")).info
@@ -243,10 +243,10 @@ def test_a_license_that_the_user_wrote_into_the_card_of_a_folder_is_published_as
     published = Published("a/b", "gen-1")
     data = DatasetCard(dataset_card(version, published)).data.to_dict()
     assert {key: value for key, value in data.items() if key.startswith("license")} == expected
-    of_catalogs = json.loads(croissant(Described.of(version), published))["license"]
+    of_catalogs = json.loads(croissant(Described.from_version(version), published))["license"]
     assert of_catalogs == expected.get("license_name", expected["license"])
     accepted = "---\nlicense: of-a-later-hub\n---\n"  # what stands in the repository the Hub has taken
-    data = DatasetCard(dataset_card(version, Published("a/b", "gen-1", earlier=accepted))).data.to_dict()
+    data = DatasetCard(dataset_card(version, Published("a/b", "gen-1", earlier_card=accepted))).data.to_dict()
     assert {key: value for key, value in data.items() if key.startswith("license")} == {"license": "of-a-later-hub"}
 
 
@@ -254,7 +254,7 @@ def test_a_license_that_the_user_wrote_into_the_card_of_a_folder_is_published_as
 def test_hostile_words_of_the_user_stay_words_and_are_taken_over_by_the_next_push(store, words):
     version = seal_generation(store, rows(3))
     first = dataset_card(version, Published("a/b", "gen-1", license=words, pool_source=words))
-    second = dataset_card(version, Published("a/b", "gen-1", earlier=first))
+    second = dataset_card(version, Published("a/b", "gen-1", earlier_card=first))
     assert DatasetCard(second).data.to_dict() == DatasetCard(first).data.to_dict()
     assert DatasetCard(second).data.to_dict()["nst"] == {"pool_source": words}
     assert second.split("\n---\n", 1)[1] == first.split("\n---\n", 1)[1]
@@ -263,7 +263,7 @@ def test_hostile_words_of_the_user_stay_words_and_are_taken_over_by_the_next_pus
 def test_what_the_user_gives_wins_over_the_earlier_card(store):
     version = seal_generation(store, rows(3))
     first = dataset_card(version, Published("a/b", "gen-1", license="mit", pool_source="mine"))
-    second = dataset_card(version, Published("a/b", "gen-1", license="my terms", pool_source="yours", earlier=first))
+    second = dataset_card(version, Published("a/b", "gen-1", license="my terms", pool_source="yours", earlier_card=first))
     data = DatasetCard(second).data.to_dict()
     assert (data["license"], data["license_name"], data["nst"]) == ("other", "my-terms", {"pool_source": "yours"})
 
@@ -282,7 +282,7 @@ def test_what_the_user_gives_wins_over_the_earlier_card(store):
 )
 def test_front_matter_that_is_none_is_passed_over(store, card):
     assert read_front_matter(card).get("license") is None
-    assert DatasetCard(dataset_card(seal_generation(store, rows(1)), Published("a/b", "gen-1", earlier=card))).data.license is None
+    assert DatasetCard(dataset_card(seal_generation(store, rows(1)), Published("a/b", "gen-1", earlier_card=card))).data.license is None
 
 
 @pytest.mark.parametrize(

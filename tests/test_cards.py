@@ -9,16 +9,16 @@ import yaml
 from markdown_it import MarkdownIt
 from sealed_labels import COUNTS, label_row, seal_edition, seal_generation
 
-from nst_data.cards.cards import Published, as_text, dataset_card, model_card, write_dataset_card, write_model_card
+from nst_data.cards.cards import Published, dataset_card, escape_markdown, model_card, write_dataset_card, write_model_card
 from nst_data.cards.described import Described
 from nst_data.cards.own_text import BEGIN, END
 from nst_data.selection.selection import REASONS
 from nst_data.sources import open_source
-from nst_data.store.counts import TeacherCounts, in_words
+from nst_data.store.counts import TeacherCounts, describe_reason
 from nst_data.store.inputs import Input
-from nst_data.store.manifest import EditionRequest, GenerationRequest, TeacherRequest, make_manifest
+from nst_data.store.manifest import EditionRequest, GenerationRequest, TeacherRequest, create_manifest
 from nst_data.store.store import Store
-from nst_train.evaluation.evaluate import measure
+from nst_train.evaluation.evaluate import measure_and_record
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -87,14 +87,14 @@ def store(tmp_path):
 
 
 def generation_card(store, names, labeled=3):
-    staging = store.begin(request("generation", batch_size=8), "flowers")
+    staging = store.find_or_stage(request("generation", batch_size=8), "flowers")
     counts = COUNTS["generation"] | {"pool": labeled, "labeled": labeled, "per_class": dict.fromkeys(names, 1234)}
-    write_dataset_card(staging, staging.describe({}, names, counts))
+    write_dataset_card(staging, staging.build_manifest({}, names, counts))
     return (staging.build / "README.md").read_text()
 
 
 def edition_card(store, names, unique=3):
-    staging = store.begin(request("edition", min_confidence=0.3), "flowers", generation=1)
+    staging = store.find_or_stage(request("edition", min_confidence=0.3), "flowers", generation=1)
     one = {"labeled": 1, "unique": 1, "copies": 1}
     counts = COUNTS["edition"] | {
         "labeled": 9,
@@ -103,7 +103,7 @@ def edition_card(store, names, unique=3):
         "copies": 4,
         "classes_without_images": names,
     }
-    write_dataset_card(staging, staging.describe({}, names, counts | {"per_class": dict.fromkeys(names, one)}))
+    write_dataset_card(staging, staging.build_manifest({}, names, counts | {"per_class": dict.fromkeys(names, one)}))
     return (staging.build / "README.md").read_text()
 
 
@@ -113,7 +113,7 @@ def written_model_card(folder, names, metrics=None):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "metrics.json").write_text(json.dumps(metrics or {}))
     write_model_card(
-        Described(folder, folder, make_manifest("net", "gen-0", request("teacher", model="<i>|`x`"), {}, names, counts, 0, {}))
+        Described(folder, folder, create_manifest("net", "gen-0", request("teacher", model="<i>|`x`"), {}, names, counts, 0, {}))
     )
     return (folder / "README.md").read_text()
 
@@ -124,7 +124,7 @@ def in_one_line(name):
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_name_shows_as_it_is_and_never_as_markup(name):
-    html = MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(as_text(name))
+    html = MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(escape_markdown(name))
     assert Text(html).tags == ["p"]
     assert Text(html).seen.rstrip("\n") == in_one_line(name)
 
@@ -194,10 +194,10 @@ def test_a_teachers_card_written_again_shows_the_newest_metrics(tmp_path):
 def seal_teacher(store, name="net", metrics=None, **inputs):
     """A teacher without a network, measured or not."""
     request = TeacherRequest(settings={"model": "resnet18"}, inputs=inputs)
-    staging = store.begin(request, name, first=0)
+    staging = store.find_or_stage(request, name, first_generation=0)
     (staging.build / "config.json").write_text('{"architecture": "resnet18"}')
     known = {"parameters": 11, "steps": 7, "labeled": 30, "entries": 60}
-    version = staging.seal(staging.describe({}, ["ant", "bee", "cat"], known))
+    version = staging.seal(staging.build_manifest({}, ["ant", "bee", "cat"], known))
     if metrics is not None:
         (version.folder / "metrics.json").write_text(json.dumps(metrics))
     return version
@@ -208,9 +208,9 @@ def seal_labels(store, teachers, name="bugs", **about):
     inputs = {role: one if isinstance(one, Input) else one.lineage for role, one in teachers.items()}
     request = GenerationRequest(settings=about.pop("settings", {}), inputs=inputs | {"pool": Input(ref="/home/me/pool", digest="p")})
     labels = seal_generation(store, [label_row(index, index, index, 0.9) for index in range(3)], "labels-of-" + name, counts=about)
-    staging = store.begin(request, name)
+    staging = store.find_or_stage(request, name)
     shutil.copytree(labels.folder / "pseudo_labels", staging.build / "pseudo_labels")
-    return staging.seal(staging.describe(labels.manifest.files, labels.manifest.class_names, labels.manifest.counts))
+    return staging.seal(staging.build_manifest(labels.manifest.files, labels.manifest.class_names, labels.manifest.counts))
 
 
 def rewrite(version, inputs=None, counts=None):
@@ -492,14 +492,14 @@ def test_hostile_results_and_reasons_show_as_text(store, name):
         seen = Text(split(card)[1])
         assert not {"script", "img", "h3", "blockquote", "em", "hr"} & set(seen.tags)
         assert f"{in_one_line(name)}: top-1 50.00%" in section(card, heading) + seen.seen
-    assert f"dropped, {in_one_line(in_words(name))}: 3" in Text(split(dataset_card(edition))[1]).seen
+    assert f"dropped, {in_one_line(describe_reason(name))}: 3" in Text(split(dataset_card(edition))[1]).seen
 
 
 def test_of_many_classes_the_largest_and_the_smallest_are_named(store):
     names = [f"class {index}" for index in range(300)]
-    staging = store.begin(request("generation"), "flowers")
+    staging = store.find_or_stage(request("generation"), "flowers")
     per_class = {name: index for index, name in enumerate(names)}
-    write_dataset_card(staging, staging.describe({}, names, COUNTS["generation"] | {"per_class": per_class}))
+    write_dataset_card(staging, staging.build_manifest({}, names, COUNTS["generation"] | {"per_class": per_class}))
     rows, _ = rows_of(split((staging.build / "README.md").read_text())[1], "Labels per class")
     assert len(rows) == 41
     assert rows[0] == ["class 299", "299"]
@@ -515,7 +515,7 @@ def test_what_the_user_wrote_survives_new_metrics(tiny_store, tmp_path):
     teacher = store.open("tiny-teacher@gen-0")
     path = teacher.folder / "README.md"
     path.write_bytes(path.read_bytes().replace(f"{BEGIN}\n\n".encode(), f"{BEGIN}{OWN}".encode()))
-    measure(store, teacher, open_source(str(tiny_store[1]), labeled=True), "other images")
+    measure_and_record(store, teacher, open_source(str(tiny_store[1]), labeled=True), "other images")
     card = path.read_bytes().decode()
     assert "**other images**: top-1" in card
     assert f"{BEGIN}{OWN}{END}" in card
@@ -526,8 +526,8 @@ def test_what_the_user_wrote_survives_the_next_push(store):
     generation = seal_labels(store, {"teacher": seal_teacher(store)})
     first = dataset_card(generation, PLACE).replace(f"{BEGIN}\n\n", f"{BEGIN}{OWN}")
     edition = seal_selection(store, generation)
-    assert f"{BEGIN}{OWN}{END}" in dataset_card(edition, Published("alice/bugs", "gen-1.1", earlier=first))
-    damaged = dataset_card(edition, Published("alice/bugs", "gen-1.1", earlier=first.replace(END, "")))
+    assert f"{BEGIN}{OWN}{END}" in dataset_card(edition, Published("alice/bugs", "gen-1.1", earlier_card=first))
+    damaged = dataset_card(edition, Published("alice/bugs", "gen-1.1", earlier_card=first.replace(END, "")))
     assert OWN in damaged
     assert "the mark that ends your own text was missing" in Text(split(damaged)[1]).seen
 
@@ -553,4 +553,4 @@ def test_the_page_reads_reasons_as_cards_do():
     page = (Path(__file__).parents[1] / "cli" / "look" / "page" / "marks.js").read_text("utf-8")
     (written,) = re.findall(r"IN_WORDS = \{(.*?)\};", page)
     on_the_page = dict(re.findall(r'(\w+): "([^"]+)"', written))
-    assert on_the_page == {reason: in_words(reason) for reason in REASONS if in_words(reason) != reason.replace("_", " ")}
+    assert on_the_page == {reason: describe_reason(reason) for reason in REASONS if describe_reason(reason) != reason.replace("_", " ")}

@@ -12,18 +12,18 @@ from datasets import Dataset
 from labels import RUN, SETTINGS, write_teacher
 from pictures import png, write_table, write_tar
 from sealed_labels import label_row, seal_generation
-from test_label_resumed import Told, stopped
-from wording import tells
+from test_label_resumed import CountingProgress, label_until_stopped
+from wording import mentions
 
 from nst_data.errors import NstError
 from nst_data.progress import Progress
 from nst_data.selection.editions import balance
 from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
-from nst_data.sources.changes import HASH, Reading, Times, _known_of, newer_files
+from nst_data.sources.changes import HASH, ReadRecord, Times, _select_known, newer_files
 from nst_data.sources.hashing import image_hashes
 from nst_data.store.store import Store
-from nst_train.evaluation.evaluate import measure
+from nst_train.evaluation.evaluate import measure_and_record
 from nst_train.labeling.label import label
 from nst_train.settings import ReadSettings, RunSettings, TrainSettings
 from nst_train.training.train import train
@@ -50,38 +50,38 @@ def change(path, byte=-1):
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-def labeled(store, teacher, pool, **more):
-    told = Told()
+def label_pool(store, teacher, pool, **more):
+    told = CountingProgress()
     return label(store, "bugs", teacher, open_source(str(pool)), SETTINGS, run=RUN, progress=told, **more), told.lines
 
 
 def test_an_image_that_changed_at_its_size_is_named_and_one_that_was_touched_is_not(store, teacher, tmp_path):
     pool = write_pool(tmp_path / "pool", 2, 3)
-    first, _ = labeled(store, teacher, pool)
+    first, _ = label_pool(store, teacher, pool)
     (pool / "1-100.png").touch()
-    again, lines = labeled(store, teacher, pool)
+    again, lines = label_pool(store, teacher, pool)
     assert again.ref == first.ref
-    assert any(tells(line, "1 file changed … bugs@gen-1 was made; comparing 1 image ") for line in lines)
-    assert not any("changed" in line for line in labeled(store, teacher, pool)[1])  # it was looked at, and is noted
+    assert any(mentions(line, "1 file changed … bugs@gen-1 was made; comparing 1 image ") for line in lines)
+    assert not any("changed" in line for line in label_pool(store, teacher, pool)[1])  # it was looked at, and is noted
     kept = (pool / "0-101.png").read_bytes()
     change(pool / "0-101.png")
     says = (
         r"pool: 1 image has different content than when bugs@gen-1 was made \('0-101.png'\); restore it, or `store\.remove\('bugs@gen-1'\)`"
     )
     with pytest.raises(NstError, match=says):
-        labeled(store, teacher, pool)
-    assert labeled(store, teacher, pool, generation=2)[0].ref == "bugs@gen-2"
+        label_pool(store, teacher, pool)
+    assert label_pool(store, teacher, pool, generation=2)[0].ref == "bugs@gen-2"
     (pool / "0-101.png").write_bytes(kept)
-    assert labeled(store, teacher, pool, generation=1)[0].ref == "bugs@gen-1"
+    assert label_pool(store, teacher, pool, generation=1)[0].ref == "bugs@gen-1"
 
 
 @pytest.mark.parametrize(("what", "those"), [("bugs@gen-1 was made", "bugs@gen-1"), ("these features were computed", "these features")])
 def test_the_work_of_comparing_is_named_after_what_was_made(tmp_path, what, those):
     pool = write_pool(tmp_path / "pool", 1, 2)
     (tmp_path / "made").mkdir()
-    source, reading, named = open_source(str(pool)), Reading(tmp_path / "made", "source"), []
-    reading.begin(source)
-    reading.keep(np.array([bytes.fromhex(hashed) for _, hashed in image_hashes(source.rows(np.arange(2)))], HASH))
+    source, reading, named = open_source(str(pool)), ReadRecord(tmp_path / "made", "source"), []
+    reading.record_stamps(source)
+    reading.store_hashes(np.array([bytes.fromhex(hashed) for _, hashed in image_hashes(source.rows(np.arange(2)))], HASH))
     (pool / "0-100.png").touch()
 
     class Named(Progress):
@@ -89,7 +89,7 @@ def test_the_work_of_comparing_is_named_after_what_was_made(tmp_path, what, thos
             named.append(name)
             return super().task(name, total, unit, done)
 
-    reading.check(open_source(str(pool)), reading.kept(), what, "go on", Named())
+    reading.check_unchanged(open_source(str(pool)), reading.stored_hashes(), what, "go on", Named())
     assert named == [f"compare images with those of {those}"]
 
 
@@ -100,37 +100,37 @@ def test_files_that_change_places_are_found(store, teacher, tmp_path):
         shutil.copy(write_pool(tmp_path / "one", 1, 1) / "0-100.png", pool / f"{name}.png")
         with (pool / f"{name}.png").open("ab") as file:
             file.write(bytes([byte]))
-    labeled(store, teacher, pool)
+    label_pool(store, teacher, pool)
     for old, new in (("a", "c"), ("b", "a"), ("c", "b")):
         (pool / f"{old}.png").rename(pool / f"{new}.png")
     with pytest.raises(NstError, match=r"pool: 2 images.*bugs@gen-1 was made \(.*'a\.png'\); restore.*`store\.remove\('bugs@gen-1'\)`"):
-        labeled(store, teacher, pool)
+        label_pool(store, teacher, pool)
 
 
 def test_a_labeling_under_way_does_not_mix_old_and_new_images(store, teacher, tmp_path):
     pool = write_pool(tmp_path / "pool", 2, 11)
-    stopped(store, teacher, pool)
+    label_until_stopped(store, teacher, pool)
     done = store.stagings("bugs")[0]
     assert (done.work / "shards" / "00000.json").exists()
     change(pool / "1-110.png")  # not labeled yet
     change(pool / "0-100.png")
     with pytest.raises(NstError, match=r"pool: 1 image.*bugs@gen-1 was begun \('0-100\.png'\); restore.*`store\.remove\('bugs@gen-1'\)`"):
-        labeled(store, teacher, pool)
+        label_pool(store, teacher, pool)
     assert (done.work / "shards" / "00000.json").exists()
     change(pool / "0-100.png")
-    assert labeled(store, teacher, pool)[0].manifest.counts.labeled == 22
+    assert label_pool(store, teacher, pool)[0].manifest.counts.labeled == 22
 
 
 def test_a_version_of_an_earlier_nst_is_compared_with_when_it_was_made(store, teacher, tmp_path):
     pool = write_pool(tmp_path / "pool", 1, 3)
-    version, _ = labeled(store, teacher, pool)
+    version, _ = label_pool(store, teacher, pool)
     shutil.rmtree(version.folder / "read")
     assert version.verify() == []
     change(pool / "0-101.png")
     path = version.folder / "nst.json"
     path.write_text(path.read_text().replace(version.manifest.created[:4], "2020", 1))
     with pytest.raises(NstError, match=r"1 image has different content"):
-        labeled(store, teacher, pool)
+        label_pool(store, teacher, pool)
 
 
 @pytest.mark.parametrize("kind", ["tar", "parquet", "beside"])
@@ -151,13 +151,13 @@ def test_images_in_tables_and_tar_files_are_compared_too(store, teacher, tmp_pat
         return write_table(tmp_path / "pool.parquet", image=pa.array(rows, named))
 
     size = os.path.getsize(pool := write(images))
-    labeled(store, teacher, pool)
+    label_pool(store, teacher, pool)
     write(changed)
     assert os.path.getsize(pool) == size
     with pytest.raises(NstError, match=r"(pool\.\w+): 1 image.*bugs@gen-1 was made \('\1:(2|0-102\.png)'\); restore"):
-        labeled(store, teacher, pool)
+        label_pool(store, teacher, pool)
     write(images)
-    assert labeled(store, teacher, pool)[0].ref == "bugs@gen-1"
+    assert label_pool(store, teacher, pool)[0].ref == "bugs@gen-1"
 
 
 @pytest.mark.parametrize("role", ["labeled", "validation"])
@@ -180,7 +180,7 @@ def test_images_that_a_temperature_was_fitted_on_are_compared_too(store, teacher
     pool, fitted = write_pool(tmp_path / "pool", 1, 3), write_class_folders(tmp_path / "fitted", NAMES, 2)
 
     def calibrated():
-        return labeled(store, teacher, pool, calibration=open_source(str(fitted), labeled=True))[0].ref
+        return label_pool(store, teacher, pool, calibration=open_source(str(fitted), labeled=True))[0].ref
 
     (fitted / "cat" / "001.png").write_bytes(b"text")
     assert calibrated() == "bugs@gen-1"
@@ -198,7 +198,7 @@ def test_images_that_changed_are_measured_again_and_what_an_earlier_nst_measured
     teacher = train(store, "t", open_source(str(data), labeled=True), TRAINED, run=RunSettings(workers=0, decode_threads=1))
 
     def measured(name="data"):
-        return measure(store, teacher, open_source(str(data), labeled=True), name, ReadSettings(decode_threads=1))
+        return measure_and_record(store, teacher, open_source(str(data), labeled=True), name, ReadSettings(decode_threads=1))
 
     first = measured()
     notes = teacher.folder / "metrics.json"
@@ -217,13 +217,13 @@ def test_image_files_that_a_saved_dataset_names_are_looked_at(store, teacher, tm
     cells = [{"bytes": None, "path": f"images/0-10{row}.png"} for row in range(3)] + [{"bytes": png(0, 9), "path": "gone.png"}]
     Dataset.from_dict({"image": cells}).save_to_disk(saved)
     write_pool(saved / "images", 1, 3)
-    labeled(store, teacher, saved)
+    label_pool(store, teacher, saved)
     (saved / "images" / "0-100.png").touch()
-    assert any("comparing" in line for line in labeled(store, teacher, saved)[1])
-    assert not any("comparing" in line for line in labeled(store, teacher, saved)[1])
+    assert any("comparing" in line for line in label_pool(store, teacher, saved)[1])
+    assert not any("comparing" in line for line in label_pool(store, teacher, saved)[1])
     change(saved / "images" / "0-101.png")
     with pytest.raises(NstError, match=r"saved: 1 image.*bugs@gen-1 was made \('1'\); restore.*`store\.remove\('bugs@gen-1'\)`"):
-        labeled(store, teacher, saved)
+        label_pool(store, teacher, saved)
 
 
 def test_only_files_that_are_newer_are_newer(tmp_path):
@@ -233,17 +233,17 @@ def test_only_files_that_are_newer_are_newer(tmp_path):
     before = Times(max(stat.st_mtime_ns for stat in stats), max(stat.st_ctime_ns for stat in stats))
     change(pool / "0-101.png")
     assert newer_files(source, before).tolist() == [1]
-    reading = Reading(tmp_path, "pool")
-    reading.check(source, (), "it was made", "label anew", Told())  # nothing is noted: nothing is said
+    reading = ReadRecord(tmp_path, "pool")
+    reading.check_unchanged(source, (), "it was made", "label anew", CountingProgress())  # nothing is noted: nothing is said
 
 
 @pytest.mark.parametrize("note", ["{}", "[]", "no JSON", '{"location": "x", "written": "y"}', '{"location": "x", "written": 1}'])
 def test_a_note_of_a_reading_that_no_nst_wrote_counts_as_none(store, teacher, tmp_path, note):
     pool = write_pool(tmp_path / "pool", 1, 3)
-    version, _ = labeled(store, teacher, pool)
+    version, _ = label_pool(store, teacher, pool)
     (version.folder / "read" / "pool.stamps.npy").unlink()
     (version.folder / "read" / "pool.json").write_text(note)
-    again, _ = labeled(store, teacher, pool)
+    again, _ = label_pool(store, teacher, pool)
     assert again.ref == version.ref
 
 
@@ -269,11 +269,11 @@ def test_another_pool_of_the_same_names_and_sizes_is_not_taken_for_the_first(sto
     for path in other.iterdir():
         change(path)
     pool = write_pool(tmp_path / "pool", 1, 3)  # the newest of all
-    assert labeled(store, teacher, pool)[0].ref == labeled(store, teacher, copy)[0].ref
+    assert label_pool(store, teacher, pool)[0].ref == label_pool(store, teacher, copy)[0].ref
     with pytest.raises(
         NstError, match=r"other: 3 images.*bugs@gen-1 was made \(.*'0-100\.png'\); restore.*`store\.remove\('bugs@gen-1'\)`"
     ):
-        labeled(store, teacher, other)
+        label_pool(store, teacher, other)
 
 
 @pytest.mark.parametrize("swapped", ["link", "folder"])
@@ -294,26 +294,26 @@ def test_an_older_copy_in_the_same_place_is_not_taken_for_what_was_read(store, t
         return folder.rename(pool)
 
     show(newer)
-    labeled(store, teacher, pool)
-    kept = Reading(store.open("bugs").folder, "pool")
+    label_pool(store, teacher, pool)
+    kept = ReadRecord(store.open("bugs").folder, "pool")
     show(older)
     with pytest.raises(NstError, match=r"pool: 3 images.*bugs@gen-1 was made \(.*'0-100\.png'\); restore.*`store\.remove\('bugs@gen-1'\)`"):
-        labeled(store, teacher, pool)
+        label_pool(store, teacher, pool)
     about, stamps = (kept._about, kept._stamps)
     stamps.unlink()  # as an earlier nst noted it: by the newest times alone
     newest = max(max(path.stat().st_mtime_ns, path.stat().st_ctime_ns) for path in pool.iterdir())
     about.write_text(json.dumps({"written": newest, "changed": newest, "location": str(pool)}))
-    assert labeled(store, teacher, pool)[0].ref == "bugs@gen-1"
+    assert label_pool(store, teacher, pool)[0].ref == "bugs@gen-1"
 
 
 def test_only_images_that_were_read_are_counted_as_compared(store, teacher, tmp_path):
     pool = write_pool(tmp_path / "pool", 1, 3)
     (pool / "0-101.png").write_bytes(b"text")
-    labeled(store, teacher, pool)
+    label_pool(store, teacher, pool)
     for path in pool.iterdir():
         path.touch()
-    _, lines = labeled(store, teacher, pool)
-    assert any(tells(line, "3 files changed … bugs@gen-1 was made; comparing 2 images") for line in lines)
+    _, lines = label_pool(store, teacher, pool)
+    assert any(mentions(line, "3 files changed … bugs@gen-1 was made; comparing 2 images") for line in lines)
 
 
 def test_the_wanted_rows_are_found_in_pieces_with_gaps_and_none_twice():
@@ -322,7 +322,7 @@ def test_the_wanted_rows_are_found_in_pieces_with_gaps_and_none_twice():
     hashes = np.array([generator.bytes(16) for _ in rows], HASH)
     pieces = [(rows[at : at + 100], hashes[at : at + 100]) for at in range(0, len(rows), 100)]
     wanted = np.flatnonzero(generator.random(3000) < 0.3)
-    found = _known_of(wanted, iter([*pieces, (rows[:0], hashes[:0])]))
+    found = _select_known(wanted, iter([*pieces, (rows[:0], hashes[:0])]))
     is_wanted = np.isin(rows, wanted)
     assert np.concatenate([numbers for numbers, _ in found]).tolist() == rows[is_wanted].tolist()
     assert np.concatenate([hashed for _, hashed in found]).tolist() == hashes[is_wanted].tolist()

@@ -8,7 +8,7 @@ from test_train import step_and_batch
 from nst_data.errors import NstError
 from nst_data.sources import open_source
 from nst_train.settings import RunSettings, TrainSettings
-from nst_train.training.checkpoint import CheckpointClock, is_finite, last_checkpoint, load_checkpoint, save_checkpoint
+from nst_train.training.checkpoint import CheckpointClock, is_finite, last_checkpoint_step, load_checkpoint, save_checkpoint
 from nst_train.training.train import train
 
 
@@ -16,8 +16,8 @@ def save(folder, done, step, **more):
     save_checkpoint(folder, done, step.network, step.averaged.module, step.optimizer.optimizer, **more)
 
 
-def load(folder, step, say=lambda _: None):
-    return load_checkpoint(folder, step.network, step.averaged.module, step.optimizer.optimizer, say)
+def load(folder, step, report=lambda _: None):
+    return load_checkpoint(folder, step.network, step.averaged.module, step.optimizer.optimizer, report)
 
 
 @pytest.mark.parametrize("optimizer", ["rmsproptf", "adamw", "sgd", "lamb"])
@@ -56,9 +56,9 @@ def test_what_an_optimizer_keeps_of_a_weight_is_in_its_order_in_memory_after_a_r
 def test_the_last_checkpoints_are_kept_and_older_ones_dropped(tmp_path):
     step, _ = step_and_batch()
     for done in (1, 2, 3, 4):
-        save(tmp_path, done, step, keep=2)
+        save(tmp_path, done, step, max_checkpoints=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000000003", "step-000000004"]
-    assert last_checkpoint(tmp_path) == 4
+    assert last_checkpoint_step(tmp_path) == 4
 
 
 def test_what_a_kill_left_of_a_checkpoint_is_gone_with_the_next_one(tmp_path):
@@ -76,10 +76,10 @@ def test_what_a_kill_left_of_a_checkpoint_is_gone_with_the_next_one(tmp_path):
 @pytest.mark.parametrize("left", [0, 0.5, None])
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_with_one_line(tmp_path, file, left):
     step, batch = step_and_batch()
-    save(tmp_path, 1, step, notes={"is": "first"}, best=step.averaged.module.state_dict(), keep=2)
+    save(tmp_path, 1, step, notes={"is": "first"}, best_weights=step.averaged.module.state_dict(), max_checkpoints=2)
     expected = step.network.fc.weight.detach().clone()
     step(0, batch)
-    save(tmp_path, 2, step, best=step.averaged.module.state_dict(), keep=2)
+    save(tmp_path, 2, step, best_weights=step.averaged.module.state_dict(), max_checkpoints=2)
     damaged = tmp_path / "step-000000002" / file
     if left is None:
         damaged.unlink()
@@ -92,7 +92,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_with_one_line(tm
     (line,) = said
     assert line.startswith("the checkpoint step-000000002 is damaged (")
     assert line.endswith("resuming from the previous one, or from the start")
-    assert last_checkpoint(tmp_path) == 1
+    assert last_checkpoint_step(tmp_path) == 1
 
 
 def test_where_all_checkpoints_are_damaged_training_begins_anew(tmp_path):
@@ -106,8 +106,8 @@ def test_the_best_weights_travel_with_a_checkpoint(tmp_path):
     step, batch = step_and_batch()
     best = {name: value.clone() for name, value in step.averaged.module.state_dict().items()}
     step(0, batch)
-    save(tmp_path, 1, step, best=best)
-    found = load(tmp_path, step).best
+    save(tmp_path, 1, step, best_weights=best)
+    found = load(tmp_path, step).best_weights
     assert found.keys() == best.keys()
     assert all(torch.equal(found[name], best[name]) for name in best)
 
@@ -154,7 +154,7 @@ def test_a_training_that_diverges_names_its_last_good_checkpoint_which_is_finite
     ) as error:
         train(store, "late", open_source(str(labeled), labeled=True), TrainSettings(**TINY | changes), run=run)
     (staging,) = store.stagings("late")
-    last = last_checkpoint(staging.work / "checkpoints")
+    last = last_checkpoint_step(staging.work / "checkpoints")
     assert f"that of step {last}." in str(error.value)
     step, _ = step_and_batch(**changes)
     assert load(staging.work / "checkpoints", step).step == last

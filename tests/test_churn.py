@@ -13,9 +13,9 @@ from nst_data.inspection.churn import (
     ClassChurn,
     ConfidenceChurn,
     count_changes,
-    in_both,
-    matched_by_name,
-    measure,
+    join_common_images,
+    match_labels_by_name,
+    measure_churn,
     one_row_per_image,
 )
 
@@ -35,7 +35,7 @@ AFTER = [(8, 1, 0.5), (4, 2, 0.5), (3, 1, 0.5), (2, 0, 0.5), (1, 2, 0.75)]
 
 
 def test_five_labels_are_compared_by_hand():
-    churn = measure(table(BEFORE), table(AFTER), NAMES)
+    churn = measure_churn(table(BEFORE), table(AFTER), NAMES)
     assert (churn.only_before, churn.only_after, churn.both, churn.changed) == (1, 1, 4, 2)
     assert churn.mean_confidence_change == (0.25 + 0 + 0.25 + 0.25) / 4
     assert churn.changes == [Change("ant", "cat", 1), Change("bee", "ant", 1)]
@@ -50,35 +50,35 @@ def test_five_labels_are_compared_by_hand():
 
 
 def test_nothing_changes_from_a_table_to_itself():
-    churn = measure(table(BEFORE), table(BEFORE), NAMES)
+    churn = measure_churn(table(BEFORE), table(BEFORE), NAMES)
     assert (churn.only_before, churn.only_after, churn.both, churn.changed, churn.mean_confidence_change) == (0, 0, 5, 0, 0.0)
     assert churn.changes == []
 
 
 def test_the_first_of_equal_images_stands_for_all():
-    churn = measure(table([(0, 0, 0.5), (0, 1, 0.9), (0, 1, 0.9)]), table([(0, 0, 0.5), (0, 2, 0.5)]), NAMES)
+    churn = measure_churn(table([(0, 0, 0.5), (0, 1, 0.9), (0, 1, 0.9)]), table([(0, 0, 0.5), (0, 2, 0.5)]), NAMES)
     assert (churn.both, churn.changed, churn.mean_confidence_change) == (1, 0, 0.0)
 
 
 def test_copies_are_compared_between_editions_alone():
     one, other = [(0, 0, 0.5, 3), (1, 0, 0.5, 2)], [(0, 0, 0.5, 1), (1, 0, 0.5, 2)]
-    assert measure(table(one), table(other), NAMES).copies_changed == 1
-    assert measure(table(one), table([row[:3] for row in other]), NAMES).copies_changed is None
+    assert measure_churn(table(one), table(other), NAMES).copies_changed == 1
+    assert measure_churn(table(one), table([row[:3] for row in other]), NAMES).copies_changed is None
 
 
 def test_tables_without_a_common_image_have_no_churn():
-    churn = measure(table([(0, 0, 0.5)]), table([(1, 0, 0.5), (2, 0, 0.5)]), NAMES)
+    churn = measure_churn(table([(0, 0, 0.5)]), table([(1, 0, 0.5), (2, 0, 0.5)]), NAMES)
     assert (churn.only_before, churn.only_after, churn.both, churn.mean_confidence_change) == (1, 2, 0, None)
     assert churn.by_class == churn.changes == []
 
 
 def test_a_confidence_that_is_no_number_is_left_out_of_the_mean():
-    churn = measure(table([(0, 0, float("nan")), (1, 0, 0.5)]), table([(0, 1, 0.5), (1, 0, 0.25)]), NAMES)
+    churn = measure_churn(table([(0, 0, float("nan")), (1, 0, 0.5)]), table([(0, 1, 0.5), (1, 0, 0.25)]), NAMES)
     assert (churn.both, churn.changed, churn.mean_confidence_change) == (2, 1, 0.25)
 
 
 def test_only_so_many_changes_are_named_the_most_frequent_first():
-    churn = measure(table([(0, 0, 0.5), (1, 1, 0.5), (2, 1, 0.5)]), table([(0, 1, 0.5), (1, 2, 0.5), (2, 2, 0.5)]), NAMES, pairs=1)
+    churn = measure_churn(table([(0, 0, 0.5), (1, 1, 0.5), (2, 1, 0.5)]), table([(0, 1, 0.5), (1, 2, 0.5), (2, 2, 0.5)]), NAMES, pairs=1)
     assert churn.changes == [Change("bee", "cat", 2)]
 
 
@@ -109,7 +109,7 @@ def test_the_comparison_equals_that_of_plain_python_in_any_order_of_rows_and_num
     for rows in (before, after):
         frame = table(rows).collect() if rows else pl.DataFrame(schema=COLUMNS)
         shuffled.append(frame[random.sample(range(len(rows)), len(rows))].lazy())
-    churn = measure(*shuffled, NAMES, pairs=100, rows_at_once=rows_at_once)
+    churn = measure_churn(*shuffled, NAMES, pairs=100, rows_at_once=rows_at_once)
     counts = (churn.only_before, churn.only_after, churn.both, churn.changed, churn.mean_confidence_change, churn.copies_changed)
     changes = {(NAMES.index(one.before), NAMES.index(one.after)): one.images for one in churn.changes}
     classes = dict.fromkeys(range(3), 0) | {NAMES.index(one.name): one.images for one in churn.by_class}
@@ -120,7 +120,7 @@ def test_the_comparison_equals_that_of_plain_python_in_any_order_of_rows_and_num
 def test_the_steps_take_and_give_lazy_frames():
     first, second = one_row_per_image(table(BEFORE)), one_row_per_image(table(AFTER))
     assert isinstance(first, pl.LazyFrame)
-    changes = count_changes(in_both(first, second)).sort("label", "label_after").collect()
+    changes = count_changes(join_common_images(first, second)).sort("label", "label_after").collect()
     assert changes.select("label", "label_after", "bin", "images", "moved").rows() == [
         (0, 2, 4, 1, 0.25),
         (1, 0, 4, 1, 0.0),
@@ -130,20 +130,20 @@ def test_the_steps_take_and_give_lazy_frames():
 
 
 def test_classes_in_another_order_are_matched_by_name():
-    after = matched_by_name(table([(0, 2, 0.5), (1, 1, 0.5)]), ["cat", "bee", "ant"], NAMES, "a and b")
-    assert measure(table([(0, 0, 0.5), (1, 1, 0.5)]), after, NAMES).changed == 0
+    after = match_labels_by_name(table([(0, 2, 0.5), (1, 1, 0.5)]), ["cat", "bee", "ant"], NAMES, "a and b")
+    assert measure_churn(table([(0, 0, 0.5), (1, 1, 0.5)]), after, NAMES).changed == 0
 
 
 @pytest.mark.parametrize(("before", "after"), [(["a", "caf\u00e9"], ["cafe\u0301", "a"]), (["7", "12"], ["12", "07"])])
 def test_classes_that_are_spelled_otherwise_are_the_same_as_everywhere(before, after):
-    labels = matched_by_name(table([(0, 0, 0.5), (1, 1, 0.5)]), after, before, "a and b")
+    labels = match_labels_by_name(table([(0, 0, 0.5), (1, 1, 0.5)]), after, before, "a and b")
     assert labels.collect()["label"].to_list() == [1, 0]
 
 
 def test_a_label_outside_the_classes_is_an_error_after_matching_too():
-    after = matched_by_name(table([(0, 7, 0.5)]), NAMES, NAMES, "a and b")
+    after = match_labels_by_name(table([(0, 7, 0.5)]), NAMES, NAMES, "a and b")
     with pytest.raises(NstError, match=r"a and b:.*0 to 2.*label 7"):
-        measure(table([(0, 0, 0.5)]), after, NAMES, "a and b")
+        measure_churn(table([(0, 0, 0.5)]), after, NAMES, "a and b")
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_a_label_outside_the_classes_is_an_error_after_matching_too():
 )
 def test_other_classes_are_an_error_that_names_them(names, message):
     with pytest.raises(NstError, match=message):
-        matched_by_name(table([(0, 0, 0.5)]), names, NAMES, "a and b")
+        match_labels_by_name(table([(0, 0, 0.5)]), names, NAMES, "a and b")
 
 
 class Looked(list):
@@ -171,7 +171,7 @@ class Looked(list):
 def test_of_many_classes_the_names_are_gone_through_a_few_times():
     names = [f"class {number}" for number in range(1000)]
     before, after = Looked(names), Looked(names[::-1])
-    labels = matched_by_name(table([(0, 0, 0.5), (1, 998, 0.5)]), after, before, "a and b")
+    labels = match_labels_by_name(table([(0, 0, 0.5), (1, 998, 0.5)]), after, before, "a and b")
     assert labels.collect()["label"].to_list() == [999, 1]
     assert before.times + after.times < 100  # not once for each class
 
@@ -180,10 +180,10 @@ def test_of_many_classes_the_names_are_gone_through_a_few_times():
 def test_a_label_outside_the_classes_is_an_error(wrong):
     frames = [table([(0, 3 if wrong == side else 0, 0.5)]) for side in ("before", "after")]
     with pytest.raises(NstError, match=r"a and b:.*0 to 2.*label 3"):
-        measure(*frames, NAMES, "a and b")
+        measure_churn(*frames, NAMES, "a and b")
 
 
 def test_a_hash_that_is_none_is_an_error():
     frame = table([(0, 0, 0.5)]).with_columns(image_hash=pl.lit("no hash"))
     with pytest.raises(NstError, match=r"a and b:.*\(strict integer parsing failed.*`verify\(\)`"):
-        measure(frame, table([(0, 0, 0.5)]), NAMES, "a and b")
+        measure_churn(frame, table([(0, 0, 0.5)]), NAMES, "a and b")

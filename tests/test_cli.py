@@ -13,7 +13,7 @@ from labels import write_teacher
 from nst_cli.commands import COMMANDS
 from nst_cli.main import app
 from typer.testing import CliRunner
-from wording import is_line, tells
+from wording import is_line, mentions
 
 from nst_data.store.files import hash_file
 from nst_data.store.store import Store
@@ -22,9 +22,9 @@ from nst_train.waiting import wait_passively
 NETWORK = ["--model", "test_resnet", "--image-size", "16", "--epochs", "1", "--batch-size", "4", "--workers", "0"]
 
 
-def fails(status, *words):
+def error_line(status, *arguments):
     """The command's one line on standard error."""
-    result = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+    result = CliRunner().invoke(app, [str(word) for word in arguments], catch_exceptions=False)
     assert result.exit_code == status, result.output
     lines = result.stderr.strip().splitlines()
     assert lines[-1].startswith("nst: ")
@@ -38,8 +38,8 @@ def files_in(folder):
     return [path for path in files if path.parent != folder / "runs" / "indexes"]
 
 
-def label(pool, store, *words):
-    return ["label", pool, "--teacher", "tiny-teacher", "--corpus", "wrong", "--store", store.root, *words]
+def label(pool, store, *arguments):
+    return ["label", pool, "--teacher", "tiny-teacher", "--corpus", "wrong", "--store", store.root, *arguments]
 
 
 @pytest.fixture
@@ -67,80 +67,80 @@ def test_threads_wait_passively_unless_the_user_says_how(monkeypatch, given, pol
 
 
 def test_no_such_folder(tiny_store, tmp_path):
-    assert tells(fails(1, *label(tmp_path / "nowhere", tiny_store[0])), "nowhere: no such file …; … folder of images")
+    assert mentions(error_line(1, *label(tmp_path / "nowhere", tiny_store[0])), "nowhere: no such file …; … folder of images")
 
 
 def test_a_slip_in_a_path_is_not_looked_for_on_the_hub(tiny_store, tmp_path, monkeypatch):
     write_class_folders(tmp_path / "photos" / "unlabeled", ["ant"], 1)
     monkeypatch.chdir(tmp_path)
-    line = fails(1, *label("photos/unlabelled", tiny_store[0]))
+    line = error_line(1, *label("photos/unlabelled", tiny_store[0]))
     assert is_line(line, "…photos/unlabelled: no such file …; did you mean photos/unlabeled?")
-    line = fails(1, *label("photos/pool", tiny_store[0]))
+    line = error_line(1, *label("photos/pool", tiny_store[0]))
     assert is_line(line, f"…photos/pool: no such file …; {tmp_path}/photos has unlabeled. … Hub … photos/pool@main")
 
 
 def test_what_is_no_teacher_is_answered_with_teachers(tiny_store):
     store, _, pool = tiny_store
-    line = fails(2, "label", pool, "--teacher", "tiny@gen-1", "--corpus", "new", "--store", store.root)
+    line = error_line(2, "label", pool, "--teacher", "tiny@gen-1", "--corpus", "new", "--store", store.root)
     assert "expected a teacher in the store" in line
-    assert tells(line, "expected a teacher …, found a generation; choose tiny-teacher@gen-0")
+    assert mentions(line, "expected a teacher …, found a generation; choose tiny-teacher@gen-0")
 
 
 def test_a_folder_without_images(tiny_store, tmp_path):
     (tmp_path / "notes.txt").write_text("no image")
-    assert "expected images (.avif, .bmp" in fails(1, *label(tmp_path, tiny_store[0]))
+    assert "expected images (.avif, .bmp" in error_line(1, *label(tmp_path, tiny_store[0]))
 
 
 def test_a_labeled_set_with_one_class(tmp_path, store):
     write_class_folders(tmp_path / "labeled", ["ant"], 3)
-    line = fails(1, "train", "--labeled", tmp_path / "labeled", "--name", "one", *NETWORK, "--store", store)
-    assert tells(line, "two classes or more, found only 'ant'")
+    line = error_line(1, "train", "--labeled", tmp_path / "labeled", "--name", "one", *NETWORK, "--store", store)
+    assert mentions(line, "two classes or more, found only 'ant'")
     assert files_in(store) == []
 
 
 def test_other_classes_than_the_teachers_show_both(tiny_store, tmp_path):
     write_class_folders(tmp_path / "data", ["ant", "bee", "dog"], 1)
-    line = fails(1, "evaluate", "tiny-teacher", "--data", tmp_path / "data", "--store", tiny_store[0].root)
-    assert tells(line, "3 classes (ant, bee, cat), found 3 (ant, bee, dog); …: dog")
+    line = error_line(1, "evaluate", "tiny-teacher", "--data", tmp_path / "data", "--store", tiny_store[0].root)
+    assert mentions(line, "3 classes (ant, bee, cat), found 3 (ant, bee, dog); …: dog")
     assert "--class-names FILE" in line
 
 
 def test_other_classes_than_the_pseudo_labels_are_refused_and_leave_nothing(tiny_store, tmp_path):
     write_class_folders(tmp_path / "data", ["ant", "bee", "dog"], 2)
     words = ["train", "--labeled", tmp_path / "data", "--pseudo", "tiny@gen-1.1", "--name", "other-classes", *NETWORK]
-    line = fails(1, *words, "--store", tiny_store[0].root)
-    assert tells(line, "3 classes (ant, bee, cat), found 3 (ant, bee, dog)")
+    line = error_line(1, *words, "--store", tiny_store[0].root)
+    assert mentions(line, "3 classes (ant, bee, cat), found 3 (ant, bee, dog)")
     assert not any("other-classes" in ref for ref in tiny_store[0].unfinished())
 
 
 def test_an_unknown_model_suggests_near_ones_and_leaves_nothing(tmp_path, store, labeled_folder):
-    line = fails(2, "train", "--labeled", labeled_folder, "--name", "new", *NETWORK, "--model", "efficientnet_b00", "--store", store)
-    assert tells(line, "efficientnet_b00: no network of timm and no teacher …; did you mean efficientnet_b")
+    line = error_line(2, "train", "--labeled", labeled_folder, "--name", "new", *NETWORK, "--model", "efficientnet_b00", "--store", store)
+    assert mentions(line, "efficientnet_b00: no network of timm and no teacher …; did you mean efficientnet_b")
     assert files_in(store) == []
 
 
 def test_a_folder_in_place_of_a_network_is_told_how_to_be_named(tmp_path, store, labeled_folder, monkeypatch):
     write_teacher(tmp_path / "lite0", ["ant", "bee"])
     monkeypatch.chdir(tmp_path)
-    line = fails(2, "train", "--labeled", labeled_folder, "--name", "new", *NETWORK, "--model", "lite0", "--store", store)
-    assert tells(line, "lite0: no network of timm and no teacher …; for the folder, write local-dir:lite0")
+    line = error_line(2, "train", "--labeled", labeled_folder, "--name", "new", *NETWORK, "--model", "lite0", "--store", store)
+    assert mentions(line, "lite0: no network of timm and no teacher …; for the folder, write local-dir:lite0")
 
 
 def test_an_unknown_teacher_suggests_near_ones(tiny_store, pool_folder):
     words = ["label", pool_folder, "--teacher", "resnet500", "--corpus", "wrong", "--store", tiny_store[0].root]
-    assert tells(fails(2, *words), "resnet500: no network of timm and no teacher …; did you mean resnet50")
+    assert mentions(error_line(2, *words), "resnet500: no network of timm and no teacher …; did you mean resnet50")
 
 
 def test_a_teacher_version_that_is_not_there_names_those_that_are(tiny_store, pool_folder):
     words = ["label", pool_folder, "--teacher", "tiny-teacher@gen-7", "--corpus", "wrong", "--store", tiny_store[0].root]
-    assert "tiny-teacher@gen-7: expected a teacher in the store" in fails(2, *words)
-    assert "there is tiny-teacher@gen-0 (teacher)" in fails(2, *words)
+    assert "tiny-teacher@gen-7: expected a teacher in the store" in error_line(2, *words)
+    assert "there is tiny-teacher@gen-0 (teacher)" in error_line(2, *words)
 
 
 def test_a_number_taken_by_other_settings_names_them(tiny_store):
     words = ["balance", "tiny@gen-1", "--edition", "1", "--per-class", "9", "--min-confidence", "0", "--store", tiny_store[0].root]
-    line = fails(1, *words)
-    assert tells(line, "tiny@gen-1.1 … (per_class: 20 instead of 9)")
+    line = error_line(1, *words)
+    assert mentions(line, "tiny@gen-1.1 … (per_class: 20 instead of 9)")
     assert "nst remove tiny@gen-1.1" in line
 
 
@@ -148,13 +148,13 @@ def test_a_store_written_by_a_newer_schema(tmp_path):
     folder = tmp_path / "corpora" / "future" / "gen-1"
     folder.mkdir(parents=True)
     (folder / "nst.json").write_text(json.dumps({"schema_version": 99}))
-    line = fails(1, "show", "future", "--store", tmp_path)
-    assert tells(line, "nst.json: … schema version 99, … up to 1; upgrade nst")
+    line = error_line(1, "show", "future", "--store", tmp_path)
+    assert mentions(line, "nst.json: … schema version 99, … up to 1; upgrade nst")
 
 
 def test_nothing_confident_enough_says_what_was_dropped(tiny_store):
-    line = fails(1, "balance", "tiny@gen-1", "--min-confidence", "1", "--store", tiny_store[0].root)
-    assert tells(line, "tiny@gen-1: 0 images … of 15 (15 low confidence); lower --min-confidence")
+    line = error_line(1, "balance", "tiny@gen-1", "--min-confidence", "1", "--store", tiny_store[0].root)
+    assert mentions(line, "tiny@gen-1: 0 images … of 15 (15 low confidence); lower --min-confidence")
     assert not any(ref.startswith("tiny@") for ref in tiny_store[0].unfinished())
 
 
@@ -190,7 +190,7 @@ def test_nothing_confident_enough_says_what_was_dropped(tiny_store):
 def test_wrong_use_is_status_2_with_one_line(tiny_store, words, message):
     extra = [] if words[0] == "lable" else ["--store", tiny_store[0].root]
     words = [tiny_store[1] if word == "LABELED" else word for word in words]
-    assert tells(fails(2, *words, *extra), message)
+    assert mentions(error_line(2, *words, *extra), message)
 
 
 def test_a_damaged_version_is_named_by_verify(tiny_store, tmp_path):
@@ -199,7 +199,9 @@ def test_a_damaged_version_is_named_by_verify(tiny_store, tmp_path):
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(bytes(content))
-    assert "tiny-teacher@gen-0 is damaged: model.safetensors: sha256" in fails(1, "verify", "tiny-teacher", "--store", tmp_path / "store")
+    assert "tiny-teacher@gen-0 is damaged: model.safetensors: sha256" in error_line(
+        1, "verify", "tiny-teacher", "--store", tmp_path / "store"
+    )
 
 
 def test_each_of_several_versions_is_verified(tiny_store, tmp_path):
@@ -214,7 +216,7 @@ def test_each_of_several_versions_is_verified(tiny_store, tmp_path):
     assert result.exit_code == 1
     damaged, unreadable, sound = result.stdout.splitlines()
     assert is_line(damaged, "damaged@gen-0 is damaged: model.safetensors: sha256 … pull it again")
-    assert tells(unreadable, "unreadable/gen-0/nst.json")
+    assert mentions(unreadable, "unreadable/gen-0/nst.json")
     assert is_line(sound, "tiny-teacher@gen-0: … verified")
     assert is_line(result.stderr.strip(), "nst: 2 of 3 versions …: damaged@gen-0, unreadable@gen-0")
     as_json = json.loads(CliRunner().invoke(app, ["verify", *refs, "--json", "--store", str(tmp_path / "store")]).stdout)
@@ -223,7 +225,7 @@ def test_each_of_several_versions_is_verified(tiny_store, tmp_path):
         ("unreadable@gen-0", False),
         ("tiny-teacher@gen-0", True),
     ]
-    assert "nothing called 'nowhere'" in fails(2, "verify", "tiny-teacher", "nowhere", "--store", tmp_path / "store")
+    assert "nothing called 'nowhere'" in error_line(2, "verify", "tiny-teacher", "nowhere", "--store", tmp_path / "store")
 
 
 def test_a_corrupt_image_among_good_ones_goes_to_errors_and_the_command_succeeds(tiny_store, tmp_path):
@@ -270,7 +272,7 @@ def test_a_test_set_with_some_of_the_classes_is_scored(tiny_store, tmp_path):
 def test_class_names_are_for_labels_that_have_none(tiny_store, tmp_path):
     (tmp_path / "names.txt").write_text("cat\nbee\nant\n")
     words = ["evaluate", "tiny-teacher", "--data", tiny_store[1], "--class-names", tmp_path / "names.txt", "--store", tiny_store[0].root]
-    assert tells(fails(2, *words), "class names of its own (3 (ant, bee, cat))")
+    assert mentions(error_line(2, *words), "class names of its own (3 (ant, bee, cat))")
 
 
 @pytest.mark.parametrize(("path", "shown"), [("/s/corpora/c/.gen-1.x7f", "/s/corpora/c"), ("/s/runs", "/s/runs"), (".part", ".part")])
@@ -279,7 +281,7 @@ def test_a_folder_that_cannot_be_written_is_shown_without_our_temporary_names(mo
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
 
     monkeypatch.setattr("nst_cli.versions.open_store", refused)
-    assert fails(1, "list") == f"nst: {shown}: Permission denied"
+    assert error_line(1, "list") == f"nst: {shown}: Permission denied"
 
 
 @pytest.mark.parametrize(
@@ -301,7 +303,7 @@ def test_what_the_system_refuses_is_no_bug_of_ours(monkeypatch, error, line):
         raise error
 
     monkeypatch.setattr("nst_cli.versions.open_store", fails_there)
-    assert is_line(fails(1, "list"), line)
+    assert is_line(error_line(1, "list"), line)
 
 
 def test_a_damaged_manifest_stops_neither_list_nor_remove(tiny_store, tmp_path):
@@ -378,7 +380,7 @@ def test_several_versions_are_removed_in_one_command_whatever_their_order(tiny_s
     root = shutil.copytree(tiny_store[0].root, tmp_path / "store")
     done = CliRunner().invoke(app, ["remove", "tiny@gen-1", "tiny@gen-7", "tiny@gen-1.1", "--store", str(root)])
     assert [Path(line.removeprefix("removed ")).name for line in done.stdout.splitlines()] == ["gen-1.1", "gen-1"]
-    assert (done.exit_code, tells(done.stderr, "nst: tiny@gen-7: …")) == (2, True)
+    assert (done.exit_code, mentions(done.stderr, "nst: tiny@gen-7: …")) == (2, True)
     assert Store(root).versions("tiny") == []
 
 
@@ -390,7 +392,7 @@ def test_a_pool_that_moved_is_asked_for(tiny_store, tmp_path):
         assert CliRunner().invoke(app, [str(word) for word in words]).exit_code == 0
     (tmp_path / "pool").rename(tmp_path / "elsewhere")
     words = ["train", "--labeled", tiny_store[1], "--pseudo", "moved@gen-1.1", "--name", "after-move", *NETWORK, *here]
-    assert tells(fails(1, *words), "moved@gen-1.1 was built from it; … --pool")
+    assert mentions(error_line(1, *words), "moved@gen-1.1 was built from it; … --pool")
 
 
 def test_a_missing_pool_is_not_mistaken_for_its_neighbors(tiny_store, tmp_path):
@@ -400,7 +402,7 @@ def test_a_missing_pool_is_not_mistaken_for_its_neighbors(tiny_store, tmp_path):
     labeled = ["label", tmp_path / "photos" / "unlabeled", "--teacher", "tiny-teacher", "--corpus", "lost", *here]
     assert CliRunner().invoke(app, [str(word) for word in labeled]).exit_code == 0
     shutil.rmtree(tmp_path / "photos" / "unlabeled")
-    line = fails(1, "label", "--extend", "lost@gen-1", *here)
+    line = error_line(1, "label", "--extend", "lost@gen-1", *here)
     assert is_line(line, f"nst: {tmp_path}/photos/unlabeled: no such file or folder. lost@gen-1 was made from it; … SOURCE")
 
 
@@ -420,8 +422,8 @@ def test_a_name_without_versions_is_answered_with_the_names_there_are(tiny_store
 def test_a_store_that_is_a_file_is_one_line(tmp_path, labeled_folder):
     (tmp_path / "store").write_text("")
     for words in (["train", "--labeled", labeled_folder, "--name", "new", *NETWORK], ["list"], ["show", "new"]):
-        line = fails(2, *words, "--store", tmp_path / "store")
-        assert tells(line, f"{tmp_path / 'store'}: expected the folder of a store or s3://BUCKET/PREFIX, found a file")
+        line = error_line(2, *words, "--store", tmp_path / "store")
+        assert mentions(line, f"{tmp_path / 'store'}: expected the folder of a store or s3://BUCKET/PREFIX, found a file")
 
 
 def test_labeling_names_the_first_images_that_have_no_label(tiny_store, tmp_path):
@@ -435,38 +437,38 @@ def test_labeling_names_the_first_images_that_have_no_label(tiny_store, tmp_path
     assert [line for line in lines if "no label" in line] == [
         f"  no label: z{number}.png: not an image in a known format" for number in range(3)
     ]
-    assert any(tells(line, "  2 more in … errors") for line in lines)
+    assert any(mentions(line, "  2 more in … errors") for line in lines)
 
 
 def test_labeled_images_without_any_class_folder_are_one_line(tmp_path):
     pool = write_pool(tmp_path / "pool", 1, 3)
-    line = fails(1, "train", "--labeled", pool, "--name", "new", *NETWORK, "--store", tmp_path / "store")
-    assert tells(line, "pool: expected one folder per class with its labeled images, found no folders and 3 images")
+    line = error_line(1, "train", "--labeled", pool, "--name", "new", *NETWORK, "--store", tmp_path / "store")
+    assert mentions(line, "pool: expected one folder per class with its labeled images, found no folders and 3 images")
 
 
 @pytest.mark.parametrize("words", [["--batch-size", 1], ["--batch-size", 4, "--accumulate", 4]])
 def test_too_few_images_at_once_for_batch_norm_are_refused_and_leave_nothing(tmp_path, store, labeled_folder, words):
-    line = fails(1, "train", "--labeled", labeled_folder, "--name", "one", *NETWORK, *words, "--store", store)
-    assert tells(line, "test_resnet … one image of 16 px … (Expected more than 1 value …--batch-size or --image-size, … --accumulate")
+    line = error_line(1, "train", "--labeled", labeled_folder, "--name", "one", *NETWORK, *words, "--store", store)
+    assert mentions(line, "test_resnet … one image of 16 px … (Expected more than 1 value …--batch-size or --image-size, … --accumulate")
     assert files_in(store) == []
 
 
 def test_weights_that_a_network_does_not_have_name_those_that_it_has(tmp_path, store, labeled_folder):
     words = ["--labeled", labeled_folder, "--name", "tagged", *NETWORK, "--model", "test_resnet.none_of_timm"]
-    assert tells(fails(2, "train", *words, "--store", store), "test_resnet … no weights …; … r160_in1k")
+    assert mentions(error_line(2, "train", *words, "--store", store), "test_resnet … no weights …; … r160_in1k")
     assert files_in(store) == []
 
 
 def test_a_batch_larger_than_the_machine_is_refused_and_leaves_nothing(tmp_path, store, labeled_folder):
     words = ["--labeled", labeled_folder, "--name", "large", *NETWORK, "--image-size", 512, "--batch-size", 10_000_000]
-    assert "10,000,000 images of 512 px needs" in fails(1, "train", *words, "--store", store)
+    assert "10,000,000 images of 512 px needs" in error_line(1, "train", *words, "--store", store)
     assert files_in(store) == []
 
 
 def test_the_former_name_of_start_from_is_understood(tmp_path, store, labeled_folder):
     words = ["--labeled", labeled_folder, "--name", "started", *NETWORK, "--start", "test_resnett", "--store", store]
-    assert tells(fails(2, "train", *words), "test_resnett: no network of timm and no teacher")
-    assert tells(fails(2, "train", *words, "--start-from", "other"), "--start … --start-from; pass only one")
+    assert mentions(error_line(2, "train", *words), "test_resnett: no network of timm and no teacher")
+    assert mentions(error_line(2, "train", *words, "--start-from", "other"), "--start … --start-from; pass only one")
 
 
 def test_a_momentum_that_the_optimizer_has_not_is_said(tmp_path, store, labeled_folder):
@@ -489,12 +491,12 @@ def test_a_momentum_that_the_optimizer_has_not_is_said(tmp_path, store, labeled_
     ],
 )
 def test_numbers_that_no_machine_takes_are_refused(store, labeled_folder, words, said):
-    line = fails(2, "train", "--labeled", labeled_folder, "--name", "net", *NETWORK, *words, "--store", store)
-    assert tells(line, said)
+    line = error_line(2, "train", "--labeled", labeled_folder, "--name", "net", *NETWORK, *words, "--store", store)
+    assert mentions(line, said)
     assert files_in(store) == []
 
 
 @pytest.mark.parametrize("option", ["--labeled", "--start-from", "--validation"])
 def test_an_empty_value_is_refused_and_not_taken_for_the_current_folder_or_for_none(store, labeled_folder, option):
-    line = fails(2, "train", "--labeled", labeled_folder, "--name", "net", *NETWORK, option, "", "--store", store)
-    assert tells(line, f"{option}: … value, found an empty one")
+    line = error_line(2, "train", "--labeled", labeled_folder, "--name", "net", *NETWORK, option, "", "--store", store)
+    assert mentions(line, f"{option}: … value, found an empty one")

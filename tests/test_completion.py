@@ -26,9 +26,9 @@ def store(tmp_path, monkeypatch):
     return there
 
 
-def completed(*words):
+def complete(*arguments):
     """What completes the last of some words, which bash has taken apart at `@` and `:`."""
-    asked = {"_NST_COMPLETE": "complete_bash", "COMP_WORDS": "\n".join(["nst", *words]), "COMP_CWORD": str(len(words))}
+    asked = {"_NST_COMPLETE": "complete_bash", "COMP_WORDS": "\n".join(["nst", *arguments]), "COMP_CWORD": str(len(arguments))}
     result = CliRunner().invoke(app, [], env=asked, prog_name="nst")
     return result.stdout.split()
 
@@ -57,7 +57,7 @@ def completed(*words):
 )
 def test_words_are_completed(store, tmp_path, words, found):
     (tmp_path / "pool.csv").write_text("path,kind\na.png,ant\n")
-    assert completed(*words) == found
+    assert complete(*words) == found
 
 
 def test_bash_gets_the_part_behind_an_at_sign(store, monkeypatch, capsys):

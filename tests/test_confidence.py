@@ -3,7 +3,7 @@ import polars as pl
 import pytest
 import torch
 
-from nst_data.tables.confidence import confidence_bin, count_by_confidence, histogram
+from nst_data.tables.confidence import confidence_bin, count_by_confidence, histogram_from_counts
 from nst_data.tables.histogram import Histogram
 
 
@@ -38,9 +38,9 @@ def test_the_bins_are_those_that_calibration_measures_in(number):
 
 def test_a_histogram_has_every_bin_and_counts_what_is_in_none():
     labels = pl.LazyFrame({"confidence": pl.Series([0.05, 0.95, 1.0, float("nan"), 2.0], dtype=pl.Float32)})
-    assert histogram(count_by_confidence(labels).collect()) == Histogram((1, 0, 0, 0, 0, 0, 0, 0, 0, 2), outside=2)
+    assert histogram_from_counts(count_by_confidence(labels).collect()) == Histogram((1, 0, 0, 0, 0, 0, 0, 0, 0, 2), outside=2)
 
 
 def test_a_histogram_of_nothing_is_all_zeros():
     labels = pl.LazyFrame(schema={"confidence": pl.Float32})
-    assert histogram(count_by_confidence(labels).collect()) == Histogram((0,) * 10, outside=0)
+    assert histogram_from_counts(count_by_confidence(labels).collect()) == Histogram((0,) * 10, outside=0)

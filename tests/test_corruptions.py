@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits, load_sample_image
 
 from nst_data.errors import NstError, UsageError
 from nst_train.evaluation.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES, check_opencv, corrupt
-from nst_train.evaluation.corruptions.blur import drag, enlarge, smooth
+from nst_train.evaluation.corruptions.blur import blur_along, enlarge, smooth
 from nst_train.evaluation.corruptions.parameters import benchmark_px, parameters_of
 from nst_train.evaluation.corruptions.plasma import plasma
 
@@ -272,8 +272,8 @@ def test_motion_spreads_a_dot_over_half_a_gaussian():
     dot = np.zeros((1, 64), np.uint8)
     dot[0, 40] = 255
     weights = np.exp(-(np.arange(21) ** 2) / (2 * 3.0**2))
-    np.testing.assert_allclose(drag(dot, 10, 3, 0)[0, 40 - 20 : 41], 255 * (weights / weights.sum())[::-1], atol=1e-3)
-    down = drag(dot.T.copy(), 10, 3, 90)
+    np.testing.assert_allclose(blur_along(dot, 10, 3, 0)[0, 40 - 20 : 41], 255 * (weights / weights.sum())[::-1], atol=1e-3)
+    down = blur_along(dot.T.copy(), 10, 3, 90)
     np.testing.assert_allclose(down[20:41, 0], 255 * (weights / weights.sum())[::-1], atol=1e-3)
 
 

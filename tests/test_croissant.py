@@ -21,7 +21,7 @@ REVISION = "0123abcd"
 
 
 def written(version, **more):
-    return json.loads(croissant(Described.of(version), Published("alice/bugs", str(version.number), **more)))
+    return json.loads(croissant(Described.from_version(version), Published("alice/bugs", str(version.number), **more)))
 
 
 def test_who_labeled_what_and_from_what_is_said(tiny_store):
@@ -77,7 +77,7 @@ def test_of_labels_that_were_made_elsewhere_only_a_named_model_is_a_tool(tmp_pat
 
 
 def test_of_many_classes_some_are_named(tiny_store, monkeypatch):
-    monkeypatch.setattr("nst_data.sharing.croissant._CLASSES", 2)
+    monkeypatch.setattr("nst_data.sharing.croissant._MAX_CLASSES", 2)
     assert written(tiny_store[0].open("tiny@gen-1"))["rai:dataAnnotationProtocol"].endswith("Classes: ant, bee and 1 more")
 
 
@@ -85,7 +85,7 @@ def test_of_many_classes_some_are_named(tiny_store, monkeypatch):
 def test_the_reference_library_takes_it(tiny_store, tmp_path):
     for ref in ("tiny@gen-1", "tiny@gen-1.1"):
         version = tiny_store[0].open(ref)
-        (tmp_path / CROISSANT).write_text(croissant(Described.of(version), Published("alice/bugs", str(version.number))))
+        (tmp_path / CROISSANT).write_text(croissant(Described.from_version(version), Published("alice/bugs", str(version.number))))
         words = [sys.executable, "-m", "mlcroissant.scripts.validate", "--jsonld", str(tmp_path / CROISSANT)]
         done = subprocess.run(words, capture_output=True, text=True, check=False)
         assert (done.returncode, "Done." in done.stderr) == (0, True), done.stderr

@@ -7,7 +7,7 @@ from PIL import Image
 from timm.data.transforms import RandomResizedCropAndInterpolation
 
 from nst_data.images import ImageError, decode, upright_size
-from nst_train.transforms.crops import Box, PaddedCrop, RandomResizedCrop, middle_square, random_box, released_box
+from nst_train.transforms.crops import Box, PaddedCrop, RandomResizedCrop, center_square, random_box, released_box
 
 
 def photograph(width, height):
@@ -87,8 +87,8 @@ def test_the_smallest_images_have_parts_too(size, draw):
 
 
 def test_a_scale_of_one_takes_the_largest_square_in_the_middle():
-    assert random_box(50, 30, 1.0, random.Random(0)) == middle_square(50, 30) == Box(10, 0, 30, 30)
-    assert released_box(50, 30, 1.0, 224, random.Random(0)) == middle_square(50, 30)
+    assert random_box(50, 30, 1.0, random.Random(0)) == center_square(50, 30) == Box(10, 0, 30, 30)
+    assert released_box(50, 30, 1.0, 224, random.Random(0)) == center_square(50, 30)
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])

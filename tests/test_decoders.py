@@ -16,7 +16,7 @@ from nst_data.errors import NstError
 from nst_data.sources import Row
 from nst_train.classifiers import decoders
 from nst_train.classifiers.classifier import Classifier
-from nst_train.classifiers.decoders import loaded
+from nst_train.classifiers.decoders import load_batches
 from nst_train.classifiers.inference import PlainBatch
 from nst_train.classifiers.noised_teacher import TeacherNoise
 from nst_train.classifiers.teachers import Teacher
@@ -26,7 +26,7 @@ from nst_train.transforms.preprocessing import TimmPreprocessing
 
 def teacher_of(sizes=(16,), noise=None):
     configs = [CONFIG | {"input_size": (3, size, size)} for size in sizes]
-    members = tuple(Classifier(Linear(), TimmPreprocessing.of(config), NAMES) for config in configs)
+    members = tuple(Classifier(Linear(), TimmPreprocessing.from_data_config(config), NAMES) for config in configs)
     return Teacher(members, (None,) * len(members), noise)
 
 
@@ -44,29 +44,29 @@ def odd_row(number):
     return Row(number, str(number), contents[number % 7]) if number % 7 in contents and number > 6 else row(number)
 
 
-def as_values(found):
+def as_values(values):
     return [
         (images.readable, images.reasons, images.hashes, images.phashes.tolist(), [one.tolist() for one in images.pixels])
-        for _, images in found
+        for _, images in values
     ]
 
 
 @pytest.mark.parametrize("noise", [False, True])
 def test_processes_load_what_threads_load(monkeypatch, noise):
-    monkeypatch.setattr(decoders, "_AT_ONCE", 4)
+    monkeypatch.setattr(decoders, "_ROWS_PER_REQUEST", 4)
     settings = TrainSettings(model="test_resnet", image_size=16, noise={"magnitude": 9, "operations": 2})
     teacher = teacher_of((16, 24), TeacherNoise(settings, 0, "training") if noise else None)
     numbers = [range(10), range(10, 20), range(20, 21), range(0), range(21, 25)]
     batches = [PlainBatch([odd_row(number) for number in part]) for part in numbers]
     batches.insert(1, PlainBatch([Row(number, "lost", b"") for number in range(10)]))  # none can be read
     children = set(psutil.Process().children())
-    ahead = loaded(teacher, batches, 10, True, 3)
+    ahead = load_batches(teacher, batches, 10, True, 3)
     first = next(ahead)
     assert len(set(psutil.Process().children()) - children) == 3
     found = [first, *ahead]
     assert not set(psutil.Process().children()) - children
-    monkeypatch.setattr(decoders, "_may_fork", lambda: False)
-    assert as_values(found) == as_values(loaded(teacher, batches, 10, True, 3))
+    monkeypatch.setattr(decoders, "_can_fork", lambda: False)
+    assert as_values(found) == as_values(load_batches(teacher, batches, 10, True, 3))
     assert [batch for batch, _ in found] == batches
     assert [len(one) for one in found[2][1].pixels] == [10, 10]
     assert [len(images.pixels[0]) for _, images in found if not images.readable] == [0, 0, 0]
@@ -76,14 +76,14 @@ def test_processes_load_what_threads_load(monkeypatch, noise):
 def test_few_images_and_one_thread_start_no_process(monkeypatch):
     monkeypatch.setattr(decoders, "Decoders", None)
     teacher, rows = teacher_of(), [row(number) for number in range(4)]
-    assert [images.readable for _, images in loaded(teacher, [PlainBatch(rows)], 8, True, 3)] == [[0, 1, 2, 3]]
-    assert [images.readable for _, images in loaded(teacher, [PlainBatch(rows)], 4, True, 1)] == [[0, 1, 2, 3]]
-    assert not list(loaded(teacher, [], 4, True, 3))
+    assert [images.readable for _, images in load_batches(teacher, [PlainBatch(rows)], 8, True, 3)] == [[0, 1, 2, 3]]
+    assert [images.readable for _, images in load_batches(teacher, [PlainBatch(rows)], 4, True, 1)] == [[0, 1, 2, 3]]
+    assert not list(load_batches(teacher, [], 4, True, 3))
 
 
 def test_a_process_that_dies_is_one_error():
     batches = (PlainBatch([row(number) for number in range(4)]) for _ in range(1000))
-    ahead = loaded(teacher_of(), batches, 4, True, 2)
+    ahead = load_batches(teacher_of(), batches, 4, True, 2)
     next(ahead)
     for one in psutil.Process().children():
         if one.name() == psutil.Process().name():
@@ -94,7 +94,7 @@ def test_a_process_that_dies_is_one_error():
 
 def test_whoever_stops_early_leaves_no_process():
     before = set(psutil.Process().children())
-    ahead = loaded(teacher_of(), (PlainBatch([row(0), row(1)]) for _ in range(1000)), 2, True, 2)
+    ahead = load_batches(teacher_of(), (PlainBatch([row(0), row(1)]) for _ in range(1000)), 2, True, 2)
     next(ahead)
     ahead.close()
     assert not set(psutil.Process().children()) - before
@@ -103,10 +103,10 @@ def test_whoever_stops_early_leaves_no_process():
 def test_an_error_in_a_process_is_raised_here(monkeypatch):
     monkeypatch.setattr(decoders, "load_images", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        list(loaded(teacher_of(), [PlainBatch([row(0), row(1)])], 2, True, 2))
+        list(load_batches(teacher_of(), [PlainBatch([row(0), row(1)])], 2, True, 2))
     monkeypatch.setattr(decoders, "load_images", lambda *_, **__: bytearray(2**62))
     with pytest.raises(NstError, match="out of memory while decoding; use fewer `decode_threads`"):
-        list(loaded(teacher_of(), [PlainBatch([row(0), row(1)])], 2, True, 2))
+        list(load_batches(teacher_of(), [PlainBatch([row(0), row(1)])], 2, True, 2))
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "ended"])

@@ -4,7 +4,7 @@ import pytest
 from nst_cli.main import app
 from sealed_labels import label_row, seal_edition, seal_generation
 from typer.testing import CliRunner
-from wording import tells
+from wording import mentions
 
 from nst_data.store.store import Store
 
@@ -14,12 +14,12 @@ def store(tmp_path):
     return Store(tmp_path / "store")
 
 
-def nst(store, *words):
-    return CliRunner().invoke(app, ["diff", *map(str, words), "--store", str(store.root)], catch_exceptions=False)
+def nst(store, *arguments):
+    return CliRunner().invoke(app, ["diff", *map(str, arguments), "--store", str(store.root)], catch_exceptions=False)
 
 
-def shown(store, *words):
-    result = nst(store, *words)
+def diff_output(store, *arguments):
+    result = nst(store, *arguments)
     assert result.exit_code == 0, result.output
     assert [line for line in result.stdout.splitlines() if len(line) > 80] == []
     return result.stdout
@@ -33,7 +33,7 @@ def seal(store, labels, **more):
 def test_two_generations_in_sentences_and_tables(store):
     seal(store, [0, 0, 1, 2])
     seal(store, [0, 2, 1])
-    text = shown(store, "bugs@gen-1", "bugs@gen-2")
+    text = diff_output(store, "bugs@gen-1", "bugs@gen-2")
     assert text == (
         "bugs@gen-1 to bugs@gen-2\n"
         "  images      3 in both, 1 only in bugs@gen-1, 0 only in bugs@gen-2\n"
@@ -55,7 +55,7 @@ def test_two_generations_in_sentences_and_tables(store):
 def test_a_generation_and_its_edition_differ_in_images_alone(store):
     parent = seal(store, [0, 1, 2])
     edition = seal_edition(store, parent, [label_row(1, 1, 1, 0.5)])
-    text = shown(store, parent.ref, edition.ref)
+    text = diff_output(store, parent.ref, edition.ref)
     assert "images      1 in both, 2 only in bugs@gen-1, 0 only in bugs@gen-1.1" in text
     assert "labels      0 of the 1 in both changed (0.00%)" in text
     assert "most frequent changes" not in text
@@ -66,19 +66,19 @@ def test_two_editions_tell_whose_copies_changed(store):
     parent = seal(store, [0, 1])
     for copies in (1, 2):
         seal_edition(store, parent, [label_row(0, 0, 0, 0.5, copies=copies), label_row(1, 1, 1, 0.5)])
-    assert "copies      changed for 1 of the 2 in both" in shown(store, "bugs@gen-1.1", "bugs@gen-1.2")
+    assert "copies      changed for 1 of the 2 in both" in diff_output(store, "bugs@gen-1.1", "bugs@gen-1.2")
 
 
 def test_two_corpora_with_their_classes_in_another_order(store):
     seal(store, [0, 1, 2])
     seal(store, [2, 1, 0], name="others", names=["cat", "bee", "ant"])
-    assert json.loads(shown(store, "bugs", "others", "--json"))["changed"] == 0
+    assert json.loads(diff_output(store, "bugs", "others", "--json"))["changed"] == 0
 
 
 def test_the_json_has_everything(store):
     seal(store, [0, 0, 1])
     seal(store, [0, 2, 1])
-    result = json.loads(shown(store, "bugs@gen-1", "bugs@gen-2", "--json"))
+    result = json.loads(diff_output(store, "bugs@gen-1", "bugs@gen-2", "--json"))
     assert {name: result[name] for name in ("before", "after", "both", "only_before", "only_after", "changed")} == {
         "before": "bugs@gen-1",
         "after": "bugs@gen-2",
@@ -96,7 +96,7 @@ def test_the_json_has_everything(store):
 def test_tables_without_a_common_image_say_so_and_no_more(store):
     seal(store, [0])
     seal_generation(store, [label_row(0, "another image", 0, 0.5)])
-    assert shown(store, "bugs@gen-1", "bugs@gen-2").splitlines()[1:] == [
+    assert diff_output(store, "bugs@gen-1", "bugs@gen-2").splitlines()[1:] == [
         "  images      0 in both, 1 only in bugs@gen-1, 1 only in bugs@gen-2"
     ]
 
@@ -105,7 +105,7 @@ def test_names_from_the_data_are_shown_as_text(store):
     names = ["[bold]ant[/bold]", "b\x1b[2Jee", "cat"]
     seal(store, [0, 1], names=names)
     seal(store, [1, 0], names=names)
-    text = shown(store, "bugs@gen-1", "bugs@gen-2")
+    text = diff_output(store, "bugs@gen-1", "bugs@gen-2")
     assert "  [bold]ant[/bold]  b\\x1b[2Jee" in text
     assert "\x1b" not in text
 
@@ -115,7 +115,7 @@ def test_numbers_have_separators_and_many_classes_are_cut(store):
     before, after = ([label_row(row, row, (row + shift) % 20, 0.5, classes=20) for row in range(1200)] for shift in (0, 1))
     for rows in (before, after):
         seal_generation(store, rows, names=names)
-    text = shown(store, "bugs@gen-1", "bugs@gen-2")
+    text = diff_output(store, "bugs@gen-1", "bugs@gen-2")
     assert "labels      1,200 of the 1,200 in both changed (100.00%)" in text
     assert "by class (10 of 20, --json shows all)" in text
 
@@ -137,10 +137,10 @@ def test_wrong_use_is_one_line(store, words, status, message):
     seal(store, [0], name="dogs", names=["ant", "bee", "dog"])
     result = nst(store, *words)
     assert (result.exit_code, result.stdout) == (status, "")
-    assert tells(" ".join(result.stderr.split()), message)
+    assert mentions(" ".join(result.stderr.split()), message)
 
 
 def test_a_teacher_has_no_labels_to_compare(tiny_store):
     result = nst(tiny_store[0], "tiny", "tiny-teacher")
     assert result.exit_code == 2
-    assert tells(result.stderr, "tiny-teacher: … generation or edition …")
+    assert mentions(result.stderr, "tiny-teacher: … generation or edition …")

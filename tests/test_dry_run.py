@@ -12,8 +12,8 @@ from nst_cli.main import app
 from test_network_noise import Patches
 from test_teachers import write_transformer
 from typer.testing import CliRunner
-from watched import Ended
-from wording import tells
+from watched import InterruptAfter
+from wording import mentions
 
 from nst_data.errors import NstError, UsageError
 from nst_data.progress import Progress
@@ -35,10 +35,10 @@ from nst_train.training.train import train
 STUDENT = TINY | {"ratio": 2}
 WITHOUT_WORKERS = RunSettings(workers=0)
 PARTS = {"label": SETTINGS.model_dump(), "select": {"min_confidence": 0.0, "per_class": 8}, "run": {"workers": 0, "decode_threads": 1}}
-TIMED = Speed(parameters=1000, features=10, seconds_a_step=2.0, seconds_a_label=0.5)
+TIMED = Speed(parameters=1000, features=10, seconds_per_step=2.0, seconds_per_label=0.5)
 
 
-class Said(Progress):
+class RecordingProgress(Progress):
     def __init__(self):
         self.lines = []
 
@@ -49,7 +49,7 @@ class Said(Progress):
 @pytest.fixture
 def timed(monkeypatch):
     """A machine that takes 2 s for a step and half a second to label an image."""
-    monkeypatch.setattr(module, "speed_of", lambda *_: TIMED)
+    monkeypatch.setattr(module, "measure_speed", lambda *_: TIMED)
 
 
 def stages(store, path, progress=None):
@@ -76,8 +76,10 @@ def test_each_version_of_a_recipe_has_its_images_steps_time_and_disk(tmp_path, t
 def test_a_disk_without_room_for_the_work_is_told(tmp_path, timed, monkeypatch, free, told):
     write_tiny_images(tmp_path)
     path = write_tiny_recipe(tmp_path, generations=[TINY, STUDENT], **PARTS)
-    monkeypatch.setattr(module, "_free", lambda _: free * 2**20 + 1)
-    monkeypatch.setattr(module, "speed_of", lambda *_: Speed(parameters=10**6, features=10, seconds_a_step=2.0, seconds_a_label=0.5))
+    monkeypatch.setattr(module, "_free_bytes", lambda _: free * 2**20 + 1)
+    monkeypatch.setattr(
+        module, "measure_speed", lambda *_: Speed(parameters=10**6, features=10, seconds_per_step=2.0, seconds_per_label=0.5)
+    )
     said = CliRunner().invoke(app, ["run", str(path), "--dry-run", "--store", str(tmp_path / "store")]).stdout
     assert told in " ".join(said.split())
 
@@ -140,7 +142,7 @@ def test_a_training_of_a_network_whose_noise_an_earlier_nst_drew_otherwise_is_re
     assert [one.state for one in stages(store, path).stages] == ["done"] * 4
     request, earlier = store.open("bugs-teacher@gen-0").manifest.request, Store(tmp_path / "earlier")
     settings = {name: value for name, value in request.settings.items() if name != "network_noise"}
-    earlier.begin(request.model_copy(update={"settings": settings}), "bugs-teacher", 0, first=0)
+    earlier.find_or_stage(request.model_copy(update={"settings": settings}), "bugs-teacher", 0, first_generation=0)
     first = stages(earlier, path).stages[0]
     assert first.state == "differs"
     with pytest.raises(NstError, match="network_noise: None instead of 'each use'") as error:
@@ -164,7 +166,7 @@ def test_an_unfinished_version_of_other_settings_is_refused_in_the_line_of_the_r
     request = store.open(removed[-1]).manifest.request
     for ref in removed:
         store.remove(ref)
-    store.begin(request, removed[-1].partition("@")[0], 1)
+    store.find_or_stage(request, removed[-1].partition("@")[0], 1)
     path = write_tiny_recipe(tmp_path, **asked)
     assert [one.state for one in stages(store, path).stages if one.ref == removed[-1]] == ["begun"]
     path = write_tiny_recipe(tmp_path, **asked | change)
@@ -185,7 +187,7 @@ def test_a_labeling_that_was_begun_on_a_pool_that_has_changed_is_refused_in_the_
     request = store.open("bugs@gen-1").manifest.request
     for ref in ("bugs-teacher@gen-1", "bugs@gen-1.1", "bugs@gen-1"):
         store.remove(ref)
-    staging, pool = store.begin(request, "bugs", 1), open_source(str(tmp_path / "pool"))
+    staging, pool = store.find_or_stage(request, "bugs", 1), open_source(str(tmp_path / "pool"))
     write_listing(staging.work / "pool.arrow", pool.listing())
     next(iter(sorted((tmp_path / "pool").rglob("*.png")))).unlink()
     refused = next(one for one in stages(store, path).stages if one.ref == "bugs@gen-1")
@@ -208,7 +210,7 @@ def test_a_training_begun_on_images_that_have_changed_is_refused_in_the_line_of_
     write_tiny_images(tmp_path)
     store, path = Store(tmp_path / "store"), write_tiny_recipe(tmp_path, generations=[TINY, STUDENT], **PARTS)
     with pytest.raises(KeyboardInterrupt):
-        self_training(store, load_recipe(path), progress=Ended(4))
+        self_training(store, load_recipe(path), progress=InterruptAfter(4))
     assert stages(store, path).stages[0].state == "begun"
     image = next(iter(sorted((tmp_path / "labeled").rglob("*.png"))))
     content = bytearray(image.read_bytes())
@@ -223,7 +225,7 @@ def test_a_training_begun_on_a_device_of_another_kind_is_refused_in_the_line_of_
     write_tiny_images(tmp_path)
     store, path = Store(tmp_path / "store"), write_tiny_recipe(tmp_path, generations=[TINY, STUDENT], **PARTS)
     with pytest.raises(KeyboardInterrupt):
-        self_training(store, load_recipe(path), progress=Ended(4))
+        self_training(store, load_recipe(path), progress=InterruptAfter(4))
     (staging,) = store.stagings("bugs-teacher")
     machine = staging.work / "machine.json"
     machine.write_text(json.dumps(json.loads(machine.read_text()) | {"device": "tpu"}))
@@ -246,7 +248,7 @@ def test_a_training_begun_from_other_weights_is_refused_in_the_line_of_the_run(t
     teacher = TINY | ({"model": folder, "pretrained": True} if changed == "the model's weights" else weights)
     path = write_tiny_recipe(tmp_path, generations=[teacher, STUDENT], **PARTS)
     with pytest.raises(KeyboardInterrupt):
-        self_training(store, load_recipe(path), progress=Ended(4))
+        self_training(store, load_recipe(path), progress=InterruptAfter(4))
     assert stages(store, path).stages[0].state == "begun"
     shutil.copy(second.folder / "model.safetensors", tmp_path / "folder")
     if changed == "start":
@@ -272,7 +274,7 @@ def test_a_moved_project_with_its_network_in_a_folder_is_done_and_one_whose_netw
     path, store = project / "bugs.yaml", Store(project / "store")
     files = sorted(store.root.rglob("*"))
     assert [one.state for one in stages(store, path).stages] == ["done"] * 4
-    self_training(store, load_recipe(path), progress=Said())
+    self_training(store, load_recipe(path), progress=RecordingProgress())
     assert sorted(store.root.rglob("*")) == files
     config = json.loads((project / "network/config.json").read_text())
     config["pretrained_cfg"]["mean"] = [0.1, 0.1, 0.1]
@@ -295,7 +297,7 @@ def test_a_training_on_a_network_in_a_folder_that_an_earlier_nst_knew_by_its_pat
     (version.folder / "nst.json").write_text(version.manifest.model_copy(update=earlier).model_dump_json())
     settings = TrainSettings(**TINY | {"model": f"local-dir:{folder}", "pretrained": True})
     assert [one.state for one in stages(store, path).stages] == ["done"] * 4
-    assert train(store, "bugs-teacher", labeled, settings, run=WITHOUT_WORKERS, progress=Ended(0)).ref == "bugs-teacher@gen-0"
+    assert train(store, "bugs-teacher", labeled, settings, run=WITHOUT_WORKERS, progress=InterruptAfter(0)).ref == "bugs-teacher@gen-0"
 
 
 def test_a_network_that_starts_from_one_of_its_own_recipe_by_number_is_to_do(tmp_path, timed):
@@ -321,7 +323,7 @@ def test_without_weights_the_steps_are_there_and_one_line_says_so(tmp_path, monk
     write_tiny_images(tmp_path)
     probe = {"model": "owner/name", "pretrained": True, "probe": True}
     student = {"preset": "pretrained", "model": "owner/name", "start": "teacher", "batch_size": 4, "steps": 5}
-    said = Said()
+    said = RecordingProgress()
     found = stages(Store(tmp_path / "store"), write_tiny_recipe(tmp_path, generations=[probe, student], **PARTS), said)
     assert [(one.what, one.steps, one.seconds) for one in found.stages if "@gen-1" not in one.ref or "teacher" in one.ref] == [
         ("probe owner/name", None, None),
@@ -329,7 +331,7 @@ def test_without_weights_the_steps_are_there_and_one_line_says_so(tmp_path, monk
     ]
     assert found.seconds is None
     assert sum("its weights are not available now" in line for line in said.lines) == 1
-    assert any(tells(line, "owner/name: not timed: … not in the cache") for line in said.lines)
+    assert any(mentions(line, "owner/name: not timed: … not in the cache") for line in said.lines)
     assert not asked
 
 
@@ -390,13 +392,13 @@ def speed_with(folder, images, decode_threads=1, **settings):
     """The speed of a tiny network on this machine, in steps of so many images."""
     labeled, pool = open_source(str(folder / "labeled"), labeled=True), open_source(str(folder / "pool"))
     run = RunSettings(workers=0, decode_threads=decode_threads)
-    return timing.speed_of(TrainSettings(**TINY | settings), labeled, labeled.class_names, pool, images, SETTINGS, run)
+    return timing.measure_speed(TrainSettings(**TINY | settings), labeled, labeled.class_names, pool, images, SETTINGS, run)
 
 
 def test_a_step_of_an_odd_size_is_timed_with_mixup_and_at_the_end_of_a_short_cosine(tmp_path):
     write_tiny_images(tmp_path)
     end = {"schedule": "cosine", "epochs": 350, "steps": 1, "warmup_epochs": 5, "warmup_steps": 1}  # as long as the training
-    assert speed_with(tmp_path, 15, batch_size=5, ratio=2, mixup=0.2, **end).seconds_a_step > 0
+    assert speed_with(tmp_path, 15, batch_size=5, ratio=2, mixup=0.2, **end).seconds_per_step > 0
 
 
 @pytest.mark.parametrize(("threads", "seconds"), [(1, 0.1), (4, 0.05)])
@@ -409,8 +411,8 @@ def test_with_a_gpu_a_label_takes_the_longer_of_decoding_by_all_processes_and_th
         return next(times, 1.0)
 
     monkeypatch.setattr(timing, "choose_computation", lambda *_, **__: Computation(4, "fp32", "cuda"))
-    monkeypatch.setattr(timing, "_timed", timed)
-    assert speed_with(tmp_path, 8, threads, batch_size=8).seconds_a_label == pytest.approx(seconds)
+    monkeypatch.setattr(timing, "_shortest_seconds", timed)
+    assert speed_with(tmp_path, 8, threads, batch_size=8).seconds_per_label == pytest.approx(seconds)
 
 
 def test_a_step_in_parts_is_timed_by_a_part_and_one_that_does_not_fit_in_memory_is_not_timed(tmp_path, monkeypatch):
@@ -421,17 +423,17 @@ def test_a_step_in_parts_is_timed_by_a_part_and_one_that_does_not_fit_in_memory_
         timed.append(len(batch.images))
         return torch.zeros(1), torch.zeros(0)
 
-    monkeypatch.setattr(timing, "make_step", lambda *_: step)
-    monkeypatch.setattr(timing, "_timed", lambda work: [work(), 1.0][1])
+    monkeypatch.setattr(timing, "create_step", lambda *_: step)
+    monkeypatch.setattr(timing, "_shortest_seconds", lambda work: [work(), 1.0][1])
     monkeypatch.setattr(timing, "_seconds_to_prepare", lambda *_: 0.0)
-    assert speed_with(tmp_path, 32, batch_size=16, accumulate=4).seconds_a_step == 4.0
+    assert speed_with(tmp_path, 32, batch_size=16, accumulate=4).seconds_per_step == 4.0
     assert timed == [8]
 
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(timing, "make_step", lambda *_: full)
-    said = Said()
+    monkeypatch.setattr(timing, "create_step", lambda *_: full)
+    said = RecordingProgress()
     found = stages(Store(tmp_path / "store"), write_tiny_recipe(tmp_path, generations=[TINY, STUDENT], **PARTS), said)
     assert found.seconds is None
     assert said.lines[0].startswith("test_resnet: not timed: out of memory")

@@ -5,8 +5,8 @@ import pytest
 from earlier_store import LABELS, OTHER_LABELS, READING, RUN, SELECTION, STUDENT, TEACHER, unpack
 from nst_cli.main import app
 from typer.testing import CliRunner
-from watched import Said
-from wording import tells
+from watched import RecordingProgress
+from wording import mentions
 
 from nst_data.errors import NstError
 from nst_data.selection.editions import balance
@@ -47,7 +47,7 @@ def test_a_list_says_how_far_unfinished_versions_are(opened):
 
 def test_changed_settings_beside_unfinished_work_say_what_differs(opened):
     store, labeled, pool = opened
-    told = Said()
+    told = RecordingProgress()
     changed = STUDENT.model_copy(update={"warmup_epochs": STUDENT.epochs})
     assert (
         train(store, "bugs-teacher", labeled, changed, pseudo="bugs@gen-1.1", pool=pool, run=RUN, progress=told).ref == "bugs-teacher@gen-2"
@@ -55,16 +55,16 @@ def test_changed_settings_beside_unfinished_work_say_what_differs(opened):
     label(store, "bugs", "bugs-teacher@gen-0", pool, OTHER_LABELS.model_copy(update={"temperature": 3.0}), run=READING, progress=told)
     lines = [line for line in told.lines if "other settings" in line]
     assert len(lines) == 2
-    assert tells(lines[0], "bugs-teacher@gen-1 is unfinished … (warmup_epochs: ")
-    assert tells(lines[0], "so this is bugs-teacher@gen-2; `store.remove('bugs-teacher@gen-1')`")
-    assert tells(lines[1], "bugs@gen-2 is unfinished … (temperature: 2.0 instead of 3.0)")
+    assert mentions(lines[0], "bugs-teacher@gen-1 is unfinished … (warmup_epochs: ")
+    assert mentions(lines[0], "so this is bugs-teacher@gen-2; `store.remove('bugs-teacher@gen-1')`")
+    assert mentions(lines[1], "bugs@gen-2 is unfinished … (temperature: 2.0 instead of 3.0)")
     assert "so this is bugs@gen-3" in lines[1]
     assert [line for line in told.lines if "never reaches `learning_rate`; set fewer `warmup_epochs`" in line]
 
 
 def test_the_same_requests_find_it_and_make_nothing_anew(opened):
     store, labeled, pool = opened
-    before, told = digests(store), Said()
+    before, told = digests(store), RecordingProgress()
     assert train(store, "bugs-teacher", labeled, TEACHER, run=RUN, progress=told).ref == "bugs-teacher@gen-0"
     corpus = label(store, "bugs", "bugs-teacher@gen-0", pool, LABELS, run=READING, progress=told)
     assert balance(store, corpus, SELECTION, exclude=[labeled], progress=told).ref == "bugs@gen-1.1"

@@ -42,12 +42,12 @@ def pool(tmp_path):
 
 def write_generation(store, pool, probs=PROBS, names=NAMES, rows_per_shard=2):
     inputs = {"teacher": Input(ref="net@gen-0", digest="weights"), "pool": Input(ref=pool.location, digest=pool.fingerprint)}
-    staging = store.begin(GenerationRequest(settings={"batch_size": 2}, inputs=inputs), "flowers")
+    staging = store.find_or_stage(GenerationRequest(settings={"batch_size": 2}, inputs=inputs), "flowers")
     shards = Shards(staging.build, staging.work, ShardPlan(len(pool), rows_per_shard))
     for shard in shards.take():
         write_shard(shards, shard, pool, probs, pseudo_labels_schema(names))
     files, counts = shards.finish(names)
-    manifest = staging.describe(files, names, counts.model_dump() | {"teacher_parameters": 7})
+    manifest = staging.build_manifest(files, names, counts.model_dump() | {"teacher_parameters": 7})
     cards.write_dataset_card(staging, manifest)
     return staging.seal(manifest)
 

@@ -19,16 +19,16 @@ from nst_cli.main import app
 from sealed_labels import label_row, seal_generation
 from test_teachers import write_transformer
 from typer.testing import CliRunner
-from watched import Ended, Said
+from watched import InterruptAfter, RecordingProgress
 
 from nst_data.errors import NstError, UsageError
-from nst_data.features.kept import kept_features, remove_features
+from nst_data.features.kept import list_features, remove_features
 from nst_data.images import image_hash
-from nst_data.inspection.similar import similar_images
+from nst_data.inspection.similar import open_similarity_search
 from nst_data.inspection.view import View
 from nst_data.progress import Progress
 from nst_data.sources import open_source
-from nst_data.store.files import PROCESS_SPACE, hash_file
+from nst_data.store.files import PID_NAMESPACE, hash_file
 from nst_data.store.store import Store
 from nst_data.tables import shards
 from nst_train.classifiers.teachers import load_classifier
@@ -91,7 +91,7 @@ def test_interrupted_they_go_on_and_are_the_same_bytes(teacher, tmp_path):
     store = Store(tmp_path / "parts")
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            embed(store, teacher, pool, SETTINGS, run=RUN, progress=Ended(8))
+            embed(store, teacher, pool, SETTINGS, run=RUN, progress=InterruptAfter(8))
     assert len(list(store.root.glob("features/*/.work/shards/*"))) == 2
     parts = embed(store, teacher, pool, SETTINGS, run=RUN)
     assert parts.about.files == whole.about.files
@@ -123,7 +123,7 @@ def test_where_another_process_ends_first_its_features_are_the_result(teacher, t
 
 
 def test_what_was_computed_is_found_and_other_sizes_and_rewritten_images_are_not(teacher, tmp_path):
-    store, folder, said = Store(tmp_path / "store"), write_pool(tmp_path / "pool", 3, 2), Said()
+    store, folder, said = Store(tmp_path / "store"), write_pool(tmp_path / "pool", 3, 2), RecordingProgress()
     first = embed(store, teacher, open_source(folder), SETTINGS, run=RUN)
     assert embed(store, teacher, open_source(folder), SETTINGS, run=RUN, progress=said) == first
     assert said.lines[-1].endswith(f"features of 6 images are there already: {first.folder}")
@@ -208,13 +208,13 @@ def test_features_are_listed_and_removed_and_computed_again(teacher, tmp_path):
 def test_interrupted_features_are_listed_as_unfinished_and_removed(teacher, tmp_path):
     store, pool = Store(tmp_path / "store"), open_source(write_pool(tmp_path / "pool", 3, 5))
     with pytest.raises(KeyboardInterrupt):
-        embed(store, teacher, pool, SETTINGS, run=RUN, progress=Ended(8))
-    (kept,) = kept_features(store)
+        embed(store, teacher, pool, SETTINGS, run=RUN, progress=InterruptAfter(8))
+    (kept,) = list_features(store)
     runner, where = CliRunner(), ["--store", str(store.root)]
     assert json.loads(runner.invoke(app, ["list", "--unfinished", "--json", *where]).output)["unfinished"] == [kept.ref]
     assert f"nst remove {kept.ref}" in runner.invoke(app, ["list", "--unfinished", *where]).output
     assert runner.invoke(app, ["remove", kept.ref, *where]).exit_code == 0
-    assert kept_features(store) == []
+    assert list_features(store) == []
 
 
 def test_features_that_another_machine_computes_are_not_removed(tmp_path, monkeypatch):
@@ -241,19 +241,19 @@ def test_similar_images_name_each_row_once_also_of_equal_images(teacher, tmp_pat
     pool = open_source(tmp_path / "pool")
     embed(store, teacher, pool, SETTINGS, run=RUN)
     version = seal_generation(store, [label_row(row, pool.read(row), 0, 0.5, key=pool.key(row)) for row in range(4)], pool=pool.lineage)
-    similar = similar_images(store, View(store, version, CLASSES))
+    similar = open_similarity_search(store, View(store, version, CLASSES))
     assert [pool.key(row) for row in range(4)] == ["0.png", "1-copy.png", "1.png", "2.png"]
-    assert sorted(row for row, _ in similar.of(0)) == [1, 2, 3]
-    assert similar.of(1)[0] == (2, 1.0)
-    assert similar.of(2)[0] == (1, 1.0)
+    assert sorted(row for row, _ in similar.find(0)) == [1, 2, 3]
+    assert similar.find(1)[0] == (2, 1.0)
+    assert similar.find(2)[0] == (1, 1.0)
 
 
 def test_the_sign_by_which_workers_know_a_store_goes_also_when_its_process_was_killed(tmp_path):
     with subprocess.Popen([sys.executable, "-c", ""]) as dead:
         dead.wait()
-    left = tmp_path / f".seen-by-workers.abcd.{PROCESS_SPACE}.{dead.pid}.tmp"
+    left = tmp_path / f".seen-by-workers.abcd.{PID_NAMESPACE}.{dead.pid}.tmp"
     left.mkdir()
     os.utime(left, (0, 0))
-    with on_ray._sign_in(Store(tmp_path)) as sign, on_ray._sign_in(Store(tmp_path)) as other:
+    with on_ray._place_marker(Store(tmp_path)) as sign, on_ray._place_marker(Store(tmp_path)) as other:
         assert sorted(map(str, tmp_path.iterdir())) == sorted([sign, other])
     assert not list(tmp_path.iterdir())

@@ -16,7 +16,7 @@ from nst_data.self_contained.shard_folders import ShardFolders
 from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
 from nst_data.store.store import Store
-from nst_train.batches.batches import training_batches, without
+from nst_train.batches.batches import readable_images, training_batches
 from nst_train.batches.entries import PseudoLabeledImages, open_edition
 from nst_train.batches.shard_order import ShardOrder
 from nst_train.settings import TrainSettings
@@ -43,7 +43,7 @@ def forms(tiny_store, tmp_path_factory):
 
 def batches(edition, labeled, work, steps, pool=None, workers=0, process=0, processes=1, **changes):
     settings = TrainSettings(**TINY | {"ratio": 2} | changes)
-    images = without(open_source(str(labeled), labeled=True), {})
+    images = readable_images(open_source(str(labeled), labeled=True), {})
     pseudo = open_edition(edition, pool, CLASSES, work)
     return list(training_batches(settings, images, pseudo, training_transforms(settings, CONFIG), steps, workers, process, processes))
 
@@ -54,7 +54,7 @@ def entries(batch):
     return Counter((image.numpy().tobytes(), soft.numpy().tobytes()) for image, soft in zip(images, batch.pseudo["probs"], strict=True))
 
 
-def same(left, right):
+def are_equal(left, right):
     return torch.equal(left.images, right.images) and torch.equal(left.pseudo["probs"], right.pseudo["probs"])
 
 
@@ -67,7 +67,7 @@ def test_both_forms_give_the_same_images_with_the_same_soft_labels_in_each_epoch
     alone = batches(with_images, labeled, tmp_path / "b", range(2), **settings)
     assert max(entries(pooled[0]).values()) > 1
     assert entries(pooled[0]) == entries(pooled[1]) == entries(alone[0]) == entries(alone[1])
-    assert not same(alone[0], alone[1])  # in another order
+    assert not are_equal(alone[0], alone[1])  # in another order
 
 
 def test_batches_of_a_self_contained_edition_are_the_same_with_workers_and_from_any_step_on(forms, tmp_path):
@@ -75,7 +75,7 @@ def test_batches_of_a_self_contained_edition_are_the_same_with_workers_and_from_
     whole = batches(edition, labeled, tmp_path, range(12))
     assert len(whole) * 8 > edition.manifest.counts.copies
     rest = batches(edition, labeled, tmp_path, range(7, 12), workers=2)
-    assert all(same(left, right) for left, right in zip(whole[7:], rest, strict=True))
+    assert all(are_equal(left, right) for left, right in zip(whole[7:], rest, strict=True))
 
 
 def test_two_processes_share_the_batch_of_a_self_contained_edition(forms, tmp_path):
@@ -104,20 +104,20 @@ def edition_of(copies, folder, shards=1, seed=0):
 def test_each_epoch_holds_each_image_as_often_as_it_has_copies(tmp_path, copies, shards):
     pseudo = edition_of(copies, tmp_path, shards)
     assert len(pseudo) == sum(copies)
-    drawn = pseudo.at(np.arange(3 * len(pseudo))).reshape(3, -1)
+    drawn = pseudo.images_at(np.arange(3 * len(pseudo))).reshape(3, -1)
     assert [np.bincount(epoch, minlength=len(copies)).tolist() for epoch in drawn] == [copies] * 3
 
 
 @pytest.mark.parametrize("shards", [1, 6])
 def test_a_position_has_the_same_image_whatever_else_is_asked_for(tmp_path, shards):
     pseudo = edition_of([1, 2, 3, 30] * 40, tmp_path, shards, seed=1)
-    whole = pseudo.at(np.arange(3000))
-    parts = [pseudo.at(np.arange(start, start + 7)) for start in range(0, 2996, 7)]
+    whole = pseudo.images_at(np.arange(3000))
+    parts = [pseudo.images_at(np.arange(start, start + 7)) for start in range(0, 2996, 7)]
     assert np.concatenate(parts).tolist() == whole[:2996].tolist()
 
 
 def test_copies_of_an_image_are_as_far_apart_as_chance_has_it(tmp_path):
-    drawn = edition_of([4] * 2000, tmp_path).at(np.arange(8000))
+    drawn = edition_of([4] * 2000, tmp_path).images_at(np.arange(8000))
     places = np.argsort(drawn, kind="stable").reshape(2000, 4)
     assert np.diff(np.sort(places)).mean() == pytest.approx(8000 / 5, rel=0.05)  # of four places drawn in a line
     near = (np.diff(np.sort(places)) < 8).mean()
@@ -144,7 +144,7 @@ def test_an_image_of_a_self_contained_edition_that_was_changed_is_named(forms, t
 
 def test_a_pool_that_lacks_images_is_refused_with_their_number(forms, tmp_path, monkeypatch):
     by_reference, *_ = forms
-    monkeypatch.setattr("nst_train.batches.columns.AT_ONCE", 4)
+    monkeypatch.setattr("nst_train.batches.columns.BATCH_ROWS", 4)
     other = write_pool(tmp_path / "other", 3, 5)
     keys = pl.read_parquet(by_reference.folder / "balanced" / "*.parquet")["key"].to_list()
     for key in keys[1:8:2]:

@@ -11,12 +11,12 @@ from conftest import TINY, picture, write_tiny_recipe
 from nst_cli.evaluation_tables import print_results
 from nst_cli.main import app
 from typer.testing import CliRunner
-from wording import tells
+from wording import mentions
 
 from nst_data.sources import open_source
 from nst_data.store.metrics import Metrics
 from nst_data.store.store import Store
-from nst_train.evaluation_settings import EvaluateSettings, recorded_name
+from nst_train.evaluation_settings import EvaluateSettings, result_name
 from nst_train.settings import RunSettings, TrainSettings
 from nst_train.training.train import train
 
@@ -53,18 +53,18 @@ def copied(trained, tmp_path):
     return Store(tmp_path / "store"), trained[1]
 
 
-def evaluated(status, copied, *words):
+def run_evaluate(status, copied, *arguments):
     store, test = copied
-    command = ["evaluate", "net@gen-0", "net@gen-1", "--data", test, "--store", store.root, *words]
+    command = ["evaluate", "net@gen-0", "net@gen-1", "--data", test, "--store", store.root, *arguments]
     result = CliRunner().invoke(app, [str(word) for word in command], catch_exceptions=False)
     assert result.exit_code == status, result.output
     return result.stdout if status == 0 else result.stderr.strip().splitlines()[-1]
 
 
 def test_models_stand_side_by_side(copied):
-    table = evaluated(0, copied)
+    table = run_evaluate(0, copied)
     assert [line.split()[0] for line in table.splitlines()] == ["clean", "model", "net@gen-0", "net@gen-1"]
-    found = json.loads(evaluated(0, copied, "--json"))
+    found = json.loads(run_evaluate(0, copied, "--json"))
     assert list(found) == ["net@gen-0", "net@gen-1"]
     for model, result in found.items():
         line = next(line for line in table.splitlines() if model in line)
@@ -114,7 +114,7 @@ def test_every_suite_of_own_images_is_printed_recorded_and_drawn(copied, tmp_pat
         "--plots",
         tmp_path / "plots",
     ]
-    table = evaluated(0, copied, *words, "--compare")
+    table = run_evaluate(0, copied, *words, "--compare")
     assert "corruptions, 15 images: error relative to net@gen-0's, in %" in table
     assert next(line.split() for line in table.splitlines() if line.strip().startswith("mCE"))[1] == "100.0"
     assert "fgsm, 15 images: top-1 by epsilon" in table
@@ -148,7 +148,7 @@ def test_models_with_long_names_are_told_apart_by_numbers(capsys):
 
 
 def test_differences_are_those_of_the_two_tables(copied):
-    found = json.loads(evaluated(0, copied, "--suite", "clean", "--suite", "fgsm", "--epsilon", "4/255", "--compare", "--json"))
+    found = json.loads(run_evaluate(0, copied, "--suite", "clean", "--suite", "fgsm", "--epsilon", "4/255", "--compare", "--json"))
     first, second = found["net@gen-0"], found["net@gen-1"]
     by_metric = {row["metric"]: row for row in second["differences"]}
     assert "differences" not in first
@@ -160,9 +160,9 @@ def test_differences_are_those_of_the_two_tables(copied):
 
 
 def test_what_is_kept_is_not_measured_again(copied, monkeypatch):
-    first = evaluated(0, copied, "--suite", "fgsm", "--json")
+    first = run_evaluate(0, copied, "--suite", "fgsm", "--json")
     monkeypatch.setattr("nst_train.evaluation.trials._Observation.__call__", None)
-    assert evaluated(0, copied, "--suite", "fgsm", "--json") == first
+    assert run_evaluate(0, copied, "--suite", "fgsm", "--json") == first
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_what_is_kept_is_not_measured_again(copied, monkeypatch):
     ],
 )
 def test_what_makes_no_sense_is_said(copied, words, said):
-    assert tells(evaluated(2, copied, *words), said)
+    assert mentions(run_evaluate(2, copied, *words), said)
 
 
 def test_one_model_alone_cannot_be_compared(copied):
@@ -195,12 +195,12 @@ def test_one_model_alone_cannot_be_compared(copied):
     words = ["evaluate", "net@gen-0", "--data", str(test), "--store", str(store.root), "--compare"]
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 2
-    assert tells(result.stderr, "--compare: … two models, found only net@gen-0")
+    assert mentions(result.stderr, "--compare: … two models, found only net@gen-0")
 
 
 def test_a_folder_that_is_not_as_published_is_one_line(copied):
-    assert tells(evaluated(1, copied, "--suite", "imagenet-c"), "15 corruptions … 1 to 5, missing: gaussian_noise/1")
-    assert tells(evaluated(1, copied, "--suite", "imagenet-a", "--partial"), "'ant'; … imagenet-a's 200")
+    assert mentions(run_evaluate(1, copied, "--suite", "imagenet-c"), "15 corruptions … 1 to 5, missing: gaussian_noise/1")
+    assert mentions(run_evaluate(1, copied, "--suite", "imagenet-a", "--partial"), "'ant'; … imagenet-a's 200")
 
 
 def test_the_defaults_in_the_help_are_those_of_the_settings():
@@ -268,9 +268,9 @@ def test_published_suites_and_clean_results_have_names_of_their_own(tmp_path):
 
     evaluate = [{"suite": "imagenet-a", "data": "a"}, {"suite": "imagenet-c", "data": "c", "name": "small"}, {"suite": ["fgsm"]}]
     recipe = load_recipe(write_tiny_recipe(tmp_path, generations=[TINY, TINY], evaluate=evaluate))
-    assert [one.recorded(one.suite[0]) for one in recipe.evaluate] == ["imagenet-a", "small-imagenet-c", "test-fgsm"]
-    assert [recorded_name("test", suite) for suite in ("clean", "imagenet-c")] == ["test", "test-imagenet-c"]
-    assert recorded_name("imagenet-c", "imagenet-c") == "imagenet-c"
+    assert [one.result_name(one.suite[0]) for one in recipe.evaluate] == ["imagenet-a", "small-imagenet-c", "test-fgsm"]
+    assert [result_name("test", suite) for suite in ("clean", "imagenet-c")] == ["test", "test-imagenet-c"]
+    assert result_name("imagenet-c", "imagenet-c") == "imagenet-c"
 
 
 @pytest.mark.parametrize(
@@ -326,7 +326,7 @@ NST = ["-c", "from nst_cli.main import run; run()"]
 SUITES = ["--suite", "clean", "--suite", "corruptions", "--suite", "pgd", "--steps", "2", "--random-start", "--epsilon", "4/255"]
 
 
-def found_by(*command):
+def run_json(*command):
     done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -337,9 +337,9 @@ def test_two_processes_measure_what_one_measures(copied):
     store, test = copied
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29567", "--no-python", sys.executable]
     words = ["evaluate", "net@gen-0", "net@gen-1", "--data", test, *SUITES, "--record", "test", "--json", "--store", store.root]
-    two = found_by(*launcher, *NST, *words)
+    two = run_json(*launcher, *NST, *words)
     shutil.rmtree(store.root / "evaluations")
-    assert found_by(*NST, *words) == two
+    assert run_json(*NST, *words) == two
 
 
 def test_a_store_that_cannot_be_written_to_keeps_nothing_and_says_so_once(trained, tmp_path, monkeypatch):
@@ -353,12 +353,12 @@ def test_a_store_that_cannot_be_written_to_keeps_nothing_and_says_so_once(traine
         assert done.exit_code == 0
         assert done.stderr.count("evaluations cannot be written to: results are not cached for the next run") == 1
         sealed.setattr("nst_train.evaluation.measuring.observe", None)
-        assert "gen-0 is not writable; remove --record" in evaluated(2, (store, test), "--record", "test")
+        assert "gen-0 is not writable; remove --record" in run_evaluate(2, (store, test), "--record", "test")
     assert sorted(store.root.rglob("*")) == there
-    assert evaluated(0, (store, test), "--json") == done.stdout
+    assert run_evaluate(0, (store, test), "--json") == done.stdout
     monkeypatch.setattr("nst_data.store.files.os.access", lambda *_: False)
     monkeypatch.setattr("nst_train.evaluation.trials.predict", None)  # what was kept before is read
-    assert evaluated(0, (store, test), "--json") == done.stdout
+    assert run_evaluate(0, (store, test), "--json") == done.stdout
 
 
 @pytest.mark.slow
@@ -366,7 +366,7 @@ def test_killed_and_run_again_it_finds_the_same(trained, tmp_path):
     many, killed = write_images(tmp_path / "many", 100, first=200), tmp_path / "killed"
     shutil.copytree(trained[0].root, killed, ignore=shutil.ignore_patterns("evaluations"))
     words = ["evaluate", "net@gen-1", "--data", many, *SUITES, "--json", "--store"]
-    whole = found_by(*NST, *words, trained[0].root)
+    whole = run_json(*NST, *words, trained[0].root)
     process = subprocess.Popen([sys.executable, *map(str, [*NST, *words, killed])], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     kept = killed / "evaluations"
     while process.poll() is None and len(list(kept.rglob("*.npy"))) < 2:
@@ -375,5 +375,5 @@ def test_killed_and_run_again_it_finds_the_same(trained, tmp_path):
     process.wait()
     before = {path: path.stat().st_mtime_ns for path in kept.rglob("*.npy")}
     assert before
-    assert found_by(*NST, *words, killed) == whole
+    assert run_json(*NST, *words, killed) == whole
     assert {path: path.stat().st_mtime_ns for path in before} == before

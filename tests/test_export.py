@@ -17,7 +17,7 @@ from pictures import png, write_table, write_tar
 from sealed_labels import label_row, seal_generation
 from torchvision.datasets import ImageFolder
 from typer.testing import CliRunner
-from wording import tells
+from wording import mentions
 
 from nst_data import BalanceSettings, adopt, balance, freeze
 from nst_data.errors import NstError, UsageError
@@ -26,7 +26,7 @@ from nst_data.formats.labeled_images import labeled_images as rows_with_images
 from nst_data.images import image_hash
 from nst_data.progress import Progress
 from nst_data.review.answers import AnswerLog
-from nst_data.safe_names import cell, file_name, folder_names, without_quote
+from nst_data.safe_names import escape_formula, folder_names, safe_file_name, unescape_formula
 from nst_data.sources import open_source
 from nst_data.store.store import Store
 from nst_data.tables.label_tables import scan_labels
@@ -47,7 +47,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def exported(store, folder, to, ref="tiny@gen-1.1", **options):
+def export_version(store, folder, to, ref="tiny@gen-1.1", **options):
     return export(store, ref, folder, to=to, progress=Progress(), **options)
 
 
@@ -60,7 +60,7 @@ def truth(store, ref="tiny@gen-1.1"):
 
 def test_torchvision_reads_folders_with_the_labels_of_the_version(tiny_store, tmp_path):
     store, _, _ = tiny_store
-    written, expected = exported(store, tmp_path / "out", "folders"), truth(store)
+    written, expected = export_version(store, tmp_path / "out", "folders"), truth(store)
     assert written.images == len(expected)
     for place, number in (dataset := ImageFolder(tmp_path / "out", allow_empty=True)).samples:
         with open(place, "rb") as file:
@@ -73,16 +73,16 @@ def test_torchvision_reads_folders_with_the_labels_of_the_version(tiny_store, tm
 def test_a_folder_that_finder_has_looked_at_is_empty(tiny_store, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / ".DS_Store").write_bytes(b"")
-    assert exported(tiny_store[0], tmp_path / "out", "csv").images
+    assert export_version(tiny_store[0], tmp_path / "out", "csv").images
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / ".hidden").write_text("mine")
     with pytest.raises(NstError, match=r"mine: .*empty folder"):
-        exported(tiny_store[0], tmp_path / "mine", "csv")
+        export_version(tiny_store[0], tmp_path / "mine", "csv")
 
 
 def test_datasets_reads_an_imagefolder_with_its_columns(tiny_store, tmp_path):
     store, _, _ = tiny_store
-    exported(store, tmp_path / "out", "imagefolder", "tiny@gen-1", probs=True)
+    export_version(store, tmp_path / "out", "imagefolder", "tiny@gen-1", probs=True)
     expected = truth(store, "tiny@gen-1")
     rows = load_dataset("imagefolder", data_dir=str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
     assert {row["image_hash"]: (row["key"], row["label"], row["confidence"]) for row in rows} == expected
@@ -94,7 +94,7 @@ def test_datasets_reads_an_imagefolder_with_its_columns(tiny_store, tmp_path):
 def test_webdataset_reads_tar_files_and_so_does_nst(tiny_store, tmp_path):
     wds = pytest.importorskip("webdataset")
     store, _, _ = tiny_store
-    exported(store, tmp_path / "out", "webdataset", "tiny@gen-1")
+    export_version(store, tmp_path / "out", "webdataset", "tiny@gen-1")
     samples = list(wds.WebDataset(str(tmp_path / "out" / "tiny-gen-1-000000.tar"), shardshuffle=False))
     expected = truth(store, "tiny@gen-1")
     names = (tmp_path / "out" / "classes.txt").read_text().split()
@@ -129,7 +129,7 @@ def test_images_of_tables_get_names_by_which_tools_know_them(kind, tmp_path):
     suffixes = {hashed: [".png", ".jpg", ".png"][row] for row, hashed in enumerate(expected)}
     assert len(expected) == 3
     for to in ("folders", "imagefolder", "fiftyone", "label-studio", "webdataset"):
-        exported(store, tmp_path / to, to, version.ref)
+        export_version(store, tmp_path / to, to, version.ref)
     for to in ("folders", "imagefolder", "fiftyone", "label-studio"):
         images = [path for path in (tmp_path / to).rglob("0000000*") if path.is_file()]
         assert {image_hash(path.read_bytes()): path.suffix for path in images} == suffixes
@@ -143,14 +143,14 @@ def test_images_of_tables_get_names_by_which_tools_know_them(kind, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "folders").rglob("*.*g")}
     marker = tmp_path / "folders" / MARKER
     marker.write_text(marker.read_text().replace("true", "false"))
-    exported(store, tmp_path / "folders", "folders", version.ref)  # goes on, and writes none again
+    export_version(store, tmp_path / "folders", "folders", version.ref)  # goes on, and writes none again
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "folders").rglob("*.*g")} == before
 
 
 def test_tables_have_a_row_for_each_image(tiny_store, tmp_path):
     store, _, pool = tiny_store
-    exported(store, tmp_path / "csv", "csv", "tiny@gen-1", probs=True)
-    exported(store, tmp_path / "jsonl", "jsonl", "tiny@gen-1")
+    export_version(store, tmp_path / "csv", "csv", "tiny@gen-1", probs=True)
+    export_version(store, tmp_path / "jsonl", "jsonl", "tiny@gen-1")
     expected = truth(store, "tiny@gen-1")
     with (tmp_path / "csv" / "labels.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -167,9 +167,9 @@ def test_tables_of_an_edition_say_how_many_copies_it_has_of_each_image(tiny_stor
     store, _, pool = tiny_store
     rows = dict(scan_labels(store.open("tiny@gen-1.1")).select("image_hash", "copies").collect().iter_rows())
     assert max(rows.values()) > 1
-    exported(store, tmp_path / "csv", "csv", "tiny@gen-1.1", probs=True)
-    exported(store, tmp_path / "jsonl", "jsonl", "tiny@gen-1.1")
-    exported(store, tmp_path / "images", "imagefolder", "tiny@gen-1.1", pool=open_source(pool))
+    export_version(store, tmp_path / "csv", "csv", "tiny@gen-1.1", probs=True)
+    export_version(store, tmp_path / "jsonl", "jsonl", "tiny@gen-1.1")
+    export_version(store, tmp_path / "images", "imagefolder", "tiny@gen-1.1", pool=open_source(pool))
     with (tmp_path / "csv" / "labels.csv").open(newline="") as file:
         assert {row["image_hash"]: int(row["copies"]) for row in csv.DictReader(file)} == rows
     for file in (tmp_path / "jsonl" / "labels.jsonl", tmp_path / "images" / "metadata.jsonl"):
@@ -180,7 +180,7 @@ def test_tables_of_an_edition_say_how_many_copies_it_has_of_each_image(tiny_stor
 def test_label_studio_finds_the_images_of_an_export_to_the_current_folder(tiny_store, tmp_path, monkeypatch):
     (tmp_path / "ls").mkdir()
     monkeypatch.chdir(tmp_path / "ls")
-    exported(tiny_store[0], ".", "label-studio")
+    export_version(tiny_store[0], ".", "label-studio")
     tasks = json.loads((tmp_path / "ls" / "tasks.json").read_text())
     assert all(task["data"]["image"].startswith("/data/local-files/?d=ls/images/") for task in tasks)
 
@@ -188,12 +188,12 @@ def test_label_studio_finds_the_images_of_an_export_to_the_current_folder(tiny_s
 def test_fiftyone_and_label_studio_get_what_their_importers_read(tiny_store, tmp_path):
     store, _, _ = tiny_store
     expected = truth(store)
-    exported(store, tmp_path / "fo", "fiftyone")
+    export_version(store, tmp_path / "fo", "fiftyone")
     content = json.loads((tmp_path / "fo" / "labels.json").read_text())
     images = {path.stem: image_hash(path.read_bytes()) for path in (tmp_path / "fo" / "data").iterdir()}
     found = {images[name]: content["classes"][target["label"]] for name, target in content["labels"].items()}
     assert found == {hashed: one[1] for hashed, one in expected.items()}
-    exported(store, tmp_path / "ls", "label-studio")
+    export_version(store, tmp_path / "ls", "label-studio")
     for task in json.loads((tmp_path / "ls" / "tasks.json").read_text()):
         place = tmp_path / task["data"]["image"].removeprefix("/data/local-files/?d=")
         (prediction,) = task["predictions"]
@@ -204,13 +204,13 @@ def test_fiftyone_and_label_studio_get_what_their_importers_read(tiny_store, tmp
 
 def test_links_lead_to_the_images_of_the_pool(tiny_store, tmp_path):
     store, _, pool = tiny_store
-    exported(store, tmp_path / "out", "folders", link=True)
+    export_version(store, tmp_path / "out", "folders", link=True)
     links = list((tmp_path / "out").rglob("*.png"))
     assert links
     assert all(path.is_symlink() and path.resolve().parent == pool.resolve() for path in links)
     for to in ("csv", "webdataset"):
         with pytest.raises(UsageError, match=f"`link`: {to}.*; remove `link`"):
-            exported(store, tmp_path / to, to, link=True)
+            export_version(store, tmp_path / to, to, link=True)
 
 
 def test_a_class_with_the_name_of_a_column_has_no_column_of_its_own(tmp_path):
@@ -218,7 +218,7 @@ def test_a_class_with_the_name_of_a_column_has_no_column_of_its_own(tmp_path):
     write_class_folders(tmp_path / "sorted", ["key", "label"], 1)
     version = adopt(store, "odd", str(tmp_path / "sorted"), progress=Progress())
     with pytest.raises(UsageError, match=r"`probs`:.*'key'.*; use jsonl.*remove `probs`"):
-        exported(store, tmp_path / "out", "csv", version.ref, probs=True)
+        export_version(store, tmp_path / "out", "csv", version.ref, probs=True)
 
 
 def test_a_folder_with_other_files_or_of_another_export_is_left_alone(tiny_store, tmp_path):
@@ -226,33 +226,33 @@ def test_a_folder_with_other_files_or_of_another_export_is_left_alone(tiny_store
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     with pytest.raises(NstError, match=r"mine:.*new or empty folder.*choose another"):
-        exported(store, tmp_path / "mine", "csv")
+        export_version(store, tmp_path / "mine", "csv")
     with pytest.raises(NstError, match=r"thesis\.txt:.*new or empty folder.*choose another"):
-        exported(store, tmp_path / "mine" / "thesis.txt", "csv")
+        export_version(store, tmp_path / "mine" / "thesis.txt", "csv")
     with pytest.raises(NstError, match=r"thesis\.txt/out:.*is a file.*choose another"):
-        exported(store, tmp_path / "mine" / "thesis.txt" / "out", "csv")
+        export_version(store, tmp_path / "mine" / "thesis.txt" / "out", "csv")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
-    exported(store, tmp_path / "out", "csv")
+    export_version(store, tmp_path / "out", "csv")
     with pytest.raises(NstError, match=r"out: holds an export of tiny@gen-1\.1 as csv; choose another folder, or remove"):
-        exported(store, tmp_path / "out", "csv", "tiny@gen-1")
+        export_version(store, tmp_path / "out", "csv", "tiny@gen-1")
     with pytest.raises(NstError, match=r"holds an export of tiny@gen-1\.1 as csv;"):
-        exported(store, tmp_path / "out", "jsonl")
+        export_version(store, tmp_path / "out", "jsonl")
     marker = json.loads((tmp_path / "out" / MARKER).read_text())
     (tmp_path / "out" / MARKER).write_text(json.dumps(marker | {"digest": "0" * 64, "probs": True}))
     with pytest.raises(NstError, match=r"holds an export of another tiny@gen-1\.1 as csv, with `probs`;"):
-        exported(store, tmp_path / "out", "csv")
+        export_version(store, tmp_path / "out", "csv")
     (tmp_path / "out" / MARKER).write_text("{")
     with pytest.raises(NstError, match=r"\.nst-export\.json:.*damaged; remove.*/out"):
-        exported(store, tmp_path / "out", "csv")
+        export_version(store, tmp_path / "out", "csv")
 
 
 @pytest.mark.parametrize("name", ["out.csv", "out.JSONL", "out.tar"])
 def test_labels_are_not_written_to_a_folder_that_is_named_like_a_file(tiny_store, tmp_path, name):
     store, _, _ = tiny_store
     with pytest.raises(UsageError, match=rf"{name}: named like a file; an export of labels is a folder, such as .*out$"):
-        exported(store, tmp_path / name, "csv")
+        export_version(store, tmp_path / name, "csv")
     (tmp_path / name).mkdir()
-    assert exported(store, tmp_path / name, "csv").table == tmp_path / name / "labels.csv"
+    assert export_version(store, tmp_path / name, "csv").table == tmp_path / name / "labels.csv"
 
 
 def test_an_image_that_is_another_now_is_refused_and_the_rest_goes_on_once_it_is_back(tiny_store, tmp_path):
@@ -262,10 +262,10 @@ def test_an_image_that_is_another_now_is_refused_and_the_rest_goes_on_once_it_is
     before = changed.read_bytes()
     changed.write_bytes(next(path for path in pool.iterdir() if path != changed).read_bytes())
     with pytest.raises(NstError, match=f"{changed.name}' has different content.*`pool`"):
-        exported(store, tmp_path / "out", "folders", pool=str(pool))
+        export_version(store, tmp_path / "out", "folders", pool=str(pool))
     there = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.png")}
     changed.write_bytes(before)
-    assert exported(store, tmp_path / "out", "folders", pool=str(pool)).images == len(truth(store))
+    assert export_version(store, tmp_path / "out", "folders", pool=str(pool)).images == len(truth(store))
     assert all(path.stat().st_mtime_ns == time for path, time in there.items())
 
 
@@ -274,11 +274,11 @@ def test_images_of_a_pool_with_other_names_are_found_by_their_bytes(tiny_store, 
     pool = write_pool(tmp_path / "pool", 3, 5)
     for number, path in enumerate(sorted(pool.iterdir(), reverse=True)):
         path.rename(pool / f"renamed-{number}.png")
-    exported(store, tmp_path / "out", "imagefolder", pool=str(pool))
+    export_version(store, tmp_path / "out", "imagefolder", pool=str(pool))
     lines = [json.loads(line) for line in (tmp_path / "out" / "metadata.jsonl").read_text().splitlines()]
     assert {line["image_hash"] for line in lines} == truth(store).keys()
     assert all(image_hash((tmp_path / "out" / line["file_name"]).read_bytes()) == line["image_hash"] for line in lines)
-    exported(store, tmp_path / "links", "folders", pool=str(pool), link=True)
+    export_version(store, tmp_path / "links", "folders", pool=str(pool), link=True)
     links = list((tmp_path / "links").rglob("*.png"))
     assert links
     assert all(path.resolve().parent == pool for path in links)
@@ -296,16 +296,16 @@ def reviewed(store, rows):
 def test_a_review_has_the_classes_that_people_gave_without_what_they_excluded(labeled_images, tmp_path):
     store, rows = labeled_images
     expected = reviewed(store, rows)
-    assert exported(store, tmp_path / "folders", "folders", "tiny@review-1").per_class == {"ant": 0, "bee": 1, "cat": 2}
+    assert export_version(store, tmp_path / "folders", "folders", "tiny@review-1").per_class == {"ant": 0, "bee": 1, "cat": 2}
     source = open_source(tmp_path / "folders", labeled=True)
     assert {image_hash(source.read(row)): source.class_names[source.labels[row]] for row in range(3)} == {
         hashed: one[1] for hashed, one in expected.items()
     }
-    exported(store, tmp_path / "jsonl", "jsonl", "tiny@review-1", probs=True)
+    export_version(store, tmp_path / "jsonl", "jsonl", "tiny@review-1", probs=True)
     lines = [json.loads(line) for line in (tmp_path / "jsonl" / "labels.jsonl").read_text().splitlines()]
     assert {line["image_hash"]: (line["key"], line["label"], line["confidence"]) for line in lines} == expected
     assert all(line["probs"] == {name: float(name == line["label"]) for name in ("ant", "bee", "cat")} for line in lines)
-    exported(store, tmp_path / "ls", "label-studio", "tiny@review-1")
+    export_version(store, tmp_path / "ls", "label-studio", "tiny@review-1")
     tasks = json.loads((tmp_path / "ls" / "tasks.json").read_text())
     assert {task["data"]["image_hash"]: task["annotations"][0]["result"][0]["value"]["choices"][0] for task in tasks} == {
         hashed: one[1] for hashed, one in expected.items()
@@ -328,17 +328,17 @@ def test_the_images_of_a_review_are_found_in_a_moved_pool_or_in_an_edition_that_
     moved = write_pool(tmp_path / "moved", 3, 5)
     for number, path in enumerate(sorted(moved.iterdir())):
         path.rename(moved / f"renamed-{number}.png")
-    exported(store, tmp_path / "link", "folders", "tiny@review-1", pool=str(moved), link=True)
+    export_version(store, tmp_path / "link", "folders", "tiny@review-1", pool=str(moved), link=True)
     assert {image_hash(path.read_bytes()) for path in (tmp_path / "link").rglob("*.png")} == expected.keys()
     balance(store, "tiny@gen-1", BalanceSettings(min_confidence=0, per_class=20, embed_images=True), progress=Progress())
     for version in ("gen-1", "gen-1.1"):
         shutil.rmtree(store.open(f"tiny@{version}").folder)
-    exported(store, tmp_path / "embedded", "folders", "tiny@review-1")
+    export_version(store, tmp_path / "embedded", "folders", "tiny@review-1")
     assert {image_hash(path.read_bytes()) for path in (tmp_path / "embedded").rglob("*.png")} == expected.keys()
     shutil.rmtree(store.open("tiny").folder)
     with pytest.raises(UsageError, match=r"tiny@review-1:.*where its images are.*`pool`"):
-        exported(store, tmp_path / "nowhere", "folders", "tiny@review-1")
-    exported(store, tmp_path / "pool", "folders", "tiny@review-1", pool=str(moved))
+        export_version(store, tmp_path / "nowhere", "folders", "tiny@review-1")
+    export_version(store, tmp_path / "pool", "folders", "tiny@review-1", pool=str(moved))
     assert {image_hash(path.read_bytes()) for path in (tmp_path / "pool").rglob("*.png")} == expected.keys()
 
 
@@ -348,10 +348,10 @@ def test_killed_it_ends_with_the_same_files(tiny_store, tmp_path, monkeypatch):
     store, _, _ = tiny_store
     for to in ("imagefolder", "webdataset", "csv"):
         whole, cut = tmp_path / "whole" / to, tmp_path / "cut" / to
-        exported(store, whole, to, "tiny@gen-1")
+        export_version(store, whole, to, "tiny@gen-1")
         words = [sys.executable, "-c", KILLED_AT_ITS_THIRD_FILE, str(store.root), str(cut), to]
         assert subprocess.run(words, capture_output=True, check=False).returncode == -signal.SIGKILL
-        exported(store, cut, to, "tiny@gen-1")
+        export_version(store, cut, to, "tiny@gen-1")
         ended, resumed = (
             sorted((path.relative_to(top).as_posix(), path.read_bytes()) for path in top.rglob("*") if path.is_file())
             for top in (whole, cut)
@@ -378,7 +378,7 @@ def test_killed_it_ends_with_the_same_files(tiny_store, tmp_path, monkeypatch):
     ],
 )
 def test_names_of_strangers_become_names_of_files_that_stay_where_they_are_put(name, safe):
-    assert file_name(name) == safe
+    assert safe_file_name(name) == safe
 
 
 def test_class_folders_keep_what_every_file_system_takes():
@@ -420,9 +420,9 @@ def test_a_class_may_have_the_name_of_the_file_of_class_names(tmp_path):
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1.jpg", "@x", "\t=1"])
 def test_a_cell_that_a_spreadsheet_would_run_is_quoted(text):
-    assert cell(text) == f"'{text}"
-    assert without_quote(cell(text)) == text
-    assert cell(f"a{text}") == without_quote(f"a{text}") == f"a{text}"
+    assert escape_formula(text) == f"'{text}"
+    assert unescape_formula(escape_formula(text)) == text
+    assert escape_formula(f"a{text}") == unescape_formula(f"a{text}") == f"a{text}"
 
 
 def test_the_command_counts_by_class_and_says_what_formats_there_are(tiny_store, tmp_path):
@@ -434,7 +434,7 @@ def test_the_command_counts_by_class_and_says_what_formats_there_are(tiny_store,
     assert [line.split()[0] for line in shown.splitlines()[1:]] == ["ant", "bee", "cat"]
     refused = CliRunner().invoke(app, [*words[:4], "xml", *words[5:]])
     assert refused.exit_code == 2
-    assert tells(refused.stderr, "xml: … folders, csv, jsonl, imagefolder, webdataset, fiftyone, label-studio")
+    assert mentions(refused.stderr, "xml: … folders, csv, jsonl, imagefolder, webdataset, fiftyone, label-studio")
 
 
 def test_a_version_from_the_hub_opens_no_pool_that_it_names(tiny_store, tmp_path, monkeypatch):
@@ -442,5 +442,5 @@ def test_a_version_from_the_hub_opens_no_pool_that_it_names(tiny_store, tmp_path
     version = store.open("tiny@gen-1")
     monkeypatch.setattr("nst_data.store.version.may_be_pulled", lambda folder: True)
     with pytest.raises(NstError, match=r"tiny@gen-1 came from the Hub.*`pool`"):
-        exported(Store(store.root), tmp_path / "out", "folders", version.ref)
-    assert exported(Store(store.root), tmp_path / "out", "folders", version.ref, pool=str(pool)).images == 15
+        export_version(Store(store.root), tmp_path / "out", "folders", version.ref)
+    assert export_version(Store(store.root), tmp_path / "out", "folders", version.ref, pool=str(pool)).images == 15

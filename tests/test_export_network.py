@@ -11,7 +11,7 @@ from PIL import Image
 from test_teachers import write_transformer
 from timm.data import create_transform
 from typer.testing import CliRunner
-from wording import tells
+from wording import mentions
 
 from nst_data.errors import NstError, UsageError
 from nst_data.progress import Progress
@@ -22,7 +22,7 @@ from nst_train.classifiers.teachers import load_classifier
 from nst_train.transforms.preprocessing import decode_pixels
 
 
-def exported(store, teacher, path, to):
+def export_teacher(store, teacher, path, to):
     return export_network(store, teacher, path, to=to, progress=Progress())
 
 
@@ -51,12 +51,12 @@ def logits_of(classifier, encoded):
 @pytest.mark.slow
 def test_torch_export_runs_without_nst_and_knows_its_classes_and_preprocessing(tiny_store, tmp_path):
     store = tiny_store[0]
-    written = exported(store, store.open("tiny-teacher@gen-0"), tmp_path / "tiny.pt2", "torch-export")
+    written = export_teacher(store, store.open("tiny-teacher@gen-0"), tmp_path / "tiny.pt2", "torch-export")
     extra = {"nst.json": ""}
     program = torch.export.load(tmp_path / "tiny.pt2", extra_files=extra)
     about, classifier = json.loads(extra["nst.json"]), load_classifier("tiny-teacher@gen-0", store)[0]
     assert written.class_names == about["class_names"] == ["ant", "bee", "cat"]
-    assert about["preprocessing"] == {**classifier.preprocessing.described, "crop_mode": "center"}
+    assert about["preprocessing"] == {**classifier.preprocessing.as_json, "crop_mode": "center"}
     assert about["digest"] == store.open("tiny-teacher@gen-0").manifest.digest
     pixels = torch.randn(5, *about["preprocessing"]["input_size"])
     torch.testing.assert_close(program.module()(pixels), classifier.network(pixels))
@@ -68,9 +68,9 @@ def test_torch_export_runs_without_nst_and_knows_its_classes_and_preprocessing(t
 @pytest.mark.slow
 def test_a_network_is_written_once_and_other_files_stay(tiny_store, tmp_path, monkeypatch):
     store, path = tiny_store[0], tmp_path / "tiny.pt2"
-    exported(store, "tiny-teacher@gen-0", path, "torch-export")
+    export_teacher(store, "tiny-teacher@gen-0", path, "torch-export")
     before = path.stat()
-    assert exported(store, "tiny-teacher@gen-0", path, "torch-export").difference == 0
+    assert export_teacher(store, "tiny-teacher@gen-0", path, "torch-export").difference == 0
     assert path.stat().st_mtime_ns == before.st_mtime_ns
     for other in ("zip", "text"):
         if other == "zip":
@@ -79,49 +79,49 @@ def test_a_network_is_written_once_and_other_files_stay(tiny_store, tmp_path, mo
         else:
             (tmp_path / other).write_text("mine")
         with pytest.raises(NstError, match=f"{other}:.*exists.*choose another name, or remove"):
-            exported(store, "tiny-teacher@gen-0", tmp_path / other, "torch-export")
+            export_teacher(store, "tiny-teacher@gen-0", tmp_path / other, "torch-export")
     with pytest.raises(NstError, match="there is no folder"):
-        exported(store, "tiny-teacher@gen-0", tmp_path / "no" / "a.pt2", "torch-export")
+        export_teacher(store, "tiny-teacher@gen-0", tmp_path / "no" / "a.pt2", "torch-export")
 
     def fails(*_):
         raise RuntimeError("an operator that is not known\nand a long trace")
 
     monkeypatch.setitem(exporting._FORMATS, "torch-export", (fails, exporting._run_torch_export))
     with pytest.raises(NstError, match=r"tiny-teacher@gen-0:.*torch-export: an operator"):
-        exported(store, "tiny-teacher@gen-0", tmp_path / "b.pt2", "torch-export")
+        export_teacher(store, "tiny-teacher@gen-0", tmp_path / "b.pt2", "torch-export")
     wrong = (exporting._write_torch_export, lambda path, pixels: exporting._run_torch_export(path, pixels) + 0.01)
     monkeypatch.setitem(exporting._FORMATS, "torch-export", wrong)
     with pytest.raises(NstError, match=r"tiny-teacher@gen-0:.*torch-export.*other logits \(by 0\.0\d+.*nothing"):
-        exported(store, "tiny-teacher@gen-0", tmp_path / "b.pt2", "torch-export")
+        export_teacher(store, "tiny-teacher@gen-0", tmp_path / "b.pt2", "torch-export")
     assert {one.name for one in tmp_path.iterdir()} == {"tiny.pt2", "zip", "text"}
 
 
 def test_what_does_not_go_together_is_said_in_a_line(tiny_store, tmp_path, monkeypatch):
     store = tiny_store[0]
 
-    def said(*words):
-        result = CliRunner().invoke(app, ["export", *words, "--store", str(store.root)])
+    def said(*arguments):
+        result = CliRunner().invoke(app, ["export", *arguments, "--store", str(store.root)])
         assert result.exit_code
         return result.output.strip().splitlines()[-1]
 
     assert "remove --pool, --link and --probs" in said("tiny-teacher@gen-0", str(tmp_path / "a"), "--to", "onnx", "--probs")
     assert "expected a teacher" in said("tiny@gen-1", str(tmp_path / "a"), "--to", "torch-export")
-    assert tells(said("tiny-teacher@gen-0", str(tmp_path / "a")), "is a teacher, …; --to onnx or torch-export")
+    assert mentions(said("tiny-teacher@gen-0", str(tmp_path / "a")), "is a teacher, …; --to onnx or torch-export")
     with pytest.raises(UsageError, match="`to` caffe: expected onnx or torch-export"):
-        exported(store, "tiny-teacher@gen-0", tmp_path / "a", "caffe")
+        export_teacher(store, "tiny-teacher@gen-0", tmp_path / "a", "caffe")
     for folder in (str(tmp_path), "./"):
         with pytest.raises(NstError, match=r"a file to write, found a folder.*network\.onnx"):
-            exported(store, "tiny-teacher@gen-0", folder, "torch-export")
+            export_teacher(store, "tiny-teacher@gen-0", folder, "torch-export")
     monkeypatch.setattr(exporting, "find_spec", lambda name: None if name == "onnxscript" else name)
     with pytest.raises(UsageError, match=r"`to` onnx requires onnxscript: pip install 'nst\[onnx\]'"):
-        exported(store, "tiny-teacher@gen-0", tmp_path / "a", "onnx")
+        export_teacher(store, "tiny-teacher@gen-0", tmp_path / "a", "onnx")
 
 
 @pytest.mark.slow
 def test_onnxruntime_gives_the_logits_and_labels_of_the_network_on_photographs(real_weights, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     store, encoded = Store(tmp_path / "store"), photographs()
-    assert exported(store, real_weights, tmp_path / "lite0.onnx", "onnx").difference < 1e-4
+    assert export_teacher(store, real_weights, tmp_path / "lite0.onnx", "onnx").difference < 1e-4
     session = onnxruntime.InferenceSession(tmp_path / "lite0.onnx", providers=["CPUExecutionProvider"])
     about = session.get_modelmeta().custom_metadata_map
     config, names = json.loads(about["preprocessing"]), json.loads(about["class_names"])
@@ -142,14 +142,14 @@ def test_networks_of_transformers_and_large_ones_are_written_as_onnx_too(tmp_pat
     pytest.importorskip("onnxruntime")
     store, vit = Store(tmp_path / "store"), write_transformer(tmp_path / "vit")
     for name in ("a.onnx", "b.onnx"):
-        exported(store, vit, tmp_path / name, "onnx")
+        export_teacher(store, vit, tmp_path / name, "onnx")
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
     monkeypatch.setattr(exporting, "_MOST_BYTES", 1_000)
-    written = exported(store, vit, tmp_path / "vit.onnx", "onnx")
+    written = export_teacher(store, vit, tmp_path / "vit.onnx", "onnx")
     assert written.difference < 1e-4
     assert str(tmp_path).encode() not in (tmp_path / "vit.onnx").read_bytes()
     assert {path.name for path in tmp_path.glob("vit.*")} == {"vit.onnx", "vit.onnx.data"}
-    assert exported(store, vit, tmp_path / "vit.onnx", "onnx").difference == written.difference
+    assert export_teacher(store, vit, tmp_path / "vit.onnx", "onnx").difference == written.difference
     shutil.move(tmp_path / "vit.onnx", tmp_path / "other.onnx")
     with pytest.raises(NstError, match=r"vit\.onnx\.data: exists.*choose another name, or remove"):
-        exported(store, vit, tmp_path / "vit.onnx", "onnx")
+        export_teacher(store, vit, tmp_path / "vit.onnx", "onnx")

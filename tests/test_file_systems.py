@@ -15,7 +15,7 @@ from streamed import REF, process, publish, seal
 from nst_data.errors import NstError
 from nst_data.selection.editions import balance
 from nst_data.settings import BalanceSettings
-from nst_data.sharing.push import _link
+from nst_data.sharing.push import _link_or_copy
 from nst_data.sources import open_source
 from nst_data.store.files import fsync_tree, write_text
 from nst_data.store.inputs import Input
@@ -34,18 +34,18 @@ HOOKED = LACKS + "without_links_locks_and_times(pytest.MonkeyPatch(), {number}, 
 
 def begin(store):
     request = GenerationRequest(settings={"seed": 0}, inputs={"pool": Input(ref="photos", digest="pool-digest")})
-    return store.begin(request, "flowers")
+    return store.find_or_stage(request, "flowers")
 
 
 @pytest.mark.parametrize("number", LACKING)
 def test_versions_are_staged_settled_and_sealed(tmp_path, monkeypatch, number):
     without_links_locks_and_times(monkeypatch, number)
     staging = begin(Store(tmp_path / "store"))
-    assert staging.remembered("machine", {"threads": 4}) == staging.remembered("machine", {"threads": 8}) == {"threads": 4}
-    with staging.owned(print):
+    assert staging.get_or_store("machine", {"threads": 4}) == staging.get_or_store("machine", {"threads": 8}) == {"threads": 4}
+    with staging.hold_ownership(print):
         (staging.build / "data").mkdir()
         files = {"data/a.txt": write_text(staging.build / "data" / "a.txt", "labels")}
-        version = staging.seal(staging.describe(files, ["ant"], COUNTS["generation"]))
+        version = staging.seal(staging.build_manifest(files, ["ant"], COUNTS["generation"]))
     assert version.verify() == []
     assert begin(Store(tmp_path / "store")) == version
 
@@ -59,14 +59,14 @@ def test_a_process_shows_life_where_file_times_cannot_be_set(tmp_path, monkeypat
     (shard, *_) = shards.take()
     (claim,) = (path for path in (tmp_path / "work" / "claims").iterdir() if path.name.startswith(f"{shard:05d}"))
     before = claim.read_text()
-    shards.show_life(shard)
+    shards.refresh_claim(shard)
     assert claim.read_text() != before
 
 
 def test_a_push_copies_files_where_there_are_no_links(tmp_path, monkeypatch):
     (tmp_path / "a").write_text("labels")
     without_links_locks_and_times(monkeypatch, errno.EPERM)
-    _link(tmp_path / "b", tmp_path / "a")
+    _link_or_copy(tmp_path / "b", tmp_path / "a")
     assert (tmp_path / "b").read_text() == "labels"
     assert not (tmp_path / "b").is_symlink()
 
@@ -87,9 +87,9 @@ def test_a_store_on_two_disks_that_no_look_shows_is_told_so(tmp_path, monkeypatc
     files = {"a.txt": write_text(staging.build / "a.txt", "labels")}
     without_renames_of_folders(monkeypatch, errno.EXDEV)
     with pytest.raises(NstError, match=r"store/corpora/flowers: .*another disk than .*store/runs/corpora/flowers/gen-1,.*keep all"):
-        staging.seal(staging.describe(files, ["ant"], COUNTS["generation"]))
+        staging.seal(staging.build_manifest(files, ["ant"], COUNTS["generation"]))
     monkeypatch.undo()
-    assert staging.seal(staging.describe(files, ["ant"], COUNTS["generation"])).verify() == []
+    assert staging.seal(staging.build_manifest(files, ["ant"], COUNTS["generation"])).verify() == []
 
 
 @pytest.mark.skipif(not os.path.isdir(MEMORY), reason="there is no other disk")

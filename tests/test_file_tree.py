@@ -2,17 +2,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from nst_cli.main import app
-from pictures import contents, keys, write_tar
+from pictures import keys, read_contents, write_tar
 from typer.testing import CliRunner
 from wording import is_line
 
-from nst_data.errors import NstError, UsageError, secrets_cut
+from nst_data.errors import NstError, UsageError, redact_secrets
 from nst_data.sources import open_source, streamed
 from nst_data.sources.addressed import AddressedTars
-from nst_data.sources.read_ahead import Extent, neighbors, read_ahead
+from nst_data.sources.read_ahead import Extent, group_neighbors, read_ahead
 from nst_data.sources.streamed import StreamedParquet
 from nst_data.store import file_tree
-from nst_data.store.file_tree import FileTree, MissingError, without_secrets
+from nst_data.store.file_tree import FileTree, MissingFileError, without_secrets
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_no_command_repeats_what_gives_access(tmp_path, words, address):
     ["owner/name@v1: a", "abfss://container@account/x: a", "hf://datasets/a/b@v1/x: a=b?", "lost: a@b", "what? s3://a/b c=d"],
 )
 def test_a_line_without_secrets_stays_as_it_is(line):
-    assert secrets_cut(line) == line
+    assert redact_secrets(line) == line
 
 
 @pytest.mark.parametrize(
@@ -126,8 +126,8 @@ def test_files_are_listed_by_the_bytes_of_their_names_with_sizes_and_what_change
 def test_ranges_and_whole_files_are_read_and_a_missing_one_says_so(tree):
     tree.write("x", b"0123456789")
     assert (tree.read("x"), tree.read("x", 2, 5), tree.read("x", 8, 20), tree.read("x", 20, 30)) == (b"0123456789", b"234", b"89", b"")
-    assert tree.read_if_there("none") is None
-    with pytest.raises(MissingError, match=r"file:///.*/top/none: no such file"):
+    assert tree.read_if_exists("none") is None
+    with pytest.raises(MissingFileError, match=r"file:///.*/top/none: no such file"):
         tree.read("none")
 
 
@@ -145,7 +145,7 @@ def test_a_file_is_uploaded_to_its_place_once(tree, tmp_path):
 
 def test_what_may_pass_is_tried_again_and_said_once_for_all_that_wait_for_it(tree, monkeypatch, caplog):
     monkeypatch.setattr(file_tree, "WAITS_SECONDS", (0.05, 0.05))
-    monkeypatch.setattr(file_tree, "_said", {})
+    monkeypatch.setattr(file_tree, "_silent_until", {})
     failures = [ConnectionResetError("with a secret"), TimeoutError("with a secret")]
 
     def call():
@@ -153,14 +153,14 @@ def test_what_may_pass_is_tried_again_and_said_once_for_all_that_wait_for_it(tre
             raise failures.pop(0)
         return "done"
 
-    assert tree._asked(call, "x") == "done"
-    assert caplog.messages == [f"{tree.at('x')}: the connection broke or was silent for too long; retrying in 0.05 s"] * 2
+    assert tree._with_retries(call, "x") == "done"
+    assert caplog.messages == [f"{tree.address_of('x')}: the connection broke or was silent for too long; retrying in 0.05 s"] * 2
 
     def never():
         raise ConnectionResetError("with a secret")
 
     with pytest.raises(NstError, match=r"/top/x: the connection broke.*$"):
-        tree._asked(never, "x")
+        tree._with_retries(never, "x")
 
 
 def test_what_is_read_ahead_comes_in_order_and_tells_of_what_is_missing(tree):
@@ -170,7 +170,7 @@ def test_what_is_read_ahead_comes_in_order_and_tells_of_what_is_missing(tree):
     wanted.insert(50, (Extent("none", 0, 3), -1))
     found = list(read_ahead(tree, iter(wanted)))
     assert [beside for beside, _ in found] == [beside for _, beside in wanted]
-    assert isinstance(found[50][1], MissingError)
+    assert isinstance(found[50][1], MissingFileError)
     assert str(found[50][1]) == "no such file"  # as a reason it is published, and an address may name a bucket
     assert [content for beside, content in found if beside >= 0] == [b"%03d" % index for index in range(100)]
 
@@ -217,13 +217,13 @@ def test_a_damaged_row_group_is_named_and_the_others_are_read(tmp_path):
     path.write_bytes(content)
     tree = FileTree(f"file://{tmp_path}")
     there, here = StreamedParquet(tree.address, tree, tree.files(), ["x.parquet"], None), open_source(str(path))
-    assert contents(there) == contents(here)
-    assert contents(there)[4].startswith("NstError: row group 1 of x.parquet is damaged")
+    assert read_contents(there) == read_contents(here)
+    assert read_contents(there)[4].startswith("NstError: row group 1 of x.parquet is damaged")
 
 
 def test_extents_that_lie_near_one_another_are_read_at_once():
     wanted = [("a", 0, 10), ("a", 512, 600), ("a", 2**20, 2**20 + 5), ("b", 2**20 + 6, 2**20 + 7), ("b", 0, 5), ("b", 8, 2**24)]
-    joined = [(whole, len(near)) for whole, near in neighbors((Extent(*one), None) for one in wanted)]
+    joined = [(whole, len(near)) for whole, near in group_neighbors((Extent(*one), None) for one in wanted)]
     assert joined == [
         (Extent("a", 0, 600), 2),
         (Extent("a", 2**20, 2**20 + 5), 1),

@@ -2,18 +2,18 @@
 
 import narwhals as nw
 import polars as pl
-from selections import HASHES, f32, frame, judged, many_labels, reasons
+from selections import HASHES, f32, judge_rows, label_frame, many_labels, reasons
 
 from nst_data.selection import filters
 from nst_data.selection.balance import add_copies, balance_as_released, most_confident
 
 
 def test_the_first_of_equal_images_stands_for_all_even_where_a_later_one_is_surer():
-    assert judged([(0, 0, 0.5), (0, 1, 0.9), (1, 0, 0.5)]) == [(None, 2), ("duplicate", 2), (None, 1)]
+    assert judge_rows([(0, 0, 0.5), (0, 1, 0.9), (1, 0, 0.5)]) == [(None, 2), ("duplicate", 2), (None, 1)]
 
 
 def test_images_whose_hashes_only_begin_alike_are_no_duplicates():
-    assert judged([(2, 0, 0.5), (0, 0, 0.5), (3, 0, 0.5), (4, 0, 0.5)]) == [(None, 1)] * 4
+    assert judge_rows([(2, 0, 0.5), (0, 0, 0.5), (3, 0, 0.5), (4, 0, 0.5)]) == [(None, 1)] * 4
 
 
 def test_a_duplicate_of_an_image_that_is_not_kept_is_not_kept_either():
@@ -76,18 +76,18 @@ def test_a_smaller_share_of_the_images_is_part_of_a_larger_and_keeps_duplicates_
 
 
 def test_a_filter_of_ones_own_keeps_the_reasons_that_are_there_and_the_rows_it_cannot_judge():
-    labels = frame([(0, 0, 0.1), (1, 0, 0.9), (2, 0, 0.8)]).with_columns(brightness=pl.Series([5, 5, None]))
+    labels = label_frame([(0, 0, 0.1), (1, 0, 0.9), (2, 0, 0.8)]).with_columns(brightness=pl.Series([5, 5, None]))
     table = filters.reject(filters.reject_unsure(labels, 0.3), "too_dark", nw.col("brightness") < 20).collect()
     assert table["reason"].to_list() == ["low_confidence", "too_dark", None]
 
 
 def test_a_column_of_the_users_own_comes_through():
-    labels = frame([(0, 0, 0.9), (1, 0, 0.8)]).with_columns(hair_cut=pl.Series(["bob", "crop"]))
+    labels = label_frame([(0, 0, 0.9), (1, 0, 0.8)]).with_columns(hair_cut=pl.Series(["bob", "crop"]))
     table = add_copies(most_confident(labels, 1).filter(pl.col("reason").is_null()), 3, seed=0).collect()
     assert table.rows() == [(0, HASHES[0], 0, f32(0.9), "bob", None, 3)]
 
 
 def test_a_confidence_that_is_no_number_is_not_kept_by_any_method():
-    labels = filters.reject_unsure(frame([(0, 0, float("nan")), (1, 0, 0.9), (2, 0, None)]), 0.3)
+    labels = filters.reject_unsure(label_frame([(0, 0, float("nan")), (1, 0, 0.9), (2, 0, None)]), 0.3)
     for chosen in (most_confident(labels, 1), balance_as_released(labels, 1, seed=0)):
         assert chosen.sort("id").collect()["reason"].to_list() == ["low_confidence", None, "low_confidence"]

@@ -12,8 +12,8 @@ import timm
 from conftest import TINY, write_pool, write_tiny_images, write_tiny_recipe
 from image_text import write_clip
 from safetensors.torch import save
-from watched import Said
-from wording import tells
+from watched import RecordingProgress
+from wording import mentions
 
 from nst_data.store.store import Store
 from nst_train.noisy_student import self_training
@@ -44,7 +44,7 @@ def finished(tmp_path_factory):
     """(recipe, store, what the run gave)."""
     folder = write_tiny_images(tmp_path_factory.mktemp("finished"))
     path, store = write_tiny_recipe(folder, **RECIPE), Store(folder / "store")
-    return path, store, self_training(store, load_recipe(path), progress=Said())
+    return path, store, self_training(store, load_recipe(path), progress=RecordingProgress())
 
 
 @pytest.fixture
@@ -53,10 +53,10 @@ def copied(finished, tmp_path):
     path, _, _ = finished
     folder = shutil.copytree(path.parent, tmp_path / "copy")
     recipe, store = load_recipe(folder / path.name), Store(folder / "store")
-    sources = OpenedSources.open(recipe, store, Said())
+    sources = OpenedSources.open(recipe, store, RecordingProgress())
     run = FinishedRun(store, recipe, sources)
     kept = json.loads((store.root / "runs" / "finished" / "bugs.json").read_text("utf-8"))
-    kept["asked"] = run.asked({}).digest  # copies have other times
+    kept["asked"] = run.current_dependencies({}).digest  # copies have other times
     (store.root / "runs" / "finished" / "bugs.json").write_text(json.dumps(kept))
     return folder, store
 
@@ -64,7 +64,7 @@ def copied(finished, tmp_path):
 def answer(folder, store, **changes):
     """What a run of the recipe is answered with at once; None where it must look."""
     recipe = load_recipe(write_tiny_recipe(folder, **RECIPE | changes))
-    return FinishedRun(store, recipe, OpenedSources.open(recipe, store, Said())).generations(Said())
+    return FinishedRun(store, recipe, OpenedSources.open(recipe, store, RecordingProgress())).load_generations(RecordingProgress())
 
 
 def run_alone(recipe, store, environment=None):
@@ -94,7 +94,7 @@ def test_the_command_imports_no_network_library_and_says_the_same(finished):
     teachers, modules, told = run_alone(path, store.root)
     assert modules & {*NETWORKS, "huggingface_hub", "datasets"} == set()
     assert teachers == [one.teacher.ref for one in made]
-    assert tells(told, "bugs is finished: …")
+    assert mentions(told, "bugs is finished: …")
     assert {file: file.stat().st_mtime_ns for file in store.root.rglob("*")} == before
 
 
@@ -160,11 +160,11 @@ def test_words_and_weights_that_somebody_wrote_to_are_looked_at(copied, file):
         (folder / name).write_text("ant\nbee\ncat\n")
     teacher = {"model": f"local-dir:{folder / 'clip'}", "class_names": "names.txt"}
     recipe = load_recipe(write_tiny_recipe(folder, **RECIPE | {"teacher": teacher, "generations": RECIPE["generations"][1:]}))
-    run = FinishedRun(store, recipe, OpenedSources.open(recipe, store, Said()))
-    before = run.asked({})
-    assert run.asked({}) == before
+    run = FinishedRun(store, recipe, OpenedSources.open(recipe, store, RecordingProgress()))
+    before = run.current_dependencies({})
+    assert run.current_dependencies({}) == before
     os.utime(folder / file, ns=(0, 0))
-    assert run.asked({}) != before
+    assert run.current_dependencies({}) != before
 
 
 @pytest.mark.slow

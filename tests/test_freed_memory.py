@@ -11,7 +11,7 @@ TENSORS, BYTES = 10, 64 * 2**20
 PAGES = BYTES // 4096
 WORK = f"""
 import json, os, resource, torch
-from nst_data.freed_memory import freed_memory_kept, return_freed_memory
+from nst_data.freed_memory import keep_freed_memory, return_freed_memory
 def pages():
     return int(open("/proc/self/statm").read().split()[1])
 def faults(times=1):
@@ -19,7 +19,7 @@ def faults(times=1):
     for _ in range({TENSORS}):
         torch.ones(times * {BYTES // 4})
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-with freed_memory_kept():
+with keep_freed_memory():
     faults()  # until small things have found their places
     inside = faults()
     if (worker := os.fork()) == 0:
@@ -27,7 +27,7 @@ with freed_memory_kept():
         os._exit(faults(4) < {4 * TENSORS * PAGES} / 2)  # which no gap among what was kept has room for
     forked = os.waitpid(worker, 0)[1]
     kept = pages()
-with freed_memory_kept(largest={BYTES}):
+with keep_freed_memory(max_block_bytes={BYTES}):
     too_large = faults(4)
 print(json.dumps([inside, kept - pages(), faults(4), forked, too_large]))
 """

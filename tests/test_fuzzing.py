@@ -16,7 +16,7 @@ from fuzzing import NAMES, READERS, encoded, read_damaged, table
 
 from nst_data.adoption import adopt
 from nst_data.errors import NstError
-from nst_data.label_files.json_cells import both
+from nst_data.label_files.json_cells import parse_cell
 from nst_data.parquet_footer import column_chunks
 from nst_data.sources import open_source
 from nst_data.store.store import Store
@@ -67,7 +67,7 @@ def numpys(header):
 )
 def test_logits_that_are_no_array_are_a_value_error(array):
     with pytest.raises(ValueError, match="expected logits as a list"):
-        both([{"label": "ant", "logits": base64.b64encode(zlib.compress(array)).decode()}], logits=True)
+        parse_cell([{"label": "ant", "logits": base64.b64encode(zlib.compress(array)).decode()}], logits=True)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 from nst_data.errors import NstError
-from nst_data.parquet_footer import DAMAGE, column_chunks
+from nst_data.parquet_footer import PARQUET_ERRORS, column_chunks
 from nst_data.sources.plain_pages import plain_groups
 from nst_data.tables.schema import check_columns
 
@@ -105,7 +105,7 @@ for bit in range(8 * (len(sound) - 8 - length), 8 * (len(sound) - 8)):
             flipped.write_bytes(content)
             check_columns(flipped, parquet.schema_arrow, "a.parquet")
             plain_groups(parquet, column.split("."))
-    except (*DAMAGE, NstError, KeyError):  # the last where a column has another name
+    except (*PARQUET_ERRORS, NstError, KeyError):  # the last where a column has another name
         refused += 1
 print(refused)
 """
@@ -168,10 +168,10 @@ def test_what_a_footer_says_of_columns_is_what_arrow_gives(tmp_path):
     assert chunks[0].total_uncompressed_size == footer.row_group(1).column(2).total_uncompressed_size
 
 
-def no_text(*words):
+def no_text(*arguments):
     """Texts as Arrow takes them from a file, unchecked."""
-    offsets = pa.array([0, *np.cumsum([len(word) for word in words])], pa.int32())
-    return pa.Array.from_buffers(pa.string(), len(words), [None, offsets.buffers()[1], pa.py_buffer(b"".join(words))])
+    offsets = pa.array([0, *np.cumsum([len(word) for word in arguments])], pa.int32())
+    return pa.Array.from_buffers(pa.string(), len(arguments), [None, offsets.buffers()[1], pa.py_buffer(b"".join(arguments))])
 
 
 @pytest.mark.parametrize(

@@ -28,12 +28,12 @@ def spread(seed, count, favourites, bits):
 @example(0, 40, 40, 1, 0, 1)  # one hash, many times
 def test_the_lookup_finds_exactly_the_pairs_within_the_distance(seed, held, asked, favourites, bits, at_once):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hash_index, "_AT_ONCE", at_once)
+        patch.setattr(hash_index, "_PAIRS_AT_ONCE", at_once)
         hashes, queries = (spread(seed, held, favourites, bits), spread(seed, asked, favourites, bits // 2))
         index, near = HashIndex(hashes), distances(queries, hashes) <= MAX_DISTANCE
         assert len(index) == held
         assert index.any_near(queries).tolist() == near.any(axis=1).tolist()
-        assert [index.near(int(query)).tolist() for query in queries] == [np.flatnonzero(row).tolist() for row in near]
+        assert [index.find_near(int(query)).tolist() for query in queries] == [np.flatnonzero(row).tolist() for row in near]
 
 
 @pytest.mark.parametrize("flipped", [(0, 16, 32, 48), (0, 1, 2, 3, 4, 5, 6), (0, 1, 16, 17, 32, 33, 48), (63, 62, 47, 46, 31, 30, 15)])
@@ -46,4 +46,4 @@ def test_a_hash_that_is_popular_on_both_sides_is_not_compared_pair_by_pair():
     popular, other = np.full(200_000, 12345), np.arange(1, 2_000) << 20
     index = HashIndex(np.concatenate([popular, other]))
     assert index.any_near(popular).all()  # 40 billion pairs
-    assert index.near(12345)[:200_000].tolist() == list(range(200_000))
+    assert index.find_near(12345)[:200_000].tolist() == list(range(200_000))

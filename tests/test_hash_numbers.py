@@ -38,8 +38,8 @@ def in_pieces(patch, partition_rows, batch_rows):
 def test_rows_with_equal_hashes_are_found_and_first_digits_read_whatever_their_ids(hashes, partition_rows, batch_rows):
     with tempfile.TemporaryDirectory() as work, pytest.MonkeyPatch.context() as patch:
         in_pieces(patch, partition_rows, batch_rows)
-        numbers = HashNumbers.written(labels(hashes), Path(work, "hashes"))
-        found = numbers.repeated()
+        numbers = HashNumbers.write(labels(hashes), Path(work, "hashes"))
+        found = numbers.find_repeated()
         assert sorted(found.rows()) == sorted(alike(hashes))
         assert found.schema == {"id": pl.Int64, "first_id": pl.Int64, "duplicates": pl.Int32}
         rows, ids = list(hashes.values()), list(hashes)
@@ -55,7 +55,7 @@ def test_rows_with_equal_hashes_are_found_whatever_their_hashes(hashes):
 
 
 def test_ids_that_are_the_numbers_of_their_rows_are_not_written(tmp_path):
-    HashNumbers.written(labels(dict(enumerate(SOME))), tmp_path / "hashes")
+    HashNumbers.write(labels(dict(enumerate(SOME))), tmp_path / "hashes")
     assert (tmp_path / "hashes" / "ids").stat().st_size == 0
 
 
@@ -64,7 +64,7 @@ def test_ids_that_are_the_numbers_of_their_rows_are_not_written(tmp_path):
 )
 def test_rows_without_an_id_or_16_digits_do_not_fit(tmp_path, ids, hashed):
     rows = pl.LazyFrame({"id": ids, "image_hash": [SOME[0], hashed]}, schema={"id": pl.Int64, "image_hash": pl.String})
-    assert HashNumbers.written(rows, tmp_path / "hashes") is None
+    assert HashNumbers.write(rows, tmp_path / "hashes") is None
 
 
 def test_nothing_is_left_of_what_was_on_its_way(tmp_path):

@@ -13,13 +13,13 @@ from nst_data.errors import NstError
 from nst_train.networks.heads import zero_heads
 from nst_train.networks.models import create_network
 from nst_train.networks.network_noise import add_noise
-from nst_train.networks.outline import beside_settings
+from nst_train.networks.outline import extra_settings
 from nst_train.noise_settings import Noise
 from nst_train.seeds import seed_network
 from nst_train.settings import TrainSettings
 
 
-def made(classes, **changes):
+def make_network(classes, **changes):
     seed_network(0)
     return create_network(TrainSettings(**TINY | {"image_size": None, "head_init": "zero"} | changes), classes).eval()
 
@@ -30,7 +30,7 @@ def logits(network, side_px):
 
 
 def test_all_classes_are_equally_likely_at_first_and_the_rest_is_as_without_it():
-    zero, own = made(3), made(3, head_init="network")
+    zero, own = make_network(3), make_network(3, head_init="network")
     assert not logits(zero, 16).any()
     assert logits(own, 16).any()
     differs = [name for name, value in own.state_dict().items() if not torch.equal(value, zero.state_dict()[name])]
@@ -38,7 +38,7 @@ def test_all_classes_are_equally_likely_at_first_and_the_rest_is_as_without_it()
 
 
 def test_each_of_several_classifiers_begins_so():
-    network = made(3, model="deit_tiny_distilled_patch16_224", noise={"operations": 0})
+    network = make_network(3, model="deit_tiny_distilled_patch16_224", noise={"operations": 0})
     assert not any(weight.any() for head in (network.head, network.head_dist) for weight in head.parameters())
     assert network.blocks[0].attn.qkv.weight.any()
 
@@ -58,16 +58,16 @@ def test_a_published_last_layer_for_as_many_classes_stays(tmp_path):
         published = timm.create_model("test_resnet", num_classes=5).eval()
     save_for_hf(published, str(tmp_path / "timm"), safe_serialization=True)
     model = f"local-dir:{tmp_path / 'timm'}"
-    assert torch.equal(made(5, model=model, pretrained=True).fc.weight, published.fc.weight)
-    assert not made(4, model=model, pretrained=True).fc.weight.any()
-    assert not made(5, model=model).fc.weight.any()  # from scratch
+    assert torch.equal(make_network(5, model=model, pretrained=True).fc.weight, published.fc.weight)
+    assert not make_network(4, model=model, pretrained=True).fc.weight.any()
+    assert not make_network(5, model=model).fc.weight.any()  # from scratch
 
 
 def test_one_of_transformers_does_likewise(tmp_path):
     quiet = {"model": write_transformer(tmp_path), "noise": {"operations": 0, "stochastic_depth": 0}}
-    assert not made(7, **quiet, pretrained=True).network.classifier.weight.any()
-    assert not made(3, **quiet).network.classifier.weight.any()
-    stored = made(3, **quiet, pretrained=True).network
+    assert not make_network(7, **quiet, pretrained=True).network.classifier.weight.any()
+    assert not make_network(3, **quiet).network.classifier.weight.any()
+    stored = make_network(3, **quiet, pretrained=True).network
     assert stored.config.num_labels == 3
     assert stored.classifier.weight.any()
 
@@ -87,7 +87,7 @@ def test_an_auxiliary_head_that_adds_to_the_logits_begins_so_too_and_is_dropped_
 
     network = small_volo().train()
     seen = []
-    add_noise(network, Noise(dropout=0.5, stochastic_depth=0), Noise.none(), 3, 0).begin(0, range(2), ())
+    add_noise(network, Noise(dropout=0.5, stochastic_depth=0), Noise.none(), 3, 0).prepare_step(0, range(2), ())
     network.aux_head.register_forward_pre_hook(lambda _, inputs: seen.append(float((inputs[0] == 0).float().mean())))
     logits(network, 64)
     assert seen == [pytest.approx(0.5, abs=0.1)]
@@ -95,11 +95,11 @@ def test_an_auxiliary_head_that_adds_to_the_logits_begins_so_too_and_is_dropped_
 
 def test_both_layers_of_one_classifier_begin_so():
     """RepViT averages them."""
-    network = made(3, model="repvit_m1", noise={"stochastic_depth": 0})
+    network = make_network(3, model="repvit_m1", noise={"stochastic_depth": 0})
     assert not logits(network, 64).any()
     assert not any(weight.any() for layer in (network.head.head.l, network.head.head_dist.l) for weight in layer.parameters())
 
 
 @pytest.mark.parametrize(("model", "named"), [("repvit_m1", "all"), ("volo_d1_224", "all"), ("deit_tiny_distilled_patch16_224", None)])
 def test_a_training_names_that_heads_are_zeroed_that_an_earlier_nst_passed_over(model, named):
-    assert beside_settings(TrainSettings(model=model, noise={"stochastic_depth": 0}), 3).get("heads") == named
+    assert extra_settings(TrainSettings(model=model, noise={"stochastic_depth": 0}), 3).get("heads") == named

@@ -16,17 +16,17 @@ from nst_cli.main import app
 from pictures import images_and_labels, keys, write_tar
 from PIL import Image
 from typer.testing import CliRunner
-from wording import tells
+from wording import mentions
 
 from nst_data.cards.described import Described
-from nst_data.cards.reproduction import command
+from nst_data.cards.reproduction import reproduction_command
 from nst_data.errors import NstError, UsageError
 from nst_data.images import image_hash
 from nst_data.progress import Progress
 from nst_data.review.answers import AnswerLog
 from nst_data.review.freeze import freeze
 from nst_data.selection.editions import balance
-from nst_data.selection.holdout import hold_out, rows_to_hold_out
+from nst_data.selection.holdout import hold_out, select_holdout_rows
 from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
 from nst_data.store.metrics import Metrics
@@ -34,7 +34,7 @@ from nst_data.store.store import Store
 from nst_data.tables.label_tables import scan_labels
 from nst_train import holdout
 from nst_train.evaluation.suites import open_suite
-from nst_train.holdout import say_leaks, say_not_excluded, say_trained_on
+from nst_train.holdout import warn_if_not_excluded, warn_if_trained_on, warn_of_leaks
 from nst_train.labeling.label import label as label_pool
 from nst_train.labeling.label import label_like
 from nst_train.noisy_student import self_training
@@ -46,7 +46,7 @@ from nst_train.training.train import train
 CLASSES = ["ant", "bee", "cat"]
 
 
-class Said(Progress):
+class RecordingProgress(Progress):
     def __init__(self):
         self.lines = []
 
@@ -80,7 +80,7 @@ def held_images(folder, share=0.2, seed=0, **options):
 
 def test_the_share_of_each_class_is_held_out_and_a_class_with_one_image_stays_labeled_which_is_said(tmp_path):
     source = open_source(str(write_distinct(tmp_path / "a", {"ant": 20, "bee": 9, "cat": 2, "dog": 1})), labeled=True)
-    said = Said()
+    said = RecordingProgress()
     kept, held = hold_out(source, share=0.2, progress=said)
     assert np.bincount(held.labels, minlength=4).tolist() == [4, 2, 1, 0]
     assert np.bincount(kept.labels, minlength=4).tolist() == [16, 7, 1, 1]
@@ -125,12 +125,12 @@ def test_an_image_that_stands_in_two_classes_stays_labeled(tmp_path):
 )
 def test_groups_of_near_duplicates_are_held_out_whole_and_never_all(sizes, held):
     groups = np.repeat(np.arange(len(sizes)), sizes)
-    rows = rows_to_hold_out([f"{number:032x}" for number in range(len(groups))], groups, np.zeros(len(groups), np.int64), 0.2, 0)
+    rows = select_holdout_rows([f"{number:032x}" for number in range(len(groups))], groups, np.zeros(len(groups), np.int64), 0.2, 0)
     assert len(rows) == held
 
 
 def test_an_image_that_cannot_be_decoded_is_not_tested_on():
-    rows = rows_to_hold_out(["", "b", "", ""], np.arange(4), np.zeros(4, np.int64), 0.9, 0)
+    rows = select_holdout_rows(["", "b", "", ""], np.arange(4), np.zeros(4, np.int64), 0.9, 0)
     assert rows.tolist() == []
 
 
@@ -233,14 +233,14 @@ def test_the_manifest_and_the_card_say_which_images_were_trained_on(finished):
     _, store, _ = finished
     version = store.open("bugs-teacher@gen-0")
     assert version.manifest.request.inputs.labeled.part == "all but holdout 0.2, seed 0"
-    assert "--holdout 0.2 --holdout-seed 0" in " ".join(command(Described.of(version)).replace("\\\n", " ").split())
+    assert "--holdout 0.2 --holdout-seed 0" in " ".join(reproduction_command(Described.from_version(version)).replace("\\\n", " ").split())
     assert r"labeled (all but holdout 0\.2, seed 0)" in (version.folder / "README.md").read_text()
 
 
 def test_commands_hold_out_what_a_recipe_does(finished):
     _, store, _ = finished
     version = store.open("bugs-teacher@gen-0")
-    words = shlex.split(command(Described.of(version)).replace("\\\n", " "))[1:]
+    words = shlex.split(reproduction_command(Described.from_version(version)).replace("\\\n", " "))[1:]
     in_store = ["--store", str(store.root), "--json"]
     made = CliRunner().invoke(app, [*words, "--generation", "0", "--workers", "0", *in_store])
     assert json.loads(made.stdout)["digest"] == version.manifest.digest
@@ -252,7 +252,7 @@ def test_commands_hold_out_what_a_recipe_does(finished):
     assert "warning" not in measured.stderr
     data[data.index("0.2")] = "0.4"
     measured = CliRunner().invoke(app, ["evaluate", version.ref, *data, *in_store])
-    assert tells(measured.stderr, f"warning: {version.ref} … not held out; … score is then too high")
+    assert mentions(measured.stderr, f"warning: {version.ref} … not held out; … score is then too high")
 
 
 def test_held_out_images_that_were_reviewed_in_the_pool_are_not_trained_on(finished, tmp_path):
@@ -282,7 +282,7 @@ def test_held_out_images_that_were_reviewed_in_the_pool_are_not_trained_on(finis
     made = CliRunner().invoke(app, [*map(str, words), "--workers", "0", "--store", str(store.root), "--json"])
     outside = set(answered["image_hash"]) - {image_hash(path.read_bytes()) for path in (folder / "labeled").rglob("*.png")}
     assert json.loads(made.stdout)["counts"]["labeled"] == 12 + len(outside)
-    typed = command(Described.of(store.open("reviewed@gen-0")))
+    typed = reproduction_command(Described.from_version(store.open("reviewed@gen-0")))
     assert ("--holdout 0.2" in typed, "--exclude" in typed) == (True, False)
 
 
@@ -323,11 +323,17 @@ def test_a_model_that_may_know_held_out_images_is_said(finished):
     train(store, "old", open_source(str(folder / "labeled"), labeled=True), settings, run=RunSettings(workers=0))
     students = {"holdout": 0.2, "name": "later", "generations": [STUDENT]}
     for model, says in (("old@gen-0", 1), ("bugs-teacher@gen-0", 0)):
-        said = Said()
+        said = RecordingProgress()
         recipe = parse_recipe(yaml.safe_dump(PARTS | students | {"teacher": model}), folder / "later.yaml")
         RecipeData.open(recipe, store, said)
         assert (
-            len([line for line in said.lines if tells(line, f"warning: {model} … not trained on … not held out; … score is then too high")])
+            len(
+                [
+                    line
+                    for line in said.lines
+                    if mentions(line, f"warning: {model} … not trained on … not held out; … score is then too high")
+                ]
+            )
             == says
         )
 
@@ -403,8 +409,8 @@ def test_a_student_whose_teachers_teacher_may_know_held_out_images_is_said(finis
     settings, run = TrainSettings(**TINY | {"epochs": 0.1, "seed": 7}), RunSettings(workers=0, decode_threads=1)
 
     def said_of(ref):
-        said = Said()
-        say_leaks([ref], store, kept, said)
+        said = RecordingProgress()
+        warn_of_leaks([ref], store, kept, said)
         return said.lines
 
     def student(name, teacher):
@@ -415,33 +421,33 @@ def test_a_student_whose_teachers_teacher_may_know_held_out_images_is_said(finis
     first = train(store, "all", every, settings, run=run).ref
     second = student("second", first)
     third = student("third", second)
-    said = Said()
+    said = RecordingProgress()
     corpus = label_pool(store, "drawn", first, open_source(str(folder / "pool")), SETTINGS)
     for excluded, is_said in (([], True), ([held], False), ([every], False)):
         edition = balance(store, corpus, BalanceSettings(min_confidence=0), exclude=excluded)
         said.lines.clear()
-        say_not_excluded(edition, store, every, held, said)
-        assert [tells(line, f"warning: {edition.ref} … without excluding {every.location} …") for line in said.lines] == [True] * is_said
+        warn_if_not_excluded(edition, store, every, held, said)
+        assert [mentions(line, f"warning: {edition.ref} … without excluding {every.location} …") for line in said.lines] == [True] * is_said
         again = label_like(store, edition, first, open_source(str(folder / "pool")), SETTINGS)
         said.lines.clear()
-        say_not_excluded(again, store, every, held, said)
+        warn_if_not_excluded(again, store, every, held, said)
         assert len(said.lines) == is_said
-    said = Said()
-    say_trained_on([first, second], store, every, said)
-    assert tells(said.lines[0], f"warning: {first} was trained on these images; …")
-    assert tells(said.lines[1], f"warning: {second} was trained on these images (through {first}); …")
-    say_trained_on([first, second], store, held, said)
-    assert tells(said.lines[2], f"warning: {first} was trained on these images; its score …")
-    assert tells(said.lines[3], f"warning: {second} was trained on these images (through {first}); …")
+    said = RecordingProgress()
+    warn_if_trained_on([first, second], store, every, said)
+    assert mentions(said.lines[0], f"warning: {first} was trained on these images; …")
+    assert mentions(said.lines[1], f"warning: {second} was trained on these images (through {first}); …")
+    warn_if_trained_on([first, second], store, held, said)
+    assert mentions(said.lines[2], f"warning: {first} was trained on these images; its score …")
+    assert mentions(said.lines[3], f"warning: {second} was trained on these images (through {first}); …")
     shutil.copytree(folder / "labeled", folder / "mixed")
     write_distinct(folder / "mixed", {"ant": 3}, first=900)
     mixed = open_source(str(folder / "mixed"), labeled=True)
-    say_trained_on([first], store, mixed, said)
-    assert tells(said.lines[4], f"warning: {first} was trained on {len(every)} of the {len(mixed)} images; …")
+    warn_if_trained_on([first], store, mixed, said)
+    assert mentions(said.lines[4], f"warning: {first} was trained on {len(every)} of the {len(mixed)} images; …")
     clean = write_distinct(folder / "clean", {"ant": 2, "bee": 2}, first=900)
-    say_trained_on([first, second], store, open_source(str(clean), labeled=True), said)
+    warn_if_trained_on([first, second], store, open_source(str(clean), labeled=True), said)
     assert len(said.lines) == 5
     for ref in (second, third):
         (line,) = said_of(ref)
-        assert tells(line, f"warning: {ref} … {first} … not trained on … not held out; … {ref}'s score is then too high")
+        assert mentions(line, f"warning: {ref} … {first} … not trained on … not held out; … {ref}'s score is then too high")
     assert said_of(student("clean", train(store, "kept", kept, settings, run=run).ref)) == []

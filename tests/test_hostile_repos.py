@@ -5,7 +5,7 @@ import re
 import shutil
 
 import pytest
-from hub import ALICE, commit, files, name, serving
+from hub import ALICE, commit, read_files, serving, set_ref
 from hub_commands import nst
 from markdown_it import MarkdownIt
 
@@ -26,7 +26,7 @@ def sound(tiny_store, tmp_path_factory):
     with serving(top) as (url, _):
         (done,) = nst(url, home, ["push", "tiny@gen-1", "alice/tiny", "--public"], token=ALICE)
     assert done.status == 0, done.err
-    return files(top, "alice/tiny", "gen-1")
+    return read_files(top, "alice/tiny", "gen-1")
 
 
 def changed(sound, **parts):
@@ -82,7 +82,7 @@ def test_a_manifest_that_leads_out_of_the_store_is_refused_in_a_line_and_nothing
     home.mkdir(parents=True)
     old = next(one for one in sound if one.startswith("pseudo_labels/"))
     for kind, make in HOSTILE.items():
-        name(top, f"eve/{kind}", "gen-1", commit(top, f"eve/{kind}", make(sound, old)))
+        set_ref(top, f"eve/{kind}", "gen-1", commit(top, f"eve/{kind}", make(sound, old)))
     before = {path for path in tmp_path.rglob("*") if not path.is_relative_to(home)}
     with serving(top) as (url, _):
         done = nst(url, home, *(["pull", f"eve/{kind}@gen-1"] for kind in HOSTILE))
@@ -105,7 +105,7 @@ def test_what_is_larger_than_it_should_be_is_not_downloaded(sound, tmp_path):
         "huge": (sound | {"nst.json": huge}, "nst.json has 64 MB, expected at most 64 MB; it was not read"),
     }
     for kind, (content, _) in wrong.items():
-        name(top, f"eve/{kind}", "gen-1", commit(top, f"eve/{kind}", content))
+        set_ref(top, f"eve/{kind}", "gen-1", commit(top, f"eve/{kind}", content))
     with serving(top) as (url, answers):
         pulled = nst(url, tmp_path, *(["pull", f"eve/{kind}@gen-1"] for kind in wrong))
         listed, followed = nst(url, tmp_path, ["list", "--remote", "eve/huge"], ["lineage", "eve/huge@gen-1"])
@@ -133,7 +133,7 @@ def test_files_that_no_manifest_names_are_not_fetched_and_odd_metrics_are_droppe
         "evil name.png": b"x",
         "ok.png": b"x",
     }
-    name(top, "eve/more", "gen-1", commit(top, "eve/more", sound | extra))
+    set_ref(top, "eve/more", "gen-1", commit(top, "eve/more", sound | extra))
     with serving(top) as (url, _):
         (done,) = nst(url, tmp_path, ["pull", "eve/more"])
     assert done.status == 0, done.err
@@ -149,7 +149,7 @@ def test_names_of_a_repository_stand_as_text_in_what_is_made_from_it(sound, tmp_
     request["inputs"]["teacher"] |= {"ref": MARKUP, "repo": None, "revision": None}
     request["inputs"]["pool"]["ref"] = MARKUP
     request["settings"]["note"] = MARKUP
-    name(top, "eve/names", "gen-1", commit(top, "eve/names", changed(sound, request=request)))
+    set_ref(top, "eve/names", "gen-1", commit(top, "eve/names", changed(sound, request=request)))
     with serving(top) as (url, _):
         pulled, balanced, pushed, tree = nst(
             url,
@@ -162,7 +162,7 @@ def test_names_of_a_repository_stand_as_text_in_what_is_made_from_it(sound, tmp_
         )
     assert [pulled.status, balanced.status, pushed.status, tree.status] == [0, 0, 0, 0], (pulled.err, balanced.err, pushed.err, tree.err)
     local = (Store(tmp_path / "store").open("tiny@gen-1.1").folder / "README.md").read_text()
-    for card in (local, files(top, "alice/names", "gen-1")["README.md"].decode()):
+    for card in (local, read_files(top, "alice/names", "gen-1")["README.md"].decode()):
         html = MarkdownIt("commonmark").enable("table").render(card.split("---\n", 2)[2])
         assert "<script>" not in html
         assert "http://y" not in [part.partition('"')[0] for part in html.split('href="')[1:]]
@@ -177,7 +177,7 @@ def test_a_pulled_manifest_makes_no_command_read_a_folder_or_ask_a_repository_th
         request = json.loads(json.dumps(manifest["request"]))
         request["inputs"]["pool"] |= {"ref": ref, "pulled": False}
         request["inputs"]["teacher"] |= {"ref": "eve/model", "repo": "../../eve/model", "revision": None, "pulled": False}
-        name(top, f"eve/{kind}", "gen-1", commit(top, f"eve/{kind}", changed(sound, request=request)))
+        set_ref(top, f"eve/{kind}", "gen-1", commit(top, f"eve/{kind}", changed(sound, request=request)))
     with serving(top) as (url, answers):
         done = nst(url, tmp_path, ["pull", "eve/folder", "--as", "folder"], ["pull", "eve/repository", "--as", "repository"])
         assert [one.status for one in done] == [0, 0], done

@@ -10,10 +10,10 @@ import sys
 import time
 
 import pytest
-from hub import ALICE, USERS, environment, files, head, serving
+from hub import ALICE, USERS, environment, read_files, resolve_commit, serving
 from hub_commands import nst
 from hub_faults import ALWAYS, Fault
-from wording import tells
+from wording import mentions
 
 from nst_data.store.store import Store
 
@@ -49,9 +49,9 @@ def test_a_push_survives_what_passes_and_its_tag_names_all_files(home, tmp_path)
         done = nst(url, home, *(["push", "tiny@gen-1.1", repo] for repo in repos), token=ALICE)
     assert [fault.seen > 0 for fault in faults] == [True] * len(faults)
     assert [case for case, one in zip(found, done, strict=True) if one.status] == []
-    whole = set(files(tmp_path, repos[0], "gen-1.1"))
+    whole = set(read_files(tmp_path, repos[0], "gen-1.1"))
     assert {"README.md", "nst.json"} < whole
-    assert all(set(files(tmp_path, repo, "gen-1.1")) == whole for repo in repos)
+    assert all(set(read_files(tmp_path, repo, "gen-1.1")) == whole for repo in repos)
 
 
 @pytest.mark.parametrize("call", ["create", "validate"])
@@ -78,7 +78,7 @@ def test_a_push_that_is_refused_at_once_says_why_in_a_line(home, tmp_path, call,
     with serving(tmp_path, [Fault(call, kind, times=ALWAYS)]) as (url, _):
         (done,) = nst(url, home, ["push", "tiny@gen-1.1", "alice/new"], token=ALICE)
     assert (done.status, is_one_line(done)) == (1, True), done.err
-    assert tells(done.err, why)
+    assert mentions(done.err, why)
     assert not _tagged(tmp_path, "alice/new")
 
 
@@ -99,7 +99,7 @@ def test_a_push_that_is_refused_says_why_in_a_line_leaves_no_tag_and_is_finished
 
 
 def _tagged(top, repo):
-    return (top / "datasets" / repo).exists() and head(top, repo, "gen-1.1")
+    return (top / "datasets" / repo).exists() and resolve_commit(top, repo, "gen-1.1")
 
 
 def test_a_hub_that_stays_down_is_told_so(home, tmp_path):
@@ -107,7 +107,7 @@ def test_a_hub_that_stays_down_is_told_so(home, tmp_path):
     with serving(tmp_path, faults) as (url, _):
         tag, cut = nst(url, home, ["push", "tiny@gen-1.1", "alice/up"], ["push", "tiny@gen-1.1", "alice/down"], token=ALICE)
     assert (tag.status, cut.status) == (1, 1)
-    assert tells(tag.err, "alice/up: … 500; try again later")
+    assert mentions(tag.err, "alice/up: … 500; try again later")
     assert re.search(r"alice/down: the Hub cannot be reached \([\w ]+\); check the network and HF_ENDPOINT$", cut.err, re.MULTILINE)
 
 
@@ -184,7 +184,7 @@ def test_a_pull_with_one_flipped_byte_is_refused_and_keeps_nothing(published, tm
     with serving(published, [Fault("lfs get", "flip")]) as (url, _):
         flipped, listed, again = nst(url, tmp_path, ["pull", "alice/q0x"], ["list", "--json"], ["pull", "alice/q0x"], token=ALICE)
     assert flipped.status == 1
-    assert tells(flipped.err, "manifest: damaged on the server …; nothing was kept; pull it again")
+    assert mentions(flipped.err, "manifest: damaged on the server …; nothing was kept; pull it again")
     assert listed.value == {"versions": [], "features": [], "unfinished": []}
     assert again.status == 0, again.err
 

@@ -3,9 +3,9 @@
 import os
 
 import pytest
-from hub import ALICE, head, serving
+from hub import ALICE, resolve_commit, serving
 from hub_client import FIRST, SECOND, read, run, write
-from olah import mirroring
+from olah import serve_mirror
 
 pytestmark = pytest.mark.slow
 
@@ -48,13 +48,13 @@ def test_another_server_gives_the_bytes_that_were_pushed(tmp_path):
         write(tmp_path / name, contents)
     with serving(tmp_path / "hub") as (url, _):
         run(url, tmp_path / "home", PUSH, tmp_path, token=ALICE)
-    with mirroring(tmp_path / "hub", tmp_path / "olah") as url:
+    with serve_mirror(tmp_path / "hub", tmp_path / "olah") as url:
         seen = run(url, tmp_path / "other-home", PULL, tmp_path)
     for name, contents in (("1", FIRST), ("2", SECOND), ("net", network)):
         found = read(tmp_path / f"olah-{name}")
         del found[".gitattributes"]
         assert found == contents
-    commits = [head(tmp_path / "hub", "alice/data", f"gen-{number}") for number in (1, 2)]
+    commits = [resolve_commit(tmp_path / "hub", "alice/data", f"gen-{number}") for number in (1, 2)]
     assert seen["refs"] == {"refs/heads/main": commits[1], "refs/tags/gen-1": commits[0], "refs/tags/gen-2": commits[1]}
     assert seen["sha"] == commits[1]
     assert set(seen["large"]) == {"balanced/train-00000-of-00001.parquet", "pictures/counts.png", "bytes"}

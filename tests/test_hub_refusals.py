@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hub import ALICE, BOB, READER, commit, files, head, serving
+from hub import ALICE, BOB, READER, commit, read_files, resolve_commit, serving
 from hub_client import LARGE, run, start, write
 from hub_faults import ALWAYS, Fault
 
@@ -45,7 +45,7 @@ def test_who_may_read_and_write(tmp_path):
     errors = [seen["bob"][call]["error"] for call in ("look", "read", "missing", "revision", "file", "folder")]
     assert errors == ["RepositoryNotFoundError"] * 3 + ["RevisionNotFoundError"] + ["RemoteEntryNotFoundError"] * 2
     assert 'rights to create a dataset under the namespace "alice"' in seen["bob"]["create"]["says"]
-    assert files(tmp_path / "hub", "alice/data")["x.txt"] == b"x"
+    assert read_files(tmp_path / "hub", "alice/data")["x.txt"] == b"x"
 
 
 FAILING = """
@@ -76,7 +76,9 @@ def test_faults_reach_the_client(tmp_path):
         seen = run(url, tmp_path / "home", FAILING, tmp_path, json.dumps(kinds), token=ALICE)
     assert [seen[f"refs-{kind}"]["status"] for kind in kinds[:-1]] == list(kinds[:-1])
     assert seen["refs-cut"]["error"] == seen["lost"]["error"] == "RemoteProtocolError"
-    assert head(tmp_path / "hub", "alice/lost", "v1") == head(tmp_path / "hub", "alice/lost")  # done, though nobody was told
+    assert resolve_commit(tmp_path / "hub", "alice/lost", "v1") == resolve_commit(
+        tmp_path / "hub", "alice/lost"
+    )  # done, though nobody was told
 
     halves = [(answer.status, answer.size) for answer in answers if answer.call == "lfs get" and "/half/" in answer.path]
     assert seen["half large.bin"]["done"] == LARGE.hex()
@@ -90,7 +92,7 @@ def test_faults_reach_the_client(tmp_path):
     assert "done" in seen["busy"]
     assert seen["broken"]["status"] == 500
     assert "done" in seen["after"]
-    assert files(tmp_path / "hub", "alice/broken")["other.bin"] == b"other other.bin"
+    assert read_files(tmp_path / "hub", "alice/broken")["other.bin"] == b"other other.bin"
 
 
 def test_a_client_can_be_killed_at_a_call(tmp_path):
@@ -104,9 +106,9 @@ def test_a_client_can_be_killed_at_a_call(tmp_path):
             assert stop.arrived.wait(30)
             process.kill()
         stop.go.set()
-        assert files(tmp_path / "hub", "alice/data") == {"x.txt": b"x"}
+        assert read_files(tmp_path / "hub", "alice/data") == {"x.txt": b"x"}
         run(url, tmp_path / "home", script, tmp_path / "new", token=ALICE)
-    assert files(tmp_path / "hub", "alice/data") == {"x.txt": b"x", "large.bin": LARGE, "more.bin": LARGE[1:]}
+    assert read_files(tmp_path / "hub", "alice/data") == {"x.txt": b"x", "large.bin": LARGE, "more.bin": LARGE[1:]}
     assert [answer.status for answer in answers if answer.call == "commit"] == [0, 200]
     assert len([answer for answer in answers if answer.call == "lfs put"]) == 2  # large files stay where they are
 
@@ -126,4 +128,4 @@ print(json.dumps(caught(api.upload_file, parent_commit=sys.argv[3], **file)))
         held = json.loads(process.communicate()[0])
     assert "done" in first
     assert held["status"] == 412
-    assert files(tmp_path / "hub", "alice/data") == {"x.txt": b"first"}
+    assert read_files(tmp_path / "hub", "alice/data") == {"x.txt": b"first"}

@@ -11,12 +11,12 @@ from hub import commit, environment, serving
 from hub_faults import ALWAYS, Fault
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import httpx
-from wording import tells
+from wording import mentions
 
 from nst_data.errors import NstError
-from nst_data.hub.errors import plain_errors
-from nst_data.hub.retries import retried
-from nst_train.networks.weights import snapshot
+from nst_data.hub.errors import translate_hub_errors
+from nst_data.hub.retries import call_with_retries
+from nst_train.networks.weights import download_snapshot
 
 NOWHERE = "http://hub.invalid"  # a name that no machine knows
 
@@ -60,7 +60,7 @@ def calls_until(error, works_after=2, **options):
         return len(calls)
 
     try:
-        return retried(call, waits=(0, 0, 0), **options)
+        return call_with_retries(call, waits=(0, 0, 0), **options)
     except type(error):
         return f"{len(calls)} failed"
 
@@ -101,12 +101,12 @@ def test_a_refusal_is_told_at_once(error):
 
 
 def test_where_there_is_no_network_a_mistyped_path_is_told_at_once():
-    assert calls_until(httpx.ConnectError("refused"), or_path=True) == "1 failed"
-    assert calls_until(answered(503), or_path=True) == 3
+    assert calls_until(httpx.ConnectError("refused"), may_be_path=True) == "1 failed"
+    assert calls_until(answered(503), may_be_path=True) == 3
 
 
 def test_a_client_that_has_tried_long_to_connect_is_not_asked_again(monkeypatch):
-    monkeypatch.setattr("nst_data.hub.retries._ITSELF_RETRIED_SECONDS", -1)
+    monkeypatch.setattr("nst_data.hub.retries._OWN_RETRY_SECONDS", -1)
     assert calls_until(httpx.ConnectError("no network")) == "1 failed"
     assert calls_until(httpx.ReadTimeout("busy")) == 3
 
@@ -127,7 +127,7 @@ def test_pools_and_teachers_survive_a_hub_that_fails_at_first_and_ask_once_where
     assert (pool, net) == (3, "weights")
     assert all(fault.seen > 1 for fault in passing)
     assert "no such dataset on the Hub" in gone
-    assert tells(secret, "not logged in to the Hub")
+    assert mentions(secret, "not logged in to the Hub")
     assert [fault.seen for fault in lasting] == [1, 1]
 
 
@@ -139,9 +139,9 @@ def test_a_hub_whose_name_is_not_known_is_told_at_once_and_the_cache_is_read(mon
         monkeypatch.delenv(f"{name.upper()}_PROXY", raising=False)
     asked = []
     with pytest.raises(httpx.ConnectError):
-        retried(lambda: asked.append(1), or_path=True)
+        call_with_retries(lambda: asked.append(1), may_be_path=True)
     monkeypatch.setattr("nst_train.networks.weights.snapshot_download", lambda repo, local_files_only, **_: str(tmp_path / repo))
-    assert snapshot("me/net") == tmp_path / "me" / "net"
+    assert download_snapshot("me/net") == tmp_path / "me" / "net"
 
     def lacking(repo, local_files_only, **_):
         raise LocalEntryNotFoundError(repo)
@@ -150,13 +150,13 @@ def test_a_hub_whose_name_is_not_known_is_told_at_once_and_the_cache_is_read(mon
     with pytest.raises(
         NstError, match=r"^hf-hub:me/net: .*cannot be reached \(its name could not be resolved\); check the network and HF_ENDPOINT$"
     ):
-        snapshot("hf-hub:me/net")
+        download_snapshot("hf-hub:me/net")
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "https://localhost")
     monkeypatch.setattr("socket.getaddrinfo", lambda host, port: [] if port is None else pytest.fail("asks for a service"))
-    assert retried(lambda: 1, or_path=True) == 1
+    assert call_with_retries(lambda: 1, may_be_path=True) == 1
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", NOWHERE)
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy.invalid")
-    assert retried(lambda: 1, or_path=True) == 1
+    assert call_with_retries(lambda: 1, may_be_path=True) == 1
     assert not asked
 
 
@@ -170,5 +170,8 @@ def test_a_hub_whose_name_is_not_known_is_told_at_once_and_the_cache_is_read(mon
     ],
 )
 def test_why_the_hub_cannot_be_reached_is_said_in_words(error, says):
-    with pytest.raises(NstError, match=rf"^me/net: the Hub cannot be reached \({says}\); check the network"), plain_errors("me/net"):
+    with (
+        pytest.raises(NstError, match=rf"^me/net: the Hub cannot be reached \({says}\); check the network"),
+        translate_hub_errors("me/net"),
+    ):
         raise error

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from hub import ALICE, commit, files, head, serving
+from hub import ALICE, commit, read_files, resolve_commit, serving
 from hub_card import metadata
 from hub_client import FIRST, LARGE, SECOND, read, run, write
 from hub_git import Repository
@@ -87,7 +87,7 @@ def test_a_tag_and_a_repository_are_made_once(pushed):
     assert (seen["whoami"], seen["tag 1"]) == ("alice", {"done": "None"})
     assert seen["created"].endswith("/datasets/alice/data")
     assert [seen[call]["status"] for call in ("again", "moved")] == [409, 409]
-    assert head(top, "alice/data", "gen-1") == seen["1"] != seen["2"]
+    assert resolve_commit(top, "alice/data", "gen-1") == seen["1"] != seen["2"]
     assert seen["refs"] == {"refs/heads/main": seen["4"], "refs/tags/gen-1": seen["1"], "refs/tags/gen-2": seen["2"]}
 
 
@@ -199,8 +199,8 @@ print(json.dumps(again))
     with serving(tmp_path / "hub") as (url, answers):
         assert run(url, tmp_path / "home", script, tmp_path / "new", token=ALICE)["status"] == 404
     assert [answer.status for answer in answers if answer.call == "untag"] == [200, 404]
-    assert head(tmp_path / "hub", "alice/data", "v1") is None
-    assert set(files(tmp_path / "hub", "alice/data")) == {"x.txt", ".gitignore", "c.txt"}
+    assert resolve_commit(tmp_path / "hub", "alice/data", "v1") is None
+    assert set(read_files(tmp_path / "hub", "alice/data")) == {"x.txt", ".gitignore", "c.txt"}
 
 
 def test_many_files_are_listed_in_pages(tmp_path):
@@ -237,4 +237,4 @@ def test_it_serves_alone(tmp_path):
         url = process.stdout.readline().split()[0]
         seen = run(url, tmp_path / "home", 'print(json.dumps(api.dataset_info("alice/data").sha))', tmp_path)
         process.terminate()
-    assert seen == head(tmp_path / "hub", "alice/data")
+    assert seen == resolve_commit(tmp_path / "hub", "alice/data")

@@ -9,21 +9,21 @@ from conftest import TINY, write_class_folders
 from nst_cli.main import app
 from transformers import AutoImageProcessor, ResNetConfig, ResNetForImageClassification
 from typer.testing import CliRunner
-from watched import Ended, Said
-from wording import pattern, tells
+from watched import InterruptAfter, RecordingProgress
+from wording import mentions, pattern
 
 from nst_data.errors import NstError
 from nst_data.sources import open_source
 from nst_data.store.manifest import TeacherRequest
 from nst_data.store.store import Store
 from nst_train.features.embed import embed
-from nst_train.networks.image_processors import data_config_of, preparation_of, read_processor
-from nst_train.networks.models import create_network, evaluation_data_config_of, save_teacher
-from nst_train.networks.outline import outline
+from nst_train.networks.image_processors import preparation_changes, processor_data_config, read_processor
+from nst_train.networks.models import create_network, evaluation_data_config, save_teacher
+from nst_train.networks.outline import create_outline
 from nst_train.settings import EmbedSettings, ReadSettings, RunSettings, TrainSettings
-from nst_train.training.request import folders_of
+from nst_train.training.request import folder_digests
 from nst_train.training.train import train
-from nst_train.transforms.preprocessing import TimmPreprocessing, as_image
+from nst_train.transforms.preprocessing import TimmPreprocessing, to_pillow
 
 RUN = RunSettings(workers=0, decode_threads=1)
 QUIET = {"noise": {"operations": 0, "dropout": 0, "stochastic_depth": 0}, "image_size": None, "crop_pct": None}
@@ -80,8 +80,8 @@ PROCESSORS = {
 def test_a_network_is_trained_on_images_as_its_own_processor_prepares_them(tmp_path, name):
     kind, options = PROCESSORS[name]
     getattr(transformers, kind)(**options).save_pretrained(tmp_path)
-    own = AutoImageProcessor.from_pretrained(tmp_path)(images=as_image(picture()), return_tensors="pt")["pixel_values"][0]
-    preprocessing = TimmPreprocessing.of(data_config_of(read_processor("net", tmp_path)), exact=True)
+    own = AutoImageProcessor.from_pretrained(tmp_path)(images=to_pillow(picture()), return_tensors="pt")["pixel_values"][0]
+    preprocessing = TimmPreprocessing.from_data_config(processor_data_config(read_processor("net", tmp_path)), exact=True)
     ours = preprocessing.finish(preprocessing.prepare(picture())[None])[0]
     assert ours.shape == own.shape
     assert (ours - own).abs().mean() / own.std() < 0.01
@@ -100,7 +100,7 @@ OTHERWISE = {
 
 def test_a_network_is_outlined_without_memory_for_its_weights_whatever_its_processor(tmp_path, resnet):
     settings = TrainSettings(**TINY | QUIET | {"model": with_processor(resnet, tmp_path, *PROCESSORS["squashed"])})
-    assert next(outline(settings, 3).parameters()).is_meta
+    assert next(create_outline(settings, 3).parameters()).is_meta
 
 
 @pytest.mark.parametrize("name", OTHERWISE)
@@ -133,8 +133,8 @@ def test_a_saved_student_labels_images_as_it_was_evaluated_on_them(resnet, tmp_p
     network = create_network(settings, 3).eval()
     (tmp_path / "saved").mkdir()
     save_teacher(network, tmp_path / "saved", ["ant", "bee", "cat"], settings)
-    evaluated = TimmPreprocessing.of(evaluation_data_config_of(network, settings), exact=True)
-    labeled = AutoImageProcessor.from_pretrained(tmp_path / "saved")(images=as_image(picture()), return_tensors="pt")["pixel_values"]
+    evaluated = TimmPreprocessing.from_data_config(evaluation_data_config(network, settings), exact=True)
+    labeled = AutoImageProcessor.from_pretrained(tmp_path / "saved")(images=to_pillow(picture()), return_tensors="pt")["pixel_values"]
     ours = evaluated.finish(evaluated.prepare(picture())[None])
     assert ours.shape == labeled.shape
     assert (ours - labeled).abs().mean() / labeled.std() < 0.01
@@ -151,8 +151,10 @@ BEFORE = {
 @pytest.mark.parametrize("name", BEFORE)
 def test_a_request_says_in_what_images_are_prepared_otherwise_than_by_an_earlier_nst(resnet, tmp_path, name):
     model = with_processor(resnet, tmp_path, *PROCESSORS[name])
-    assert preparation_of(TrainSettings(model=model)) == BEFORE[name]
-    assert preparation_of(TrainSettings(model=model, crop_pct=0.9)) == {key: at for key, at in BEFORE[name].items() if key != "crop_pct"}
+    assert preparation_changes(TrainSettings(model=model)) == BEFORE[name]
+    assert preparation_changes(TrainSettings(model=model, crop_pct=0.9)) == {
+        key: at for key, at in BEFORE[name].items() if key != "crop_pct"
+    }
 
 
 AS_BEFORE = {
@@ -166,8 +168,8 @@ def test_a_request_of_images_that_are_prepared_as_before_is_that_of_before(resne
     model = with_processor(resnet, tmp_path / "net", *AS_BEFORE[name])
     settings = TrainSettings(**TINY | QUIET | {"model": model, "epochs": 0.5})
     request = train(Store(tmp_path / "store"), "net", images, settings, run=RUN).manifest.request
-    settings = settings.of_labeled_alone().without_validation()
-    assert request.settings == settings.for_request() | folders_of(settings)
+    settings = settings.for_labeled_only().without_validation()
+    assert request.settings == settings.for_request() | folder_digests(settings)
 
 
 @pytest.fixture(scope="module")
@@ -181,10 +183,10 @@ def trained(resnet, tmp_path_factory, images):
 def test_a_training_on_squashed_images_says_so_and_is_found_and_its_command_names_options_alone(trained, images):
     store, settings, teacher = trained
     assert teacher.manifest.request.settings["preparation"] == {"crop_mode": "squash"}
-    assert train(store, "net", images, settings, run=RUN, progress=Ended(0)) == teacher
+    assert train(store, "net", images, settings, run=RUN, progress=InterruptAfter(0)) == teacher
     assert "--preparation" not in (teacher.folder / "README.md").read_text()
     shown = CliRunner().invoke(app, ["show", teacher.ref, "--store", str(store.root)], catch_exceptions=False).stdout
-    assert tells(shown, "preparation … crop_mode squash")
+    assert mentions(shown, "preparation … crop_mode squash")
     labeled = CliRunner().invoke(
         app, ["label", images.location, "--teacher", teacher.ref, "--corpus", "noised", "--noise", "--store", str(store.root)]
     )
@@ -195,12 +197,12 @@ def test_an_earlier_training_of_the_same_settings_is_another_version_that_stays(
     store, settings, teacher = trained
     request = TeacherRequest.model_validate(teacher.manifest.request.model_dump())
     request.settings.pop("preparation")
-    earlier = store.begin(request, "earlier", first=0)
-    told = Said()
+    earlier = store.find_or_stage(request, "earlier", first_generation=0)
+    told = RecordingProgress()
     again = train(store, "earlier", images, settings, run=RUN, progress=told)
     assert again.ref == "earlier@gen-1"
     difference = "(preparation: None instead of {'crop_mode': 'squash'})"
-    assert any(tells(line, f"earlier@gen-0 is unfinished … {difference}, so this is earlier@gen-1") for line in told.lines)
+    assert any(mentions(line, f"earlier@gen-0 is unfinished … {difference}, so this is earlier@gen-1") for line in told.lines)
     with pytest.raises(NstError, match=pattern(f"earlier@gen-0 … {difference}")):
         train(store, "earlier", images, settings, generation=0, run=RUN)
     assert earlier.request.digest != again.manifest.request.digest

@@ -5,7 +5,7 @@ import pytest
 from timm.data import ImageNetInfo
 
 from nst_data.errors import NstError
-from nst_data.inspection.churn import matched_by_name
+from nst_data.inspection.churn import match_labels_by_name
 from nst_data.sources import match_classes
 from nst_data.sources.imagenet_names import imagenet_wnids, wnids_of
 
@@ -114,5 +114,5 @@ def test_a_classifier_of_other_classes_is_an_error_that_shows_both():
 
 def test_labels_of_two_teachers_are_compared_class_by_class():
     labels = pl.LazyFrame({"label": [0, 999, 134]})
-    assert matched_by_name(labels, WNIDS, FULL[::-1][::-1], "diff").collect()["label"].to_list() == [0, 999, 134]
-    assert matched_by_name(labels, WNIDS[::-1], FULL, "diff").collect()["label"].to_list() == [999, 0, 865]
+    assert match_labels_by_name(labels, WNIDS, FULL[::-1][::-1], "diff").collect()["label"].to_list() == [0, 999, 134]
+    assert match_labels_by_name(labels, WNIDS[::-1], FULL, "diff").collect()["label"].to_list() == [999, 0, 865]

@@ -11,7 +11,7 @@ from conftest import picture
 from nst_cli.evaluation_tables import print_results
 from PIL import Image
 from timm.data import ImageNetInfo
-from wording import tells
+from wording import mentions
 
 from nst_data.cards.card_metadata import scores
 from nst_data.errors import NstError
@@ -21,14 +21,22 @@ from nst_data.store.manifest import json_digest
 from nst_data.store.metrics import Metrics
 from nst_train.classifiers.classifier import Classifier
 from nst_train.evaluation.accuracy import Accuracy
-from nst_train.evaluation.corrupted import of_corruptions
+from nst_train.evaluation.corrupted import corruption_metrics
 from nst_train.evaluation.corruptions import CORRUPTIONS
-from nst_train.evaluation.imagenet_classes import columns_of, subset_wnids
-from nst_train.evaluation.imagenet_suites import ALEXNET_ERROR, ALEXNET_FLIPS, classes_of_suite, corruption_errors, flips, mean_of, trial_of
-from nst_train.evaluation.measuring import Effort
+from nst_train.evaluation.imagenet_classes import output_columns, subset_wnids
+from nst_train.evaluation.imagenet_suites import (
+    ALEXNET_ERROR,
+    ALEXNET_FLIPS,
+    corruption_errors,
+    create_trial,
+    flip_probabilities,
+    mean_of,
+    suite_wnids,
+)
+from nst_train.evaluation.measuring import SuiteRunner
 from nst_train.evaluation.sequences import Sequences
 from nst_train.evaluation.suites import open_suite
-from nst_train.evaluation.trials import Candidate, competing, observe
+from nst_train.evaluation.trials import Candidate, observe, renormalize
 from nst_train.evaluation_settings import EvaluateSettings
 from nst_train.transforms.preprocessing import TimmPreprocessing
 
@@ -85,7 +93,7 @@ def test_alexnets_numbers_are_of_the_fifteen_and_the_ten():
 def test_each_image_has_its_share_of_the_mean_corruption_error():
     draw = np.random.default_rng(0)
     right = {name: [(draw.random(20) < 0.5).astype(float) for _ in range(5)] for name in ALEXNET_ERROR}
-    found = of_corruptions(right, ALEXNET_ERROR, "AlexNet")
+    found = corruption_metrics(right, ALEXNET_ERROR, "AlexNet")
     assert found.by_image["mce"].mean() == pytest.approx(found.result["mce"])
     assert found.by_image["mean_error"].mean() == pytest.approx(found.result["mean_error"])
     assert found.result["top1"] == pytest.approx(1 - found.result["mean_error"])
@@ -93,33 +101,33 @@ def test_each_image_has_its_share_of_the_mean_corruption_error():
 
 def test_flips_are_counted_from_frame_to_frame_but_for_noise_from_the_first():
     there_and_back = np.array([[7, 8, 7, 8, 7]])
-    assert flips(there_and_back, noise=False).tolist() == [1.0]
-    assert flips(there_and_back, noise=True).tolist() == [0.5]
+    assert flip_probabilities(there_and_back, is_noise=False).tolist() == [1.0]
+    assert flip_probabilities(there_and_back, is_noise=True).tolist() == [0.5]
     once_for_all = np.array([[7, 8, 8, 8, 8], [7, 7, 7, 7, 7]])
-    assert flips(once_for_all, noise=False).tolist() == [0.25, 0.0]
-    assert flips(once_for_all, noise=True).tolist() == [1.0, 0.0]
+    assert flip_probabilities(once_for_all, is_noise=False).tolist() == [0.25, 0.0]
+    assert flip_probabilities(once_for_all, is_noise=True).tolist() == [1.0, 0.0]
 
 
 def test_classes_are_taken_before_the_arg_max():
     logits = torch.tensor([[1.0, 5.0, 2.0, 3.0]])  # class 1 is no class of the suite
     columns = np.array([0, 2, 3])
-    assert competing(logits.log_softmax(dim=1), columns).argmax(dim=1).tolist() == [2]  # class 3, not wrong for having said 1
-    assert competing(logits.log_softmax(dim=1), columns).exp().sum().item() == pytest.approx(1)
+    assert renormalize(logits.log_softmax(dim=1), columns).argmax(dim=1).tolist() == [2]  # class 3, not wrong for having said 1
+    assert renormalize(logits.log_softmax(dim=1), columns).exp().sum().item() == pytest.approx(1)
     alone = logits[:, [0, 2, 3]].log_softmax(dim=1)
-    torch.testing.assert_close(competing(logits.log_softmax(dim=1), columns), alone)
+    torch.testing.assert_close(renormalize(logits.log_softmax(dim=1), columns), alone)
 
 
 def test_the_200_classes_are_the_authors():
     of_a, of_r = subset_wnids("imagenet_a"), subset_wnids("imagenet_r")
     assert (len(set(of_a)), len(set(of_r))) == (200, 200)
     assert (of_a[0], of_r[0]) == (WNIDS[6], WNIDS[1])
-    assert classes_of_suite("imagenet-c") == WNIDS
+    assert suite_wnids("imagenet-c") == WNIDS
 
 
 def test_imagenet_a_is_scored_among_its_200_classes(tmp_path, candidate):
-    wnids = classes_of_suite("imagenet-a")
+    wnids = suite_wnids("imagenet-a")
     opened = suite("imagenet-a", write_classes(tmp_path / "a", wnids))
-    found = opened.measure(candidate, Effort())
+    found = opened.measure(candidate, SuiteRunner())
     network, preprocessing = candidate.classifier.network, candidate.classifier.preprocessing
     images = [np.array(Image.open(tmp_path / "a" / wnid / "0.png")) for wnid in sorted(wnids)]
     prepared = torch.stack([preprocessing.prepare(torch.from_numpy(image).permute(2, 0, 1)) for image in images])
@@ -139,7 +147,7 @@ def test_imagenet_c_is_shown_whole_and_relative_to_alexnet(tmp_path, candidate):
         group = folder if place % 2 else folder / "group"  # the archives are unpacked in either way
         for severity in range(1, 6):
             write_classes(group / name / str(severity), kinds, images=2)
-    found = suite("imagenet-c", folder, **PARTIAL).measure(candidate, Effort())
+    found = suite("imagenet-c", folder, **PARTIAL).measure(candidate, SuiteRunner())
     preprocessing, rows = candidate.classifier.preprocessing, []
     for label, wnid in enumerate(kinds):
         for index in range(2):
@@ -154,7 +162,7 @@ def test_imagenet_c_is_shown_whole_and_relative_to_alexnet(tmp_path, candidate):
 
 def test_images_that_are_cut_already_are_not_cropped_again(tmp_path, candidate):
     folder = write_classes(tmp_path / "fog" / "1", WNIDS[:3])
-    trial = trial_of("imagenet-c", "fog 1", open_source(str(folder), labeled=True), candidate.classifier)
+    trial = create_trial("imagenet-c", "fog 1", open_source(str(folder), labeled=True), candidate.classifier)
     images = torch.stack([torch.from_numpy(np.array(Image.open(folder / wnid / "0.png"))).permute(2, 0, 1) for wnid in WNIDS[:3]])
     with torch.no_grad():
         logits = candidate.classifier.network(candidate.classifier.preprocessing.finish(images))
@@ -170,19 +178,19 @@ def test_what_is_missing_of_imagenet_c_is_named_and_the_rest_measured_where_aske
     shutil.rmtree(tmp_path / "shot_noise" / "4")
     with pytest.raises(NstError, match=r"15 corruptions.*1 to 5, missing: shot_noise/4, defocus_blur/1"):
         suite("imagenet-c", tmp_path)
-    found = suite("imagenet-c", tmp_path, **PARTIAL).measure(candidate, Effort())
+    found = suite("imagenet-c", tmp_path, **PARTIAL).measure(candidate, SuiteRunner())
     assert list(found.result["ce"]) == ["gaussian_noise", "impulse_noise"]
     assert found.result["partial"]["missing"] == ["shot_noise", *CORRUPTIONS[3:]]
     assert len(found.result["partial"]["missing_classes"]) == 998
     assert scores(Metrics({"imagenet-c": found.result})) == {}
     print_results({"imagenet-c": {"tiny": found.result}})
     shown = " ".join(capsys.readouterr().out.split())
-    assert tells(shown, "partial, …; missing: shot_noise, defocus_blur, ")
+    assert mentions(shown, "partial, …; missing: shot_noise, defocus_blur, ")
     shutil.rmtree(tmp_path / "impulse_noise" / "2")
     (tmp_path / "impulse_noise" / "2").mkdir()  # as a broken unpacking leaves it
     with pytest.raises(NstError, match="missing: shot_noise/4, impulse_noise/2"):
         suite("imagenet-c", tmp_path)
-    assert list(suite("imagenet-c", tmp_path, **PARTIAL).measure(candidate, Effort()).result["ce"]) == ["gaussian_noise"]
+    assert list(suite("imagenet-c", tmp_path, **PARTIAL).measure(candidate, SuiteRunner()).result["ce"]) == ["gaussian_noise"]
     with pytest.raises(NstError, match=r"10 perturbations, missing: motion_blur, zoom_blur, snow.*3 more\..*`partial`"):
         suite("imagenet-p", tmp_path)
     with pytest.raises(NstError, match="no such folder; expected imagenet-c as published"):
@@ -190,10 +198,10 @@ def test_what_is_missing_of_imagenet_c_is_named_and_the_rest_measured_where_aske
 
 
 def test_a_folder_of_no_class_is_named_and_left_out_where_asked_for(tmp_path, candidate):
-    write_classes(tmp_path / "r", [*classes_of_suite("imagenet-r"), "zebra"])
+    write_classes(tmp_path / "r", [*suite_wnids("imagenet-r"), "zebra"])
     with pytest.raises(NstError, match=r"r:.*'zebra'.*imagenet-r's 200.*n01443537"):
         suite("imagenet-r", tmp_path / "r")
-    found = suite("imagenet-r", tmp_path / "r", **PARTIAL).measure(candidate, Effort()).result
+    found = suite("imagenet-r", tmp_path / "r", **PARTIAL).measure(candidate, SuiteRunner()).result
     assert (found["images"], found["partial"]) == (200, {"unknown_folders": ["zebra"]})
     write_classes(tmp_path / "none", ["zebra"])
     with pytest.raises(NstError, match="unknown class folder 'zebra'"):
@@ -201,49 +209,49 @@ def test_a_folder_of_no_class_is_named_and_left_out_where_asked_for(tmp_path, ca
 
 
 def test_a_model_that_lacks_some_classes_is_measured_on_the_others_where_asked_for(tmp_path, candidate):
-    wnids = classes_of_suite("imagenet-r")
+    wnids = suite_wnids("imagenet-r")
     write_classes(tmp_path / "r", wnids, images=2)
     torch.manual_seed(1)
     known = [wnid for wnid in WNIDS if wnid != wnids[3]]
     fewer = Classifier(timm.create_model("test_resnet", num_classes=999).eval(), candidate.classifier.preprocessing, known)
     with pytest.raises(NstError, match=r"found 999.*without 1 of the 200"):
-        suite("imagenet-r", tmp_path / "r").measure(Candidate("fewer", fewer, "fewer"), Effort())
-    found = suite("imagenet-r", tmp_path / "r", **PARTIAL).measure(Candidate("fewer", fewer, "fewer"), Effort()).result
+        suite("imagenet-r", tmp_path / "r").measure(Candidate("fewer", fewer, "fewer"), SuiteRunner())
+    found = suite("imagenet-r", tmp_path / "r", **PARTIAL).measure(Candidate("fewer", fewer, "fewer"), SuiteRunner()).result
     assert (found["images"], found["partial"]) == (398, {"classes_the_model_lacks": [wnids[3]]})
     assert set(found["classes"]) == set(wnids) - {wnids[3]}
 
 
 def test_a_whole_suite_is_not_marked_as_partial(tmp_path, candidate):
-    write_classes(tmp_path / "r", classes_of_suite("imagenet-r"))
-    assert "partial" not in suite("imagenet-r", tmp_path / "r", **PARTIAL).measure(candidate, Effort()).result
+    write_classes(tmp_path / "r", suite_wnids("imagenet-r"))
+    assert "partial" not in suite("imagenet-r", tmp_path / "r", **PARTIAL).measure(candidate, SuiteRunner()).result
 
 
 def test_a_missing_class_is_named_and_left_out_where_asked_for(tmp_path, candidate):
-    wnids = classes_of_suite("imagenet-r")
+    wnids = suite_wnids("imagenet-r")
     write_classes(tmp_path / "r", wnids[:-2])
     with pytest.raises(NstError, match=f"found 198; missing: {wnids[-2]}, {wnids[-1]}\\..*`partial`"):
         suite("imagenet-r", tmp_path / "r")
-    assert suite("imagenet-r", tmp_path / "r", **PARTIAL).measure(candidate, Effort()).result["images"] == 198
+    assert suite("imagenet-r", tmp_path / "r", **PARTIAL).measure(candidate, SuiteRunner()).result["images"] == 198
 
 
 def test_a_model_of_other_classes_is_refused(tmp_path, candidate):
-    opened = suite("imagenet-r", write_classes(tmp_path / "r", classes_of_suite("imagenet-r")[:2]), **PARTIAL)
+    opened = suite("imagenet-r", write_classes(tmp_path / "r", suite_wnids("imagenet-r")[:2]), **PARTIAL)
     network = timm.create_model("test_resnet", num_classes=3)
     other = Candidate("other", Classifier(network, candidate.classifier.preprocessing, ["ant", "bee", "cat"]), "other")
     said = (
         r"expected a classifier of ImageNet's classes, by WordNet ids or ImageNet's names, found 3 \(ant, bee, cat\) without 200 of the 200"
     )
     with pytest.raises(NstError, match=said):
-        opened.measure(other, Effort())
+        opened.measure(other, SuiteRunner())
 
 
 def test_classes_are_known_by_imagenets_names_too():
     info = ImageNetInfo("imagenet-1k")
     names = [info.index_to_description(index) for index in range(1000)]
     names[134], names[517] = "crane (134)", "crane (517)"  # as they are told apart
-    assert columns_of(names, [WNIDS[517], WNIDS[0]], "suite").tolist() == [517, 0]
+    assert output_columns(names, [WNIDS[517], WNIDS[0]], "suite").tolist() == [517, 0]
     with pytest.raises(NstError, match="expected a classifier of ImageNet's classes"):
-        columns_of(sorted(names), WNIDS, "suite")
+        output_columns(sorted(names), WNIDS, "suite")
 
 
 def write_sequences(folder, frames):
@@ -259,12 +267,12 @@ def test_flip_rates_follow_from_what_each_frame_alone_is_taken_for(tmp_path, can
     frames = [[0, 1, 2, 3], [0, 0, 3, 3]]
     for name in ALEXNET_FLIPS:
         write_sequences(tmp_path / "p" / name, frames)
-    found = suite("imagenet-p", tmp_path / "p", **PARTIAL).measure(candidate, Effort())
+    found = suite("imagenet-p", tmp_path / "p", **PARTIAL).measure(candidate, SuiteRunner())
     with torch.no_grad():
         images = torch.stack([torch.from_numpy(np.array(picture(label, 0, 32))).permute(2, 0, 1) for label in range(4)])
         said = candidate.classifier.network(candidate.classifier.preprocessing.finish(images)).argmax(dim=1).numpy()
-    steady = np.mean(flips(said[np.array(frames)], noise=False))
-    noise = np.mean(flips(said[np.array(frames)], noise=True))
+    steady = np.mean(flip_probabilities(said[np.array(frames)], is_noise=False))
+    noise = np.mean(flip_probabilities(said[np.array(frames)], is_noise=True))
     assert found.result["flips"]["snow"] == steady
     assert found.result["flips"]["shot_noise"] == noise
     assert found.result["fr"]["tilt"] == pytest.approx(steady / ALEXNET_FLIPS["tilt"])
@@ -285,7 +293,7 @@ def test_top1_of_imagenet_p_is_over_all_frames_of_which_translate_has_more(tmp_p
         if name == "translate":  # whose frames alone are taken for their class
             (tmp_path / name / WNIDS[0]).rename(tmp_path / name / WNIDS[said])
     opened = suite("imagenet-p", tmp_path, **PARTIAL)
-    assert opened.measure(candidate, Effort()).result["top1"] == pytest.approx(9 / (9 + 9 * 2))
+    assert opened.measure(candidate, SuiteRunner()).result["top1"] == pytest.approx(9 / (9 + 9 * 2))
     as_before = json_digest([[place.name, place.severity, source.fingerprint] for place, source in opened.sources])
     assert opened.identity != as_before, "a record of the mean over perturbations would stand for it"
 
@@ -305,7 +313,7 @@ def test_a_sequence_that_cannot_be_read_is_left_out_where_asked_for(tmp_path, ca
         write_sequences(tmp_path / name, [[0, 1, 2]] * 4)
     (tmp_path / "snow" / WNIDS[0] / "s3" / "2.png").unlink()
     opened = suite("imagenet-p", tmp_path, **PARTIAL)
-    found = opened.measure(candidate, Effort())
+    found = opened.measure(candidate, SuiteRunner())
     assert (found.result["sequences"], found.result["errors"]) == (39, 1)
     print_results({"imagenet-p": {"tiny": found.result}})
     assert capsys.readouterr().out.startswith("imagenet-p, 39 sequences, 1 left out that cannot be read whole: flip rate")
@@ -317,4 +325,4 @@ def test_a_perturbation_without_one_whole_sequence_is_an_error(tmp_path, candida
     for number in range(2):
         (tmp_path / "snow" / WNIDS[0] / f"s{number}" / "2.png").write_text("no image")
     with pytest.raises(NstError, match=r"snow: none of its 2 sequences.*unpack snow"):
-        suite("imagenet-p", tmp_path, **PARTIAL).measure(candidate, Effort())
+        suite("imagenet-p", tmp_path, **PARTIAL).measure(candidate, SuiteRunner())

@@ -327,8 +327,8 @@ def test_the_short_way_to_a_jpegs_frame_and_exif_ends_where_the_walk_through_its
     for place, put in changes:
         damaged[place : place + len(put)] = put
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jpeg, "_plain_frame", lambda _: None)
-        patch.setattr(jpeg, "_FEW_BYTES", -1)
+        patch.setattr(jpeg, "_first_frame", lambda _: None)
+        patch.setattr(jpeg, "_SMALL_IMAGE_BYTES", -1)
         walked = jpeg_header(bytes(damaged)), jpeg.jpeg_exif(bytes(damaged))
     assert (jpeg_header(bytes(damaged)), jpeg.jpeg_exif(bytes(damaged))) == walked
     assert jpeg.jpeg_exif(turned()) != b""

@@ -10,7 +10,7 @@ from nst_data.errors import NstError
 from nst_data.sources import Row, open_source
 from nst_train.classifiers import inference, loading
 from nst_train.classifiers.classifier import Classifier
-from nst_train.classifiers.inference import Computation, PlainBatch, batches_of, choose_computation, computation_of, predict
+from nst_train.classifiers.inference import Computation, PlainBatch, choose_computation, plain_batches, predict, restore_computation
 from nst_train.classifiers.teachers import Teacher, load_teacher
 from nst_train.transforms.preprocessing import TimmPreprocessing
 
@@ -35,7 +35,7 @@ class Linear(nn.Module):
 
 
 def linear(largest_batch=None):
-    return Teacher.of(Classifier(Linear(largest_batch), TimmPreprocessing.of(CONFIG), NAMES))
+    return Teacher.from_members(Classifier(Linear(largest_batch), TimmPreprocessing.from_data_config(CONFIG), NAMES))
 
 
 def row(number, content=None):
@@ -45,7 +45,9 @@ def row(number, content=None):
 
 
 def log_probs(teacher, computation, source, **options):
-    found = [prediction.log_probs for _, prediction in predict(teacher, computation, batches_of(source, computation.batch_size), **options)]
+    found = [
+        prediction.log_probs for _, prediction in predict(teacher, computation, plain_batches(source, computation.batch_size), **options)
+    ]
     return torch.cat(found)
 
 
@@ -87,7 +89,7 @@ def test_a_batch_without_a_readable_image_has_no_predictions(teacher):
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_threads_change_neither_order_nor_a_bit(teacher, pool, threads):
     computation = Computation(4, "fp32", "cpu")
-    found = list(predict(teacher, computation, batches_of(pool, 4), threads=threads))
+    found = list(predict(teacher, computation, plain_batches(pool, 4), threads=threads))
     assert [one.id for batch, _ in found for one in batch.rows] == list(range(21))
     expected = log_probs(teacher, computation, pool, threads=3)
     assert torch.equal(torch.cat([prediction.log_probs for _, prediction in found]), expected)
@@ -108,7 +110,7 @@ def test_predictions_stopped_early_leave_no_work_behind(teacher, pool):
     taken = []
 
     def batches():
-        for batch in batches_of(pool, 1):
+        for batch in plain_batches(pool, 1):
             taken.append(batch)
             yield batch
 
@@ -157,7 +159,9 @@ def test_an_error_that_is_not_of_memory_is_not_taken_for_one():
 
 @pytest.mark.parametrize(("side", "expected"), [(16, 256), (32, 256), (64, 128), (224, 8), (2000, 1)])
 def test_the_batch_size_of_a_cpu_suits_its_caches(side, expected):
-    teacher = Teacher.of(Classifier(Linear(), TimmPreprocessing.of(CONFIG | {"input_size": (3, side, side)}), NAMES))
+    teacher = Teacher.from_members(
+        Classifier(Linear(), TimmPreprocessing.from_data_config(CONFIG | {"input_size": (3, side, side)}), NAMES)
+    )
     found = choose_computation(teacher, None, "auto", compile_network=False)
     assert (found.batch_size, found.precision, found.device, found.threads) == (expected, "fp32", "cpu", 1)
 
@@ -182,8 +186,8 @@ def test_a_compiled_network_gives_what_the_plain_one_gives(teacher, pool):
 def test_what_was_begun_on_another_device_is_one_error():
     begun = {"batch_size": 4, "precision": "bf16", "device": "cuda", "threads": 1, "compile": False}
     with pytest.raises(NstError, match=r"c@gen-1.*on cuda.*resume it.*`store\.remove\('c@gen-1'\)`"):
-        computation_of(begun, "c@gen-1")
-    assert computation_of(begun | {"device": "cpu"}, "c@gen-1") == Computation(4, "bf16", "cpu")
+        restore_computation(begun, "c@gen-1")
+    assert restore_computation(begun | {"device": "cpu"}, "c@gen-1") == Computation(4, "bf16", "cpu")
 
 
 @pytest.mark.parametrize(("bytes_an_image", "is_alone"), [(1000, True), (100_000, False)])

@@ -15,7 +15,7 @@ from conftest import picture, write_class_folders, write_pool
 from nst_cli.main import app
 from pictures import images_and_labels, write_tar
 from typer.testing import CliRunner
-from wording import tells
+from wording import mentions
 
 from nst_data.errors import NstError, UsageError
 from nst_data.prefetch import cpus_of_this_process
@@ -28,25 +28,25 @@ from nst_train.recipes.checks import check_recipe
 from nst_train.recipes.reading import load_recipe
 from nst_train.recipes.recipe import Recipe
 from nst_train.recipes.schema import MODELINE, SCHEMA_FILE
-from nst_train.settings import RunSettings, TrainSettings, workers_for
+from nst_train.settings import RunSettings, TrainSettings, default_workers
 from nst_train.starting import writing
 from nst_train.starting.choosing import (
     CPU_NETWORK,
-    Facts,
-    check_is_there,
-    facts_of,
-    finetuning,
-    numbers,
-    of_memory,
-    of_network,
-    selection,
-    why_not_there,
+    NetworkFacts,
+    check_weights_available,
+    choose_numbers,
+    choose_selection,
+    fit_to_memory,
+    fit_to_network,
+    network_facts,
+    student_settings,
+    why_unavailable,
 )
-from nst_train.starting.looking import FOLDERS, look_at, warnings
-from nst_train.starting.writing import _why, init, scalar
+from nst_train.starting.looking import FOLDERS, inspect_sources, likely_problems
+from nst_train.starting.writing import _reasons, write_new_recipe, yaml_scalar
 
 CLASSES = ["ant", "bee", "cat"]
-LITE = Facts(224, None, False, False)
+LITE = NetworkFacts(224, None, False, False)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def photos(folder, per_class=4, test=True, pool=6):
 
 def recipe_of(folder, network, photos="photos", **options):
     """The recipe that is written for `folder`/photos, loaded: (recipe, warnings)."""
-    begun = init(folder / photos if photos else None, folder / "a.yaml", model=network, **options)
+    begun = write_new_recipe(folder / photos if photos else None, folder / "a.yaml", model=network, **options)
     return load_recipe(folder / "a.yaml"), begun.warnings
 
 
@@ -288,7 +288,9 @@ def test_labeled_images_that_stand_in_two_classes_are_said(tmp_path, network):
     path = sorted((top / "labeled" / "ant").iterdir())[0]
     shutil.copy(path, top / "labeled" / "bee" / "again.png")
     (line,) = (line for line in recipe_of(tmp_path, network)[1] if "two or more classes" in line)
-    assert tells(line, f"{top / 'labeled'}: 1 image stands in two or more classes …ant/{path.name}…bee/again.png…; remove the wrong ones")
+    assert mentions(
+        line, f"{top / 'labeled'}: 1 image stands in two or more classes …ant/{path.name}…bee/again.png…; remove the wrong ones"
+    )
 
 
 def test_one_source_in_two_roles_and_missing_sources_are_one_line(tmp_path, network):
@@ -382,18 +384,18 @@ def test_names_of_folders_come_out_right_and_stand_in_no_comment(tmp_path, netwo
     "value", ["a", "a: b # c", "x\ny", "1", "1.5", "2026-01-01", "yes", "null", "", "#", "a #b", "a:", ":a", "-", "*a"]
 )
 def test_a_text_is_the_same_after_yaml(value):
-    assert yaml.safe_load(f"{{key: {scalar(value)}}}") == {"key": value}
-    assert "\n" not in scalar(value)
+    assert yaml.safe_load(f"{{key: {yaml_scalar(value)}}}") == {"key": value}
+    assert "\n" not in yaml_scalar(value)
 
 
 def test_a_source_far_away_is_named_by_its_whole_path(tmp_path, network):
     top = photos(tmp_path / "photos")
     (tmp_path / "b" / "c" / "d").mkdir(parents=True)
-    init(top, tmp_path / "b" / "c" / "d" / "a.yaml", model=network)
+    write_new_recipe(top, tmp_path / "b" / "c" / "d" / "a.yaml", model=network)
     assert load_recipe(tmp_path / "b" / "c" / "d" / "a.yaml").labeled.source == str(top / "labeled")
 
 
-def looked(counts, pool=1000, side=200):
+def make_inventory(counts, pool=1000, side=200):
     """What there is, of so many labeled images a class."""
     labels = np.repeat(np.arange(len(counts)), counts)
 
@@ -403,25 +405,25 @@ def looked(counts, pool=1000, side=200):
         def __len__(self):
             return len(labels)
 
-    from nst_train.starting.looking import Look
+    from nst_train.starting.looking import Inventory
 
-    return Look({}, Labeled(), range(pool), None, None, np.array(counts), np.array([side]), 0)
+    return Inventory({}, Labeled(), range(pool), None, None, np.array(counts), np.array([side]), 0)
 
 
 def test_unbalanced_labels_tiny_images_and_a_small_test_are_said():
-    said = warnings(looked([400, 30], side=32))
+    said = likely_problems(make_inventory([400, 30], side=32))
     assert said[0] == "labels are unbalanced: 400 of c0, 30 of c1: `class_weights: balanced` in the generations makes classes count alike"
     assert said[2] == "86 test images tell networks apart only where they differ by 10 points or more"
     assert said[3] == "the images are tiny (32 px): they are enlarged for a network that was trained on photographs"
-    assert warnings(looked([400, 300])) == [
+    assert likely_problems(make_inventory([400, 300])) == [
         "there are no test images: 140 of the labeled ones are held out",
         "140 test images tell networks apart only where they differ by 8 points or more",
     ]
-    assert not any("apart" in line for line in warnings(looked([4000, 3000])))
+    assert not any("apart" in line for line in likely_problems(make_inventory([4000, 3000])))
 
 
 def test_classes_without_labeled_images_are_said_apart_and_are_not_the_rarest():
-    said = warnings(looked([400, 0, 30, 2]))
+    said = likely_problems(make_inventory([400, 0, 30, 2]))
     assert said[0] == "1 of 4 classes has no labeled images (c1): label some more of it first"
     assert said[1] == "1 of 4 classes has one or two labeled images (c3): label some more of it first"
     assert said[2].startswith("labels are unbalanced: 400 of c0, 2 of c3: ")
@@ -431,17 +433,17 @@ def test_sources_beside_a_recipe_in_a_linked_folder_are_found(tmp_path, network)
     top = photos(tmp_path / "photos")
     (tmp_path / "real" / "deep" / "folder").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "real" / "deep" / "folder")
-    init(top, tmp_path / "link" / "a.yaml", model=network)
+    write_new_recipe(top, tmp_path / "link" / "a.yaml", model=network)
     labeled = load_recipe(tmp_path / "link" / "a.yaml").labeled.source
     assert len(open_source(labeled, labeled=True)) == 12
 
 
 def test_comments_on_size_and_rate_name_the_numbers_that_they_are_about():
-    chosen = numbers(200, 32, Facts(96, None, False, False), on_gpu=True)
-    why = _why(chosen, looked([100, 100], side=100), Facts(96, None, False, False), on_gpu=True)
+    chosen = choose_numbers(200, 32, NetworkFacts(96, None, False, False), on_gpu=True)
+    why = _reasons(chosen, make_inventory([100, 100], side=100), NetworkFacts(96, None, False, False), on_gpu=True)
     assert why["learning_rate"] == "per 256 labeled images; the preset's is for steps of 16 and at most 210 steps"
     assert why["image_size"] == "the network's own"
-    assert _why(chosen, looked([100, 100]), LITE, on_gpu=True)["image_size"].startswith("smaller than the network's own 224")
+    assert _reasons(chosen, make_inventory([100, 100]), LITE, on_gpu=True)["image_size"].startswith("smaller than the network's own 224")
 
 
 @pytest.mark.parametrize(
@@ -458,27 +460,27 @@ def test_comments_on_size_and_rate_name_the_numbers_that_they_are_about():
     ],
 )
 def test_steps_follow_the_labels_and_a_batch_is_never_more_than_they_are(labeled, on_gpu, expected):
-    chosen = numbers(labeled, 500, LITE, on_gpu)
+    chosen = choose_numbers(labeled, 500, LITE, on_gpu)
     assert (chosen.image_size, chosen.test_size, chosen.steps, chosen.batch_size) == expected
     assert chosen.ratio == 3
 
 
 def test_sides_suit_the_network_and_the_images():
     def sides(side_px, facts, on_gpu=False):
-        chosen = numbers(200, side_px, facts, on_gpu)
+        chosen = choose_numbers(200, side_px, facts, on_gpu)
         return chosen.image_size, chosen.test_size
 
     assert sides(500, LITE) == (160, 192)
     assert sides(32, LITE) == sides(32, LITE, on_gpu=True) == (96, 128)
-    assert sides(500, Facts(300, 384, False, False), on_gpu=True) == (None, 384)
-    assert sides(500, Facts(224, None, True, True)) == (None, None)
-    assert sides(500, Facts(32, None, False, False)) == (32, 32)
+    assert sides(500, NetworkFacts(300, 384, False, False), on_gpu=True) == (None, 384)
+    assert sides(500, NetworkFacts(224, None, True, True)) == (None, None)
+    assert sides(500, NetworkFacts(32, None, False, False)) == (32, 32)
     assert sides(0, LITE) == (160, 192)
 
 
 def test_the_example_for_photographs_has_the_settings_that_are_written_for_two_hundred_of_them():
     first, *students = load_recipe(Path(__file__).parent.parent / "examples" / "image_folder.yaml").generations
-    written = finetuning(numbers(200, 224, facts_of(first.model), on_gpu=False), LITE)
+    written = student_settings(choose_numbers(200, 224, network_facts(first.model), on_gpu=False), LITE)
     expected = TrainSettings(model=first.model, start="teacher", **written).for_request() | {"finetune": None}
     assert [one.for_request() for one in students] == [expected, expected]
 
@@ -494,24 +496,24 @@ def test_the_example_for_photographs_has_the_settings_that_are_written_for_two_h
     ],
 )
 def test_a_larger_batch_or_more_steps_have_a_rate_of_their_own(labeled, on_gpu, rate):
-    found = finetuning(numbers(labeled, 500, LITE, on_gpu=on_gpu), LITE).get("learning_rate")
+    found = student_settings(choose_numbers(labeled, 500, LITE, on_gpu=on_gpu), LITE).get("learning_rate")
     assert found == (rate and pytest.approx(rate, rel=0.05))
 
 
 def test_the_low_rate_of_vision_transformers_stays_however_many_the_steps():
-    assert "learning_rate" not in finetuning(numbers(4000, 500, LITE, on_gpu=False), replace(LITE, suits_vit_preset=True))
+    assert "learning_rate" not in student_settings(choose_numbers(4000, 500, LITE, on_gpu=False), replace(LITE, suits_vit_preset=True))
 
 
 def test_what_is_known_of_networks(network):
-    assert facts_of(CPU_NETWORK) == LITE
-    assert facts_of("vit_tiny_patch16_224") == Facts(224, None, True, True)
-    assert facts_of(network).side_px == 160
-    assert facts_of("owner/name") == Facts(None, None, True, None)
-    assert selection(3000, 10, True) == {"min_confidence": 0, "per_class": "none"}
-    assert selection(3000, 10, False) == {"min_confidence": 0.3, "per_class": 300}
-    assert (workers_for(16, True), workers_for(2, False), workers_for(1, True)) == (15, 2, 1)
+    assert network_facts(CPU_NETWORK) == LITE
+    assert network_facts("vit_tiny_patch16_224") == NetworkFacts(224, None, True, True)
+    assert network_facts(network).side_px == 160
+    assert network_facts("owner/name") == NetworkFacts(None, None, True, None)
+    assert choose_selection(3000, 10, True) == {"min_confidence": 0, "per_class": "none"}
+    assert choose_selection(3000, 10, False) == {"min_confidence": 0.3, "per_class": 300}
+    assert (default_workers(16, True), default_workers(2, False), default_workers(1, True)) == (15, 2, 1)
     assert [RunSettings(workers=asked).workers_on("cuda") for asked in (0, 5)] == [0, 5]
-    assert RunSettings().workers_on("cpu") == workers_for(cpus_of_this_process(), False)
+    assert RunSettings().workers_on("cpu") == default_workers(cpus_of_this_process(), False)
 
 
 @pytest.mark.parametrize(
@@ -528,7 +530,7 @@ def test_what_is_known_of_networks(network):
     ],
 )
 def test_the_preset_is_that_of_the_networks_kind_not_of_its_name(model, preset):
-    assert finetuning(numbers(200, 500, LITE, on_gpu=False), facts_of(model))["preset"] == preset
+    assert student_settings(choose_numbers(200, 500, LITE, on_gpu=False), network_facts(model))["preset"] == preset
 
 
 def cached(home, monkeypatch, repo, config):
@@ -556,16 +558,16 @@ def cached(home, monkeypatch, repo, config):
 def test_the_kind_of_a_network_of_the_hub_is_that_of_its_config_in_the_cache(tmp_path, monkeypatch, config, preset, changes):
     if config is not None:
         cached(tmp_path, monkeypatch, "owner/name", config)
-    student = finetuning(numbers(200, 500, LITE, on_gpu=False), facts_of("owner/name"))
+    student = student_settings(choose_numbers(200, 500, LITE, on_gpu=False), network_facts("owner/name"))
     assert student["preset"] == preset
-    assert of_network({"model": "owner/name", "start": "teacher"} | student, 3) == changes
+    assert fit_to_network({"model": "owner/name", "start": "teacher"} | student, 3) == changes
 
 
 def test_a_cached_config_is_no_proof_of_cached_weights(tmp_path, monkeypatch):
     cached(tmp_path, monkeypatch, "owner/name", {"model_type": "vit"})
-    assert why_not_there("owner/name") == "they are not in the cache, and HF_HUB_OFFLINE is set"
+    assert why_unavailable("owner/name") == "they are not in the cache, and HF_HUB_OFFLINE is set"
     (tmp_path / "models--owner--name" / "snapshots" / "c0ffee" / "model.safetensors").touch()
-    assert why_not_there("owner/name") == ""
+    assert why_unavailable("owner/name") == ""
 
 
 @pytest.mark.parametrize(
@@ -590,10 +592,10 @@ def test_what_the_hub_answers_is_an_error_and_only_that_it_does_not_answer_a_war
     monkeypatch.setattr("huggingface_hub.constants.is_offline_mode", lambda: False)
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", answer)
     if says is None:
-        assert "the Hub does not answer (ConnectTimeout)" in check_is_there("me/typo", is_chosen=False)
+        assert "the Hub does not answer (ConnectTimeout)" in check_weights_available("me/typo", is_default=False)
         return
     with pytest.raises(NstError, match=says):
-        check_is_there("me/typo", is_chosen=False)
+        check_weights_available("me/typo", is_default=False)
 
 
 @pytest.mark.parametrize(
@@ -612,17 +614,17 @@ def test_what_the_hub_answers_is_an_error_and_only_that_it_does_not_answer_a_war
     ],
 )
 def test_a_step_is_split_where_a_gpu_lacks_the_memory_for_all_of_it(gigabytes, labeled, parts):
-    facts = Facts(300, 384, False, False)
-    chosen = numbers(labeled, 500, facts, on_gpu=True)
-    assert of_memory(chosen, facts, gigabytes * 10**9).get("accumulate", 1) == parts
-    assert of_memory(numbers(labeled, 32, facts, on_gpu=True), facts, 8 * 10**9) == {}  # tiny images
+    facts = NetworkFacts(300, 384, False, False)
+    chosen = choose_numbers(labeled, 500, facts, on_gpu=True)
+    assert fit_to_memory(chosen, facts, gigabytes * 10**9).get("accumulate", 1) == parts
+    assert fit_to_memory(choose_numbers(labeled, 32, facts, on_gpu=True), facts, 8 * 10**9) == {}  # tiny images
 
 
 def test_a_recipe_for_a_small_gpu_splits_the_steps_of_its_students(tmp_path, monkeypatch):
     monkeypatch.setattr(device, "this_device", lambda: torch.device("cuda"))
-    monkeypatch.setattr(device, "memory_of", lambda _: 5 * 10**8)  # its images are tiny
-    monkeypatch.setattr(writing, "check_is_there", lambda *_, **__: "")
-    monkeypatch.setattr(writing, "of_machine", lambda *_: {})
+    monkeypatch.setattr(device, "total_gpu_memory", lambda _: 5 * 10**8)  # its images are tiny
+    monkeypatch.setattr(writing, "check_weights_available", lambda *_, **__: "")
+    monkeypatch.setattr(writing, "fit_to_machine", lambda *_: {})
     photos(tmp_path / "photos")
     recipe, _ = recipe_of(tmp_path, None)
     assert [one.accumulate for one in recipe.generations] == [1, 2, 2]
@@ -634,7 +636,7 @@ def test_a_network_in_a_folder_is_named_relative_to_the_recipe_and_found_there(t
     photos(tmp_path / "photos")
     (tmp_path / "recipes").mkdir()
     monkeypatch.chdir(tmp_path / "nets")
-    begun = init(str(tmp_path / "photos"), tmp_path / "recipes/a.yaml", model="local-dir:my net")
+    begun = write_new_recipe(str(tmp_path / "photos"), tmp_path / "recipes/a.yaml", model="local-dir:my net")
     assert "local-dir:../nets/my net" in begun.path.read_text()
     monkeypatch.chdir(tmp_path)
     assert load_recipe(begun.path).generations[0].model == f"local-dir:{tmp_path / 'nets/my net'}"
@@ -648,7 +650,7 @@ def test_of_a_network_of_which_nothing_is_known_that_is_said(tmp_path):
 
 
 def test_the_students_of_a_network_without_blocks_to_skip_have_no_stochastic_depth(tmp_path, monkeypatch):
-    monkeypatch.setattr("nst_train.starting.writing.of_machine", lambda *_: {})
+    monkeypatch.setattr("nst_train.starting.writing.fit_to_machine", lambda *_: {})
     photos(tmp_path / "photos")
     recipe, _ = recipe_of(tmp_path, "ghostnet_050")
     assert recipe.generations[1].noise.stochastic_depth == 0
@@ -663,7 +665,7 @@ def test_the_teacher_of_a_network_that_takes_no_probe_is_finetuned_and_it_runs(t
     import timm
     from timm.models import save_for_hf
 
-    monkeypatch.setattr("nst_train.starting.writing.of_machine", lambda *_: {})
+    monkeypatch.setattr("nst_train.starting.writing.fit_to_machine", lambda *_: {})
     photos(tmp_path / "photos")
     made = timm.create_model("resnetv2_18", num_classes=3)
     save_for_hf(made, str(tmp_path / "net"), safe_serialization=True)
@@ -711,7 +713,7 @@ def test_offline_without_weights_the_default_network_is_refused_with_a_way_out(t
     with pytest.raises(NstError, match=r"tf_efficientnet_lite0\.in1k:.*are not available:.*`model`.*local-dir:FOLDER"):
         recipe_of(tmp_path, None)
     assert not (tmp_path / "a.yaml").exists()
-    assert check_is_there("local-dir:/x", is_chosen=False) == ""
+    assert check_weights_available("local-dir:/x", is_default=False) == ""
 
 
 def test_the_command_shows_what_it_found_and_what_comes_next(tmp_path, network):
@@ -727,10 +729,10 @@ def test_the_command_shows_what_it_found_and_what_comes_next(tmp_path, network):
     jsonschema.validate(content, schema)
     again = CliRunner().invoke(app, words)
     assert again.exit_code == 2
-    assert tells(again.stderr, "not overwritten; … --output, or remove")
+    assert mentions(again.stderr, "not overwritten; … --output, or remove")
 
 
 def test_sources_are_found_in_one_order(tmp_path):
     photos(tmp_path)
     write_class_folders(tmp_path / "validation", CLASSES, 1, first=80)
-    assert list(look_at(tmp_path).named) == list(FOLDERS)
+    assert list(inspect_sources(tmp_path).locations) == list(FOLDERS)

@@ -27,8 +27,8 @@ GOES_ON = r"( after step [\d,]+ of [\w@-]+)?; finished work is kept; the same co
 STUDENT = TINY | {"ratio": 2, "epochs": 3}
 
 
-def nst(*words, **options):
-    return subprocess.run([*NST, *map(str, words)], capture_output=True, text=True, timeout=300, **options)
+def nst(*arguments, **options):
+    return subprocess.run([*NST, *map(str, arguments)], capture_output=True, text=True, timeout=300, **options)
 
 
 def write_recipe(folder):
@@ -52,10 +52,10 @@ def contents(store):
     return {version.ref: version.manifest.digest for version in versions}
 
 
-def killed_when(store, pattern, *words):
+def killed_when(store, pattern, *arguments):
     """Run a command and kill it with SIGKILL as soon as a file that matches appears; whether it was killed."""
     with subprocess.Popen(
-        [*NST, *map(str, words)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
+        [*NST, *map(str, arguments)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
     ) as process:
         deadline = time.monotonic() + 120
         while process.poll() is None and not any(store.glob(pattern)):
@@ -270,9 +270,9 @@ def test_a_store_that_may_not_be_written_is_one_line(undisturbed, tmp_path):
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def torchrun(*words):
+def torchrun(*arguments):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29555", "--no-python"]
-    return subprocess.run([*command, *NST, *map(str, words)], capture_output=True, text=True, timeout=300)
+    return subprocess.run([*command, *NST, *map(str, arguments)], capture_output=True, text=True, timeout=300)
 
 
 def test_two_processes_label_with_the_bytes_of_one_and_train_together(undisturbed, tmp_path):

@@ -39,7 +39,7 @@ def label_in(store, pool, worker, threads, corpus="killed"):
 
     os.setpgrp()
     if corpus != "undisturbed":
-        pieces.EVERY_SECONDS = 0.01  # this process is its own
+        pieces.SAVE_EVERY_SECONDS = 0.01  # this process is its own
     settings, run = LabelSettings(batch_size=16, rows_per_shard=PER_SHARD), LabelRunSettings(worker=worker, decode_threads=threads)
     label(Store(store), corpus, "tiny-teacher@gen-0", open_source(str(pool)), settings, run=run)
 
@@ -85,7 +85,7 @@ def wait_for_more(store, shards, processes):
     wait_for(lambda: len(done(store)) > shards or not any(process.is_alive() for process in processes))
 
 
-def same_labels(store, corpus):
+def assert_same_labels(store, corpus):
     version, undisturbed = (Store(store).open(f"{name}@gen-1") for name in (corpus, "undisturbed"))
     assert version.verify() == []
     assert version.manifest.files == undisturbed.manifest.files
@@ -117,7 +117,7 @@ def test_killed_twenty_times_with_one_to_three_workers_it_ends_with_the_bytes_of
     (last,) = start(forkserver, made, 1)
     last.join()
     assert last.exitcode == 0
-    same_labels(store, "killed")
+    assert_same_labels(store, "killed")
     sealed = store / "corpora" / "killed" / "gen-1" / "pseudo_labels"
     assert {name: (sealed / name).stat().st_ino for name in before} == before
 
@@ -129,7 +129,7 @@ def test_a_worker_that_is_killed_leaves_its_shards_to_the_other_which_seals(fork
     os.kill(dies.pid, signal.SIGKILL)
     lives.join()
     assert lives.exitcode == 0
-    same_labels(store, "left")
+    assert_same_labels(store, "left")
 
 
 def test_three_workers_race_to_seal_and_each_ends_well(forkserver, made):
@@ -139,7 +139,7 @@ def test_three_workers_race_to_seal_and_each_ends_well(forkserver, made):
         for process in processes:
             process.join()
         assert [process.exitcode for process in processes] == [0, 0, 0]
-        same_labels(store, f"race-{attempt}")
+        assert_same_labels(store, f"race-{attempt}")
 
 
 def test_workers_of_a_job_array_share_the_command_line(made):
@@ -153,4 +153,4 @@ def test_workers_of_a_job_array_share_the_command_line(made):
     said = [worker.communicate(timeout=300) for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], said
     assert all("array@gen-1: 2,997 of 3,000 images labeled, 3 could not be read" in out for out, _ in said)
-    same_labels(store, "array")
+    assert_same_labels(store, "array")

@@ -10,13 +10,13 @@ from contextlib import contextmanager
 
 import pytest
 from conftest import TINY, write_class_folders
-from watched import Said
+from watched import RecordingProgress
 from wording import pattern
 
 from nst_data.progress import Progress
 from nst_data.sources import Source, open_source
 from nst_data.store.store import Staging, Store
-from nst_train.interruption import Interrupted, StopRequests, is_heeded, stop_at_once
+from nst_train.interruption import Interrupted, StopRequests, should_stop_on, stop_at_once
 from nst_train.settings import RunSettings, TrainSettings
 from nst_train.training.train import train
 
@@ -132,7 +132,7 @@ def test_a_training_interrupted_while_it_is_sealed_repeats_no_step(undisturbed, 
         patch.setattr(Staging, "seal", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train_in(tmp_path)
-    said = Said()
+    said = RecordingProgress()
     resumed = train_in(tmp_path, said)
     assert f"net@gen-0: resumes after step {STEPS}" in said.lines
     assert resumed.manifest.files == undisturbed.manifest.files
@@ -142,26 +142,26 @@ def test_a_training_interrupted_while_it_is_sealed_repeats_no_step(undisturbed, 
 def test_a_second_ctrl_c_does_not_wait_for_the_step():
     with StopRequests() as stops:
         signal.raise_signal(signal.SIGINT)
-        assert stops.agreed(1) == signal.SIGINT
+        assert stops.agreed_signal(1) == signal.SIGINT
         with pytest.raises(Interrupted, match=r"^interrupted; finished work"):
             signal.raise_signal(signal.SIGINT)
 
 
 @pytest.mark.parametrize(("number", "told"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
 def test_where_a_step_takes_long_a_line_says_what_is_waited_for(number, told, monkeypatch):
-    monkeypatch.setattr("nst_train.interruption.SAY_AFTER_SECONDS", 0.01)
+    monkeypatch.setattr("nst_train.interruption.EXPLAIN_AFTER_SECONDS", 0.01)
     said = queue.SimpleQueue()
-    with StopRequests(say=said.put) as stops:
+    with StopRequests(report=said.put) as stops:
         signal.raise_signal(number)
         line = said.get(timeout=10)
-        assert stops.agreed(1) == number
+        assert stops.agreed_signal(1) == number
     assert line.startswith("stopping after this step and a checkpoint")
     assert ("Ctrl-C again" in line) == told
 
 
 def test_where_a_step_ends_at_once_nothing_is_said():
     said = queue.SimpleQueue()
-    with StopRequests(say=said.put) as stops:
+    with StopRequests(report=said.put) as stops:
         signal.raise_signal(signal.SIGINT)
         explanation = stops._explanation
     explanation.join(10)
@@ -172,12 +172,12 @@ def test_of_several_signals_the_first_decides_the_exit_status():
     with StopRequests() as stops:
         for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM):  # SLURM warns first
             signal.raise_signal(number)
-        assert stops.agreed(1) == signal.SIGUSR1
+        assert stops.agreed_signal(1) == signal.SIGUSR1
 
 
 def test_a_signal_to_another_process_stops_this_one():
     stops = StopRequests(lambda own: [max(own[0], float(signal.SIGTERM)), own[1]])
-    assert stops.agreed(1) == signal.SIGTERM
+    assert stops.agreed_signal(1) == signal.SIGTERM
 
 
 def test_processes_ask_each_other_about_once_a_second_by_the_slowest():
@@ -192,7 +192,7 @@ def test_processes_ask_each_other_about_once_a_second_by_the_slowest():
     when = []
     for step in range(1, 32):
         before = len(asked)
-        assert stops.agreed(step) == 0
+        assert stops.agreed_signal(step) == 0
         when += [step] * (len(asked) - before)
     assert when == [1, 11, 21, 31]
 
@@ -200,7 +200,7 @@ def test_processes_ask_each_other_about_once_a_second_by_the_slowest():
 def test_slow_steps_are_asked_after_each():
     asked = []
     stops = StopRequests(lambda own: asked.append(own) or [0.0, 7.0])
-    assert [stops.agreed(step) for step in range(1, 6)] == [0] * 5
+    assert [stops.agreed_signal(step) for step in range(1, 6)] == [0] * 5
     assert len(asked) == 5
 
 
@@ -220,8 +220,8 @@ def test_outside_of_training_a_signal_ends_the_command_at_once_with_a_status_of_
 
 
 def test_steps_from_before_do_not_count_when_processes_agree_how_often_to_ask():
-    stops = StopRequests(lambda own: [own[0], 1.0], begun=10_000)
-    assert stops.agreed(10_001) == 0
+    stops = StopRequests(lambda own: [own[0], 1.0], start_step=10_000)
+    assert stops.agreed_signal(10_001) == 0
     assert stops._next == 10_002
 
 
@@ -264,9 +264,9 @@ def test_a_training_stopped_within_a_validation_does_it_again_and_ends_with_equa
 def test_under_nohup_a_lost_terminal_stops_nothing():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        assert not is_heeded(signal.SIGHUP)
+        assert not should_stop_on(signal.SIGHUP)
         with StopRequests() as stops:
             signal.raise_signal(signal.SIGHUP)
-            assert stops.agreed(1) == 0
+            assert stops.agreed_signal(1) == 0
     finally:
         signal.signal(signal.SIGHUP, before)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from nst_data.errors import NstError
-from nst_data.features.kept import KeptFeatures
-from nst_data.store.files import PROCESS_SPACE
+from nst_data.features.kept import StoredFeatures
+from nst_data.store.files import PID_NAMESPACE
 from nst_data.tables import shards
 
 
@@ -17,7 +17,7 @@ def test_a_living_process_of_this_machine_keeps_its_features(tmp_path: Path, mon
     monkeypatch.setattr(shards, "STALLED_SECONDS", 0.0)
     (tmp_path / "claims").mkdir()
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
-        claim = tmp_path / "claims" / f"00000.{PROCESS_SPACE}.{child.pid}"
+        claim = tmp_path / "claims" / f"00000.{PID_NAMESPACE}.{child.pid}"
         claim.write_text("0")
         with pytest.raises(NstError, match=f"process {child.pid} .*stop it first"):
             shards.wait_for_claims(tmp_path, "features@0123", lambda _: None)
@@ -37,4 +37,4 @@ def test_sizes_pass_over_what_vanishes_meanwhile(tmp_path, monkeypatch):
             yield at, folders, [*names, "gone"]
 
     monkeypatch.setattr(os, "walk", vanishing)
-    assert KeptFeatures(tmp_path).bytes == 7
+    assert StoredFeatures(tmp_path).bytes == 7

@@ -6,11 +6,11 @@ import struct
 import pyarrow as pa
 import pytest
 from conftest import write_pool
-from labels import RUN, SETTINGS, rows
+from labels import RUN, SETTINGS, table_rows
 from nst_cli.main import app
-from pictures import contents, keys, png, write_files, write_table, write_tar
+from pictures import keys, png, read_contents, write_files, write_table, write_tar
 from typer.testing import CliRunner
-from watched import Said
+from watched import RecordingProgress
 from wording import pattern
 
 from nst_data.adoption import adopt
@@ -19,10 +19,10 @@ from nst_data.selection.editions import balance
 from nst_data.settings import BalanceSettings
 from nst_data.sources import listing as listing_module
 from nst_data.sources import open_source, opening, tar_index
-from nst_data.sources.listing import listed, listed_in, read_listing, write_listing
+from nst_data.sources.listing import build_listing, listing_from_table, read_listing, write_listing
 from nst_data.store.file_tree import FileTree
-from nst_data.store.indexes import FOLDER, Indexes
-from nst_train.cluster.job import PlaceOfImages
+from nst_data.store.indexes import INDEXES_FOLDER, Indexes
+from nst_train.cluster.job import SourceAddress
 from nst_train.labeling.label import extend, label, label_like
 
 EMBEDDED = BalanceSettings(min_confidence=0, per_class=9, embed_images=True)
@@ -53,7 +53,7 @@ def store(tiny_store):
 
 def labels_of(store, pool, corpus):
     source = open_source(f"file://{pool}", indexes=store.indexes)
-    return label(store, corpus, "tiny-teacher", source, SETTINGS, run=RUN, progress=Said())
+    return label(store, corpus, "tiny-teacher", source, SETTINGS, run=RUN, progress=RecordingProgress())
 
 
 def put(path, content, seconds):
@@ -81,7 +81,7 @@ def test_a_source_of_a_known_fingerprint_is_opened_as_it_was_listed_without_a_li
     assert (again.location, again.fingerprint, again.skipped) == (first.location, first.fingerprint, first.skipped)
     assert again.listing().equals(first.listing())
     assert again.stamps().tolist() == first.stamps().tolist()
-    assert (keys(again), contents(again)) == (keys(first), contents(first))
+    assert (keys(again), read_contents(again)) == (keys(first), read_contents(first))
     assert again.read(0) == first.read(0)
 
 
@@ -177,7 +177,7 @@ def test_a_listing_leads_to_no_other_place(tmp_path, listings):
     write_listing(kept, table.replace_schema_metadata({b"about": about}))
     listings.clear()
     again = open_source(first.location, indexes=tmp_path / "indexes", digest=first.fingerprint)
-    assert (listings, contents(again)) == ([first.location], contents(first))
+    assert (listings, read_contents(again)) == ([first.location], read_contents(first))
 
 
 def test_parquet_files_that_were_written_again_at_another_size_are_listed(tmp_path, listings):
@@ -185,7 +185,7 @@ def test_parquet_files_that_were_written_again_at_another_size_are_listed(tmp_pa
     first = open_source(f"file://{tmp_path}/x", indexes=tmp_path)
     write_table(tmp_path / "x/0.parquet", image=[png(0), png(1)])
     listings.clear()
-    assert contents(open_source(f"file://{tmp_path}/x", indexes=tmp_path, digest=first.fingerprint)) == [png(0), png(1)]
+    assert read_contents(open_source(f"file://{tmp_path}/x", indexes=tmp_path, digest=first.fingerprint)) == [png(0), png(1)]
     assert listings == [f"file://{tmp_path}/x"]
 
 
@@ -214,16 +214,16 @@ def test_the_newest_listing_of_a_fingerprint_is_kept_and_one_that_is_the_same_st
 @pytest.mark.parametrize("piece", [1, 4, 65_536])
 def test_a_fingerprint_is_that_of_the_names_and_sizes_whatever_the_pieces(monkeypatch, piece):
     names, sizes = [f"ü{number}.png" for number in range(9)], list(range(9))
-    expected = listed([(names, sizes)])
+    expected = build_listing([(names, sizes)])
     monkeypatch.setattr(listing_module, "PIECE", piece)
-    found = listed_in(pa.table({"bytes": sizes, "name": pa.array(names, pa.large_string())}))
+    found = listing_from_table(pa.table({"bytes": sizes, "name": pa.array(names, pa.large_string())}))
     assert (found.fingerprint, found.table.equals(expected.table)) == (expected.fingerprint, True)
 
 
 def test_each_command_lists_a_pool_that_is_named_once_and_the_pool_of_a_version_never(store, pool, listings, tmp_path):
-    def listed_by(*words):
+    def listed_by(*arguments):
         listings.clear()
-        done = CliRunner().invoke(app, [*map(str, words), "--store", str(store.root)])
+        done = CliRunner().invoke(app, [*map(str, arguments), "--store", str(store.root)])
         assert done.exit_code == 0, done.stderr
         return len(listings)
 
@@ -242,9 +242,9 @@ def test_each_command_lists_a_pool_that_is_named_once_and_the_pool_of_a_version_
 @pytest.mark.parametrize("is_labeled", [False, True])
 def test_class_folders_at_an_address_are_adopted_with_one_listing(store, tiny_store, listings, is_labeled):
     _, labeled, _ = tiny_store
-    expected = adopt(store, f"here-{is_labeled}", open_source(labeled), progress=Said())
+    expected = adopt(store, f"here-{is_labeled}", open_source(labeled), progress=RecordingProgress())
     images = open_source(f"file://{labeled}", labeled=is_labeled)
-    version = adopt(store, f"there-{is_labeled}", images, progress=Said())
+    version = adopt(store, f"there-{is_labeled}", images, progress=RecordingProgress())
     assert listings == [f"file://{labeled}"]
     assert version.manifest.files == expected.manifest.files
     assert version.manifest.request.inputs.pool.digest == expected.manifest.request.inputs.pool.digest
@@ -254,15 +254,15 @@ def test_the_pool_of_a_version_is_the_one_that_was_labeled_also_when_it_has_grow
     version = labels_of(store, pool, "grown")
     write_pool(pool, 1, 1, first=99)  # before all others
     listings.clear()
-    edition = balance(store, version, EMBEDDED, progress=Said())
+    edition = balance(store, version, EMBEDDED, progress=RecordingProgress())
     assert listings == []
-    assert [row["image"]["bytes"] for row in rows(edition, "balanced")] == [
-        (pool / row["key"]).read_bytes() for row in rows(edition, "balanced")
+    assert [row["image"]["bytes"] for row in table_rows(edition, "balanced")] == [
+        (pool / row["key"]).read_bytes() for row in table_rows(edition, "balanced")
     ]
-    more = extend(store, version, run=RUN, progress=Said())
+    more = extend(store, version, run=RUN, progress=RecordingProgress())
     assert (listings, more.manifest.counts.labeled) == ([f"file://{pool}"], 16)
     listings.clear()
-    like = label_like(store, edition, "tiny-teacher", settings=SETTINGS, run=RUN, progress=Said())
+    like = label_like(store, edition, "tiny-teacher", settings=SETTINGS, run=RUN, progress=RecordingProgress())
     assert (listings, like.manifest.counts.errors) == ([f"file://{pool}"], 0)
 
 
@@ -272,10 +272,10 @@ def test_an_image_that_is_gone_or_another_by_now_is_noticed_when_it_is_read(stor
     (pool / "1-102.png").unlink()
     listings.clear()
     with pytest.raises(NstError, match=pattern("1-102.png … no such file")):
-        balance(store, gone, EMBEDDED, progress=Said())
+        balance(store, gone, EMBEDDED, progress=RecordingProgress())
     put(pool / "1-102.png", whole[:-1] + b"x", 1_000)
     with pytest.raises(NstError, match=pattern("'1-102.png' has different content than the labeled image")):
-        balance(store, other, EMBEDDED, progress=Said())
+        balance(store, other, EMBEDDED, progress=RecordingProgress())
     assert listings == []
     with pytest.raises(NstError, match=pattern("1 image has different content than when other@gen-1 was made … '1-102.png'")):
         labels_of(store, pool, "other")
@@ -285,14 +285,14 @@ def test_a_pool_that_has_moved_is_told_as_if_nothing_was_kept(store, pool, listi
     version = labels_of(store, pool, "moved")
     pool.rename(pool.parent / "elsewhere")
     with pytest.raises(NstError, match=pattern("pool: no such file or folder … moved@gen-1 … pass its current location with `pool`")):
-        balance(store, version, EMBEDDED, progress=Said())
+        balance(store, version, EMBEDDED, progress=RecordingProgress())
 
 
 def test_workers_that_are_told_the_fingerprint_of_a_pool_do_not_list_it(tmp_path, pool, listings):
     source = open_source(f"file://{pool}")
-    source.keep_listing(Indexes(tmp_path / "indexes"))  # as the driver does
+    source.store_listing(Indexes(tmp_path / "indexes"))  # as the driver does
     write_pool(pool, 1, 1, first=99)
-    place = PlaceOfImages.of(source)
+    place = SourceAddress.from_source(source)
     listings.clear()
     for _ in range(3):
         assert keys(place.open(Indexes(tmp_path / "indexes"))) == keys(source)
@@ -305,7 +305,7 @@ def test_what_a_commit_pins_needs_no_listing(tmp_path, listings):
     write_table(tmp_path / "x/0.parquet", image=[png(0)])
     source = open_source(f"file://{tmp_path}/x")
     source.pin("0" * 40)
-    source.keep_listing(Indexes(tmp_path / "indexes"))
+    source.store_listing(Indexes(tmp_path / "indexes"))
     assert not (tmp_path / "indexes").exists()
 
 
@@ -339,13 +339,13 @@ def test_what_one_machine_has_found_out_others_take_from_the_address_of_the_stor
     write_pools(tmp_path, 1)
     one, other = shared(tmp_path)
     first = open_source(f"file://{tmp_path}/{kind}", indexes=one)
-    there = names(tmp_path / "store" / FOLDER)
+    there = names(tmp_path / "store" / INDEXES_FOLDER)
     assert len(there) == len(names(one.folder)) == (2 if kind == "tars" else 1)
     monkeypatch.setattr(tar_index, "members", None)  # no header is read again
     listings.clear()
     for _ in range(2):
-        again = PlaceOfImages.of(first).open(other)
-        assert (listings, contents(again), again.stamp) == ([], contents(first), first.stamp)
+        again = SourceAddress.from_source(first).open(other)
+        assert (listings, read_contents(again), again.stamp) == ([], read_contents(first), first.stamp)
     assert names(other.folder) == there
 
 
@@ -355,22 +355,22 @@ def test_a_worker_never_takes_what_was_listed_when_files_of_the_same_sizes_had_a
     address = f"file://{tmp_path}/{kind}"
     one, other = shared(tmp_path)
     write_pools(tmp_path, 1)
-    before = PlaceOfImages.of(open_source(address, indexes=one))
+    before = SourceAddress.from_source(open_source(address, indexes=one))
     if has_older:
         before.open(other)
     write_pools(tmp_path, 2)
     now = open_source(address, indexes=one.alone)  # as where the upload failed
     assert (now.fingerprint, now.stamp == before.stamp) == (before.digest, False)
-    assert contents(PlaceOfImages.of(now).open(other)) == contents(now) == [b"image 9", b"image 2"]
-    now.keep_listing(one)
+    assert read_contents(SourceAddress.from_source(now).open(other)) == read_contents(now) == [b"image 9", b"image 2"]
+    now.store_listing(one)
     listings.clear()
-    assert contents(PlaceOfImages.of(now).open(Indexes(tmp_path / "third", one.tree))) == contents(now)
+    assert read_contents(SourceAddress.from_source(now).open(Indexes(tmp_path / "third", one.tree))) == read_contents(now)
     assert listings == []
 
 
 def test_a_worker_that_sees_other_content_than_the_driver_is_refused(tmp_path, listings):
     write_pools(tmp_path, 1)
-    place = PlaceOfImages.of(open_source(f"file://{tmp_path}/tars"))
+    place = SourceAddress.from_source(open_source(f"file://{tmp_path}/tars"))
     write_pools(tmp_path, 2)
     with pytest.raises(NstError, match=pattern("different files than where the command was started")):
         place.open(Indexes(tmp_path / "indexes"))
@@ -381,8 +381,8 @@ def test_the_driver_shares_what_was_kept_on_its_machine_alone(tmp_path, listings
     one, _ = shared(tmp_path)
     source = open_source(f"file://{tmp_path}/tars", indexes=one.folder)
     assert not (tmp_path / "store").exists()
-    source.keep_listing(one)
-    assert len(names(tmp_path / "store" / FOLDER)) == 2
+    source.store_listing(one)
+    assert len(names(tmp_path / "store" / INDEXES_FOLDER)) == 2
 
 
 def test_times_of_local_files_are_shared_with_no_other_machine(tmp_path):
@@ -421,9 +421,9 @@ def with_another(column, value):
 )
 def test_a_damaged_index_of_tar_files_is_made_again(tmp_path, damage):
     write_tar(tmp_path / "0.tar", [("a.png", png(0)), ("b.png", png(1))])
-    found = contents(open_source(tmp_path / "0.tar", indexes=tmp_path / "indexes"))
+    found = read_contents(open_source(tmp_path / "0.tar", indexes=tmp_path / "indexes"))
     (kept,) = (tmp_path / "indexes").iterdir()
     whole = kept.read_bytes()
     damage(kept)
-    assert contents(open_source(tmp_path / "0.tar", indexes=tmp_path / "indexes")) == found
+    assert read_contents(open_source(tmp_path / "0.tar", indexes=tmp_path / "indexes")) == found
     assert kept.read_bytes() == whole

@@ -3,8 +3,8 @@ import pytest
 import torch
 from conftest import picture, write_pool
 from labels import write_teacher
-from test_adopt_tables import Said
-from wording import tells
+from test_adopt_tables import RecordingProgress
+from wording import mentions
 
 from nst_data.images import image_hash
 from nst_data.sources import open_source
@@ -42,13 +42,13 @@ def test_labels_are_the_softmax_of_the_un_noised_teacher_on_the_clean_image(tiny
 def test_a_teacher_of_other_classes_than_the_corpus_is_warned_of_once_for_each_run(tiny_store, tmp_path):
     store, pool = Store(tmp_path / "store"), open_source(str(tiny_store[2]))
     one, two = write_teacher(tmp_path / "one", ["ant", "bee"]), write_teacher(tmp_path / "two", ["ant", "shoe"])
-    said = Said()
+    said = RecordingProgress()
     for teacher in (one, one):
         label(store, "bugs", teacher, pool, SETTINGS, run=RUN, progress=said)
     assert not any("warning" in line for line in said.lines)
     assert label(store, "bugs", two, pool, SETTINGS, run=RUN, progress=said).ref == "bugs@gen-2"
     (line,) = [line for line in said.lines if "warning" in line]
-    assert tells(line, "two: expected 2 classes (ant, bee), found 2 (ant, shoe); … bugs@gen-1; choose another `corpus` name")
+    assert mentions(line, "two: expected 2 classes (ant, bee), found 2 (ant, shoe); … bugs@gen-1; choose another `corpus` name")
 
 
 def test_labeling_twice_gives_equal_bytes(tiny_store):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import picture, write_class_folders, write_pool
-from labels import RUN, SETTINGS, rows, write_teacher
+from labels import RUN, SETTINGS, table_rows, write_teacher
 from PIL import Image
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
@@ -69,7 +69,7 @@ def reference(teacher, files, names=("cat", "ant", "bee")):
 
 
 def probs(version):
-    return np.array([row["probs"] for row in rows(version)])
+    return np.array([row["probs"] for row in table_rows(version)])
 
 
 @pytest.mark.parametrize("temperature", [0.4, 1.0, 2.5])
@@ -78,7 +78,7 @@ def test_labels_are_the_softmax_of_the_logits_over_the_temperature(store, teache
     version = label(store, "bugs", teacher, pool, settings, run=RUN)
     expected = softmax(logits(teacher, sorted(store.root.parent.glob("pool/*"))) / temperature, axis=1)
     np.testing.assert_allclose(probs(version), expected, atol=1e-3)
-    np.testing.assert_allclose([row["confidence"] for row in rows(version)], expected.max(axis=1), atol=1e-5)
+    np.testing.assert_allclose([row["confidence"] for row in table_rows(version)], expected.max(axis=1), atol=1e-5)
     assert version.manifest.request.settings["temperature"] == temperature
     assert version.manifest.counts.calibration is None
 

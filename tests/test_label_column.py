@@ -29,8 +29,8 @@ def write_kinds(path, first):
     return write_table(path, image=images, label=pa.array(range(10**9, 10**9 + 9)), kind=KINDS)
 
 
-def nst(store, *words):
-    result = CliRunner().invoke(app, [*map(str, words), "--store", str(store)], catch_exceptions=False)
+def nst(store, *arguments):
+    result = CliRunner().invoke(app, [*map(str, arguments), "--store", str(store)], catch_exceptions=False)
     return result.exit_code, result.stdout, result.stderr
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import picture
-from labels import rows, write_teacher
+from labels import table_rows, write_teacher
 from pictures import tar_bytes, write_table
 from PIL import Image
 
@@ -111,7 +111,7 @@ def finished(tmp_path_factory):
 def test_each_damaged_image_is_labeled_or_has_its_reason_on_one_line(finished):
     done, version, pool, _ = finished
     assert done.returncode == 0, done.stderr
-    labeled, errors = rows(version), rows(version, "errors")
+    labeled, errors = table_rows(version), table_rows(version, "errors")
     assert sorted(row["id"] for row in labeled + errors) == list(range(FILES))
     assert {row["key"] for row in labeled + errors} == {path.name for path in pool.iterdir()}
     assert "sound.png" in {row["key"] for row in labeled}
@@ -121,7 +121,7 @@ def test_each_damaged_image_is_labeled_or_has_its_reason_on_one_line(finished):
 
 
 def test_bombs_and_empty_files_say_what_they_are(finished):
-    reasons = {row["key"]: row["reason"] for row in rows(finished[1], "errors")}
+    reasons = {row["key"]: row["reason"] for row in table_rows(finished[1], "errors")}
     assert [reasons[f"{number:03d}.{suffix}"] for number, suffix in enumerate(("jpg", "png", "jpg"))] == [
         *["empty file"] * 2,
         "not an image in a known format",
@@ -148,7 +148,7 @@ def test_a_tar_cut_short_keeps_the_images_before_the_cut(tmp_path, cut):
     whole = tar_bytes([(f"{number}.png", encode(picture(0, number), "PNG")) for number in range(10)])
     (tmp_path / "pool.tar").write_bytes(whole[: int(len(whole) * cut)])
     version = labeled_here(tmp_path, tmp_path / "pool.tar")
-    labels, errors = rows(version), rows(version, "errors")
+    labels, errors = table_rows(version), table_rows(version, "errors")
     assert [row["key"] for row in labels] == [f"pool.tar:{number}.png" for number in range(len(labels))]
     assert 0 < len(labels) < 10
     assert [row["id"] for row in errors] == list(range(len(labels), len(labels) + 2))
@@ -166,7 +166,7 @@ def test_a_parquet_file_with_nulls_and_a_damaged_page_keeps_the_rest(tmp_path):
     content[page : page + 40] = bytes(40)
     path.write_bytes(content)
     version = labeled_here(tmp_path, path)
-    labels, errors = rows(version), {row["id"]: row["reason"] for row in rows(version, "errors")}
+    labels, errors = table_rows(version), {row["id"]: row["reason"] for row in table_rows(version, "errors")}
     assert sorted([row["id"] for row in labels] + list(errors)) == list(range(12))
     assert {row["id"] for row in labels} == {1, 2, 3, 9, 10, 11}
     assert errors[0] == errors[8] == "no image in this row"

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import picture, write_pool
-from labels import SETTINGS, rows, write_teacher
-from test_adopt_tables import Said
+from labels import SETTINGS, table_rows, write_teacher
+from test_adopt_tables import RecordingProgress
 from wording import is_line
 
 from nst_data.errors import NstError
@@ -17,7 +17,7 @@ from nst_data.sources import open_source
 from nst_data.store.store import Store
 from nst_data.tables import partitions
 from nst_train.classifiers import loading
-from nst_train.labeling.earlier_labels import EarlierLabels, Reused
+from nst_train.labeling.earlier_labels import EarlierLabels, ReuseCounts
 from nst_train.labeling.label import extend, label
 from nst_train.settings import LabelRunSettings, LabelSettings
 
@@ -54,13 +54,13 @@ def grow(pool):
     return open_source(str(pool))
 
 
-def same_labels(found, expected):
+def assert_same_labels(actual, expected):
     """Rows that are equal but for the last bits of the probabilities."""
     names = [name for name in expected[0] if name not in ("confidence", "probs", "top_probs")]
-    assert [{name: row[name] for name in names} for row in found] == [{name: row[name] for name in names} for row in expected]
+    assert [{name: row[name] for name in names} for row in actual] == [{name: row[name] for name in names} for row in expected]
     for name in expected[0].keys() & {"probs", "top_probs"}:
-        np.testing.assert_allclose([row[name] for row in found], [row[name] for row in expected], atol=1e-3)  # float16
-    np.testing.assert_allclose([row["confidence"] for row in found], [row["confidence"] for row in expected], atol=1e-6)
+        np.testing.assert_allclose([row[name] for row in actual], [row[name] for row in expected], atol=1e-3)  # float16
+    np.testing.assert_allclose([row["confidence"] for row in actual], [row["confidence"] for row in expected], atol=1e-6)
 
 
 _ALSO = [pytest.param(rows, top_k, marks=pytest.mark.slow) for rows, top_k in ((1, None), (1, 2), (4, 2), (6, None), (100, None), (100, 2))]
@@ -74,8 +74,8 @@ def test_extending_a_generation_is_labeling_the_grown_pool_afresh(store, teacher
     extended = extend(store, before, grown, run=RUN)
     afresh = label(store, "afresh", teacher, grown, settings, run=RUN)
     assert extended.ref == "bugs@gen-2"
-    same_labels(rows(extended), rows(afresh))
-    assert rows(extended, "errors") == rows(afresh, "errors") != []
+    assert_same_labels(table_rows(extended), table_rows(afresh))
+    assert table_rows(extended, "errors") == table_rows(afresh, "errors") != []
     for name in ("pool", "labeled", "errors", "per_class", "top_k", "teacher_parameters"):
         assert getattr(extended.manifest.counts, name) == getattr(afresh.manifest.counts, name)
     assert list(extended.manifest.files) == list(afresh.manifest.files)
@@ -105,32 +105,32 @@ def test_a_pool_that_has_only_shrunk_needs_no_labeling(store, teacher, pool, mon
     smaller = open_source(str(pool))
     monkeypatch.setattr(loading, "decode_pixels", None)
     extended = extend(store, before, smaller, run=RUN)
-    kept = [row for row in rows(before) if row["key"] != "0-102.png"]
-    assert rows(extended) == [row | {"id": number} for number, row in enumerate(kept)]
+    kept = [row for row in table_rows(before) if row["key"] != "0-102.png"]
+    assert table_rows(extended) == [row | {"id": number} for number, row in enumerate(kept)]
 
 
 def test_a_pool_of_other_images_is_labeled_whole(store, teacher, pool, tmp_path):
     before = label(store, "bugs", teacher, open_source(str(pool)), SETTINGS, run=RUN)
     other = open_source(str(write_pool(tmp_path / "other", 2, 4, first=500)))
     extended, afresh = extend(store, before, other, run=RUN), label(store, "afresh", teacher, other, SETTINGS, run=RUN)
-    assert rows(extended) == rows(afresh)
+    assert table_rows(extended) == table_rows(afresh)
 
 
 def test_what_was_taken_over_is_said_when_it_is_labeled(store, teacher, pool):
     before = label(store, "bugs", teacher, open_source(str(pool)), SETTINGS, run=RUN)
-    grown, said = grow(pool), Said()
+    grown, said = grow(pool), RecordingProgress()
     extended = extend(store, before, grown, run=RUN, progress=said)
     assert (before.manifest.counts.labeled, extended.manifest.counts.labeled) == (15, 20)
     line = "bugs@gen-2: labels taken over from bugs@gen-1: 15, newly made: 5; images of bugs@gen-1 that are not in this pool: 1"
     assert said.lines[-1] == line
-    again = Said()
+    again = RecordingProgress()
     extend(store, before, grown, run=RUN, progress=again)
     assert not any("taken over" in text for text in again.lines)
 
 
 def test_a_warning_says_that_nothing_was_taken_over(store, teacher, pool, tmp_path):
     before = label(store, "bugs", teacher, open_source(str(pool)), SETTINGS, run=RUN)
-    said, other = Said(), open_source(str(write_pool(tmp_path / "other", 2, 4, first=500)))
+    said, other = RecordingProgress(), open_source(str(write_pool(tmp_path / "other", 2, 4, first=500)))
     extend(store, before, other, run=RUN, progress=said)
     assert is_line(said.lines[-1], "warning: bugs@gen-2: no labels were taken over, … none of the 15 images of bugs@gen-1; …")
 
@@ -143,8 +143,8 @@ def test_the_same_pool_elsewhere_and_under_other_names_is_taken_over_whole(store
         path.rename(tmp_path / "moved" / f"{99 - number}.png")
     monkeypatch.setattr(loading, "decode_pixels", None)
     extended = extend(store, before, open_source(str(tmp_path / "moved")), run=RUN)
-    values = [{name: row[name] for name in ("image_hash", "label", "confidence", "probs", "phash")} for row in rows(before)]
-    assert [{name: row[name] for name in values[0]} for row in rows(extended)] == values[::-1]
+    values = [{name: row[name] for name in ("image_hash", "label", "confidence", "probs", "phash")} for row in table_rows(before)]
+    assert [{name: row[name] for name in values[0]} for row in table_rows(extended)] == values[::-1]
 
 
 def test_the_lineage_names_the_generation_and_the_same_request_is_done_once(store, teacher, pool):
@@ -165,7 +165,7 @@ def test_an_extended_generation_can_be_extended(store, teacher, pool):
     second = extend(store, first, grow(pool), run=RUN)
     picture(0, 950).save(pool / "0-000.png")
     third = extend(store, second, open_source(str(pool)), run=RUN)
-    same_labels(rows(third), rows(label(store, "afresh", teacher, open_source(str(pool)), SETTINGS, run=RUN)))
+    assert_same_labels(table_rows(third), table_rows(label(store, "afresh", teacher, open_source(str(pool)), SETTINGS, run=RUN)))
 
 
 def test_a_generation_without_a_label_can_be_extended(store, teacher, tmp_path, monkeypatch):
@@ -176,22 +176,26 @@ def test_a_generation_without_a_label_can_be_extended(store, teacher, tmp_path, 
         before = label(store, "bugs", teacher, open_source(str(tmp_path / "pool")), SETTINGS, run=RUN)
     assert before.manifest.counts.labeled == 0
     picture(0, 0).save(tmp_path / "pool" / "0.png")
-    assert [row["key"] for row in rows(extend(store, before, open_source(str(tmp_path / "pool")), run=RUN))] == ["0.png"]
+    assert [row["key"] for row in table_rows(extend(store, before, open_source(str(tmp_path / "pool")), run=RUN))] == ["0.png"]
 
 
 def test_a_shard_is_hashed_piece_by_piece(store, teacher, pool, monkeypatch):
     settings = LabelSettings(batch_size=4, rows_per_shard=100)
     before = label(store, "bugs", teacher, open_source(str(pool)), settings, run=RUN)
     grown = grow(pool)
-    monkeypatch.setattr("nst_data.prefetch._ITEMS_AT_ONCE", 3)
-    same_labels(rows(extend(store, before, grown, run=RUN)), rows(label(store, "afresh", teacher, grown, settings, run=RUN)))
+    monkeypatch.setattr("nst_data.prefetch._BATCH_SIZE", 3)
+    assert_same_labels(
+        table_rows(extend(store, before, grown, run=RUN)), table_rows(label(store, "afresh", teacher, grown, settings, run=RUN))
+    )
 
 
 def test_an_ensemble_extends_what_it_labeled(store, teacher, pool, tmp_path):
     names = [teacher, write_teacher(tmp_path / "second", NAMES, seed=4)]
     before = label(store, "bugs", names, open_source(str(pool)), SETTINGS, run=RUN)
     grown = grow(pool)
-    same_labels(rows(extend(store, before, grown, run=RUN)), rows(label(store, "afresh", names, grown, SETTINGS, run=RUN)))
+    assert_same_labels(
+        table_rows(extend(store, before, grown, run=RUN)), table_rows(label(store, "afresh", names, grown, SETTINGS, run=RUN))
+    )
 
 
 def test_other_weights_under_the_teachers_name_are_refused(store, teacher, pool, tmp_path):
@@ -220,7 +224,7 @@ def test_the_first_row_with_a_hash_is_found_however_many_parts_the_index_is_made
     (tmp_path / "work").mkdir()
     found = EarlierLabels(earlier, tmp_path / "work").find(some)
     assert found.tolist() == [first.get(hashed, -1) for hashed in some]
-    reused = Reused.between(earlier, later, tmp_path)
+    reused = ReuseCounts.count_between(earlier, later, tmp_path)
     before, after = {hashed[:16] for hashed in first}, [hashed[:16] for hashed in generations["later"]]
     taken_over, gone = sum(hashed in before for hashed in after), len(before - {*after})
     assert (reused.taken_over, reused.new, reused.gone) == (taken_over, 500 - taken_over, gone)

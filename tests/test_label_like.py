@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 import torch
 from conftest import TINY, picture, write_class_folders, write_pool, write_tiny_recipe
-from labels import RUN, SETTINGS, rows, write_teacher
+from labels import RUN, SETTINGS, table_rows, write_teacher
 from nst_cli.main import app
 from typer.testing import CliRunner
 
@@ -54,9 +54,9 @@ def again(store, edition, pool, generation=None, **settings):
 @pytest.mark.parametrize("rows_per_shard", [1, 4, 100])
 def test_the_rows_stay_and_the_labels_are_the_new_teachers(store, edition, pool, rows_per_shard):
     version = again(store, edition, pool, rows_per_shard=rows_per_shard)
-    before, after = rows(edition, "balanced"), rows(version, "balanced")
+    before, after = table_rows(edition, "balanced"), table_rows(version, "balanced")
     assert [{name: row[name] for name in KEPT} for row in after] == [{name: row[name] for name in KEPT} for row in before]
-    whole = rows(label(store, "whole", f"local-dir:{store.root.parent / 'new'}", open_source(str(pool)), SETTINGS, run=RUN))
+    whole = table_rows(label(store, "whole", f"local-dir:{store.root.parent / 'new'}", open_source(str(pool)), SETTINGS, run=RUN))
     by_key = {row["key"]: row for row in whole}
     for row in after:
         expected = by_key[row["key"]]
@@ -89,7 +89,7 @@ def test_a_generation_of_the_whole_pool_is_not_mixed_with_it(store, edition, poo
 
 def test_the_counts_are_an_editions(store, edition, pool):
     version = again(store, edition, pool)
-    before, counts, found = edition.manifest.counts, version.manifest.counts, rows(version, "balanced")
+    before, counts, found = edition.manifest.counts, version.manifest.counts, table_rows(version, "balanced")
     for name in ("labeled", "dropped", "kept", "unique", "copies", "top_k"):
         assert getattr(counts, name) == getattr(before, name)
     for index, name in enumerate(NAMES):
@@ -108,37 +108,37 @@ def test_a_student_trains_on_it(store, edition, pool, tmp_path):
 
 def test_an_image_that_changed_or_vanished_goes_to_the_errors(store, edition, pool):
     source = open_source(str(pool))
-    chosen = [row["key"] for row in rows(edition, "balanced")]
+    chosen = [row["key"] for row in table_rows(edition, "balanced")]
     picture(0, 1).save(pool / "other.png")
     (pool / chosen[3]).unlink()
     (pool / chosen[1]).write_bytes(b"text".ljust((pool / chosen[1]).stat().st_size))
     size, content = (pool / chosen[0]).stat().st_size, (pool / "other.png").read_bytes()
     (pool / chosen[0]).write_bytes(content.ljust(size, b"\0")[:size] if len(content) <= size else content)
     version = label_like(store, edition, f"local-dir:{store.root.parent / 'new'}", source, SETTINGS, run=RUN)
-    errors = {row["key"]: row["reason"] for row in rows(version, "errors")}
+    errors = {row["key"]: row["reason"] for row in table_rows(version, "errors")}
     assert errors.keys() == {chosen[0], chosen[1], chosen[3]}
     assert errors[chosen[1]] == "not an image in a known format"
     assert errors[chosen[3]] == "No such file or directory"
-    assert [row["key"] for row in rows(version, "balanced")] == [key for key in chosen if key not in errors]
+    assert [row["key"] for row in table_rows(version, "balanced")] == [key for key in chosen if key not in errors]
     counts = version.manifest.counts
     assert counts.unique == len(chosen) - 3
-    assert counts.copies == sum(row["copies"] for row in rows(version, "balanced"))
+    assert counts.copies == sum(row["copies"] for row in table_rows(version, "balanced"))
     assert counts.dropped == edition.manifest.counts.dropped | {"unreadable": 3}
 
 
 def test_errors_are_in_the_order_of_the_pool_and_are_tried_again(store, edition, pool):
-    chosen = [row["key"] for row in rows(edition, "balanced")]
+    chosen = [row["key"] for row in table_rows(edition, "balanced")]
     source = open_source(str(pool))
     (pool / chosen[2]).write_bytes(b"text".ljust((pool / chosen[2]).stat().st_size))
     changed = (pool / chosen[0]).read_bytes()
     (pool / chosen[0]).write_bytes(changed[:-1] + bytes([changed[-1] ^ 1]))  # another checksum at the end: it still decodes
     run = RUN.model_copy(update={"retry_errors": True})
     version = label_like(store, edition, f"local-dir:{store.root.parent / 'new'}", source, SETTINGS, run=run)
-    assert [(row["key"], row["reason"]) for row in rows(version, "errors")] == [
+    assert [(row["key"], row["reason"]) for row in table_rows(version, "errors")] == [
         (chosen[0], "differs from the image that was selected"),
         (chosen[2], "not an image in a known format"),
     ]
-    assert [row["key"] for row in rows(version, "balanced")] == [chosen[1], *chosen[3:]]
+    assert [row["key"] for row in table_rows(version, "balanced")] == [chosen[1], *chosen[3:]]
 
 
 def test_another_copy_of_the_pool_is_read_by_key(store, edition, pool, tmp_path):
@@ -148,8 +148,8 @@ def test_another_copy_of_the_pool_is_read_by_key(store, edition, pool, tmp_path)
         picture(2, 77).save(copy / name)
     expected, found = again(store, edition, pool), again(store, edition, copy)
     numbers = {path.name: number for number, path in enumerate(sorted(copy.iterdir()))}
-    values = [row | {"id": numbers[row["key"]]} for row in rows(expected, "balanced")]
-    assert rows(found, "balanced") == values
+    values = [row | {"id": numbers[row["key"]]} for row in table_rows(expected, "balanced")]
+    assert table_rows(found, "balanced") == values
 
 
 def test_a_teacher_of_other_classes_is_refused_before_an_image_is_read(store, edition, pool, tmp_path):
@@ -164,13 +164,13 @@ def test_a_teacher_of_other_classes_is_refused_before_an_image_is_read(store, ed
 
 def test_a_pool_that_lacks_an_image_is_refused_before_any_work(store, edition, pool, tmp_path):
     shutil.copytree(pool, tmp_path / "copy")
-    (tmp_path / "copy" / rows(edition, "balanced")[0]["key"]).unlink()
+    (tmp_path / "copy" / table_rows(edition, "balanced")[0]["key"]).unlink()
     with pytest.raises(NstError, match=r"copy: lacks 1 of"):
         again(store, edition, tmp_path / "copy")
 
 
-def nst(*words):
-    result = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+def nst(*arguments):
+    result = CliRunner().invoke(app, [str(word) for word in arguments], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result
 

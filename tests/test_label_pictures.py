@@ -36,7 +36,7 @@ def described(version, per_class):
 
 def test_each_label_falls_into_the_bar_of_its_confidence(store):
     version = seal_generation(store, rows(0.05, 0.95, 0.95, 0.95))
-    assert write_pictures(Described.of(version)) == [CONFIDENCE, CLASSES]
+    assert write_pictures(Described.from_version(version)) == [CONFIDENCE, CLASSES]
     places = pixels_of(version.folder / CONFIDENCE, BLUE)
     columns = np.unique(places[:, 1])
     gaps = np.flatnonzero(np.diff(columns) > 1)
@@ -50,7 +50,7 @@ def test_each_label_falls_into_the_bar_of_its_confidence(store):
 def test_an_edition_stands_beside_the_generation_it_was_drawn_from(store):
     generation = seal_generation(store, rows(0.15, 0.15, 0.85, 0.85))
     edition = seal_edition(store, generation, rows(0.85, 0.85))
-    write_pictures(Described.of(edition))
+    write_pictures(Described.from_version(edition))
     before, after = (pixels_of(edition.folder / CONFIDENCE, color) for color in (GRAY, BLUE))
     assert before[:, 1].min() < 300 < 700 < after[:, 1].min()
     assert len(pixels_of(edition.folder / CLASSES, ORANGE)) > len(pixels_of(edition.folder / CLASSES, BLUE)) > 100
@@ -60,7 +60,7 @@ def test_without_its_generation_an_edition_is_drawn_alone(store):
     generation = seal_generation(store, rows(0.15, 0.85))
     edition = seal_edition(store, generation, rows(0.85))
     (generation.folder / "nst.json").unlink()
-    assert write_pictures(Described.of(edition)) == [CONFIDENCE, CLASSES]
+    assert write_pictures(Described.from_version(edition)) == [CONFIDENCE, CLASSES]
     gray, blue = (len(pixels_of(edition.folder / CONFIDENCE, color)) for color in (GRAY, BLUE))
     assert 20 * gray < blue  # no more of it than the edges of letters have
 
@@ -106,4 +106,4 @@ def test_no_name_breaks_a_picture(store, name):
 def test_a_teacher_and_an_empty_folder_have_no_pictures(store):
     version = seal_generation(store, rows(0.5))
     (version.folder / "pseudo_labels" / "train-00000-of-00001.parquet").unlink()
-    assert write_pictures(Described.of(version)) == []
+    assert write_pictures(Described.from_version(version)) == []

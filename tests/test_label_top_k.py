@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 from conftest import write_pool
 from datasets import load_dataset
-from labels import RUN, SETTINGS, rows, write_teacher
+from labels import RUN, SETTINGS, table_rows, write_teacher
 
 from nst_data.errors import NstError
 from nst_data.settings import DEFAULT_TOP_K
@@ -18,7 +18,7 @@ NAMES = ["ant", "bee", "cat", "dog", "eel"]
 SOFT = {"probs", "top_labels", "top_probs"}
 
 
-def labeled(top, teacher, corpus, **settings):
+def label_pool(top, teacher, corpus, **settings):
     pool = open_source(str(write_pool(top / "pool", 3, 3)))
     return label(Store(top / "store"), corpus, teacher, pool, LabelSettings(**SETTINGS.model_dump() | settings), run=RUN)
 
@@ -28,7 +28,7 @@ def versions(tmp_path_factory):
     """(whole, of two classes, of all five) soft labels of one pool."""
     top = tmp_path_factory.mktemp("top-k")
     teacher = write_teacher(top / "teacher", NAMES)
-    return [labeled(top, teacher, f"top-{k}", top_k=k) for k in (None, 2, 5)]
+    return [label_pool(top, teacher, f"top-{k}", top_k=k) for k in (None, 2, 5)]
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +36,13 @@ def many(tmp_path_factory):
     """Labels of 1,001 and of 1,000 classes, whose soft labels nobody asked to be shorter."""
     top = tmp_path_factory.mktemp("many")
     teachers = {count: write_teacher(top / f"teacher-{count}", [str(index) for index in range(count)]) for count in (1001, 1000)}
-    return [labeled(top, teacher, f"of-{count}") for count, teacher in teachers.items()]
+    return [label_pool(top, teacher, f"of-{count}") for count, teacher in teachers.items()]
 
 
 def test_whole_and_shortened_labels_agree_where_they_overlap(versions):
-    whole = rows(versions[0])
+    whole = table_rows(versions[0])
     for version, k in zip(versions[1:], (2, 5), strict=True):
-        for one, shortened in zip(whole, rows(version), strict=True):
+        for one, shortened in zip(whole, table_rows(version), strict=True):
             probs = np.array(one["probs"])
             assert {name: one[name] for name in ("id", "key", "image_hash", "label", "confidence", "phash")} == {
                 name: shortened[name] for name in ("id", "key", "image_hash", "label", "confidence", "phash")
@@ -56,10 +56,10 @@ def test_above_1000_classes_the_default_is_a_hundred(many):
     above, below = many
     assert above.manifest.counts.top_k == DEFAULT_TOP_K
     assert below.manifest.counts.top_k is None
-    for row in rows(above):
+    for row in table_rows(above):
         assert len(row["top_labels"]) == len(set(row["top_labels"])) == DEFAULT_TOP_K
         assert row["top_probs"] == sorted(row["top_probs"], reverse=True)
-    assert {len(row["probs"]) for row in rows(below)} == {1000}
+    assert {len(row["probs"]) for row in table_rows(below)} == {1000}
 
 
 def test_datasets_and_polars_read_distributions(versions, many, tmp_path):
@@ -91,5 +91,5 @@ def test_generations_of_one_number_are_not_mixed_up_in_the_cache_of_datasets(ver
 def test_more_than_there_are_classes_is_refused_and_leaves_nothing(tmp_path):
     teacher = write_teacher(tmp_path / "teacher", NAMES)
     with pytest.raises(NstError, match=r"top-k 6:.*1 to 5.*`top_k`"):
-        labeled(tmp_path, teacher, "bugs", top_k=6)
+        label_pool(tmp_path, teacher, "bugs", top_k=6)
     assert Store(tmp_path / "store").unfinished() == []

@@ -4,21 +4,21 @@ import re
 
 import pytest
 from conftest import write_class_folders, write_pool
-from labels import rows
+from labels import table_rows
 from nst_cli.main import app
 from typer.testing import CliRunner
-from wording import tells
+from wording import mentions
 
 from nst_data.store.store import Store
 
 
-def run(*words):
-    return CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+def run(*arguments):
+    return CliRunner().invoke(app, [str(word) for word in arguments], catch_exceptions=False)
 
 
-def refused(*words):
+def error_line(*arguments):
     """The one line of a command that is wrong."""
-    result = run("label", *words)
+    result = run("label", *arguments)
     assert result.exit_code == 2, result.output
     (line,) = result.stderr.splitlines()
     assert line.startswith("nst: ")
@@ -53,7 +53,7 @@ def nothing_new(tiny_store):
 )
 @pytest.mark.usefixtures("nothing_new")
 def test_what_is_missing_is_named(known, pool_folder, words, says):
-    line = refused(*(pool_folder if word == "POOL" else word for word in words), *known)
+    line = error_line(*(pool_folder if word == "POOL" else word for word in words), *known)
     assert line == f"nst label SOURCE --teacher MODEL --corpus NAME: {says}"
 
 
@@ -77,7 +77,7 @@ def test_what_is_missing_is_named(known, pool_folder, words, says):
 )
 @pytest.mark.usefixtures("nothing_new")
 def test_what_was_labeled_before_is_named_alone(known, pool_folder, words, says):
-    assert tells(refused(pool_folder, *words, *known), says)
+    assert mentions(error_line(pool_folder, *words, *known), says)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_a_wrong_value_is_named(known, pool_folder, words, says):
     options = [word for pair in given.items() for word in pair]
     result = run("label", pool_folder, *options, *(words if len(words) == 1 else ()), *known)
     (line,) = result.stderr.splitlines()
-    assert tells(line, says)
+    assert mentions(line, says)
     assert result.exit_code == (1 if "--corpus" in words and "outside" not in words[1] else 2)
 
 
@@ -117,7 +117,7 @@ def test_a_wrong_value_is_named(known, pool_folder, words, says):
 def test_a_temperature_that_is_fitted_is_not_given(known, pool_folder, tmp_path):
     data = write_class_folders(tmp_path / "data", ["ant", "bee", "cat"], 2, first=300)
     words = ["--teacher", "tiny-teacher", "--corpus", "wrong", "--calibrate", data, "--temperature", "2"]
-    assert "--calibrate fits the temperature; remove --temperature" in refused(pool_folder, *words, *known)
+    assert "--calibrate fits the temperature; remove --temperature" in error_line(pool_folder, *words, *known)
 
 
 def test_every_option_of_the_help_stands_whole_at_80_columns(monkeypatch):
@@ -145,5 +145,5 @@ def test_the_commands_of_the_help_work(tmp_path, known, tiny_store):
     assert balanced.exit_code == 0, balanced.output
     again = run("label", "--like", "used@gen-2.1", "--teacher", "tiny-teacher", "--temperature", "2", *known)
     assert again.exit_code == 0, again.output
-    chosen = rows(Store(tiny_store[0].root).open("used@gen-3.1"), "balanced")
+    chosen = table_rows(Store(tiny_store[0].root).open("used@gen-3.1"), "balanced")
     assert f"used@gen-3.1: {len(chosen)} images labeled again, {sum(row['copies'] for row in chosen)} entries" in again.stdout

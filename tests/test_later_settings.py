@@ -9,7 +9,7 @@ import pytest
 from earlier_store import ZIP
 
 from nst_data.settings import AdoptSettings, BalanceSettings, Later, Settings, later_fields
-from nst_data.store.manifest import BEFORE, BEFORE_OF_NOISED_LABELS, json_digest
+from nst_data.store.manifest import EARLIER_NOISED_LABEL_DEFAULTS, EARLIER_TRAINING_DEFAULTS, json_digest
 from nst_train.noise_settings import Noise, PseudoNoise
 from nst_train.recipes.reading import load_recipe
 from nst_train.settings import LabelSettings, TrainSettings
@@ -69,19 +69,19 @@ def test_the_requests_of_default_settings_are_those_of_before(settings, expected
 def test_our_recipes_ask_for_what_they_asked_for_before(recipe, label, select, trainings):
     """Where a default that one relies on changes, its value of before is written into the recipe. Presets follow what is published."""
     read = load_recipe(EXAMPLES / f"{recipe}.yaml")
-    stages = [stage for generation in read.generations for stage in (generation.first, generation.finetune) if stage]
+    stages = [stage for generation in read.generations for stage in (generation.first_training, generation.finetune) if stage]
     if recipe == "imagenet":  # how L2 is finetuned is not as before; in svhn the preset's epochs between steps down are not
-        stages = [generation.first for generation in read.generations]
+        stages = [generation.first_training for generation in read.generations]
     assert all(taken_apart(stage)[1] == LATER.get(recipe, {}) for stage in stages)
     asked = [json_digest(taken_apart(stage)[0])[:16] for stage in stages]
-    assert (digest(read.label), digest(read.select.balancing), asked) == (label, select, trainings)
+    assert (digest(read.label), digest(read.select.balance_settings), asked) == (label, select, trainings)
 
 
 def test_a_selection_by_the_released_method_is_another_than_the_one_of_before():
     """That one dropped images exactly as sure as the threshold."""
     before = BalanceSettings().for_request() | {"method": "official"}
-    assert BalanceSettings.of_request(before).at_threshold == "drop"
-    assert BalanceSettings.of_request(before).for_request() == before
+    assert BalanceSettings.from_request(before).at_threshold == "drop"
+    assert BalanceSettings.from_request(before).for_request() == before
     assert BalanceSettings(method="official").for_request() == before | {"at_threshold": "keep"}
     of_range = BalanceSettings(method="official", confidence_range=(0.2, 0.5))
     assert of_range.for_request() == before | {"confidence_range": [0.2, 0.5]}
@@ -89,7 +89,7 @@ def test_a_selection_by_the_released_method_is_another_than_the_one_of_before():
 
 def test_an_earlier_request_is_spelled_out_where_todays_default_is_another():
     """For the commands of cards, and to say what is different: the table of them lies below the settings of training."""
-    for before, settings in ((BEFORE, TrainSettings), (BEFORE_OF_NOISED_LABELS, LabelSettings)):
+    for before, settings in ((EARLIER_TRAINING_DEFAULTS, TrainSettings), (EARLIER_NOISED_LABEL_DEFAULTS, LabelSettings)):
         default = {name: field.default for name, field in settings.model_fields.items()}
         assert before == {name: value for name, value in later_fields(settings).items() if value != default[name]}
 
@@ -100,8 +100,8 @@ def test_a_later_setting_is_left_out_while_it_has_its_value_of_before():
 
     assert Grown(rounds=1).for_request() == BalanceSettings().for_request()
     assert Grown().for_request() == BalanceSettings().for_request() | {"rounds": 3}
-    assert Grown.of_request(BalanceSettings(per_class=7).for_request()) == Grown(per_class=7, rounds=1)
-    assert Grown.of_request(Grown(rounds=2).for_request()).rounds == 2
+    assert Grown.from_request(BalanceSettings(per_class=7).for_request()) == Grown(per_class=7, rounds=1)
+    assert Grown.from_request(Grown(rounds=2).for_request()).rounds == 2
 
 
 def test_a_later_setting_of_the_noise_is_left_out_of_the_training():

@@ -120,9 +120,9 @@ def test_settings_are_read_without_a_network_library():
     assert modules_after("import nst_train.settings") & MODELS == set()
 
 
-def seconds_of(*words):
+def seconds_of(*arguments):
     """User and system time of one process."""
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 0

@@ -14,17 +14,17 @@ from test_teachers import write_transformer
 from threadpoolctl import threadpool_info, threadpool_limits
 from transformers import AutoModelForImageClassification
 from typer.testing import CliRunner
-from wording import tells
+from wording import mentions
 
 from nst_data.errors import NstError, UsageError
-from nst_data.progress import Lines
+from nst_data.progress import LineProgress
 from nst_data.sources import open_source
 from nst_data.store.manifest import PROBE_SAMPLE
 from nst_data.store.store import Store
 from nst_train.evaluation.evaluate import evaluate
-from nst_train.features.backbone import backbone_of, last_layer
+from nst_train.features.backbone import create_backbone, last_layer
 from nst_train.features.embed import embed
-from nst_train.features.linear_probe import STATED_STRENGTH, STRENGTHS, fit
+from nst_train.features.linear_probe import DEFAULT_STRENGTH, STRENGTHS, fit
 from nst_train.labeling.label import label
 from nst_train.noisy_student import self_training
 from nst_train.recipes.reading import load_recipe
@@ -125,16 +125,16 @@ def test_of_a_small_set_too_the_lines_say_how_far_the_search_is_and_nothing_wher
     settings = TrainSettings(model=write_teacher(tmp_path / "net", ["x", "y"]), pretrained=True, probe=True)
     for each, line in ((2, "fit probe@gen-0: 13/13 strengths, …"), (1, None)):
         images = open_source(write_class_folders(tmp_path / f"labeled-{each}", CLASSES, each), labeled=True)
-        train(Store(tmp_path / f"store-{each}"), "probe", images, settings, run=RUN, progress=Lines())
+        train(Store(tmp_path / f"store-{each}"), "probe", images, settings, run=RUN, progress=LineProgress())
         said = [one for one in capsys.readouterr().err.splitlines() if "strengths" in one]
-        assert tells(said[-1], line) if line else not said
+        assert mentions(said[-1], line) if line else not said
 
 
 def test_too_few_images_for_folds_have_a_stated_strength_and_a_class_without_images_never_wins():
     features, labels = blobs([3, 1, 3])
     labels[labels == 2] = 3
     probe = fit(features, labels, 4)
-    assert (probe.strength, probe.folds, probe.weight.shape) == (STATED_STRENGTH, 0, (4, 6))
+    assert (probe.strength, probe.folds, probe.weight.shape) == (DEFAULT_STRENGTH, 0, (4, 6))
     assert 2 not in (features @ probe.weight.T + probe.bias).argmax(1)
     assert probe.bias[2] < probe.bias[[0, 1, 3]].min() - 20
 
@@ -184,13 +184,13 @@ def test_a_large_probe_names_its_sample_and_one_of_an_earlier_nst_is_found(image
     settings, stores = TrainSettings(model=name, pretrained=True, probe=True), [Store(tmp_path / "earlier"), Store(tmp_path / "now")]
     before = train(stores[0], "probe", images, settings, run=RUN)
     assert PROBE_SAMPLE not in before.manifest.request.settings
-    monkeypatch.setattr("nst_train.training.request.MOST_FOLDED", 17)
+    monkeypatch.setattr("nst_train.training.request.MAX_FOLDED", 17)
     assert train(stores[0], "probe", images, settings, run=RUN) == before
-    version = train(stores[1], "probe", images, settings, run=RUN, progress=Lines())
+    version = train(stores[1], "probe", images, settings, run=RUN, progress=LineProgress())
     said = capsys.readouterr().err.splitlines()
     assert version.manifest.request.settings[PROBE_SAMPLE] == 17
-    assert any(tells(line, "fitting the last layer on 18 images, seeking its strength on 17 of them") for line in said)
-    assert any(tells(line, "fit probe@gen-0: …/13 strengths, …, strength …, log-likelihood -…") for line in said)
+    assert any(mentions(line, "fitting the last layer on 18 images, seeking its strength on 17 of them") for line in said)
+    assert any(mentions(line, "fit probe@gen-0: …/13 strengths, …, strength …, log-likelihood -…") for line in said)
     features = embed(stores[1], name, images, EmbedSettings(precision="fp32"), run=RUN)
     probe = fit(features.matrix(), np.repeat(np.arange(3), 6), 3, sample=17)
     assert torch.equal(load_file(version.folder / "model.safetensors")["fc.weight"], torch.from_numpy(probe.weight))
@@ -265,8 +265,8 @@ class Ending(torch.nn.Module):
 def test_a_network_whose_logits_are_not_made_by_its_last_layer_alone_is_one_line(more, size_px, why):
     config = {"input_size": (3, size_px, size_px), "interpolation": "bicubic", "mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 1.0}
     with pytest.raises(NstError, match=f"net: .*{why}"):
-        backbone_of(Ending(more), 2, "net", config)
-    assert backbone_of(Ending(lambda _, logits: logits), 2, "net", config | {"input_size": (3, 16, 16)}).dimensions == 5
+        create_backbone(Ending(more), 2, "net", config)
+    assert create_backbone(Ending(lambda _, logits: logits), 2, "net", config | {"input_size": (3, 16, 16)}).dimensions == 5
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 pytest.importorskip("playwright")
-from browsing import CHROMIUM, Visit, browser_of_debian, looking, truth_of, write_looked_at
+from browsing import CHROMIUM, Visit, browser_of_debian, serve_look, true_digit, write_digits_store
 from conftest import TINY, write_class_folders, write_pool
 from playwright.sync_api import expect
 from sealed_labels import label_row, seal_generation
@@ -40,12 +40,12 @@ def browser():
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
-    return write_looked_at(tmp_path_factory.mktemp("digits"))
+    return write_digits_store(tmp_path_factory.mktemp("digits"))
 
 
 @pytest.fixture(scope="module")
 def address(digits):
-    with looking("digits@gen-1.1", "--store", digits[1].root) as (_, address):
+    with serve_look("digits@gen-1.1", "--store", digits[1].root) as (_, address):
         yield address
 
 
@@ -69,8 +69,8 @@ def test_it_opens_on_figures_and_thumbnails_and_asks_nobody_else(browser, addres
         expect(page.locator("#count")).to_have_text(re.compile(r"1.60 of [\d,]+ images"))
         assert page.locator("#grid img").evaluate_all("images => images.filter((image) => image.naturalWidth > 0).length") == 60
         assert page.locator("#histogram button").count() == 20
-        assert {url.split("/")[2] for url in visit.asked} == {address.split("/")[2]}
-        assert visit.wrong == []
+        assert {url.split("/")[2] for url in visit.requests} == {address.split("/")[2]}
+        assert visit.problems == []
 
 
 def test_a_bar_a_class_and_an_order_filter_and_the_address_holds_them(browser, address):
@@ -78,34 +78,34 @@ def test_a_bar_a_class_and_an_order_filter_and_the_address_holds_them(browser, a
         page = visit.open(address)
         page.locator("#overview").get_by_role("button", name=re.compile("^8: ")).click()
         page.locator("#by-sort").select_option("confidence")
-        visit.settle()
+        visit.wait_until_loaded()
         lowest = confidences(page)
         assert lowest == sorted(lowest)
         assert all(name.startswith("8, ") for name in shown(page))
         bar = page.locator(f"#histogram button[data-min='{int(lowest[0] // 5) * 5 / 100:g}']")
         bar.click()
-        visit.settle()
+        visit.wait_until_loaded()
         expect(bar).to_have_attribute("aria-pressed", "true")
         assert fragment(page).keys() == {"class", "sort", "min", "max"}
         few = shown(page)
         assert 0 < len(few) == sum(value // 5 == lowest[0] // 5 for value in lowest)
         page.reload()
-        visit.settle()
+        visit.wait_until_loaded()
         assert shown(page) == few
         page.go_back()
-        visit.settle()
+        visit.wait_until_loaded()
         assert confidences(page) == lowest
-        assert visit.wrong == []
+        assert visit.problems == []
 
 
 def test_an_address_past_the_end_shows_the_last_page_and_a_refused_one_only_says_why(browser, address):
     with Visit(browser) as visit:
         page = visit.open(address, "#class=8&start=Infinity")
-        visit.settle()
+        visit.wait_until_loaded()
         start = int(fragment(page).get("start", 0))
         total = int(re.search(r"(\d+) images", page.locator("#count").inner_text()).group(1))
         assert len(shown(page)) == total - start > 0
-        assert visit.wrong == []
+        assert visit.problems == []
         visit.page.goto("about:blank")
         visit.page.goto(address + "#class=8&min=7")
         expect(page.locator("#problem")).to_have_text("min=7: expected a number from 0 to 1")
@@ -130,7 +130,7 @@ def test_the_keyboard_alone_goes_everywhere(browser, address):
         expect(page.locator("#viewer")).not_to_be_visible()
         expect(page.locator("#grid :focus")).to_have_attribute("aria-label", first)
         keys.press("]")
-        visit.settle()
+        visit.wait_until_loaded()
         expect(page.locator("#count")).to_have_text(re.compile("^61.120 of"))
         keys.press("?")
         expect(page.locator("#keys")).to_be_visible()
@@ -138,12 +138,12 @@ def test_the_keyboard_alone_goes_everywhere(browser, address):
         page.locator("#histogram button").first.focus()
         keys.press("End")
         keys.press("Enter")
-        visit.settle()
+        visit.wait_until_loaded()
         assert fragment(page) == {"min": "0.95", "max": "1"}
         keys.press("x")
-        visit.settle()
+        visit.wait_until_loaded()
         assert fragment(page) == {}
-        assert visit.wrong == []
+        assert visit.problems == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -160,14 +160,14 @@ def test_axe_finds_nothing_and_nothing_sticks_out(browser, address, scheme, widt
         page.keyboard.press("Escape")
         page.locator("#help").click()
         assert visit.violations() == []
-        assert visit.wrong == []
+        assert visit.problems == []
 
 
 def test_names_are_text_whatever_they_hold_and_one_of_many_classes_is_typed(browser, tmp_path):
     hostile = "<img src=x onerror=alert(1)>"
     classes = [hostile, "bee' onclick='alert(2)", "{{ 7*7 }}", *(f"kind {number}" for number in range(9))]
     folder = write_class_folders(tmp_path / "labeled", classes, 2)
-    with looking(folder, "--store", tmp_path / "store", "--corpus", "bugs") as (_, address), Visit(browser) as visit:
+    with serve_look(folder, "--store", tmp_path / "store", "--corpus", "bugs") as (_, address), Visit(browser) as visit:
         page = visit.open(address, "#class=%3Cimg%20src%3Dx%20onerror%3Dalert(1)%3E")
         expect(page.locator("#grid .label").first).to_have_text(hostile)
         expect(page.locator("#chips")).to_contain_text(hostile)
@@ -180,14 +180,14 @@ def test_names_are_text_whatever_they_hold_and_one_of_many_classes_is_typed(brow
         expect(page.locator("#viewer .place")).to_have_text("2 of 2")
         page.keyboard.press("Escape")
         expect(page.locator("#grid .badge.good")).to_have_text("✓ {{ 7*7 }}")
-        assert visit.wrong == []
+        assert visit.problems == []
 
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_a_long_class_name_sticks_out_nowhere_and_is_read_beyond_its_first_word(browser, tmp_path, width):
     names = ["species of the western palearctic 1", "species of the western palearctic 2" + "/kingdom/phylum/order".replace("/", "_") * 6]
     folder = write_class_folders(tmp_path / "labeled", names, 2)
-    with looking(folder, "--store", tmp_path / "store", "--corpus", "birds") as (_, address), Visit(browser, width=width) as visit:
+    with serve_look(folder, "--store", tmp_path / "store", "--corpus", "birds") as (_, address), Visit(browser, width=width) as visit:
         page = visit.open(address, f"#class={names[1]}")
         label = page.locator("#grid .label").first
         assert label.evaluate("label => label.clientHeight / parseFloat(getComputedStyle(label).lineHeight)") > 1.5
@@ -197,12 +197,12 @@ def test_a_long_class_name_sticks_out_nowhere_and_is_read_beyond_its_first_word(
         expect(page.locator("#viewer .review")).to_be_visible()
         assert page.evaluate("document.documentElement.scrollWidth") == width
         assert page.locator("#viewer .panel").evaluate("panel => panel.scrollWidth - panel.clientWidth") <= 0
-        assert visit.wrong == []
+        assert visit.problems == []
 
 
 def test_a_class_is_typed_where_there_are_few_and_its_letters_answer_nothing(browser, tmp_path):
     folder = write_class_folders(tmp_path / "labeled", ["pants", "skirt", "sunny"], 2)
-    with looking(folder, "--store", tmp_path / "store", "--corpus", "clothes") as (_, address), Visit(browser) as visit:
+    with serve_look(folder, "--store", tmp_path / "store", "--corpus", "clothes") as (_, address), Visit(browser) as visit:
         page = visit.open(address)
         keys = page.keyboard
         keys.press("r")
@@ -222,23 +222,23 @@ def test_a_class_is_typed_where_there_are_few_and_its_letters_answer_nothing(bro
         expect(page.locator("#viewer .place")).to_have_text("2 of 6")
         keys.press("Escape")
         expect(page.locator("#viewer")).not_to_be_visible()
-        visit.settle()
+        visit.wait_until_loaded()
         page.locator("#by-reviewed").select_option("")
-        visit.settle()
+        visit.wait_until_loaded()
         keys.press("g")
         keys.press("End")
         keys.press("c")
         keys.type("skirt")
         keys.press("Enter")
         expect(page.locator("#grid .badge.good")).to_have_text(["✓ sunny", "✓ skirt"])
-        assert visit.wrong == []
+        assert visit.problems == []
     written = (tmp_path / "store/reviews/clothes/ana.jsonl").read_text().splitlines()
     assert [json.loads(line)["class"] for line in written] == ["sunny", "skirt"]
 
 
 def test_the_next_two_images_are_there_before_a_key_asks_for_them_and_no_key_answers_one_that_is_not(browser, tmp_path):
     folder = write_class_folders(tmp_path / "labeled", ["ant", "bee"], 3)
-    with looking(folder, "--store", tmp_path / "store", "--corpus", "bugs") as (_, address), Visit(browser) as visit:
+    with serve_look(folder, "--store", tmp_path / "store", "--corpus", "bugs") as (_, address), Visit(browser) as visit:
         page = visit.open(address)
         page.keyboard.press("r")
         expect(page.locator("#viewer .place")).to_have_text("1 of 6")
@@ -270,7 +270,7 @@ def review_slowly(page):
 
 def test_a_key_answers_the_image_that_is_shown_once_however_quick_or_long_it_is_pressed(browser, tmp_path):
     folder = write_class_folders(tmp_path / "labeled", ["ant", "bee"], 3)
-    with looking(folder, "--store", tmp_path / "store", "--corpus", "bugs") as (_, address), Visit(browser) as visit:
+    with serve_look(folder, "--store", tmp_path / "store", "--corpus", "bugs") as (_, address), Visit(browser) as visit:
         page = visit.open(address)
         review_slowly(page)
         page.keyboard.press("n")
@@ -296,7 +296,7 @@ def test_images_that_could_not_be_read_are_not_left_to_review_and_similar_ones_n
     version = seal_generation(store, kept, pool=open_source(pool).lineage)
     unread = pa.Table.from_pylist([{"id": 4, "key": "z.png", "reason": "not an image"}], schema=errors_schema())
     write_parquet(version.folder / "errors/train-00000-of-00001.parquet", [unread], unread.schema)
-    with looking(version.ref, "--store", store.root) as (_, address), Visit(browser) as visit:
+    with serve_look(version.ref, "--store", store.root) as (_, address), Visit(browser) as visit:
         page = visit.open(address, "#errors=1")
         page.locator("#grid button").click()
         expect(page.locator("#viewer-title")).to_have_text("Not readable")
@@ -316,7 +316,7 @@ def test_an_image_that_is_missing_takes_no_answer(browser, tmp_path):
     kept = [label_row(row, path.read_bytes(), row % 2, 0.5, key=path.name) for row, path in enumerate(sorted(pool.iterdir()))]
     version = seal_generation(store, kept, pool=open_source(pool).lineage)
     (pool / kept[0]["key"]).unlink()
-    with looking(version.ref, "--store", store.root) as (_, address), Visit(browser) as visit:
+    with serve_look(version.ref, "--store", store.root) as (_, address), Visit(browser) as visit:
         page = visit.open(address)
         page.locator("#grid button").first.focus()
         page.keyboard.press("u")
@@ -346,16 +346,16 @@ def test_an_export_opens_from_disk_and_filters_and_asks_nobody(browser, digits, 
         assert confidences(page) == sorted(confidences(page))
         assert all(name.startswith("8, ") for name in shown(page))
         page.get_by_role("button", name=re.compile("^dropped, low confidence")).click()
-        visit.settle()
+        visit.wait_until_loaded()
         assert len(shown(page)) > 0
         assert all("dropped: low confidence" in name for name in shown(page))
         page.locator("#grid button").first.click()
         expect(page.locator("#viewer .tops li")).to_have_count(5)
         assert page.locator("#viewer .stage img").evaluate("image => image.naturalWidth") == 8
         expect(page.locator("#review")).not_to_be_visible()
-        assert {url.partition(":")[0] for url in visit.asked} <= {"file", "data"}
+        assert {url.partition(":")[0] for url in visit.requests} <= {"file", "data"}
         assert visit.violations() == []
-        assert visit.wrong == []
+        assert visit.problems == []
 
 
 def test_an_anonymous_export_does_not_take_images_without_a_hash_for_unreadable(browser, tmp_path):
@@ -372,7 +372,7 @@ def test_answers_outlive_a_killed_server_and_are_trained_on(browser, digits):
     folder, store = digits
     start = ("digits@gen-1", "--store", store.root)
     given = {}
-    with Visit(browser) as visit, looking(*start) as (process, address):
+    with Visit(browser) as visit, serve_look(*start) as (process, address):
         page = visit.open(address, "#class=8&sort=confidence")
         least = shown(page)
         page.keyboard.press("r")
@@ -380,20 +380,20 @@ def test_answers_outlive_a_killed_server_and_are_trained_on(browser, digits):
             expect(page.locator("#viewer .left")).to_have_text(re.compile(r"^\d+ left"))
             key = page.locator("#viewer .code").first.inner_text()
             assert least[number].endswith(key)
-            given[key] = truth_of(key) if number < 5 else "none of these"
+            given[key] = true_digit(key) if number < 5 else "none of these"
             page.keyboard.press(given[key] if number < 5 else "n")
             expect(page.locator("#viewer .code").first).not_to_have_text(key)
         process.kill()
         process.wait()
         page.keyboard.press("y")
         expect(page.locator("#note")).to_contain_text("Not kept: No answer from nst look")
-    with Visit(browser) as visit, looking(*start) as (_, address):
+    with Visit(browser) as visit, serve_look(*start) as (_, address):
         page = visit.open(address, "#class=8&sort=confidence&reviewed=yes")
         expect(page.locator("#seen")).to_have_text("ana: 6 of 6 answers")
         answers = {name.split(", ")[-1]: re.search("answered: ([^,]+)", name).group(1) for name in shown(page)}
         assert answers == given
         page.keyboard.press("r")
-        visit.settle()
+        visit.wait_until_loaded()
         expect(page.locator("#viewer .place")).to_have_text(re.compile("^1 of "))
         assert least[6].endswith(page.locator("#viewer .code").first.inner_text())
     review = freeze(store, "digits")
@@ -417,12 +417,12 @@ def test_answers_outlive_a_killed_server_and_are_trained_on(browser, digits):
 
 
 def test_images_that_an_edition_dropped_are_reviewed_too(browser, tmp_path):
-    _, store = write_looked_at(tmp_path)
-    with looking("digits@gen-1.1", "--store", store.root) as (_, address), Visit(browser) as visit:
+    _, store = write_digits_store(tmp_path)
+    with serve_look("digits@gen-1.1", "--store", store.root) as (_, address), Visit(browser) as visit:
         page = visit.open(address)
         page.get_by_role("button", name=re.compile("^dropped, low confidence")).click()
         page.get_by_role("button", name=re.compile("^1: ")).click()
-        visit.settle()
+        visit.wait_until_loaded()
         dropped = len(shown(page))
         page.keyboard.press("r")
         expect(page.locator("#left")).to_contain_text(f"{dropped} left to review")
@@ -431,10 +431,10 @@ def test_images_that_an_edition_dropped_are_reviewed_too(browser, tmp_path):
         page.keyboard.press("Escape")
         expect(page.locator("#seen")).to_have_text("ana: 1 about dropped images")
         page.reload()
-        visit.settle()
+        visit.wait_until_loaded()
         assert len(shown(page)) == dropped - 1
-        assert visit.wrong == []
-    with looking("digits@gen-1.1", "--store", store.root) as (_, address), Visit(browser) as visit:
+        assert visit.problems == []
+    with serve_look("digits@gen-1.1", "--store", store.root) as (_, address), Visit(browser) as visit:
         page = visit.open(address, "#reason=low_confidence&reviewed=yes")
         assert len(shown(page)) == 1
         expect(page.locator("#seen")).to_have_text("ana: 1 about dropped images")
@@ -444,7 +444,7 @@ def test_a_disputed_answer_is_shown_and_undone(browser, digits):
     store = digits[1]
     rows = scan_labels(store.open("digits@gen-1")).filter(pl.col("label") == 3).sort("confidence").tail(1).collect()
     AnswerLog(store, "digits", "eva").append(rows["image_hash"][0], rows["key"][0], excluded="unusable")
-    with looking("digits@gen-1", "--store", store.root) as (_, address), Visit(browser) as visit:
+    with serve_look("digits@gen-1", "--store", store.root) as (_, address), Visit(browser) as visit:
         page = visit.open(address, "#class=3&sort=-confidence")
         total = int(re.fullmatch(r"ana: \d+ of (\d+) answers?", page.locator("#seen").inner_text()).group(1))
         own = page.locator("#seen").inner_text().partition(" of ")[0]
@@ -453,7 +453,7 @@ def test_a_disputed_answer_is_shown_and_undone(browser, digits):
         page.keyboard.press("3")
         expect(page.locator("#grid .badges").first).to_contain_text(re.compile("disputed.*✓ 3"))
         page.get_by_role("button", name="1 disputed").click()
-        visit.settle()
+        visit.wait_until_loaded()
         expect(page.locator("#grid button")).to_have_count(1)
         page.locator("#grid button").click()
         expect(page.locator("#viewer")).to_contain_text(re.compile("unusable by eva", re.DOTALL))
@@ -461,12 +461,12 @@ def test_a_disputed_answer_is_shown_and_undone(browser, digits):
         page.keyboard.press("z")
         expect(page.locator("#viewer")).not_to_contain_text("disputed")
         expect(page.locator("#viewer .given")).to_have_text("Answer of eva: unusable")
-        assert visit.wrong == []
+        assert visit.problems == []
 
 
 def test_who_moves_on_while_an_answer_is_being_kept_moves_once(browser, tmp_path):
     folder = write_class_folders(tmp_path / "labeled", ["ant", "bee"], 3)
-    with looking(folder, "--store", tmp_path / "store", "--corpus", "bugs") as (_, address), Visit(browser) as visit:
+    with serve_look(folder, "--store", tmp_path / "store", "--corpus", "bugs") as (_, address), Visit(browser) as visit:
         page = visit.open(address)
         review_slowly(page)
         page.keyboard.press("n")

@@ -13,10 +13,10 @@ import pyarrow as pa
 import pytest
 from conftest import picture, png, write_class_folders
 from nst_cli.look.contents import Contents
-from nst_cli.look.export import export, sample
+from nst_cli.look.export import build_page, export
 from nst_cli.look.opening import open_contents
 from nst_cli.look.security import Guard
-from nst_cli.look.server import listen, make_app
+from nst_cli.look.server import create_app, listen
 from nst_cli.look.thumbnails import Thumbnails, as_jpeg
 from PIL import Image
 from sealed_labels import NAMES, label_row, seal_generation
@@ -30,7 +30,7 @@ from nst_data.inspection.row_columns import RowColumns, margin_and_entropy
 from nst_data.progress import Progress
 from nst_data.review.answers import Answer, AnswerLog, Answers
 from nst_data.review.freeze import freeze
-from nst_data.review.queues import keep_queue, keep_suspicion
+from nst_data.review.queues import save_queue, save_suspicion
 from nst_data.selection.editions import balance
 from nst_data.settings import BalanceSettings, PickSettings
 from nst_data.sources import open_source
@@ -93,7 +93,7 @@ def store(tmp_path, pool):
 def visit(contents, host="127.0.0.1"):
     """A browser that has the cookie."""
     guard = Guard(host)
-    browser = TestClient(make_app(contents, guard), base_url=HERE)
+    browser = TestClient(create_app(contents, guard), base_url=HERE)
     assert browser.get(f"/?token={guard.token}", follow_redirects=False).status_code == 303
     return browser
 
@@ -113,7 +113,7 @@ def keys_of(browser, **query):
 
 def test_the_first_request_with_the_token_gets_a_cookie_and_an_address_without_it(made):
     guard = Guard()
-    stranger = TestClient(make_app(open_contents(made[0], "bugs@gen-1"), guard), base_url=HERE)
+    stranger = TestClient(create_app(open_contents(made[0], "bugs@gen-1"), guard), base_url=HERE)
     for path in ("/", "/api/overview", "/static/app.js", "/thumb/0", "/api/nothing"):
         assert stranger.get(path).status_code == 401, path
     assert stranger.get("/?token=wrong").status_code == 403
@@ -129,7 +129,7 @@ def test_the_first_request_with_the_token_gets_a_cookie_and_an_address_without_i
 
 
 def test_a_link_elsewhere_leads_in_although_browsers_send_no_strict_cookie_after_it(made):
-    stranger = TestClient(make_app(open_contents(made[0], "bugs@gen-1"), Guard()), base_url=HERE)
+    stranger = TestClient(create_app(open_contents(made[0], "bugs@gen-1"), Guard()), base_url=HERE)
     after_link = stranger.get("/", headers={"Sec-Fetch-Site": "cross-site"})
     assert (after_link.status_code, "location.replace" in after_link.text) == (401, True)
     script = re.search("<script>(.*)</script>", after_link.text)[1]
@@ -194,13 +194,13 @@ def test_margin_and_entropy_are_those_of_the_soft_labels(tmp_path, pool):
 
 
 def test_columns_of_many_rows_are_kept_whole_or_not_at_all(store, monkeypatch):
-    monkeypatch.setattr("nst_data.inspection.row_columns._KEPT_FROM_ROWS", 1)
+    monkeypatch.setattr("nst_data.inspection.row_columns._MIN_CACHED_ROWS", 1)
     rows = LabelRows(store.open("bugs@gen-1"))
-    made = RowColumns(store, rows).soft()
+    made = RowColumns(store, rows).margins_and_entropies()
     (kept,) = (store.root / "runs/look").iterdir()
     assert kept.suffix == ".arrow"
-    monkeypatch.setattr(RowColumns, "_soft", lambda self: pytest.fail("it is kept"))
-    assert RowColumns(store, rows).soft().equals(made)
+    monkeypatch.setattr(RowColumns, "_compute_margins_and_entropies", lambda self: pytest.fail("it is kept"))
+    assert RowColumns(store, rows).margins_and_entropies().equals(made)
     monkeypatch.setattr("nst_data.store.files.fsync", full_disk)
     assert len(RowColumns(store, rows).hashes()) == 6
     assert list((store.root / "runs/look").iterdir()) == [kept]
@@ -352,7 +352,7 @@ def test_what_is_no_image_is_a_line_and_never_passed_on(tmp_path, content):
 
 def test_thumbnails_are_kept_within_a_bound():
     made = []
-    thumbnails = Thumbnails(most_bytes=3000)
+    thumbnails = Thumbnails(max_bytes=3000)
 
     def read(number):
         made.append(number)
@@ -393,7 +393,7 @@ def test_the_pool_of_a_pulled_version_is_opened_only_when_the_user_names_it(stor
     place = {"repo": "o/bugs", "tag": "gen-1", "commit": "c", "digest": "d", "pulled": True}
     (store.root / "corpora/bugs/gen-1/hub.json").write_text(json.dumps([place]))
     browser = visit(open_contents(store, "bugs@gen-1"))
-    monkeypatch.setattr("nst_cli.messages._speaking.command", "look")
+    monkeypatch.setattr("nst_cli.messages._current.command", "look")
     assert "--pool" in browser.get("/api/overview").json()["images"]
     assert browser.get("/thumb/0").status_code == 404
     assert "--pool" in browser.get("/thumb/0").text
@@ -513,7 +513,7 @@ def test_a_queue_is_shown_in_its_order_and_tells_how_its_images_were_picked(brow
         "by": ["random"] * 3,
         "score": [3, 2, 1],
     }
-    keep_queue(store, "bugs", pl.DataFrame(picks).cast({"score": pl.Float32, "confidence": pl.Float32}))
+    save_queue(store, "bugs", pl.DataFrame(picks).cast({"score": pl.Float32, "confidence": pl.Float32}))
     assert keys_of(browser, queue="random") == ["4.png", "1.png", "3.png"]
     assert keys_of(browser, queue="random", sort="key") == ["1.png", "3.png", "4.png"]
     assert browser.get("/api/image/1").json()["pick"] == {"by": "random", "score": 2}
@@ -568,8 +568,8 @@ def test_an_answer_settles_its_own_image_however_many_others_have_one_and_those_
     contents = open_contents(store, "bugs@gen-1")
     contents.view.hashed.result()
     assert contents.overview()["review"]["answered"] == 0
-    asked, said_of = [], Answers.said_of
-    monkeypatch.setattr(Answers, "said_of", lambda self, hashed: (asked.append(hashed), said_of(self, hashed))[1])
+    asked, said_of = [], Answers.resolve_image
+    monkeypatch.setattr(Answers, "resolve_image", lambda self, hashed: (asked.append(hashed), said_of(self, hashed))[1])
     contents.answer({"id": 0, "class": "ant"})
     hashes = [contents.detail(row)["hash"] for row in range(3)]
     assert asked == hashes[:1]
@@ -592,7 +592,7 @@ def test_only_answers_and_queues_about_images_of_the_view_count(tmp_path, store,
     hashes = [contents.detail(row)["hash"] for row in range(6)]
     for name, rows in (("some", [0, 1, 2, 3]), ("others", [4, 5])):
         picks = {"image_hash": [hashes[row] for row in rows], "key": "x", "label": "ant", "confidence": 0.5, "by": name, "score": 1.0}
-        keep_queue(store, "bugs", pl.DataFrame(picks))
+        save_queue(store, "bugs", pl.DataFrame(picks))
     for row in (1, 2, 4):
         contents.answer({"id": row, "class": "ant"})
     contents = open_contents(store, str(labeled), corpus="bugs", reviewer="bob")
@@ -606,7 +606,7 @@ def test_only_answers_and_queues_about_images_of_the_view_count(tmp_path, store,
 
 def test_suspicion_sorts_where_it_was_computed(store, pool):
     hashes = [image_hash((pool / f"{number}.png").read_bytes()) for number in (3, 5)]
-    keep_suspicion(
+    save_suspicion(
         store, "bugs", "gen-1", pl.DataFrame({"image_hash": hashes, "suspicion": [0.2, 0.9]}, schema_overrides={"suspicion": pl.Float32})
     )
     contents = open_contents(store, "bugs@gen-1")
@@ -655,24 +655,24 @@ def test_an_export_of_a_soft_label_that_is_no_number_is_json(tmp_path, pool):
 def test_an_export_of_some_of_the_images_says_of_how_many(tmp_path, monkeypatch, store, pool):
     balance(store, "bugs@gen-1", BalanceSettings(min_confidence=0.6, per_class="none"))
     contents = open_contents(store, "bugs@gen-1.1")
-    monkeypatch.setattr("nst_cli.look.export.MOST_IMAGES", 4)
-    assert sample(contents, False, Progress())["overview"]["sampled"] == {"rows": 5, "of": 6}
-    monkeypatch.setattr("nst_cli.look.export.MOST_IMAGES", 600)
-    assert sample(contents, False, Progress())["overview"]["sampled"] is None
+    monkeypatch.setattr("nst_cli.look.export.MAX_IMAGES", 4)
+    assert build_page(contents, False, Progress())["overview"]["sampled"] == {"rows": 5, "of": 6}
+    monkeypatch.setattr("nst_cli.look.export.MAX_IMAGES", 600)
+    assert build_page(contents, False, Progress())["overview"]["sampled"] is None
 
 
 def test_an_export_gives_larger_classes_the_places_that_small_ones_leave(tmp_path, monkeypatch, pool):
     store = Store(tmp_path / "uneven")
     sealed(store, pool, labels=(0, 1, 0, 0, 2, 0))
-    monkeypatch.setattr("nst_cli.look.export.MOST_IMAGES", 5)
-    items = sample(open_contents(store, "bugs@gen-1"), False, Progress())["items"]
+    monkeypatch.setattr("nst_cli.look.export.MAX_IMAGES", 5)
+    items = build_page(open_contents(store, "bugs@gen-1"), False, Progress())["items"]
     assert [item["label"] for item in items] == ["ant", "ant", "ant", "bee", "cat"]
 
 
 def test_an_export_has_what_people_answered_before_all_else(monkeypatch, store):
     open_contents(store, "bugs@gen-1").answer({"id": 4, "class": "cat"})
-    monkeypatch.setattr("nst_cli.look.export.MOST_IMAGES", 4)
-    items = sample(open_contents(store, "bugs@gen-1"), False, Progress())["items"]
+    monkeypatch.setattr("nst_cli.look.export.MAX_IMAGES", 4)
+    items = build_page(open_contents(store, "bugs@gen-1"), False, Progress())["items"]
     assert (items[0]["id"], items[0]["answer"]) == (4, {"class": "cat"})
 
 
@@ -712,8 +712,8 @@ def test_of_many_rows_a_sample_is_read_evenly(tmp_path, monkeypatch):
     monkeypatch.setattr("nst_data.tables.shards.ROW_GROUP_ROWS", 10)
     rows = [label_row(number, str(number), number % 3, 0.5, key=f"{number}.png") for number in range(25)]
     version = seal_generation(Store(tmp_path / "many"), rows)
-    sample = LabelRows(version, most=15)
-    assert (len(sample), sample.of, sample.is_sample) == (10, 25, True)
+    sample = LabelRows(version, max_rows=15)
+    assert (len(sample), sample.total_rows, sample.is_sample) == (10, 25, True)
     assert sample.take([9, 0], ["key"])["key"].to_list() == ["19.png", "10.png"]
     assert sample.read(["id"])["id"].to_list() == list(range(10, 20))
     assert not LabelRows(version).is_sample

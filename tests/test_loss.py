@@ -11,10 +11,10 @@ from nst_train.training.loss import (
     balanced_weights,
     cross_entropies,
     joint_cross_entropies,
-    renormalized,
-    smoothed,
+    renormalize,
+    smooth_labels,
     top_k_cross_entropies,
-    weighed,
+    weighted_loss,
 )
 
 WEIGHINGS = ["concat", "sum", "code"]
@@ -44,50 +44,50 @@ def test_the_loss_is_section_3_1s_average_over_the_concatenated_batch():
     expected = -(np.concatenate([hard, soft]) * log_softmax).sum() / 5
 
     losses = joint_cross_entropies(torch.from_numpy(logits), torch.from_numpy(labels), {"probs": torch.from_numpy(stored)}, smoothing)
-    assert math.isclose(float(weighed(losses[:2], losses[2:], "concat", 1.5)), expected, rel_tol=1e-6)
+    assert math.isclose(float(weighted_loss(losses[:2], losses[2:], "concat", 1.5)), expected, rel_tol=1e-6)
 
 
 def test_soft_labels_stay_soft_and_sum_to_one():
     stored = torch.tensor([[0.5, 0.25, 0.2495]], dtype=torch.float16)
-    probs = renormalized(stored)
+    probs = renormalize(stored)
     assert torch.isclose(probs.sum(), torch.tensor(1.0))
     assert probs.max() < 0.51
 
 
 def test_smoothing_of_zero_is_one_hot():
-    assert smoothed(torch.tensor([1]), 3, 0.0).tolist() == [[0.0, 1.0, 0.0]]
+    assert smooth_labels(torch.tensor([1]), 3, 0.0).tolist() == [[0.0, 1.0, 0.0]]
 
 
 @pytest.mark.parametrize("weighing", WEIGHINGS)
 def test_uniform_logits_weigh_each_part_by_its_factor(weighing):
     uniform = torch.full((6,), math.log(3))
     factor = {"concat": 1, "sum": 2, "code": 1 + 2}[weighing]
-    assert math.isclose(float(weighed(uniform[:2], uniform[2:], weighing, 2)), factor * math.log(3), rel_tol=1e-6)
+    assert math.isclose(float(weighted_loss(uniform[:2], uniform[2:], weighing, 2)), factor * math.log(3), rel_tol=1e-6)
 
 
 def test_each_weighing_is_its_formula():
     labeled, pseudo = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 5.0, 7.0, 9.0])
-    losses = [float(weighed(labeled, pseudo, weighing, 2)) for weighing in WEIGHINGS]
+    losses = [float(weighted_loss(labeled, pseudo, weighing, 2)) for weighing in WEIGHINGS]
     assert losses == [27 / 6, 1.5 + 6, 1.5 + 2 * 6]
 
 
 def test_with_parts_of_equal_size_sum_and_code_are_twice_concat():
     labeled, pseudo = torch.rand(2, 4, generator=torch.Generator().manual_seed(0))
-    concat, total, code = (weighed(labeled, pseudo, weighing, 1) for weighing in WEIGHINGS)
+    concat, total, code = (weighted_loss(labeled, pseudo, weighing, 1) for weighing in WEIGHINGS)
     assert torch.isclose(total, 2 * concat)
     assert torch.equal(code, total)
 
 
 def test_with_ratio_times_as_many_pseudo_labels_code_is_one_plus_ratio_times_concat():
     losses = torch.rand(2 + 6, generator=torch.Generator().manual_seed(0))
-    concat, _, code = (weighed(losses[:2], losses[2:], weighing, 3) for weighing in WEIGHINGS)
+    concat, _, code = (weighted_loss(losses[:2], losses[2:], weighing, 3) for weighing in WEIGHINGS)
     assert torch.isclose(code, 4 * concat)
 
 
 @pytest.mark.parametrize("weighing", WEIGHINGS)
 def test_without_pseudo_labels_the_loss_is_the_mean_over_labeled_images(weighing):
     losses = torch.tensor([1.0, 4.0], requires_grad=True)
-    loss = weighed(losses[:2], losses[2:], weighing, 3)
+    loss = weighted_loss(losses[:2], losses[2:], weighing, 3)
     loss.backward()
     assert (loss.item(), losses.grad.tolist()) == (2.5, [0.5, 0.5])
 
@@ -95,8 +95,8 @@ def test_without_pseudo_labels_the_loss_is_the_mean_over_labeled_images(weighing
 @pytest.mark.parametrize("weighing", WEIGHINGS)
 def test_the_mean_over_processes_with_equal_shares_is_the_loss_of_the_whole_step(weighing):
     labeled, pseudo = torch.rand(4, generator=torch.Generator().manual_seed(0)), torch.rand(8, generator=torch.Generator().manual_seed(1))
-    shares = [weighed(labeled[:2], pseudo[:4], weighing, 2), weighed(labeled[2:], pseudo[4:], weighing, 2)]
-    assert torch.isclose(torch.stack(shares).mean(), weighed(labeled, pseudo, weighing, 2))
+    shares = [weighted_loss(labeled[:2], pseudo[:4], weighing, 2), weighted_loss(labeled[2:], pseudo[4:], weighing, 2)]
+    assert torch.isclose(torch.stack(shares).mean(), weighted_loss(labeled, pseudo, weighing, 2))
 
 
 LOGITS = torch.tensor([[0.3, -1.0, 2.0], [1.0, 0.0, -2.0], [0.5, 0.4, -0.1]])
@@ -106,7 +106,7 @@ ONE = torch.tensor([1])
 
 def test_smoothing_is_for_labeled_images_and_hard_pseudo_labels_and_not_for_soft_ones():
     hard = joint_cross_entropies(LOGITS, ONE, {"label": torch.tensor([2, 0])}, 0.1)
-    assert torch.equal(hard, torch.nn.functional.cross_entropy(LOGITS, smoothed(torch.tensor([1, 2, 0]), 3, 0.1), reduction="none"))
+    assert torch.equal(hard, torch.nn.functional.cross_entropy(LOGITS, smooth_labels(torch.tensor([1, 2, 0]), 3, 0.1), reduction="none"))
     top_probs, top_labels = SOFT.topk(2, dim=1)
     for soft in ({"probs": SOFT}, {"top_labels": top_labels, "top_probs": top_probs}):
         smooth, plain = (joint_cross_entropies(LOGITS, ONE, soft, smoothing) for smoothing in (0.1, 0.0))
@@ -126,12 +126,12 @@ def test_a_hard_target_is_the_one_hot_soft_one_and_what_a_small_temperature_make
 
 @pytest.mark.parametrize("temperature", [0.5, 2.0])
 def test_a_temperature_on_probabilities_is_one_on_the_logits_that_made_them(temperature):
-    assert torch.allclose(renormalized(LOGITS.softmax(dim=1), temperature), (LOGITS / temperature).softmax(dim=1))
+    assert torch.allclose(renormalize(LOGITS.softmax(dim=1), temperature), (LOGITS / temperature).softmax(dim=1))
 
 
 def test_a_temperature_of_1_leaves_a_label_to_the_bit_and_a_high_one_makes_it_even():
-    assert torch.equal(renormalized(SOFT, 1.0), SOFT.float() / SOFT.float().sum(dim=1, keepdim=True))
-    assert torch.allclose(renormalized(SOFT, 1e6), torch.full((2, 3), 1 / 3))
+    assert torch.equal(renormalize(SOFT, 1.0), SOFT.float() / SOFT.float().sum(dim=1, keepdim=True))
+    assert torch.allclose(renormalize(SOFT, 1e6), torch.full((2, 3), 1 / 3))
 
 
 def test_rounding_that_leaves_less_than_nothing_leaves_0():
@@ -160,7 +160,7 @@ def with_gradients(loss_of, logits):
 
 
 def assert_the_twins_agree(logits, top_labels, top_probs, temperature):
-    targets = renormalized(dense(top_labels, top_probs, logits.shape[1]), temperature)
+    targets = renormalize(dense(top_labels, top_probs, logits.shape[1]), temperature)
     expected = with_gradients(lambda one: cross_entropies(one, targets), logits)
     found = with_gradients(lambda one: top_k_cross_entropies(one, top_labels, top_probs, temperature), logits)
     for left, right in zip(found, expected, strict=True):

@@ -10,21 +10,21 @@ from sealed_labels import label_row, seal_generation
 from typer.testing import CliRunner
 from wording import is_line
 
-from nst_data.progress import silence
+from nst_data.progress import set_silent
 from nst_data.store.store import Store
 
 
 @pytest.fixture(autouse=True)
 def as_before():
     yield
-    silence(False)
+    set_silent(False)
     for name in ("nst_data", "nst_train"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
 
 
-def nst(*words, **options):
-    return CliRunner().invoke(app, [str(word) for word in words], **options)
+def nst(*arguments, **options):
+    return CliRunner().invoke(app, [str(word) for word in arguments], **options)
 
 
 @pytest.fixture
@@ -94,9 +94,9 @@ def test_a_flag_that_a_preset_sets_can_be_switched_off():
 
 
 def test_the_words_of_an_option_name_no_number_where_it_takes_none():
-    options = {one.name: one.metavar for one in commands.load("train").params}
+    options = {one.name: one.metavar for one in commands.load_command("train").params}
     assert options["class_weights"] == "balanced"
-    assert {one.name: one.metavar for one in commands.load("balance").params}["per_class"] == "N|auto|none"
+    assert {one.name: one.metavar for one in commands.load_command("balance").params}["per_class"] == "N|auto|none"
 
 
 def test_before_the_command_too_a_contradiction_and_an_unknown_option_are_one_line(store):

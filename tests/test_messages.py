@@ -3,7 +3,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from nst_cli.messages import in_our_words, speak_for
+from nst_cli.messages import reword_for_cli, set_command
 
 
 @pytest.mark.parametrize(
@@ -35,8 +35,8 @@ from nst_cli.messages import in_our_words, speak_for
     ],
 )
 def test_settings_are_options_and_calls_are_commands(command, said, shown):
-    speak_for(command)
-    assert in_our_words(said) == shown
+    set_command(command)
+    assert reword_for_cli(said) == shown
 
 
 def test_the_package_runs_as_the_command_does():

@@ -8,7 +8,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, recall_s
 
 from nst_data.errors import NstError
 from nst_train.evaluation.metrics import by_class, confusions, reliability, summary
-from nst_train.evaluation.outcomes import outcomes_of
+from nst_train.evaluation.outcomes import compute_outcomes
 
 CLASSES = [f"class {index}" for index in range(7)]
 
@@ -20,7 +20,7 @@ def answers():
     labels = torch.randint(0, 7, (500,), generator=draw)
     logits = 2 * torch.randn(500, 7, generator=draw) + 2 * torch.nn.functional.one_hot(labels, 7)
     log_probs = logits.log_softmax(dim=1)
-    return log_probs.exp().double().numpy(), labels.numpy(), outcomes_of(log_probs, labels)
+    return log_probs.exp().double().numpy(), labels.numpy(), compute_outcomes(log_probs, labels)
 
 
 def test_accuracy_and_likelihood_are_those_of_scikit_learn(answers):
@@ -44,7 +44,7 @@ def test_classes_and_mistakes_are_the_rows_of_scikit_learns_confusion_matrix(ans
     assert [of_classes[name]["top1"] for name in CLASSES] == pytest.approx(list(recall_score(labels, probs.argmax(axis=1), average=None)))
     counts = [pair["images"] for pair in confusions(outcomes, CLASSES)]
     assert counts == sorted(counts, reverse=True)
-    assert len(confusions(outcomes, CLASSES, most=3)) == 3
+    assert len(confusions(outcomes, CLASSES, limit=3)) == 3
 
 
 def test_the_reliability_diagram_is_scikit_learns_calibration_curve(answers):
@@ -61,16 +61,16 @@ def test_the_reliability_diagram_is_scikit_learns_calibration_curve(answers):
 
 def test_uniform_probabilities_cost_the_logarithm_of_the_classes():
     log_probs, labels = torch.full((4, 8), 1 / 8).log(), torch.tensor([0, 3, 5, 7])
-    assert summary(outcomes_of(log_probs, labels), 8)["nll"] == pytest.approx(np.log(8))
+    assert summary(compute_outcomes(log_probs, labels), 8)["nll"] == pytest.approx(np.log(8))
 
 
 def test_five_classes_have_no_top_5():
-    assert "top5" not in summary(outcomes_of(torch.eye(5).log_softmax(dim=1), torch.arange(5)), 5)
+    assert "top5" not in summary(compute_outcomes(torch.eye(5).log_softmax(dim=1), torch.arange(5)), 5)
 
 
 def test_what_cannot_be_read_is_counted_apart():
     log_probs = torch.tensor([[3.0, 0.0], [0.0, 3.0]]).log_softmax(dim=1)
-    outcomes = outcomes_of(log_probs, torch.tensor([0, 0]), readable=[0, 2], images=4)
+    outcomes = compute_outcomes(log_probs, torch.tensor([0, 0]), readable=[0, 2], images=4)
     found = summary(outcomes, 2)
     assert (found["top1"], found["images"], found["errors"]) == (0.5, 2, 2)
     assert by_class(outcomes, ["ant", "bee"]) == {"ant": {"images": 2, "top1": 0.5}}
@@ -79,4 +79,4 @@ def test_what_cannot_be_read_is_counted_apart():
 
 def test_probabilities_that_are_no_numbers_are_refused():
     with pytest.raises(NstError, match=r"not finite for 2 of 2 images.*retrain"):
-        outcomes_of(torch.full((2, 3), torch.nan), torch.tensor([0, 1]))
+        compute_outcomes(torch.full((2, 3), torch.nan), torch.tensor([0, 1]))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, write_class_folders, write_tiny_recipe
-from test_step import made
+from test_step import make_step_and_batch
 from timm.data import Mixup
 
 from nst_data.errors import NstError, UsageError
@@ -13,10 +13,10 @@ from nst_train.batches.batches import TrainingBatch
 from nst_train.recipes.checks import check_recipe
 from nst_train.recipes.reading import load_recipe
 from nst_train.recipes.recipe import GenerationSettings
-from nst_train.seeds import seed_of
+from nst_train.seeds import derive_seed
 from nst_train.settings import RunSettings, TrainSettings
 from nst_train.training.loss import joint_cross_entropies
-from nst_train.training.mixing import mixing_of, others_of
+from nst_train.training.mixing import partner_positions, sample_mixing
 from nst_train.training.train import train
 
 BOTH = {"mixup": 0.4, "cutmix": 1.0}
@@ -46,38 +46,38 @@ def timms(monkeypatch, images, others, drawn, **alphas):
 def test_images_and_targets_are_mixed_as_timm_mixes_them(monkeypatch, step):
     """At the same draws, which are some of each kind; boxes at the border are among them."""
     images = images_of(2, 3)
-    mixing = mixing_of(settings(**BOTH), step, images, 2)
+    mixing = sample_mixing(settings(**BOTH), step, images, 2)
     alphas = {"mixup_alpha": 0.4, "cutmix_alpha": 0.0} if mixing.box is None else {"mixup_alpha": 0.0, "cutmix_alpha": 1.0}
-    draw, whole = np.random.default_rng(seed_of(0, "mixing", step)), {}
+    draw, whole = np.random.default_rng(derive_seed(0, "mixing", step)), {}
     is_cutmix = draw.random() < 0.5
     assert is_cutmix == (mixing.box is not None)
     whole["shares"] = [draw.beta(*(2 * (1.0 if is_cutmix else 0.4,)))]
     if is_cutmix:
         whole["middle"] = [draw.integers(20), draw.integers(24)]
-    expected, kept = timms(monkeypatch, images, mixing.others, whole, **alphas)
-    assert torch.equal(mixing.images(images), expected)
-    assert mixing.kept == pytest.approx(kept, rel=1e-6)
+    expected, kept = timms(monkeypatch, images, mixing.partners, whole, **alphas)
+    assert torch.equal(mixing.mix_images(images), expected)
+    assert mixing.own_share == pytest.approx(kept, rel=1e-6)
 
 
 def test_shares_are_of_the_beta_distribution_and_both_kinds_have_half_of_the_steps():
     images = images_of(2, 1)
-    drawn = [mixing_of(settings(**BOTH), step, images, 2) for step in range(2000)]
-    mixed = np.array([one.kept for one in drawn if one.box is None])
+    drawn = [sample_mixing(settings(**BOTH), step, images, 2) for step in range(2000)]
+    mixed = np.array([one.own_share for one in drawn if one.box is None])
     assert len(mixed) / 2000 == pytest.approx(0.5, abs=0.04)
     assert mixed.mean() == pytest.approx(0.5, abs=0.04)
     assert mixed.var() == pytest.approx(1 / (4 * (2 * 0.4 + 1)), abs=0.01)
-    assert all(one.box is None for one in (mixing_of(settings(mixup=0.4), step, images, 2) for step in range(20)))
-    assert all(one.box is not None for one in (mixing_of(settings(cutmix=1), step, images, 2) for step in range(20)))
-    assert mixing_of(settings(), 0, images, 2) is None
-    again, other = (mixing_of(settings(**BOTH, seed=seed), 3, images, 2) for seed in (0, 1))
-    assert (again.kept, again.box) == (drawn[3].kept, drawn[3].box)
-    assert (other.kept, other.box) != (drawn[3].kept, drawn[3].box)
+    assert all(one.box is None for one in (sample_mixing(settings(mixup=0.4), step, images, 2) for step in range(20)))
+    assert all(one.box is not None for one in (sample_mixing(settings(cutmix=1), step, images, 2) for step in range(20)))
+    assert sample_mixing(settings(), 0, images, 2) is None
+    again, other = (sample_mixing(settings(**BOTH, seed=seed), 3, images, 2) for seed in (0, 1))
+    assert (again.own_share, again.box) == (drawn[3].own_share, drawn[3].box)
+    assert (other.own_share, other.box) != (drawn[3].own_share, drawn[3].box)
 
 
 def test_each_image_takes_from_another_one_of_its_circle():
-    assert others_of(2, 6).tolist() == [2, 5, 3, 4, 0, 6, 7, 1]  # 0 > 2 > 3 > 4 > 0 and 1 > 5 > 6 > 7 > 1
-    assert others_of(2, 2).tolist() == [2, 3, 0, 1]
-    assert others_of(4, 0).tolist() == others_of(0, 4).tolist() == [1, 0, 3, 2]
+    assert partner_positions(2, 6).tolist() == [2, 5, 3, 4, 0, 6, 7, 1]  # 0 > 2 > 3 > 4 > 0 and 1 > 5 > 6 > 7 > 1
+    assert partner_positions(2, 2).tolist() == [2, 3, 0, 1]
+    assert partner_positions(4, 0).tolist() == partner_positions(0, 4).tolist() == [1, 0, 3, 2]
 
 
 def test_the_loss_is_that_against_the_mixed_target():
@@ -86,7 +86,7 @@ def test_the_loss_is_that_against_the_mixed_target():
     logits, labels = torch.randn(8, 5, generator=draw), torch.tensor([3, 1])
     probs = torch.rand(6, 5, generator=draw).softmax(dim=1)
     top = dict(zip(("top_probs", "top_labels"), probs.topk(2, dim=1), strict=True))
-    mixing = mixing_of(settings(mixup=1.0), 0, images_of(2, 3), 2)
+    mixing = sample_mixing(settings(mixup=1.0), 0, images_of(2, 3), 2)
     for pseudo in ({"probs": probs}, top, {"label": probs.argmax(dim=1)}):
 
         def against(logits, pseudo=pseudo):
@@ -96,14 +96,14 @@ def test_the_loss_is_that_against_the_mixed_target():
         targets = torch.stack([against(torch.zeros(8, 5)) - against(one.expand(8, 5)) for one in torch.eye(5)], dim=1)
         targets = targets + torch.log((4 + torch.e * torch.ones(())) / 5)
         torch.testing.assert_close(targets.sum(dim=1), torch.ones(8))
-        mixed = targets * mixing.kept + targets[mixing.others] * (1 - mixing.kept)
+        mixed = targets * mixing.own_share + targets[mixing.partners] * (1 - mixing.own_share)
         expected = -(mixed * logits.log_softmax(dim=1)).sum(dim=1)
-        torch.testing.assert_close(mixing.losses(logits, against), expected)
+        torch.testing.assert_close(mixing.mix_losses(logits, against), expected)
 
 
 def moved(alone=None, **changes):
     """How far a step moves the weights; and its losses."""
-    step, batch = made(noise=QUIET, **changes)
+    step, batch = make_step_and_batch(noise=QUIET, **changes)
     before = [one.detach().clone() for one in step.unwrapped.parameters()]
     losses = torch.cat(step(3, alone or batch))
     return torch.cat([(one.detach() - old).flatten() for one, old in zip(step.unwrapped.parameters(), before, strict=True)]), losses
@@ -121,7 +121,7 @@ def test_a_mixed_step_cut_into_parts_is_the_same_step(kind, loss):
 
 
 def test_where_one_kind_of_images_is_alone_neighbors_are_mixed_and_an_odd_one_is_refused(tiny_store):
-    _, batch = made()
+    _, batch = make_step_and_batch()
     alone = TrainingBatch(batch.images[:4], batch.labels, {})
     _, losses = moved(alone, mixup=0.4)
     assert len(losses) == 4

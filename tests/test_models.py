@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from nst_data.errors import NstError, UsageError
 from nst_data.store.store import Store
 from nst_train.classifiers.teachers import load_classifier
-from nst_train.networks.models import check_names, check_takes, create_network, data_config_of, save_teacher
+from nst_train.networks.models import check_accepts_images, check_model_and_optimizer, create_network, save_teacher, training_data_config
 from nst_train.noise_settings import Noise
 from nst_train.seeds import seed_network
 from nst_train.settings import TrainSettings
@@ -79,9 +79,9 @@ def test_training_can_start_from_saved_weights_with_another_number_of_classes(sa
 
 def test_an_unknown_name_suggests_near_ones():
     with pytest.raises(UsageError, match=r"efficientnet_bO: .*did you mean efficientnet_b"):
-        check_names(TrainSettings(model="efficientnet_bO"))
+        check_model_and_optimizer(TrainSettings(model="efficientnet_bO"))
     with pytest.raises(UsageError, match=r"optimizer adamww:.*did you mean adamw\b"):
-        check_names(TrainSettings(model="efficientnet_b0", optimizer="adamww"))
+        check_model_and_optimizer(TrainSettings(model="efficientnet_b0", optimizer="adamww"))
 
 
 def test_stochastic_depth_on_a_network_without_it_is_one_line_that_says_so():
@@ -96,7 +96,7 @@ def test_a_folder_without_weights_is_refused(tmp_path):
 
 def test_a_folder_whose_name_is_not_in_utf_8_is_refused():
     with pytest.raises(NstError, match=r"local-dir:m.xe9: .*UTF-8; rename it"):
-        check_names(TrainSettings(model="local-dir:m\udce9"))
+        check_model_and_optimizer(TrainSettings(model="local-dir:m\udce9"))
 
 
 def test_training_never_starts_from_a_pickle(saved):
@@ -117,15 +117,15 @@ def test_a_size_that_the_network_refuses_is_one_line(model, size):
     settings = TrainSettings(model=model, image_size=size, noise={"stochastic_depth": 0})
     network = create_network(settings, 3)
     with pytest.raises(NstError, match=rf"image size {size}:.*{model} \(.+\).*`image_size`"):
-        check_takes(network, settings, data_config_of(network, settings), 3)
+        check_accepts_images(network, settings, training_data_config(network, settings), 3)
 
 
 def test_a_size_that_the_network_takes_passes():
     settings = TrainSettings(model="test_resnet", image_size=17)
     network = create_network(settings, 3)
-    check_takes(network, settings, data_config_of(network, settings), 3)
+    check_accepts_images(network, settings, training_data_config(network, settings), 3)
     with pytest.raises(NstError, match=r"test_resnet:.*\(1, 4\) for one image, found \(1, 3\)"):
-        check_takes(network, settings, data_config_of(network, settings), 4)
+        check_accepts_images(network, settings, training_data_config(network, settings), 4)
 
 
 def test_images_that_a_network_cannot_be_trained_on_together_are_refused_and_the_trial_changes_nothing():
@@ -133,8 +133,8 @@ def test_images_that_a_network_cannot_be_trained_on_together_are_refused_and_the
     network = create_network(settings, 3)
     before, drawn = {name: value.clone() for name, value in network.state_dict().items()}, torch.get_rng_state()
     with pytest.raises(NstError, match=r"test_resnet.*one image of 16 px.*\(Expected more than 1 value.*accumulate"):
-        check_takes(network, settings, data_config_of(network, settings), 3, at_once=1)
-    check_takes(network, settings, data_config_of(network, settings), 3, at_once=2)
+        check_accepts_images(network, settings, training_data_config(network, settings), 3, batch_size=1)
+    check_accepts_images(network, settings, training_data_config(network, settings), 3, batch_size=2)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert torch.equal(torch.get_rng_state(), drawn)
 
@@ -143,14 +143,14 @@ def test_images_that_a_network_cannot_be_trained_on_together_are_refused_and_the
 def test_one_image_at_once_is_enough_where_a_channel_has_more_values_or_layers_normalize_by_image(model, size):
     settings = TrainSettings(model=model, image_size=size, noise={"stochastic_depth": 0.1})
     network = create_network(settings, 3)
-    check_takes(network, settings, data_config_of(network, settings), 3, at_once=1)
+    check_accepts_images(network, settings, training_data_config(network, settings), 3, batch_size=1)
 
 
 @pytest.mark.parametrize("frozen", [{"freeze": 0.99, "freeze_by": "layers"}, {"freeze_batch_norm": True}])
 def test_frozen_batch_norm_takes_one_image_at_once(frozen):
     settings = TrainSettings(model="test_resnet", image_size=16, pretrained=True, **frozen)
     network = create_network(settings.model_copy(update={"pretrained": False}), 3)
-    check_takes(network, settings, data_config_of(network, settings), 3, at_once=1)
+    check_accepts_images(network, settings, training_data_config(network, settings), 3, batch_size=1)
 
 
 class _OtherInTraining(torch.nn.Module):
@@ -168,11 +168,11 @@ class _OtherInTraining(torch.nn.Module):
 def test_a_network_that_gives_something_else_in_training_is_refused():
     settings = TrainSettings(model="test_resnet", image_size=16, noise=Noise.none())
     with pytest.raises(NstError, match=r"test_resnet:.*\(2, 3\) in training, found tuple"):
-        check_takes(_OtherInTraining(), settings, {"input_size": (3, 16, 16)}, 3)
+        check_accepts_images(_OtherInTraining(), settings, {"input_size": (3, 16, 16)}, 3)
 
 
 @pytest.mark.parametrize("noise", [Noise(dropout=0, stochastic_depth=0.1), Noise(dropout=0.1, stochastic_depth=0)])
 def test_a_network_that_folds_patches_into_the_batch_takes_stochastic_depth_and_dropout(noise):
     settings = TrainSettings(model="tnt_s_legacy_patch16_224", noise=noise)
     network = create_network(settings, 3)
-    check_takes(network, settings, data_config_of(network, settings), 3)
+    check_accepts_images(network, settings, training_data_config(network, settings), 3)

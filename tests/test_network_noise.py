@@ -6,9 +6,9 @@ from torch import nn
 from transformers import BeitConfig, BeitForImageClassification, Dinov2Config, Dinov2ForImageClassification
 
 from nst_data.errors import NstError
-from nst_train.networks.models import check_takes, create_network
+from nst_train.networks.models import check_accepts_images, create_network
 from nst_train.networks.network_noise import NetworkNoise, Rates, StochasticDepth, add_noise, drop_paths_of
-from nst_train.networks.outline import beside_settings, draws_again
+from nst_train.networks.outline import extra_settings, reuses_stochastic_depth
 from nst_train.networks.own_networks import register_network
 from nst_train.noise_settings import Noise, PseudoNoise
 from nst_train.seeds import seed_network
@@ -83,7 +83,7 @@ def noised(labeled, pseudo, model="test_resnet"):
 
 @torch.no_grad()
 def logits(network, drawn, step=0, labeled=range(4), pseudo=range(4), images=IMAGES):
-    drawn.begin(step, labeled, pseudo)
+    drawn.prepare_step(step, labeled, pseudo)
     return network(images)
 
 
@@ -98,14 +98,14 @@ def test_dropout_and_stochastic_depth_each_reach_the_network_and_only_while_it_t
 
 def test_the_rates_are_those_of_each_kind_of_image_and_what_stays_is_scaled_up():
     drawn = NetworkNoise(0, CPU)
-    drawn.begin(0, range(100), range(200))
-    kept = drawn.kept(Rates(0.5, 0.2), 1000, layer=1)
+    drawn.prepare_step(0, range(100), range(200))
+    kept = drawn.sample_factors(Rates(0.5, 0.2), 1000, layer=1)
     assert kept.shape == (300, 1000)
     assert set(kept[:100].unique().tolist()) == {0.0, 2.0}
     assert set(kept[100:].unique().tolist()) == {0.0, 1.25}
     assert float((kept[:100] > 0).float().mean()) == pytest.approx(0.5, abs=0.01)
     assert float((kept[100:] > 0).float().mean()) == pytest.approx(0.8, abs=0.01)
-    assert torch.equal(drawn.kept(Rates(0.0, 0.0), 1000, layer=1), torch.ones(300, 1000))
+    assert torch.equal(drawn.sample_factors(Rates(0.0, 0.0), 1000, layer=1), torch.ones(300, 1000))
 
 
 def test_what_is_dropped_is_as_good_as_random():
@@ -113,8 +113,8 @@ def test_what_is_dropped_is_as_good_as_random():
     drawn = NetworkNoise(0, CPU)
     rows = []
     for step in range(3):
-        drawn.begin(step, range(10), range(10))
-        rows += [drawn.kept(Rates(0.5, 0.5), 2000, layer) for layer in (1, 2)]
+        drawn.prepare_step(step, range(10), range(10))
+        rows += [drawn.sample_factors(Rates(0.5, 0.5), 2000, layer) for layer in (1, 2)]
     together = torch.corrcoef(torch.cat(rows)).fill_diagonal_(0)
     assert float(together.abs().max()) < 0.11  # 5 standard deviations of 2,000 fair coins
 
@@ -168,8 +168,8 @@ def test_a_place_that_a_forward_pass_comes_to_again_draws_anew_for_each_row_and_
     images = torch.randn(400, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     network, drawn = noised(noise(stochastic_depth=0.5), noise(stochastic_depth=0.5), "own_patches")
     attention, mlp, outer = drops_of(network, drawn, labeled=range(200), pseudo=range(200), images=images)
-    drawn.begin(0, range(200), range(200))
-    assert torch.equal(attention, drawn.kept(Rates(0.5, 0.5), 4, layer=1).flatten())
+    drawn.prepare_step(0, range(200), range(200))
+    assert torch.equal(attention, drawn.sample_factors(Rates(0.5, 0.5), 4, layer=1).flatten())
     assert (len(mlp), len(outer)) == (1600, 400)
     assert float((attention == mlp).float().mean()) == pytest.approx(0.5, abs=0.06)  # 5 standard deviations
     assert float((attention[:400] == outer).float().mean()) == pytest.approx(0.5, abs=0.125)
@@ -178,9 +178,9 @@ def test_a_place_that_a_forward_pass_comes_to_again_draws_anew_for_each_row_and_
 
 def test_what_is_dropped_is_what_an_earlier_nst_dropped():
     drawn = NetworkNoise(5, torch.device("cpu"))
-    drawn.begin(3, range(4), range(2))
+    drawn.prepare_step(3, range(4), range(2))
     kept = ["0000", "1000", "0011", "1010", "1011", "0100"]
-    assert ["".join(str(int(value > 0)) for value in image) for image in drawn.kept(Rates(0.5, 0.25), 4, 2)] == kept
+    assert ["".join(str(int(value > 0)) for value in image) for image in drawn.sample_factors(Rates(0.5, 0.25), 4, 2)] == kept
 
 
 def test_a_network_that_uses_each_layer_once_draws_the_numbers_of_an_earlier_nst():
@@ -188,9 +188,9 @@ def test_a_network_that_uses_each_layer_once_draws_the_numbers_of_an_earlier_nst
     rates = [place._rates for place in network.modules() if isinstance(place, StochasticDepth)]
     images = torch.randn(8, 3, *network.default_cfg["input_size"][1:], generator=torch.Generator().manual_seed(0))
     found = drops_of(network, drawn, step=3, images=images)
-    drawn.begin(3, range(4), range(4))
+    drawn.prepare_step(3, range(4), range(4))
     assert [one.tolist() for one in found] == [
-        pytest.approx(drawn.kept(rate, 1, layer).flatten().tolist(), abs=1e-3) for layer, rate in enumerate(rates, 1)
+        pytest.approx(drawn.sample_factors(rate, 1, layer).flatten().tolist(), abs=1e-3) for layer, rate in enumerate(rates, 1)
     ]
 
 
@@ -211,8 +211,8 @@ def test_stochastic_depth_of_rows_that_are_not_an_images_own_is_refused_before_a
     with pytest.raises(
         NstError, match=r"own_patches: stochastic depth .* does not work .*\(of a tensor of shape.*set noise\.stochastic_depth"
     ):
-        check_takes(network, settings, {"input_size": (3, 16, 16)}, 3)
-    check_takes(Patches(3, 0.1), settings, {"input_size": (3, 16, 16)}, 3)
+        check_accepts_images(network, settings, {"input_size": (3, 16, 16)}, 3)
+    check_accepts_images(Patches(3, 0.1), settings, {"input_size": (3, 16, 16)}, 3)
 
 
 TINY_OF_TRANSFORMERS = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
@@ -226,7 +226,7 @@ OF_TRANSFORMERS = {
 def test_blocks_of_transformers_that_have_one_place_for_two_branches_draw_again(tmp_path, model):
     OF_TRANSFORMERS[model]().save_pretrained(tmp_path)
     settings = TrainSettings(model=f"local-dir:{tmp_path}", noise=noise(stochastic_depth=0.5), image_size=16)
-    assert draws_again(settings, 3)
+    assert reuses_stochastic_depth(settings, 3)
     network = create_network(settings, 3).train()
     for name, weight in network.named_parameters():
         if "lambda" in name:  # of layer scale, which is nearly 0 at first
@@ -240,8 +240,8 @@ def test_blocks_of_transformers_that_have_one_place_for_two_branches_draw_again(
     ("model", "expected"), [("test_vit", False), ("test_resnet", False), ("visformer_tiny", True), ("tnt_s_legacy_patch16_224", True)]
 )
 def test_whether_a_network_draws_again_is_known_by_its_outline(model, expected):
-    assert draws_again(TrainSettings(model=model, noise=noise(stochastic_depth=0.1, dropout=0.1)), 3) is expected
-    assert not draws_again(TrainSettings(model=model, noise=noise(dropout=0.1)), 3)
+    assert reuses_stochastic_depth(TrainSettings(model=model, noise=noise(stochastic_depth=0.1, dropout=0.1)), 3) is expected
+    assert not reuses_stochastic_depth(TrainSettings(model=model, noise=noise(dropout=0.1)), 3)
 
 
 def test_a_network_that_needs_numbers_tells_too_whether_it_draws_again():
@@ -251,7 +251,7 @@ def test_a_network_that_needs_numbers_tells_too_whether_it_draws_again():
             return super().forward(images)
 
     register_network("own_asking", Asking, image_size=16)
-    assert draws_again(TrainSettings(model="own_asking", noise=noise(stochastic_depth=0.1)), 3)
+    assert reuses_stochastic_depth(TrainSettings(model="own_asking", noise=noise(stochastic_depth=0.1)), 3)
 
 
 @pytest.mark.parametrize("model", ["ghostnet_050", "nest_tiny"])
@@ -262,8 +262,8 @@ def test_a_network_of_timm_drops_nothing_that_the_settings_do_not_ask_for(model)
         network = create_network(settings, 3)
     assert not getattr(network, "drop_rate", 0)
     assert not any(rate for *_, rate in drop_paths_of(network))
-    assert beside_settings(settings, 3) == {"network_noise": "as asked"}  # what an earlier nst trained so is another training
-    assert beside_settings(settings.model_copy(update={"probe": True}), 3) == {}
+    assert extra_settings(settings, 3) == {"network_noise": "as asked"}  # what an earlier nst trained so is another training
+    assert extra_settings(settings.model_copy(update={"probe": True}), 3) == {}
 
 
 def test_its_initial_weights_are_those_that_it_has_with_its_own_noise():
@@ -275,4 +275,4 @@ def test_its_initial_weights_are_those_that_it_has_with_its_own_noise():
 
 
 def test_a_network_whose_own_stochastic_depth_is_replaced_trains_as_before():
-    assert beside_settings(TrainSettings(model="nest_tiny"), 3) == {}
+    assert extra_settings(TrainSettings(model="nest_tiny"), 3) == {}

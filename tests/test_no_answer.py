@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_class_folders
-from labels import RUN, SETTINGS, rows
+from labels import RUN, SETTINGS, table_rows
 from nst_cli.main import app
 from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
-from wording import tells
+from wording import mentions
 
 from nst_data.errors import NstError
 from nst_data.selection.editions import balance
 from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
 from nst_data.store.store import Store
-from nst_data.tables.shards import NO_ANSWER
+from nst_data.tables.shards import NO_PREDICTION
 from nst_train.evaluation.evaluate import evaluate
 from nst_train.labeling import labeling
 from nst_train.labeling.label import extend, label, label_like
@@ -79,38 +79,38 @@ def pool(tmp_path):
     return write_images(tmp_path / "pool", [*range(0, 70, 10), 255])
 
 
-def labeled(store, pool, name, corpus="bugs", **settings):
+def label_pool(store, pool, name, corpus="bugs", **settings):
     return label(store, corpus, name, open_source(str(pool)), LabelSettings(**SETTINGS.model_dump() | settings), run=RUN)
 
 
 @pytest.fixture
 def as_before(monkeypatch):
     """Rows without a number are kept, as earlier versions did."""
-    monkeypatch.setattr("nst_train.labeling.answers.has_answer", lambda log_probs: torch.ones(len(log_probs), dtype=torch.bool))
+    monkeypatch.setattr("nst_train.labeling.answers.has_valid_output", lambda log_probs: torch.ones(len(log_probs), dtype=torch.bool))
     yield
     monkeypatch.undo()
 
 
 def test_an_image_without_a_finite_answer_goes_to_errors_and_the_others_keep_their_bytes(store, pool, white, tmp_path):
-    version = labeled(store, pool, white)
-    assert rows(version, "errors") == [{"id": 7, "key": "255.png", "reason": NO_ANSWER}]
+    version = label_pool(store, pool, white)
+    assert table_rows(version, "errors") == [{"id": 7, "key": "255.png", "reason": NO_PREDICTION}]
     counts = version.manifest.counts
     assert (counts.labeled, counts.errors, counts.no_answer) == (7, 1, 1)
     assert "0 could not be read, 1 got a non-finite output from the teacher" in (version.folder / "README.md").read_text()
     (pool / "255.png").unlink()
-    without = labeled(store, pool, white, "dark")
+    without = label_pool(store, pool, white, "dark")
     assert "no_answer" not in without.manifest.counts.model_dump()
     names = [name for name in version.manifest.files if name.startswith("pseudo_labels/")]
     assert [version.manifest.files[name] for name in names] == [without.manifest.files[name] for name in names]
 
 
 def test_with_the_most_probable_classes_alone_it_is_the_same(store, pool, white):
-    assert [row["reason"] for row in rows(labeled(store, pool, white, top_k=2), "errors")] == [NO_ANSWER]
+    assert [row["reason"] for row in table_rows(label_pool(store, pool, white, top_k=2), "errors")] == [NO_PREDICTION]
 
 
 def test_an_ensemble_has_no_answer_where_one_of_its_members_has_none(store, pool, white, tmp_path):
-    version = labeled(store, pool, [teacher(tmp_path / "dark", "overflows_on_color"), white])
-    assert [row["key"] for row in rows(version, "errors")] == ["255.png"]
+    version = label_pool(store, pool, [teacher(tmp_path / "dark", "overflows_on_color"), white])
+    assert [row["key"] for row in table_rows(version, "errors")] == ["255.png"]
 
 
 def test_retrying_unread_images_does_not_label_it_again(store, pool, white, monkeypatch):
@@ -125,35 +125,35 @@ def test_a_teacher_without_any_finite_answer_stops_early_and_leaves_nothing(stor
     name = teacher(tmp_path / "teacher", "overflows")
     pool = write_images(tmp_path / "pool", range(160, 160 + images))
     with pytest.raises(NstError, match=rf"bugs@gen-1:.*not finite for {says}:.*fp32; use another teacher"):
-        labeled(store, pool, name)
+        label_pool(store, pool, name)
     assert store.unfinished() == []
 
 
 def test_it_goes_on_where_the_first_images_alone_have_no_answer_and_a_shard_is_done(store, tmp_path, white):
     pool = write_images(tmp_path / "pool", [*range(12), *range(250, 256)])
-    version = labeled(store, pool, white, rows_per_shard=6)
+    version = label_pool(store, pool, white, rows_per_shard=6)
     assert (version.manifest.counts.labeled, version.manifest.counts.no_answer) == (12, 6)
 
 
 def test_balance_drops_rows_without_a_number_of_an_earlier_generation_and_counts_them(store, pool, white, as_before, monkeypatch):
-    version = labeled(store, pool, white)
+    version = label_pool(store, pool, white)
     monkeypatch.undo()
-    assert np.isnan(rows(version)[7]["confidence"])
+    assert np.isnan(table_rows(version)[7]["confidence"])
     edition = balance(store, version, ALL)
     assert edition.manifest.counts.dropped["no_answer"] == 1
     assert edition.manifest.counts.unique == 7
     extended = extend(store, version, open_source(str(write_images(pool, [75]))), run=RUN)
-    assert [row["key"] for row in rows(extended, "errors")] == ["255.png"]
+    assert [row["key"] for row in table_rows(extended, "errors")] == ["255.png"]
     assert "no_answer" not in balance(store, extended, ALL).manifest.counts.dropped
     again = label_like(store, edition, white, open_source(str(pool)), SETTINGS, run=RUN)
     assert again.manifest.counts.unique == 7
     result = CliRunner().invoke(app, ["show", version.ref, "--store", str(store.root)])
-    assert tells(result.output, "1 of bugs@gen-1 … confidence … no number in [0, 1]")
+    assert mentions(result.output, "1 of bugs@gen-1 … confidence … no number in [0, 1]")
 
 
 def test_a_generation_without_any_number_says_what_to_do(store, tmp_path, as_before):
     pool = write_images(tmp_path / "pool", range(200, 205))
-    version = labeled(store, pool, teacher(tmp_path / "teacher", "overflows"))
+    version = label_pool(store, pool, teacher(tmp_path / "teacher", "overflows"))
     with pytest.raises(NstError, match=r"bugs@gen-1: 0 images.*5 \(5 no answer\).*another teacher.*`precision` fp32"):
         balance(store, version, ALL)
 

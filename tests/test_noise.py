@@ -13,7 +13,7 @@ from timm.data.auto_augment import augment_and_mix_transform, posterize
 from nst_data.errors import UsageError
 from nst_train.noise_settings import Noise, PseudoNoise
 from nst_train.recipes.reading import load_recipe
-from nst_train.seeds import seed_of, seed_transforms
+from nst_train.seeds import derive_seed, seed_transforms
 from nst_train.settings import TrainSettings
 from nst_train.transforms.crops import RandomResizedCrop
 from nst_train.transforms.noise import Normalize, training_transform, training_transforms
@@ -204,7 +204,7 @@ def test_normalizing_on_the_device_equals_timms_transform():
 
 
 def test_seeds_depend_on_every_word_and_on_their_order():
-    assert len({seed_of(1, "a", 2), seed_of(1, "b", 2), seed_of(2, "a", 1), seed_of(1, "a", 3)}) == 4
+    assert len({derive_seed(1, "a", 2), derive_seed(1, "b", 2), derive_seed(2, "a", 1), derive_seed(1, "a", 3)}) == 4
 
 
 @pytest.mark.parametrize("size", [(40, 30), (16, 50), (9, 9)])

@@ -13,8 +13,8 @@ def read(row):
         return str(error)
 
 
-def matches(found, expected):
-    return found == expected if isinstance(expected, bytes) else isinstance(found, str) and found.startswith(expected)
+def matches(actual, expected):
+    return actual == expected if isinstance(expected, bytes) else isinstance(actual, str) and actual.startswith(expected)
 
 
 @pytest.mark.slow

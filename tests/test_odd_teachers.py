@@ -9,16 +9,16 @@ from labels import write_teacher
 from safetensors.torch import load_file, save_file
 from test_teachers import write_transformer
 from torch import nn
-from wording import tells
+from wording import mentions
 
 from nst_data.errors import NstError
 from nst_data.store.store import Store
 from nst_train.classifiers.teachers import load_classifier
-from nst_train.networks.image_processors import preparation_of
-from nst_train.networks.models import check_takes, create_network, data_config_of
-from nst_train.networks.outline import outline
+from nst_train.networks.image_processors import preparation_changes
+from nst_train.networks.models import check_accepts_images, create_network, training_data_config
+from nst_train.networks.outline import create_outline
 from nst_train.networks.own_networks import register_network
-from nst_train.networks.weights import differences, why_not_loaded
+from nst_train.networks.weights import describe_differences, describe_load_error
 from nst_train.settings import TrainSettings
 
 NAMES = ["ant", "bee", "cat"]
@@ -72,7 +72,7 @@ def of_transformers(tmp_path, transformers, processor=None, **changes):
     return f"local-dir:{tmp_path}"
 
 
-def refused(name, tmp_path):
+def error_line(name, tmp_path):
     """The line that loading ends in."""
     with pytest.raises(NstError, match=r"^local-dir:") as caught:
         load_classifier(name, Store(tmp_path / "store"))
@@ -120,38 +120,38 @@ def refused(name, tmp_path):
     ],
 )
 def test_a_config_of_timm_that_does_not_fit_is_one_line(tmp_path, timms, changes, says):
-    assert tells(refused(of_timm(tmp_path, timms, **changes), tmp_path), says)
+    assert mentions(error_line(of_timm(tmp_path, timms, **changes), tmp_path), says)
 
 
 @pytest.mark.parametrize("changes", [{"num_hidden_layers": 10_000_000}, {"hidden_size": 10_000_000}, {"depths": [10**9, 1]}])
 def test_layers_that_the_weights_of_transformers_cannot_fill_are_not_made(tmp_path, transformers, changes):
     (key,) = changes
-    assert f"config.json: {key}: expected numbers that its " in refused(of_transformers(tmp_path, transformers, **changes), tmp_path)
+    assert f"config.json: {key}: expected numbers that its " in error_line(of_transformers(tmp_path, transformers, **changes), tmp_path)
 
 
 @pytest.mark.parametrize("channels", [1, 4])
 def test_a_network_of_other_images_than_rgb_is_refused_as_teacher_and_as_student(tmp_path, timms, channels):
     weights = timm.create_model("test_resnet", num_classes=3, in_chans=channels).state_dict()
     name = of_timm(tmp_path, timms, weights, {"input_size": [channels, 16, 16]}, model_args={"in_chans": channels})
-    assert tells(refused(name, tmp_path), f"RGB images (3 channels), found one of {channels} channel")
+    assert mentions(error_line(name, tmp_path), f"RGB images (3 channels), found one of {channels} channel")
     settings = TrainSettings(model=name, image_size=32, **SETTINGS)
     with pytest.raises(NstError, match=rf"RGB images \(3 channels\), found one of {channels} channel"):
-        data_config_of(create_network(settings, 3), settings)
+        training_data_config(create_network(settings, 3), settings)
 
 
 def test_one_class_alone_is_no_classifier(tmp_path):
-    assert tells(refused(write_teacher(tmp_path / "one", ["ant"]), tmp_path), "at least two classes, found 1 (ant)")
+    assert mentions(error_line(write_teacher(tmp_path / "one", ["ant"]), tmp_path), "at least two classes, found 1 (ant)")
 
 
 def test_weights_that_are_no_numbers_are_named(tmp_path, timms):
     weights = {key: value * float("nan") if key == "fc.weight" else value for key, value in timms[1].items()}
-    assert tells(refused(of_timm(tmp_path, timms, weights), tmp_path), "NaN or infinite: fc.weight")
+    assert mentions(error_line(of_timm(tmp_path, timms, weights), tmp_path), "NaN or infinite: fc.weight")
 
 
 def test_weights_of_another_network_are_named_whole(tmp_path, timms):
     weights = {key: value for key, value in timms[1].items() if not key.startswith("conv1.")}
     weights |= {"more.weight": torch.zeros(2), "fc.bias": torch.zeros(7)}
-    line = refused(of_timm(tmp_path, timms, weights), tmp_path)
+    line = error_line(of_timm(tmp_path, timms, weights), tmp_path)
     assert "loading failed (missing " in line
     assert "tensors (conv1.0.weight, " in line
     assert "; unexpected 1 tensor (more.weight); wrong shape 1 tensor (fc.bias 7 instead of 3)" in line
@@ -159,10 +159,10 @@ def test_weights_of_another_network_are_named_whole(tmp_path, timms):
 
 def test_an_answer_of_two_tensors_is_refused_as_teacher_and_as_student(tmp_path, timms):
     name = of_timm(tmp_path, timms, Pair(3).state_dict(), architecture="own_pair", model_args={})
-    assert tells(refused(name, tmp_path), "(1, 3) for one image, found a tuple")
+    assert mentions(error_line(name, tmp_path), "(1, 3) for one image, found a tuple")
     settings = TrainSettings(model="own_pair", image_size=16, noise={"stochastic_depth": 0})
     with pytest.raises(NstError, match=r"own_pair:.*\(1, 3\) for one image, found a tuple"):
-        check_takes(Pair(3), settings, {"input_size": (3, 16, 16)}, 3)
+        check_accepts_images(Pair(3), settings, {"input_size": (3, 16, 16)}, 3)
 
 
 @pytest.mark.parametrize(
@@ -205,17 +205,17 @@ def test_an_answer_of_two_tensors_is_refused_as_teacher_and_as_student(tmp_path,
     ],
 )
 def test_a_config_of_transformers_that_does_not_fit_is_one_line(tmp_path, transformers, changes, says):
-    assert tells(refused(of_transformers(tmp_path, transformers, **changes), tmp_path), says)
+    assert mentions(error_line(of_transformers(tmp_path, transformers, **changes), tmp_path), says)
 
 
 @pytest.mark.parametrize("key", ["image_size", "id2label", "num_labels", "model_type"])
 def test_a_value_of_the_wrong_type_is_the_same_line_for_a_student(tmp_path, transformers, key):
     name = of_transformers(tmp_path, transformers, **{key: [{"a": 1}]})
     settings = TrainSettings(model=name, **SETTINGS)
-    for make in (lambda: create_network(settings, 3), lambda: outline(settings, 3), lambda: preparation_of(settings)):
+    for make in (lambda: create_network(settings, 3), lambda: create_outline(settings, 3), lambda: preparation_changes(settings)):
         with pytest.raises(NstError, match=rf"^{name}: config.json: {key}: expected [^\n]*, found \[") as caught:
             make()
-        assert str(caught.value).removeprefix(f"{name}: ") == refused(name, tmp_path)
+        assert str(caught.value).removeprefix(f"{name}: ") == error_line(name, tmp_path)
 
 
 def test_arguments_that_are_numbers_and_plain_words_are_taken(tmp_path, timms):
@@ -226,7 +226,7 @@ def test_arguments_that_are_numbers_and_plain_words_are_taken(tmp_path, timms):
 def test_an_adapter_of_another_model_is_not_followed(tmp_path, transformers):
     name = of_transformers(tmp_path, transformers)
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/base", "peft_type": "LORA"}')
-    assert tells(refused(name, tmp_path), "adapter_config.json … another model's weights")
+    assert mentions(error_line(name, tmp_path), "adapter_config.json … another model's weights")
 
 
 @pytest.mark.parametrize("model_type", ["vit", "stranger"])
@@ -237,14 +237,14 @@ def test_code_beside_a_model_is_never_run(tmp_path, transformers, model_type):
     if model_type == "vit":
         assert load_classifier(name, Store(tmp_path / "store"))[0].class_names == NAMES
     else:
-        assert "loading failed (" in refused(name, tmp_path)
+        assert "loading failed (" in error_line(name, tmp_path)
     assert not (tmp_path / "ran").exists()
 
 
 def test_a_config_that_is_no_object_is_one_line(tmp_path, timms):
     name = of_timm(tmp_path, timms)
     (tmp_path / "config.json").write_text("[1]")
-    assert refused(name, tmp_path) == "not a timm or transformers config.json (a JSON list)"
+    assert error_line(name, tmp_path) == "not a timm or transformers config.json (a JSON list)"
 
 
 def test_images_are_resized_by_pillow_where_torchvision_cannot(tmp_path, timms):
@@ -257,6 +257,6 @@ def test_what_torch_says_of_weights_is_one_line_with_counts_and_the_first_names(
     with pytest.raises(RuntimeError, match="size mismatch") as caught:
         network.load_state_dict({"0.weight": torch.zeros(3, 2), "x": torch.zeros(1)})
     expected = "missing 7 tensors (0.bias, 1.weight, 1.bias, and 4 more); unexpected 1 tensor (x)"
-    assert why_not_loaded(caught.value) == f"{expected}; wrong shape 1 tensor (0.weight 3x2 instead of 2x2)"
-    assert why_not_loaded(ValueError("first\nsecond")) == "first"
-    assert differences([], ["a"], {}) == "unexpected 1 tensor (a)"
+    assert describe_load_error(caught.value) == f"{expected}; wrong shape 1 tensor (0.weight 3x2 instead of 2x2)"
+    assert describe_load_error(ValueError("first\nsecond")) == "first"
+    assert describe_differences([], ["a"], {}) == "unexpected 1 tensor (a)"

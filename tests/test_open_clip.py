@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import write_pool
 from image_text import tokenizer, write_clip
-from labels import RUN, SETTINGS, rows
+from labels import RUN, SETTINGS, table_rows
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -89,7 +89,7 @@ def test_a_pool_is_labeled_and_its_text_side_left_behind(teacher, tmp_path):
     pool, store = write_pool(tmp_path / "pool", 2, 3), Store(tmp_path / "store")
     spec = ZeroShot(model=teacher, class_names=NAMES)
     version = label(store, "bugs", spec, open_source(str(pool)), SETTINGS, run=RUN)
-    assert len(rows(version)) == 6
+    assert len(table_rows(version)) == 6
     assert load_classifier(spec, store)[0].parameters < 100_000 < open_clip.CLIP(**MODEL).token_embedding.weight.numel()
     assert label(store, "bugs", spec, open_source(str(pool)), SETTINGS, run=RUN).ref == version.ref
 
@@ -148,7 +148,7 @@ def test_without_the_package_what_to_install_is_said(teacher, tmp_path, monkeypa
 def test_where_a_model_is_there_in_both_formats_transformers_is_read(tmp_path):
     write_open_clip(tmp_path / "model")
     teacher = write_clip(tmp_path / "model")
-    assert zero_shot._is_of_transformers(teacher, tmp_path / "model")
+    assert zero_shot._is_transformers_folder(teacher, tmp_path / "model")
     assert load(teacher, tmp_path)[0].network.images.network.config.model_type == "clip"
 
 

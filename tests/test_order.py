@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from nst_train.batches.order import draw, permute
+from nst_train.batches.order import permute, shuffled_rows
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 5, 16, 17, 1000])
@@ -19,11 +19,11 @@ def test_first_and_last_places_are_uniform_over_keys():
 
 
 def test_each_epoch_of_the_stream_holds_every_row_once_in_an_order_of_its_own():
-    drawn = draw(np.arange(30), 10, seed=0, part="labeled").reshape(3, 10)
+    drawn = shuffled_rows(np.arange(30), 10, seed=0, part="labeled").reshape(3, 10)
     assert [sorted(epoch) for epoch in drawn] == [list(range(10))] * 3
     assert drawn[0].tolist() != drawn[1].tolist()
 
 
 def test_a_position_gives_the_same_row_however_it_is_asked_for():
-    whole = draw(np.arange(30), 10, seed=3, part="pseudo")
-    assert draw(np.arange(12, 19), 10, seed=3, part="pseudo").tolist() == whole[12:19].tolist()
+    whole = shuffled_rows(np.arange(30), 10, seed=3, part="pseudo")
+    assert shuffled_rows(np.arange(12, 19), 10, seed=3, part="pseudo").tolist() == whole[12:19].tolist()

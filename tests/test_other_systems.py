@@ -25,9 +25,9 @@ from streamed import REF, process, publish, seal
 import nst_train.interruption
 from nst_data.errors import NstError, UsageError
 from nst_data.review.answers import AnswerLog
-from nst_data.review.queues import keep_queue
-from nst_data.safe_names import folded, folder_names, mistaken_for
-from nst_data.sharing.pull import version_there
+from nst_data.review.queues import save_queue
+from nst_data.safe_names import find_lookalike, fold_name, folder_names
+from nst_data.sharing.pull import find_existing
 from nst_data.sources import open_source
 from nst_data.store.files import write_text
 from nst_data.store.inputs import Input
@@ -110,26 +110,26 @@ def test_windows_is_told_at_once_where_nst_runs(tmp_path, monkeypatch):
 
 def test_names_that_differ_in_case_or_in_how_an_accent_is_encoded_are_one():
     assert COMPOSED != DECOMPOSED
-    assert folded(COMPOSED) == folded(DECOMPOSED.upper())
-    assert mistaken_for("Bugs", ["ants", "bugs"]) == "bugs"
-    assert mistaken_for("Bugs", ["Bugs", "bugs"]) is None  # a store that has both already
-    assert mistaken_for("bugs", ["bugs-2"]) is None
+    assert fold_name(COMPOSED) == fold_name(DECOMPOSED.upper())
+    assert find_lookalike("Bugs", ["ants", "bugs"]) == "bugs"
+    assert find_lookalike("Bugs", ["Bugs", "bugs"]) is None  # a store that has both already
+    assert find_lookalike("bugs", ["bugs-2"]) is None
 
 
 @pytest.mark.parametrize("names", [["a-2", "a", "A"], [COMPOSED, DECOMPOSED], ["x/y", "x_y", "X_Y-1"], ["Straße", "STRASSE"]])
 def test_classes_have_folders_that_every_file_system_tells_apart(names):
-    assert len({folded(name) for name in folder_names(names)}) == len(names)
+    assert len({fold_name(name) for name in folder_names(names)}) == len(names)
 
 
 def test_a_name_that_differs_in_case_alone_is_refused_and_opens_nothing(tmp_path, monkeypatch):
     store = Store(tmp_path)
-    staging = store.begin(REQUEST, "bugs")
+    staging = store.find_or_stage(REQUEST, "bugs")
     with pytest.raises(NstError, match=r"'Bugs' and 'bugs'.*use 'bugs'"):
-        store.begin(REQUEST, "Bugs")
-    version = staging.seal(staging.describe({"a": write_text(staging.build / "a", "labels")}, ["ant"], COUNTS["generation"]))
-    assert store.begin(REQUEST, "bugs") == version
+        store.find_or_stage(REQUEST, "Bugs")
+    version = staging.seal(staging.build_manifest({"a": write_text(staging.build / "a", "labels")}, ["ant"], COUNTS["generation"]))
+    assert store.find_or_stage(REQUEST, "bugs") == version
     with pytest.raises(NstError, match="'BUGS' and 'bugs'"):
-        version_there(store, "BUGS", version.manifest)
+        find_existing(store, "BUGS", version.manifest)
     (tmp_path / "corpora" / "Bugs").symlink_to("bugs")  # what a path of another spelling is where case does not count
     monkeypatch.setattr(Path, "glob", lambda self, pattern, whole=Path.glob: (one for one in whole(self, pattern) if one.name != "Bugs"))
     with pytest.raises(UsageError, match="nothing called 'Bugs'"):
@@ -143,9 +143,9 @@ def test_reviewers_and_queues_are_told_apart(tmp_path):
     with pytest.raises(UsageError, match="'Ann': 'ann' has answered"):
         AnswerLog(store, "bugs", "Ann")
     picks = pl.DataFrame({"image_hash": ["aa"], "key": ["1.jpg"], "label": ["ant"], "confidence": [0.5], "by": ["random"], "score": [1.0]})
-    keep_queue(store, "bugs", picks, "hard")
+    save_queue(store, "bugs", picks, "hard")
     with pytest.raises(UsageError, match=r"queue 'Hard': bugs has 'hard'.*`queue`"):
-        keep_queue(store, "bugs", picks, "Hard")
+        save_queue(store, "bugs", picks, "Hard")
 
 
 @pytest.mark.parametrize("kind", ["labeled", "list.txt", "table.csv", "images.tar", "images.parquet"])

@@ -11,17 +11,17 @@ import sys
 import pytest
 from conftest import picture
 from nst_cli import main, output
-from wording import tells
+from wording import mentions
 
 from nst_data import progress as progress_module
-from nst_data.progress import Bars, Lines
+from nst_data.progress import BarProgress, LineProgress
 
 NST = [sys.executable, "-c", "from nst_cli.main import run; run()"]
 ASCII = [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}]
 
 
-def nst(*words, env=None, **options):
-    return subprocess.run([*NST, *map(str, words)], text=True, timeout=120, env=os.environ | (env or {}), **options)
+def nst(*arguments, env=None, **options):
+    return subprocess.run([*NST, *map(str, arguments)], text=True, timeout=120, env=os.environ | (env or {}), **options)
 
 
 @pytest.mark.parametrize("env", ASCII)
@@ -64,10 +64,10 @@ def test_closed_output_is_no_file_that_is_opened_next(tmp_path):
 
 
 def test_a_result_that_no_disk_takes_is_said_of_a_command_whose_work_is_done(monkeypatch, capsys):
-    with output._Output(open("/dev/full", "wb"), encoding="utf-8", line_buffering=True) as full:
+    with output._SafeStream(open("/dev/full", "wb"), encoding="utf-8", line_buffering=True) as full:
         monkeypatch.setattr(sys, "stdout", full)
         print("made")
-        main._tell_lost_output(is_all=False)
+        main._report_lost_output(is_failure=False)
         print("more")
         assert output.lost_output() == "No space left on device"
         monkeypatch.undo()
@@ -76,7 +76,7 @@ def test_a_result_that_no_disk_takes_is_said_of_a_command_whose_work_is_done(mon
 
 def test_the_standard_streams_of_another_program_stay_as_they_are():
     own = io.StringIO()
-    assert output._safe(own) is own
+    assert output._safe_stream(own) is own
 
 
 @pytest.mark.slow
@@ -103,7 +103,7 @@ def test_class_names_that_the_terminal_lacks_pass_every_command(tmp_path, env):
     assert "櫻" in json.dumps(shown, ensure_ascii=False)
     refused = nst("train", "--labeled", labeled, "--name", "other", *network, *store, env=ASCII[1], capture_output=True)
     assert refused.returncode == 1
-    assert tells(refused.stderr, "UTF-8; … ascii here: set PYTHONUTF8=1")
+    assert mentions(refused.stderr, "UTF-8; … ascii here: set PYTHONUTF8=1")
 
 
 def test_a_stop_is_not_waited_for_longer_than_some_seconds():
@@ -111,7 +111,7 @@ def test_a_stop_is_not_waited_for_longer_than_some_seconds():
         "import os, signal, threading, time\n"
         "from nst_cli import main\n"
         "from nst_train.interruption import Interrupted\n"
-        "main.LONGEST_WAIT_SECONDS = 0.2\n"
+        "main.MAX_WAIT_SECONDS = 0.2\n"
         "signal.signal(signal.SIGTERM, main._stop)\n"
         "stuck = threading.Thread(target=time.sleep, args=(60,))\n"  # such as a read that never comes back; Python waits for it at its end
         "stuck.start()\n"
@@ -141,7 +141,7 @@ ESCAPED = r"a\x1b[2Jb\x9b31m\u202e.png"
 
 
 def test_what_several_steps_meet_is_said_once(capsys):
-    first, second = Lines(), Lines()
+    first, second = LineProgress(), LineProgress()
     for progress in (first, first, second):
         progress.say_once("photos: skipped 1 file: 1 .heic")
     assert capsys.readouterr().err.count("skipped") == 2
@@ -150,16 +150,16 @@ def test_what_several_steps_meet_is_said_once(capsys):
 @pytest.mark.parametrize(("every", "lines"), [(-1, ["2/4", "4/4"]), (100, ["4/4"])])
 def test_the_end_of_long_work_is_printed_once(capsys, monkeypatch, every, lines):
     monkeypatch.setattr(progress_module, "LINE_EVERY_SECONDS", every)
-    with Lines().task("label", 4, "images") as task:
+    with LineProgress().task("label", 4, "images") as task:
         task.advance(2)
         task.advance(2, "done")
     assert [line.split()[1] for line in capsys.readouterr().err.splitlines()] == lines
-    with Lines().task("label", 0, "images"):
+    with LineProgress().task("label", 0, "images"):
         pass
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-@pytest.mark.parametrize("progress", [Lines(), Bars()])
+@pytest.mark.parametrize("progress", [LineProgress(), BarProgress()])
 def test_no_rate_is_shown_of_work_that_was_done_before(monkeypatch, progress):
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setattr(sys, "stderr", terminal := io.StringIO())
@@ -170,7 +170,7 @@ def test_no_rate_is_shown_of_work_that_was_done_before(monkeypatch, progress):
     assert "/s" not in terminal.getvalue()
 
 
-@pytest.mark.parametrize("progress", [Lines(), Bars()])
+@pytest.mark.parametrize("progress", [LineProgress(), BarProgress()])
 def test_bytes_are_shown_as_megabytes(monkeypatch, progress):
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setattr(sys, "stderr", terminal := io.StringIO())
@@ -182,7 +182,7 @@ def test_bytes_are_shown_as_megabytes(monkeypatch, progress):
     assert "bytes" not in terminal.getvalue()
 
 
-@pytest.mark.parametrize("progress", [Lines(), Bars()])
+@pytest.mark.parametrize("progress", [LineProgress(), BarProgress()])
 def test_what_a_terminal_would_obey_in_names_of_strangers_is_shown_by_its_code(capsys, progress):
     progress.say(f"left out: {NAME}")
     with progress.task(NAME, 1, "images") as task:
@@ -203,7 +203,7 @@ def test_a_long_name_gives_way_to_the_numbers_of_a_bar(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(sys, "stderr", terminal := io.StringIO())
     terminal.isatty = lambda: True
-    with Bars().task("find reviewed images in /home/me/photographs/2021/labeled", 150, "images") as task:
+    with BarProgress().task("find reviewed images in /home/me/photographs/2021/labeled", 150, "images") as task:
         task.advance(150, "loss 1.103, lr 2.47e-05")
     assert all(one in terminal.getvalue() for one in ("find reviewed", "2021/labeled", " 150/150 images ", "/s ", " left "))
 
@@ -212,7 +212,7 @@ def test_a_terminal_of_80_columns_shows_every_number_of_a_bar(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(sys, "stderr", terminal := io.StringIO())
     terminal.isatty = lambda: True
-    with Bars().task("train flowers-teacher@gen-1", 80_000, "images", 36_000) as task:
+    with BarProgress().task("train flowers-teacher@gen-1", 80_000, "images", 36_000) as task:
         task.advance(800, "loss 1.103, lr 2.47e-05")
     assert "36,800/80,000 images" in terminal.getvalue()
     assert max(len(line) for line in re.sub(r"\x1b\[[\d;?]*[A-Za-z]|\r", "\n", terminal.getvalue()).split("\n")) <= 80

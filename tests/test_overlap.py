@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits, load_sample_images
 from nst_data.digits import write_digits
 from nst_data.images import decode, phash, phash_thumbnail
 from nst_data.selection.hash_index import HashIndex
-from nst_data.selection.overlap import DECODED_SIDE_PX, HeldOut, Looks
+from nst_data.selection.overlap import DECODED_SIDE_PX, HeldOut, ImageDescriptors
 from nst_data.sources import open_source
 
 
@@ -68,21 +68,21 @@ COPIES = {
 IMAGES = {"digits": digits(32)[::30], "photographs": photographs(), "generated": generated(40)}
 
 
-def looked_at(images):
+def phashes_and_looks(images):
     thumbnails = np.stack([phash_thumbnail(decode(image, DECODED_SIDE_PX)) for image in images])
-    return phash(thumbnails), Looks.of(thumbnails)
+    return phash(thumbnails), ImageDescriptors.from_thumbnails(thumbnails)
 
 
 def held_out(images):
     """These images as HeldOut.read gives them."""
-    phashes, looks = looked_at(images)
+    phashes, looks = phashes_and_looks(images)
     return HeldOut(frozenset(), looks, HashIndex(phashes))
 
 
-def found(images, held):
+def shows_held_out(images, held):
     """Whether each image shows what one of the held-out ones shows."""
-    phashes, looks = looked_at(images)
-    return np.array([held.show(looks.taken(slice(row, row + 1)), int(phashes[row])) for row in range(len(images))])
+    phashes, looks = phashes_and_looks(images)
+    return np.array([held.matches(looks.take(slice(row, row + 1)), int(phashes[row])) for row in range(len(images))])
 
 
 @pytest.mark.parametrize("copy", COPIES)
@@ -90,19 +90,19 @@ def found(images, held):
 def test_of_changed_copies_95_percent_or_more_are_found(kind, copy):
     held = held_out([encoded(image) for image in IMAGES[kind]])
     assert len(held.index) >= 30
-    assert found([COPIES[copy](image) for image in IMAGES[kind]], held).mean() >= 0.95
+    assert shows_held_out([COPIES[copy](image) for image in IMAGES[kind]], held).mean() >= 0.95
 
 
 def test_of_distinct_digits_fewer_than_1_in_1000_are_called_duplicates_of_other_digits():
     """All scans of the demo, each against all others: the same ten shapes in the same place, 8 pixels wide."""
-    phashes, looks = looked_at([encoded(image) for image in digits(8)])
+    phashes, looks = phashes_and_looks([encoded(image) for image in digits(8)])
     index = HashIndex(phashes)
     candidates, called = 0, 0
     for row in range(len(phashes)):
-        others = index.near(int(phashes[row]))
+        others = index.find_near(int(phashes[row]))
         others = others[others != row]
         candidates += len(others) > 0
-        called += bool(looks.taken(others).resemble(looks.taken(slice(row, row + 1))).any())
+        called += bool(looks.take(others).matches(looks.take(slice(row, row + 1))).any())
     assert candidates > 100, "hashes alone do not tell digits apart"
     assert called < len(phashes) / 1000
 
@@ -110,35 +110,35 @@ def test_of_distinct_digits_fewer_than_1_in_1000_are_called_duplicates_of_other_
 @pytest.mark.parametrize("kind", ["photographs", "generated"])
 def test_distinct_photographs_are_not_called_duplicates(kind):
     images = [encoded(image) for image in IMAGES[kind]]
-    assert not found(images[::2], held_out(images[1::2])).any()
+    assert not shows_held_out(images[::2], held_out(images[1::2])).any()
 
 
 def test_the_demos_digits_are_kept(tmp_path):
     write_digits(tmp_path / "digits", 0)
-    held = HeldOut.read([open_source(str(tmp_path / "digits" / part)) for part in ("test", "labeled")], near=True)
+    held = HeldOut.read([open_source(str(tmp_path / "digits" / part)) for part in ("test", "labeled")], with_near_duplicates=True)
     pool = open_source(str(tmp_path / "digits" / "pool"))
     assert (len(held.index), len(pool)) == (600, 1197)
-    assert found([pool.read(row) for row in range(len(pool))], held).sum() <= 1
+    assert shows_held_out([pool.read(row) for row in range(len(pool))], held).sum() <= 1
 
 
 def test_the_same_shape_in_another_color_is_another_image():
     shape = np.asarray(generated(1)[0]).mean(axis=2, keepdims=True)
     red, green = (encoded(Image.fromarray((shape * tint).astype(np.uint8))) for tint in ([1, 0.4, 0.4], [0.4, 0.65, 0.4]))
-    assert found([red, green], held_out([red])).tolist() == [True, False]
+    assert shows_held_out([red, green], held_out([red])).tolist() == [True, False]
 
 
 def test_plain_images_are_no_near_duplicates_of_one_another(tmp_path):
     for level in (60, 61, 200):
         Image.new("RGB", (32, 32), (level, level, level)).save(tmp_path / f"{level}.png")
-    held = HeldOut.read([open_source(str(tmp_path))], near=True)
+    held = HeldOut.read([open_source(str(tmp_path))], with_near_duplicates=True)
     assert (len(held.image_hashes), len(held.index)) == (3, 0)
 
 
 def test_how_an_image_is_compared_does_not_depend_on_its_company():
     images = [encoded(image) for image in IMAGES["photographs"]]
-    phashes, looks = looked_at(images)
+    phashes, looks = phashes_and_looks(images)
     for row, image in enumerate(images):
-        alone = looked_at([image])
+        alone = phashes_and_looks([image])
         assert alone[0][0] == phashes[row]
         assert all(np.array_equal(one[0], many[row]) for one, many in zip(alone[1], looks, strict=True))
 
@@ -148,4 +148,4 @@ def test_any_number_of_threads_reads_the_same(tmp_path):
     source = open_source(str(tmp_path / "digits.parquet"))
     one, three = (HeldOut.read([source], True, threads=threads) for threads in (1, 3))
     assert one.image_hashes == three.image_hashes
-    assert all(np.array_equal(a, b) for a, b in zip(one.looks, three.looks, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(one.descriptors, three.descriptors, strict=True))

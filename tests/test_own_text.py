@@ -1,7 +1,7 @@
 """The user's own text in a card."""
 
 import pytest
-from wording import tells
+from wording import mentions
 
 from nst_data.cards.own_text import BEGIN, END, OwnText, own_text, read_card
 from nst_data.errors import NstError
@@ -50,7 +50,7 @@ def test_text_beside_a_damaged_mark_is_kept_and_told_and_kept_again(damage, miss
     found = own_text(damage(HEAD + OwnText("\n## Mine\r\n\nkeep me\n").section))
     assert "\n## Mine\r\n\nkeep me\n" in found.text
     assert "written by nst" not in found.text
-    assert tells(found.problem, missing)
+    assert mentions(found.problem, missing)
     assert found.problem in found.section
     again = own_text(HEAD + found.section)
     assert again == OwnText(found.text)  # told once

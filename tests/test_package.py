@@ -79,8 +79,8 @@ def test_the_version_is_the_same_wherever_it_is_named():
 def test_a_release_asks_for_one_version_a_clean_checkout_and_a_new_tag(tmp_path):
     problems = loaded(".ci/release.py").problems
 
-    def git(*words):
-        subprocess.run(["git", "-c", "user.name=n", "-c", "user.email=e", *words], cwd=tmp_path, check=True, capture_output=True)
+    def git(*arguments):
+        subprocess.run(["git", "-c", "user.name=n", "-c", "user.email=e", *arguments], cwd=tmp_path, check=True, capture_output=True)
 
     (tmp_path / "pyproject.toml").write_text('[project]\nversion = "1.2.0"\n')
     (tmp_path / "CITATION.cff").write_text("cff-version: 1.2.0\nversion: 1.2.0\n")

@@ -1,13 +1,15 @@
 import pytest
 
 from nst_data.errors import NstError
-from nst_data.sources.pairing import Part, classes_of_members, key_of
+from nst_data.sources.pairing import SampleMember, classes_of_members, sample_key
 
 
 def paired(spec):
     """The class of each image of a tar file with members such as `a.png a.cls:1`."""
     members = [member.partition(":") for member in spec.split()]
-    return classes_of_members([Part(name, text if colon else None, name.endswith(".heic")) for name, colon, text in members], "x.tar")
+    return classes_of_members(
+        [SampleMember(name, text if colon else None, name.endswith(".heic")) for name, colon, text in members], "x.tar"
+    )
 
 
 @pytest.mark.parametrize(
@@ -15,7 +17,7 @@ def paired(spec):
     [("a.png", "a"), ("a.seg.png", "a"), ("d.1/a.b.png", "d.1/a"), ("./a.png", "./a"), ("a", "a")],
 )
 def test_a_key_ends_at_the_first_dot_of_the_name_without_its_folders(name, key):
-    assert key_of(name) == key
+    assert sample_key(name) == key
 
 
 @pytest.mark.parametrize(

@@ -7,17 +7,17 @@ import shutil
 import polars as pl
 import pytest
 from conftest import write_class_folders, write_pool
-from labels import rows, write_teacher
+from labels import table_rows, write_teacher
 from nst_cli.main import app
 from sealed_labels import label_row, seal_generation
 from typer.testing import CliRunner
-from wording import tells
+from wording import mentions
 
 from nst_data.errors import NstError, UsageError
 from nst_data.images import image_hash
 from nst_data.review import queues as queues_module
-from nst_data.review.answers import AnswerLog, settled
-from nst_data.review.queues import PICK_COLUMNS, keep_queue, queues, read_queue, suspicion_of
+from nst_data.review.answers import AnswerLog, resolve_answers
+from nst_data.review.queues import PICK_COLUMNS, list_queues, load_suspicion, read_queue, save_queue
 from nst_data.settings import PickSettings
 from nst_data.sources import open_source
 from nst_data.store.store import Store
@@ -28,8 +28,8 @@ RUN = {"run": ReadSettings(decode_threads=1), "embedding": EmbedSettings(batch_s
 BY_CLASSES = {"spread": "classes", "number": 4}
 
 
-def nst(status, *words):
-    result = CliRunner().invoke(app, ["pick", *map(str, words)], catch_exceptions=False)
+def nst(status, *arguments):
+    result = CliRunner().invoke(app, ["pick", *map(str, arguments)], catch_exceptions=False)
     assert result.exit_code == status, result.output
     return result.stdout if status == 0 else result.stderr.strip().splitlines()[-1]
 
@@ -63,7 +63,7 @@ def test_a_queue_is_never_replaced_by_other_picks(tmp_path):
     assert pick(store, version, PickSettings(by="margin", spread="classes", number=2)).queue == "margin-2"
     with pytest.raises(UsageError, match=r"queue 'margin': bugs.*other images.*`queue`"):
         pick(store, version, PickSettings(by="entropy", **BY_CLASSES), queue="margin")
-    assert [(queue.name, len(queue)) for queue in queues(store, "bugs")] == [("margin", 4), ("margin-2", 2)]
+    assert [(queue.name, len(queue)) for queue in list_queues(store, "bugs")] == [("margin", 4), ("margin-2", 2)]
     with pytest.raises(UsageError, match=r"queue 'mine':.*bugs's queues.*margin, margin-2"):
         read_queue(store, "bugs", "mine")
 
@@ -104,12 +104,12 @@ def test_generations_that_disagree_make_an_image_suspicious(tmp_path):
     for by in ("churn", "suspicion"):
         picks = pick(store, version, PickSettings(by=by, spread="classes", number=3))
         assert sorted(picks.rows["key"]) == ["000.png", "001.png", "002.png"], by
-    suspicion = suspicion_of(store, "bugs", "gen-2").collect()
-    expected = {row["image_hash"]: 1 - (row["confidence"] + (1 - row["confidence"]) / 2) / 2 for row in rows(version)[:3]}
+    suspicion = load_suspicion(store, "bugs", "gen-2").collect()
+    expected = {row["image_hash"]: 1 - (row["confidence"] + (1 - row["confidence"]) / 2) / 2 for row in table_rows(version)[:3]}
     found = dict(suspicion.iter_rows())
     assert len(found) == 10
     assert {one: found[one] for one in expected} == pytest.approx(expected, abs=1e-3)
-    assert suspicion_of(store, "bugs", "gen-1") is None
+    assert load_suspicion(store, "bugs", "gen-1") is None
 
 
 @pytest.mark.parametrize("name", ["picks.csv", "picks.jsonl", "picks.parquet"])
@@ -140,7 +140,7 @@ def test_a_list_that_is_filled_in_is_never_overwritten(tmp_path, name):
     getattr(rows.with_columns(pl.Series("class", ["ant", None, None], pl.String)), write)(tmp_path / name)
     for content in ((tmp_path / name).read_bytes(), b"hand work"):
         (tmp_path / name).write_bytes(content)
-        assert tells(nst(2, *words), f"{name}: already exists with other content … remove it")
+        assert mentions(nst(2, *words), f"{name}: already exists with other content … remove it")
         assert (tmp_path / name).read_bytes() == content
 
 
@@ -184,7 +184,7 @@ def test_the_list_has_a_column_for_the_answer(tmp_path, name):
 def test_wrong_use_is_one_line(tmp_path, monkeypatch, words, line):
     monkeypatch.chdir(tmp_path)
     version = bugs(Store(tmp_path / "store"))
-    assert tells(nst(2, version.ref, *words, "--store", tmp_path / "store"), line)
+    assert mentions(nst(2, version.ref, *words, "--store", tmp_path / "store"), line)
 
 
 @pytest.mark.slow
@@ -239,8 +239,8 @@ def test_a_store_that_cannot_be_written_to_is_picked_from_all_the_same(tiny_stor
         sealed.setattr("nst_data.store.files.os.access", lambda *_: False)
         read_only = CliRunner().invoke(app, ["pick", *map(str, words)], catch_exceptions=False)
         assert read_only.stderr.count("store cannot be written to: these picks are not kept as a queue") == 1
-        assert tells(nst(1, *words, "--queue", "mine"), "cannot be written to; remove --queue")
-        assert tells(nst(1, *words, "--look"), "--look: … cannot be written to")
+        assert mentions(nst(1, *words, "--queue", "mine"), "cannot be written to; remove --queue")
+        assert mentions(nst(1, *words, "--look"), "--look: … cannot be written to")
     assert sorted(store.root.rglob("*")) == there
     found, kept = json.loads(read_only.stdout), json.loads(nst(0, *words))
     assert kept == found | {"queue": by}
@@ -255,7 +255,7 @@ def test_a_wrong_label_among_labeled_images_is_suspected(tmp_path):
     picks = pick(store, labeled, PickSettings(number=3), model=model, corpus="bugs", **RUN)
     assert "cat/wrong.png" in picks.rows["key"].to_list()
     assert picks.queue == "suspicion"
-    suspicion = suspicion_of(store, "bugs", "labeled").collect()
+    suspicion = load_suspicion(store, "bugs", "labeled").collect()
     assert len(suspicion) == 18
     # the most suspicious come first, whatever they look like, but for the share of a class
     ranked = suspicion.join(pick(store, labeled, PickSettings(number=18), model=model, **RUN).rows, on="image_hash")
@@ -306,32 +306,32 @@ def test_the_queue_opens_in_the_page(tmp_path, monkeypatch):
 
 
 def test_two_picks_at_once_are_two_queues_whatever_either_saw_before(tmp_path, monkeypatch):
-    store, write = Store(tmp_path / "store"), queues_module._write
+    store, write = Store(tmp_path / "store"), queues_module._write_new
     picks = [
         pl.DataFrame({"image_hash": [one], "key": one, "label": "ant", "confidence": 0.5, "by": "margin", "score": 1.0}) for one in "abc"
     ]
 
     def write_after_another(*arguments):
         monkeypatch.undo()
-        assert keep_queue(store, "bugs", picks[1]) == "margin"
+        assert save_queue(store, "bugs", picks[1]) == "margin"
         return write(*arguments)
 
-    monkeypatch.setattr(queues_module, "_write", write_after_another)
-    assert keep_queue(store, "bugs", picks[0]) == "margin-2"
-    assert {queue.name: queue.rows()["key"].to_list() for queue in queues(store, "bugs")} == {"margin": ["b"], "margin-2": ["a"]}
+    monkeypatch.setattr(queues_module, "_write_new", write_after_another)
+    assert save_queue(store, "bugs", picks[0]) == "margin-2"
+    assert {queue.name: queue.rows()["key"].to_list() for queue in list_queues(store, "bugs")} == {"margin": ["b"], "margin-2": ["a"]}
     (store.root / "reviews/bugs/queues/mine.parquet").touch()  # of one that is at it
     with pytest.raises(UsageError, match=r"queue 'mine': another process is writing it; run this again, or delete .*mine\.parquet$"):
-        keep_queue(store, "bugs", picks[2], "mine")
-    assert len(queues(store, "bugs")) == 2
+        save_queue(store, "bugs", picks[2], "mine")
+    assert len(list_queues(store, "bugs")) == 2
 
 
 def test_files_that_macos_puts_beside_queues_and_answers_are_none_of_these(tmp_path):
     store = Store(tmp_path / "store")
     picks = pl.DataFrame({"image_hash": ["a"], "key": "a", "label": "ant", "confidence": 0.5, "by": "margin", "score": 1.0})
-    keep_queue(store, "bugs", picks)
+    save_queue(store, "bugs", picks)
     AnswerLog(store, "bugs", "ann").append("a", "a.png", class_name="ant")
     for name in ("queues/._margin.parquet", "._ann.jsonl"):
         (store.root / "reviews/bugs" / name).write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X        \n")
-    assert [queue.name for queue in queues(store, "bugs")] == ["margin"]
-    assert list(settled(store, "bugs").answers) == ["a"]
+    assert [queue.name for queue in list_queues(store, "bugs")] == ["margin"]
+    assert list(resolve_answers(store, "bugs").answers) == ["a"]
     AnswerLog(store, "bugs", "ann").append("b", "b.png", class_name="ant")

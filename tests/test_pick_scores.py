@@ -5,15 +5,15 @@ import polars as pl
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from nst_data.review.distinct_images import DistinctImages, image_numbers, soft_labels_of
-from nst_data.review.feature_scores import mixed, outliers, outliers_within, suspicion_by_neighbors
-from nst_data.review.label_errors import confident_joint, estimated_errors, suspicion_of_labels
-from nst_data.review.label_scores import churn, ensemble_suspicion
+from nst_data.review.distinct_images import DistinctImages, image_numbers, iter_soft_labels
+from nst_data.review.feature_scores import mixed_scores, outliers, outliers_within, suspicion_by_neighbors
+from nst_data.review.label_errors import confident_joint, estimate_errors, suspicion_of_labels
+from nst_data.review.label_scores import churn_scores, ensemble_suspicion
 from nst_data.review.neighbors import outlier_scores
-from nst_data.review.spreading import candidates, drawn, most_of_a_class, spread, unit_length
+from nst_data.review.spreading import l2_normalize, max_per_class, sample_images, select_candidates, select_diverse
 from nst_data.review.uncertainty import uncertainty
 from nst_train.features import linear_probe
-from nst_train.features.linear_probe import cross_validated, fit
+from nst_train.features.linear_probe import cross_validated_probs, fit
 
 
 def array(*rows):
@@ -30,17 +30,17 @@ class InMemory:
 
     def __init__(self, matrix, is_here=None):
         self.matrix = np.asarray(matrix, np.float32)
-        self.is_here = np.ones(len(matrix), bool) if is_here is None else np.array(is_here)
+        self.has_features = np.ones(len(matrix), bool) if is_here is None else np.array(is_here)
 
     def batches(self, center=0):
-        for places in np.array_split(np.flatnonzero(self.is_here), 2):
-            yield places, unit_length(self.matrix[places] - np.float32(center))
+        for places in np.array_split(np.flatnonzero(self.has_features), 2):
+            yield places, l2_normalize(self.matrix[places] - np.float32(center))
 
-    def of(self, places, center=0):
-        return unit_length(self.matrix[places] - np.float32(center))
+    def gather(self, places, center=0):
+        return l2_normalize(self.matrix[places] - np.float32(center))
 
-    def sample(self, most, seed):
-        return np.flatnonzero(self.is_here)[:most]
+    def sample(self, limit, seed):
+        return np.flatnonzero(self.has_features)[:limit]
 
 
 def test_uncertainty_is_as_its_formulas_say():
@@ -54,7 +54,7 @@ def test_uncertainty_is_as_its_formulas_say():
 def test_churn_counts_changes_and_breaks_ties_by_confidence():
     now = images([0, 0, 1, 2], [0.9, 0.6, 0.8, 0.5])
     first, second = images([0, 1, 0, 0]), images([0, 0, 1])  # the second generation lacks the last image
-    found = churn(now, [first, second])
+    found = churn_scores(now, [first, second])
     np.testing.assert_allclose(found, [(0 + 0.1) / 3, (1 + 0.4) / 3, (1 + 0.2) / 3, (1 + 0.5) / 2], atol=1e-6)
 
 
@@ -81,7 +81,7 @@ def test_confident_learning_is_the_published_formula():
     labels = np.array([0, 0, 0, 1, 1])
     joint = confident_joint(probs, labels)
     assert joint.tolist() == [[2, 1], [0, 1]]  # the last image reaches neither threshold
-    assert estimated_errors(joint, labels) == pytest.approx(3 * 1 / 3 + 0)
+    assert estimate_errors(joint, labels) == pytest.approx(3 * 1 / 3 + 0)
     np.testing.assert_allclose(suspicion_of_labels(probs, labels), [0.1, 0.3, 0.8, 0.2, 0.4], atol=1e-6)
 
 
@@ -102,35 +102,35 @@ def two_blobs(images_per_class=20, seed=0):
 def test_cross_validated_probabilities_do_not_know_the_label_and_show_which_is_wrong():
     features, labels = two_blobs()
     labels[3] = 1
-    probs = cross_validated(features, labels, 2)
+    probs = cross_validated_probs(features, labels, 2)
     np.testing.assert_allclose(probs.sum(1), 1, atol=1e-5)
     assert suspicion_of_labels(probs, labels).argmax() == 3
     assert suspicion_of_labels(probs, labels)[3] > 0.9
-    assert estimated_errors(confident_joint(probs, labels), labels) == pytest.approx(1, abs=0.6)
+    assert estimate_errors(confident_joint(probs, labels), labels) == pytest.approx(1, abs=0.6)
 
 
 def test_the_only_image_of_a_class_is_not_suspected():
     features, labels = two_blobs(6)
-    probs = cross_validated(np.concatenate([features, features[:1] + 50]), np.append(labels, 2), 3)
+    probs = cross_validated_probs(np.concatenate([features, features[:1] + 50]), np.append(labels, 2), 3)
     assert np.isnan(probs[-1]).all()
     assert np.isfinite(probs[:-1]).all()
 
 
 def test_where_all_but_one_image_are_of_a_class_none_of_them_is_suspected():
     features, labels = two_blobs(6)
-    probs = cross_validated(features[:7], labels[:7], 2)
+    probs = cross_validated_probs(features[:7], labels[:7], 2)
     assert np.isnan(probs[-1]).all()
     assert (probs[:-1, 0] > 0.5).all()
-    assert np.isnan(cross_validated(features[5:7], labels[5:7], 2)).all()  # one image a class
-    assert (cross_validated(features[:6], labels[:6], 2)[:, 0] > 0.999).all()  # one class
+    assert np.isnan(cross_validated_probs(features[5:7], labels[5:7], 2)).all()  # one image a class
+    assert (cross_validated_probs(features[:6], labels[:6], 2)[:, 0] > 0.999).all()  # one class
 
 
 def test_a_sample_that_is_fitted_has_images_of_each_class(monkeypatch):
-    monkeypatch.setattr(linear_probe, "MOST_FITTED", 40)
+    monkeypatch.setattr(linear_probe, "MAX_FITTED", 40)
     rng, sizes = np.random.default_rng(0), [200, *[5] * 8]
     labels = np.repeat(np.arange(9), sizes)
     features = (5 * np.eye(9)[labels] + rng.normal(scale=0.3, size=(len(labels), 9))).astype(np.float32)
-    assert suspicion_of_labels(cross_validated(features, labels, 9), labels).max() < 0.5
+    assert suspicion_of_labels(cross_validated_probs(features, labels, 9), labels).max() < 0.5
 
 
 def test_a_probe_of_a_given_strength_has_the_probabilities_of_scikit_learns():
@@ -148,7 +148,7 @@ def test_outliers_are_far_from_everything_labeled():
     found = outliers(InMemory(pool), labeled, 0)
     assert found.argmax() == 2
     assert ((found >= 0) & (found <= 1)).all()
-    own = outlier_scores(unit_length(labeled), unit_length(labeled), np.arange(4))
+    own = outlier_scores(l2_normalize(labeled), l2_normalize(labeled), np.arange(4))
     np.testing.assert_allclose(outliers_within(InMemory(labeled), 0), own, atol=1e-6)
     assert (own > 0.01).all()  # no image is its own neighbor
 
@@ -162,46 +162,46 @@ def test_of_images_as_far_from_everything_labeled_those_that_are_many_come_first
 
 def test_mixed_prefers_the_typical_among_equally_unsure_images_and_leaves_out_what_has_no_features():
     crowd = [[1, 0.01 * number] for number in range(21)]
-    scores = mixed(np.full(23, 0.5, np.float32), InMemory([*crowd, [-1, 0], [1, 0]], [True] * 22 + [False]), 0)
+    scores = mixed_scores(np.full(23, 0.5, np.float32), InMemory([*crowd, [-1, 0], [1, 0]], [True] * 22 + [False]), 0)
     assert scores[21] < scores[10]
     assert scores[22] == -np.inf
 
 
 def test_candidates_are_the_highest_scores_and_not_all_of_a_class():
     scores = np.array([9, 8, 7, 6, 5, 4, np.nan, -np.inf], np.float32)
-    assert candidates(scores, np.array([0, 0, 0, 0, 1, 1, 1, 1]), 2, 1).tolist() == [0, 1]
+    assert select_candidates(scores, np.array([0, 0, 0, 0, 1, 1, 1, 1]), 2, 1).tolist() == [0, 1]
     labels = np.array([0] * 6 + [1, 2, 3, 4])
-    assert most_of_a_class(labels, 5) == 2
-    assert candidates(np.arange(10, 0, -1, dtype=np.float32), labels, 5, 1).tolist() == [0, 1, 6, 7, 8]
+    assert max_per_class(labels, 5) == 2
+    assert select_candidates(np.arange(10, 0, -1, dtype=np.float32), labels, 5, 1).tolist() == [0, 1, 6, 7, 8]
 
 
 @pytest.mark.parametrize("how", ["k-means", "k-center"])
 def test_picks_are_not_the_same_picture(how):
     rng = np.random.default_rng(0)
     directions = np.repeat(np.eye(6), 10, axis=0)
-    features = unit_length((directions + 0.01 * rng.normal(size=directions.shape)).astype(np.float32))
+    features = l2_normalize((directions + 0.01 * rng.normal(size=directions.shape)).astype(np.float32))
     scores = np.linspace(1, 0.5, 60, dtype=np.float32)
-    places = spread(how, features, np.arange(60) % 3, scores, 6, 0)
+    places = select_diverse(how, features, np.arange(60) % 3, scores, 6, 0)
     assert sorted(places // 10) == list(range(6))
-    assert (spread(how, features, np.arange(60) % 3, scores, 6, 0) == places).all()
-    assert spread(how, features, np.arange(60) % 3, scores, 60, 0).tolist() != []
+    assert (select_diverse(how, features, np.arange(60) % 3, scores, 6, 0) == places).all()
+    assert select_diverse(how, features, np.arange(60) % 3, scores, 60, 0).tolist() != []
 
 
 def test_without_features_the_highest_are_taken_with_two_even_shares_of_a_class_at_most():
     labels, scores = np.array([0, 0, 0, 0, 1, 2]), np.linspace(1, 0, 6, dtype=np.float32)
-    assert spread("classes", None, labels, scores, 3, 0).tolist() == [0, 1, 4]
-    assert spread("classes", None, labels, scores, 6, 0).tolist() == [0, 1, 2, 3, 4, 5]
-    same = unit_length(np.ones((6, 2), np.float32))
-    assert len(set(spread("k-means", same, labels, scores, 4, 0).tolist())) == 4  # fewer different images than picks
+    assert select_diverse("classes", None, labels, scores, 3, 0).tolist() == [0, 1, 4]
+    assert select_diverse("classes", None, labels, scores, 6, 0).tolist() == [0, 1, 2, 3, 4, 5]
+    same = l2_normalize(np.ones((6, 2), np.float32))
+    assert len(set(select_diverse("k-means", same, labels, scores, 4, 0).tolist())) == 4  # fewer different images than picks
 
 
 def test_a_random_draw_is_even_and_stays_when_images_are_added():
     numbers = np.random.default_rng(1).integers(2**64, size=2_000, dtype=np.uint64)
-    taken = np.concatenate([drawn(np.sort(numbers), 100, seed) for seed in range(200)])
+    taken = np.concatenate([sample_images(np.sort(numbers), 100, seed) for seed in range(200)])
     counts = np.bincount(taken, minlength=2_000)
     assert counts.sum() == 20_000
     assert abs(counts.var() - 10 * 0.95) < 1.5  # of 200 draws of a twentieth, each on its own
-    few, more = drawn(numbers[:1_000], 50, 3), drawn(numbers, 100, 3)
+    few, more = sample_images(numbers[:1_000], 50, 3), sample_images(numbers, 100, 3)
     assert len(set(more.tolist()) & set(few.tolist())) > 25
 
 
@@ -216,8 +216,8 @@ def test_soft_labels_of_a_version_are_dense_and_in_the_order_of_the_classes_aske
 
     row = label_row(0, "a", 1, 0.6) | {"probs": [0.1, 0.6, 0.3]}
     version = seal_generation(Store(tmp_path), [row, label_row(1, "a", 1, 0.6)])
-    ((numbers, probs),) = soft_labels_of(version, ["cat", "bee", "ant"])
+    ((numbers, probs),) = iter_soft_labels(version, ["cat", "bee", "ant"])
     np.testing.assert_allclose(probs[0], [0.3, 0.6, 0.1], atol=1e-3)
-    assert len(DistinctImages.of(version)) == 1  # both rows have the same bytes
-    assert DistinctImages.of(version, ["bee", "ant", "cat"]).labels.tolist() == [0]
+    assert len(DistinctImages.from_version(version)) == 1  # both rows have the same bytes
+    assert DistinctImages.from_version(version, ["bee", "ant", "cat"]).labels.tolist() == [0]
     assert numbers[0] == numbers[1]

@@ -32,7 +32,7 @@ def write(path, image=BINARY, is_optional=True, **how):
 
 def find(*files, column="image"):
     groups = [plain_groups(pq.ParquetFile(file), column.split(".")) for file in files]
-    return None if None in groups else PlainPages.of(files, [os.stat(file).st_size for file in files], groups)
+    return None if None in groups else PlainPages.from_files(files, [os.stat(file).st_size for file in files], groups)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_wherever_pages_are_damaged_a_value_comes_as_bytes_or_with_a_reason(tmp_
     for number, at in enumerate(places):
         changed = tmp_path / f"{number}.parquet"
         changed.write_bytes(whole[:at] + generator.bytes(8) + whole[at + 8 :])
-        pages = PlainPages.of([str(changed)], [len(whole)], [plain_groups(pq.ParquetFile(path), ["image"])])
+        pages = PlainPages.from_files([str(changed)], [len(whole)], [plain_groups(pq.ParquetFile(path), ["image"])])
         for row in range(12):
             try:
                 assert isinstance(pages.read(row), bytes)

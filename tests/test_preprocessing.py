@@ -151,7 +151,7 @@ def test_a_jpeg_in_arrows_signed_bytes_is_not_left_to_pillow(monkeypatch):
 @pytest.mark.parametrize("size", SIZES)
 def test_the_exact_transform_is_timms_bit_for_bit(case, size):
     config = CONFIG | CASES[case]
-    preprocessing = TimmPreprocessing.of(config, exact=True)
+    preprocessing = TimmPreprocessing.from_data_config(config, exact=True)
     encoded = encode(photograph(*size))
     own = create_transform(**config, is_training=False)(decode(encoded))
     assert torch.equal(preprocessing.finish(preprocessing.prepare(decode_pixels(encoded, exact=True))[None])[0], own)
@@ -161,7 +161,7 @@ def test_the_exact_transform_is_timms_bit_for_bit(case, size):
 @pytest.mark.parametrize("size", SIZES)
 def test_the_fast_transform_is_within_two_levels_of_timms(case, size):
     config = CONFIG | CASES[case]
-    fast, exact = TimmPreprocessing.of(config), TimmPreprocessing.of(config, exact=True)
+    fast, exact = TimmPreprocessing.from_data_config(config), TimmPreprocessing.from_data_config(config, exact=True)
     pixels = decode_pixels(encode(photograph(*size)))
     largest, mean = levels(fast.prepare(pixels), exact.prepare(pixels))
     assert largest <= 2
@@ -170,14 +170,14 @@ def test_the_fast_transform_is_within_two_levels_of_timms(case, size):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_the_fast_transform_is_close_for_every_kind_of_image(name):
-    fast, exact = TimmPreprocessing.of(CONFIG), TimmPreprocessing.of(CONFIG, exact=True)
+    fast, exact = TimmPreprocessing.from_data_config(CONFIG), TimmPreprocessing.from_data_config(CONFIG, exact=True)
     largest, mean = levels(fast.prepare(decode_pixels(KINDS[name])), exact.prepare(decode_pixels(KINDS[name], exact=True)))
     assert largest <= 2
     assert mean < 0.25
 
 
 def test_an_image_of_the_right_size_passes_as_it_is():
-    preprocessing = TimmPreprocessing.of(CONFIG | {"crop_pct": 1.0})
+    preprocessing = TimmPreprocessing.from_data_config(CONFIG | {"crop_pct": 1.0})
     pixels = decode_pixels(encode(photograph(64, 64)))
     assert torch.equal(preprocessing.prepare(pixels), pixels)
 
@@ -186,9 +186,9 @@ def test_an_image_of_the_right_size_passes_as_it_is():
 def test_a_large_jpeg_is_decoded_at_a_size_that_the_network_does_not_tell_from_the_whole(size, factor):
     encoded = encode(photograph(*size), quality=90)
     side = 200 // _OVERSIZE
-    preprocessing = TimmPreprocessing.of(CONFIG | {"input_size": (3, side, side), "crop_pct": 1.0})
-    assert preprocessing.least_side_px == side * _OVERSIZE
-    reduced = decode_pixels(encoded, preprocessing.least_side_px)
+    preprocessing = TimmPreprocessing.from_data_config(CONFIG | {"input_size": (3, side, side), "crop_pct": 1.0})
+    assert preprocessing.min_side_px == side * _OVERSIZE
+    reduced = decode_pixels(encoded, preprocessing.min_side_px)
     assert tuple(reduced.shape) == (3, size[1] // factor, size[0] // factor)
     largest, mean = levels(preprocessing.prepare(reduced), preprocessing.prepare(decode_pixels(encoded)))
     assert largest <= 4
@@ -199,7 +199,7 @@ def test_only_a_jpeg_is_decoded_at_a_reduced_size():
     image = photograph(400, 300)
     assert decode_pixels(encode(image), 100).shape == (3, 150, 200)
     assert decode_pixels(encode(image, "PNG"), 100).shape == (3, 300, 400)
-    assert TimmPreprocessing.of(CONFIG, exact=True).least_side_px is None
+    assert TimmPreprocessing.from_data_config(CONFIG, exact=True).min_side_px is None
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -236,13 +236,13 @@ def test_a_processor_whose_output_has_no_fixed_size_is_refused():
 def test_a_strip_that_would_be_huge_when_resized_is_an_error(kind):
     contents = [encode(Image.new("RGB", (10, height)), kind) for height in (2500, 2501)]
     rows = [Row(index, str(index), content) for index, content in enumerate(contents)]
-    images = load_images(rows, [TimmPreprocessing.of(CONFIG)], 2, hashes=True)
+    images = load_images(rows, [TimmPreprocessing.from_data_config(CONFIG)], 2, hashes=True)
     assert images.readable == [0]
     assert images.reasons == [(1, "10x2501 pixels: one side is more than 250 times the other")]
 
 
 def test_an_image_that_the_transform_refuses_is_an_error_and_its_neighbors_are_not():
-    preprocessing = TimmPreprocessing.of(CONFIG | {"crop_mode": "border", "input_size": (3, 32, 32)})
+    preprocessing = TimmPreprocessing.from_data_config(CONFIG | {"crop_mode": "border", "input_size": (3, 32, 32)})
     contents = [encode(image, "PNG") for image in (photograph(40, 40), Image.new("RGB", (1, 200)), photograph(50, 30))]
     images = load_images([Row(index, str(index), content) for index, content in enumerate(contents)], [preprocessing], 4, hashes=True)
     assert images.readable == [0, 2]

@@ -2,12 +2,12 @@ import math
 from pathlib import Path
 
 import pytest
-from nst_cli.origins import consequences
+from nst_cli.origins import derive_values
 
 from nst_data.errors import UsageError
-from nst_train.networks.models import check_names, check_network_name, parameters_of
+from nst_train.networks.models import check_model_and_optimizer, check_network_name, parameters_and_classes
 from nst_train.noise_settings import Noise
-from nst_train.presets import DEFAULTS_PUBLISHED, PRESETS, PUBLISHED_INSTEAD
+from nst_train.presets import DEFAULT_SOURCES, PRESETS, PUBLISHED_ALTERNATIVES
 from nst_train.recipes.reading import load_recipe, parse_recipe
 from nst_train.recipes.recipe import GenerationSettings
 from nst_train.recipes.sections import SelectSettings
@@ -52,7 +52,7 @@ def test_a_preset_has_the_published_figures(preset):
 
 @pytest.mark.parametrize("preset", ["efficientnet-b0", "efficientnet-b4", "efficientnet-b5", "efficientnet-l2"])
 def test_the_learning_rate_starts_at_0128_and_falls_every_2_4_epochs_of_350_or_4_8_of_700(preset):
-    comes_to = consequences(settings(preset), 1_281_167, None, student=True)
+    comes_to = derive_values(settings(preset), 1_281_167, None, student=True)
     assert comes_to["peak_learning_rate"] == pytest.approx(0.128)
     assert comes_to["epochs_between_decays"] == pytest.approx(4.8 if preset in ("efficientnet-b0", "efficientnet-b4") else 2.4)
 
@@ -62,7 +62,7 @@ def test_svhns_schedule_is_the_released_codes(preset):
     """main.py: 109,474 steps of 128; 0.97 as often as makes the final rate of 0.0002 of 0.016 in all epochs but 5."""
     found, images = settings(preset), 73_257 - 4_000
     epochs = 109_474 * 128 / images
-    comes_to = consequences(found, images, None, student=True)
+    comes_to = derive_values(found, images, None, student=True)
     assert comes_to["steps"] == 109_474
     assert comes_to["epochs_between_decays"] == pytest.approx(1.372, abs=0.0005)
     assert comes_to["epochs_between_decays"] == pytest.approx((epochs - 5) * math.log(0.97) / math.log(0.0002 / 0.016), rel=1e-5)
@@ -75,7 +75,7 @@ def test_with_other_epochs_svhns_learning_rate_falls_in_proportion():
 
 
 def test_the_released_codes_steps_are_350_epochs_of_its_batch():
-    assert consequences(settings("efficientnet-b7-code"), 1_281_167, None, student=True)["steps"] == 109_474 + 1  # as docs say
+    assert derive_values(settings("efficientnet-b7-code"), 1_281_167, None, student=True)["steps"] == 109_474 + 1  # as docs say
 
 
 CODE = {"loss": "code", "batch_size": 4096}
@@ -98,9 +98,9 @@ def test_there_is_a_preset_for_each_published_network():
 def test_each_network_exists_and_has_the_papers_number_of_parameters():
     millions = {"efficientnet-b0": 5.3, "efficientnet-b2": 9.2, "efficientnet-b7": 66, "efficientnet-l2": 480, "resnet-50": 26}
     for preset in PRESETS.keys() - {"pretrained", "pretrained-vit"}:
-        check_names(settings(preset))
+        check_model_and_optimizer(settings(preset))
     for preset, expected in millions.items():
-        parameters, classes = parameters_of(settings(preset))
+        parameters, classes = parameters_and_classes(settings(preset))
         assert classes == 1000
         assert parameters / 1e6 == pytest.approx(expected, rel=0.02)
 
@@ -117,7 +117,7 @@ def test_the_defaults_are_b7s_where_they_are_published():
     default = TrainSettings(model="x", image_size=600, **UNLIKE_B7).for_request()
     assert default == settings("efficientnet-b7", model="x").for_request()
     flat = default | {f"noise.{name}": value for name, value in default["noise"].items()}
-    assert DEFAULTS_PUBLISHED.keys() <= flat.keys() | select_places()
+    assert DEFAULT_SOURCES.keys() <= flat.keys() | select_places()
 
 
 def select_places():
@@ -127,7 +127,7 @@ def select_places():
 def test_the_docs_name_each_default_that_is_not_the_papers():
     """Beside the presets: what a network has by default and by its preset differs only in what the table names."""
     rows = {}
-    for place, (value, where) in PUBLISHED_INSTEAD.items():
+    for place, (value, where) in PUBLISHED_ALTERNATIVES.items():
         inside: object = SelectSettings() if place.startswith("select.") else TrainSettings(model="x")
         for name in place.removeprefix("select.").split("."):
             inside = getattr(inside, name)
@@ -250,7 +250,7 @@ def test_the_example_for_study_1_is_table_9():
     assert [one.epochs for one in recipe.students] == 5 * [700] + 3 * [350]
     assert [one.ratio for one in recipe.students] == [1] + 7 * [3]
     for student in recipe.students:
-        own, of_pseudo = student.noise, student.of_pseudo.noise
+        own, of_pseudo = student.noise, student.for_pseudo_images.noise
         assert (own.operations, of_pseudo) == (2, own.model_copy(update={"operations": 0}))
 
 
@@ -265,8 +265,8 @@ def test_a_noise_object_changes_only_what_it_was_made_with():
 
 
 def test_presets_cite_where_their_figures_stand():
-    assert PRESETS["efficientnet-b7-code"].about == "released code, `imagenet/train.sh`"
-    assert PRESETS["svhn-code"].about.startswith("released code, `svhn/run.sh`; ")
+    assert PRESETS["efficientnet-b7-code"].summary == "released code, `imagenet/train.sh`"
+    assert PRESETS["svhn-code"].summary.startswith("released code, `svhn/run.sh`; ")
     assert PRESETS["resnet-50"].published["image_size"] == (224, "tables 4 and 5")
 
 
@@ -324,7 +324,7 @@ def test_a_finetuning_of_a_pretrained_generation_has_a_schedule_of_its_own():
 
     def finetune(first_has, **second):
         generation = GenerationSettings.model_validate(first | first_has | {"finetune": second})
-        assert generation.first.for_request() == settings(**first | first_has).for_request()
+        assert generation.first_training.for_request() == settings(**first | first_has).for_request()
         second = generation.finetune
         assert (second.start, second.pretrained, second.learning_rate) == ("the first training", False, 0.032)
         warmup = second.warmup_epochs if second.warmup_steps is None else second.warmup_steps
@@ -341,7 +341,7 @@ def test_each_value_of_pretrained_says_that_it_is_not_the_papers():
     assert {where for _, where in PRESETS["pretrained"].published.values()} == {"measured on photographs", "usual in finetuning"}
     of_vit = {where for _, where in PRESETS["pretrained-vit"].published.values()}
     assert of_vit == {"as preset pretrained", "usual in finetuning", "as BEiT is finetuned"}
-    assert PRESETS["pretrained"].about.startswith("nst's own, not the paper's")
+    assert PRESETS["pretrained"].summary.startswith("nst's own, not the paper's")
 
 
 def test_a_decay_of_batch_norm_even_of_0_replaces_the_presets_frozen_one_and_class_weights_need_labeled_images():
@@ -367,4 +367,4 @@ def test_the_example_for_photographs_has_the_students_that_were_measured():
     first, *students = load_recipe(Path(__file__).parent.parent / "examples" / "image_folder.yaml").generations
     assert (first.probe, first.pretrained) == (True, True)
     expected = TrainSettings(model="tf_efficientnet_lite0", start="teacher", **measured, **since)
-    assert [one.first.for_request() for one in students] == 2 * [expected.for_request()]
+    assert [one.first_training.for_request() for one in students] == 2 * [expected.for_request()]

@@ -15,8 +15,8 @@ ON_HUB = f"owner/photos@{'0' * 40}:default/train"
 
 
 def seal(store, request, name, counts):
-    staging = store.begin(request, name, 1)
-    return staging.seal(staging.describe({}, ODD, counts))
+    staging = store.find_or_stage(request, name, 1)
+    return staging.seal(staging.build_manifest({}, ODD, counts))
 
 
 def test_names_of_classes_and_columns_that_look_like_paths_stay_as_they_are(tmp_path):

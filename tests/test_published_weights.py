@@ -20,7 +20,7 @@ from nst_data.store.inputs import Input
 from nst_data.store.manifest import TeacherRequest
 from nst_data.store.store import Staging, Store
 from nst_train.settings import TrainSettings
-from nst_train.training.request import begin
+from nst_train.training.request import find_or_stage
 
 SETTINGS = TINY | {"pretrained": True, "learning_rate": 1e-30, "epochs": 0.1, "ema_decay": 0.0}
 CARD = b"---\nlicense: apache-2.0\nlibrary_name: timm\n---\n# weights\n"
@@ -55,7 +55,7 @@ def trained(tmp_path_factory):
         "old": hub.commit(place, "owner/net", old, kind),
         "new": hub.commit(place, "owner/net", new, kind),
     }
-    hub.name(place, "owner/net", "v1", commits["new"], kind)
+    hub.set_ref(place, "owner/net", "v1", commits["new"], kind)
     write_class_folders(top / "labeled", ["ant", "bee", "cat"], 4)
     with hub.serving(place) as (url, _):
         moving = place / "models/owner/net/.git/refs/heads/main"
@@ -91,17 +91,17 @@ def test_weights_of_timm_have_their_repository_checksum_and_license_in_lineage_a
     assert "license" not in read_front_matter((store.open("warm@gen-1").folder / "README.md").read_text())
 
 
-def asked(tmp_path, **weights):
+def teacher_request(tmp_path, **weights):
     settings = TrainSettings(**TINY | {"model": "test_resnet", "pretrained": True}).for_request()
     write_class_folders(tmp_path / "labeled", ["ant", "bee"], 2)
     return TeacherRequest(settings=settings, inputs={"labeled": open_source(tmp_path / "labeled", labeled=True).lineage, **weights})
 
 
 def test_a_training_begun_before_published_weights_were_recorded_goes_on(tmp_path):
-    store, before = Store(tmp_path / "store"), asked(tmp_path)
-    begun = store.begin(before, "warm", first=0)
+    store, before = Store(tmp_path / "store"), teacher_request(tmp_path)
+    begun = store.find_or_stage(before, "warm", first_generation=0)
     assert isinstance(begun, Staging)
     weights = Input(ref="timm/test_resnet.r160_in1k", digest="0" * 64, revision="1" * 40)
-    assert begin(store, asked(tmp_path, initial_weights=weights), "warm", None).folder == begun.folder
+    assert find_or_stage(store, teacher_request(tmp_path, initial_weights=weights), "warm", None).folder == begun.folder
     of_folder = Input(ref="local-dir:net", digest="0" * 64)  # those always were
-    assert begin(store, asked(tmp_path, initial_weights=of_folder), "warm", None).ref == "warm@gen-1"
+    assert find_or_stage(store, teacher_request(tmp_path, initial_weights=of_folder), "warm", None).ref == "warm@gen-1"

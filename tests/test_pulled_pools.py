@@ -8,16 +8,16 @@ import pytest
 from conftest import TINY, write_class_folders, write_pool
 from nst_cli.main import app
 from typer.testing import CliRunner
-from wording import tells
+from wording import mentions
 
 from nst_data.errors import NstError
 from nst_data.hub.repository import Repository
 from nst_data.sharing.lineage import lineage
 from nst_data.sharing.public_form import published_manifest
-from nst_data.sharing.remote_manifest import check_foreign
+from nst_data.sharing.remote_manifest import check_remote_manifest
 from nst_data.store.inputs import Input
 from nst_data.store.manifest import parse_manifest, read_manifest
-from nst_data.store.places import Place, may_be_pulled, places_of, remember_place
+from nst_data.store.places import Place, may_be_pulled, read_places, record_place
 from nst_data.store.store import Store
 
 NETWORK = [word for name, value in TINY.items() if name != "noise" for word in (f"--{name.replace('_', '-')}", str(value))]
@@ -34,7 +34,7 @@ def pulled(store, ref, **changed):
     """Make of a version what a pull would have brought: `changed` replaces what its inputs are called."""
     version = store.open(ref)
     request = version.manifest.request
-    inputs = request.inputs.changed(lambda role, entry: entry.model_copy(update={"ref": changed.get(role, entry.ref)}))
+    inputs = request.inputs.map_entries(lambda role, entry: entry.model_copy(update={"ref": changed.get(role, entry.ref)}))
     strange = version.manifest.model_copy(update={"request": request.model_copy(update={"inputs": inputs})}).marked_as_pulled()
     (version.folder / "nst.json").write_text(strange.model_dump_json())
     return store.open(ref)
@@ -53,7 +53,7 @@ def test_lineage_of_a_version_in_the_store_asks_no_repository_that_a_downloaded_
     def link(ref, **changed):
         version = store.open(ref)
         request = version.manifest.request
-        inputs = request.inputs.changed(lambda role, entry: entry.model_copy(update=named if role == changed["role"] else {}))
+        inputs = request.inputs.map_entries(lambda role, entry: entry.model_copy(update=named if role == changed["role"] else {}))
         strange = version.manifest.model_copy(update={"request": request.model_copy(update={"inputs": inputs})})
         strange = strange.marked_as_pulled() if changed["is_pulled"] else strange
         (version.folder / "nst.json").write_text(strange.model_dump_json())
@@ -74,16 +74,16 @@ def test_an_anonymous_edition_links_to_no_labels_but_anonymous_ones(store):
         entry = published_manifest(edition, store, **wanted).request.inputs.generation
         return entry.repo, entry.revision
 
-    remember_place(generation.folder, Place("me/named", "gen-1", "1" * 40, "d", pulled=False))
-    assert (place(), place(anonymous_in="me/hidden")) == (("me/named@gen-1", "1" * 40), (None, None))
+    record_place(generation.folder, Place("me/named", "gen-1", "1" * 40, "d", pulled=False))
+    assert (place(), place(anonymous_repo="me/hidden")) == (("me/named@gen-1", "1" * 40), (None, None))
     for name in ("hidden", "other"):
-        remember_place(generation.folder, Place(f"me/{name}", "gen-1", "2" * 40, "e", anonymous=True, pulled=False))
-    assert place(anonymous_in="me/hidden") == ("me/hidden@gen-1", "2" * 40)
+        record_place(generation.folder, Place(f"me/{name}", "gen-1", "2" * 40, "e", anonymous=True, pulled=False))
+    assert place(anonymous_repo="me/hidden") == ("me/hidden@gen-1", "2" * 40)
     assert place() == ("me/named@gen-1", "1" * 40)
 
 
-def run(store, *words):
-    return CliRunner().invoke(app, [*map(str, words), "--store", str(store.root)], catch_exceptions=False)
+def run(store, *arguments):
+    return CliRunner().invoke(app, [*map(str, arguments), "--store", str(store.root)], catch_exceptions=False)
 
 
 def commands(labeled):
@@ -108,7 +108,7 @@ def test_a_pool_that_a_pulled_version_names_is_not_opened(store, tiny_store, tmp
         image.write_bytes(image.read_bytes() + b"\0" * (number % 2))  # near-duplicates, not the same bytes
     done = run(store, *commands(labeled)[kind])
     assert done.exit_code == 2, done.output
-    assert tells(done.stderr, f"its pool '{pool}' … downloaded manifest, … not open")
+    assert mentions(done.stderr, f"its pool '{pool}' … downloaded manifest, … not open")
     assert "SOURCE" in done.stderr if kind.startswith("label") else "current location with --pool" in done.stderr
     assert store.unfinished() == []
 
@@ -134,7 +134,7 @@ def test_no_form_of_address_is_tried(store, tiny_store, strange):
     pulled(store, "tiny@gen-1", pool=strange)
     done = run(store, "balance", "tiny@gen-1", "--embed-images")
     assert done.exit_code == 2
-    assert tells(done.stderr, f"its pool {strange!r} … downloaded manifest, … not open")
+    assert mentions(done.stderr, f"its pool {strange!r} … downloaded manifest, … not open")
 
 
 @pytest.mark.slow
@@ -171,7 +171,7 @@ def test_a_teacher_that_a_pulled_generation_names_is_not_opened(store, tiny_stor
     pulled(store, "tiny@gen-1", teacher=teacher)
     done = run(store, "label", tiny_store[2], "--extend", "tiny@gen-1")
     assert done.exit_code == 2
-    assert tells(done.stderr, f"its teacher {teacher!r} … downloaded manifest … `nst pull` it")
+    assert mentions(done.stderr, f"its teacher {teacher!r} … downloaded manifest … `nst pull` it")
 
 
 def test_a_pulled_generation_is_extended_by_its_teacher_in_the_store(store, tiny_store, tmp_path):
@@ -185,7 +185,7 @@ def test_a_pulled_generation_is_extended_by_its_teacher_in_the_store(store, tiny
 def test_a_pushed_version_keeps_its_pool_and_one_of_which_nobody_knows_whether_it_was_pulled_does_not(store, tiny_store):
     labeled = tiny_store[1]
     folder = store.open("tiny@gen-1.1").folder
-    remember_place(folder, Place(**{**vars(PLACE), "pulled": False}))
+    record_place(folder, Place(**{**vars(PLACE), "pulled": False}))
     assert run(store, *commands(labeled)["train"]).exit_code == 0
     (folder / "hub.json").write_text(json.dumps([{name: value for name, value in vars(PLACE).items() if name != "pulled"}]))
     assert "comes from a downloaded manifest" in run(store, *commands(labeled)["train"], "--epochs", 3).stderr
@@ -197,9 +197,9 @@ def test_a_place_that_was_known_stays_as_it_was_whether_the_version_came_from_th
     for first, later in ((True, False), (None, False), (False, True)):
         folder = tmp_path / str(first)
         folder.mkdir()
-        remember_place(folder, Place(**{**vars(PLACE), "pulled": first}))
-        remember_place(folder, Place(**{**vars(PLACE), "pulled": later}))
-        assert [one.pulled for one in places_of(folder)] == [first]
+        record_place(folder, Place(**{**vars(PLACE), "pulled": first}))
+        record_place(folder, Place(**{**vars(PLACE), "pulled": later}))
+        assert [one.pulled for one in read_places(folder)] == [first]
 
 
 def test_the_mark_changes_no_digest_and_is_not_published(store):
@@ -224,9 +224,9 @@ def test_a_name_that_none_can_have_is_looked_for_nowhere(store, strange):
 def test_a_teacher_of_the_hub_brings_its_network_and_nothing_that_names_another(store, file):
     manifest = store.open("tiny-teacher").manifest
     repository = Repository("eve/model", "model")
-    check_foreign(manifest, repository)
+    check_remote_manifest(manifest, repository)
     with pytest.raises(NstError, match=rf"eve/model:.*file name '{file}'.*nothing was kept"):
-        check_foreign(manifest.model_copy(update={"files": manifest.files | {file: manifest.files["config.json"]}}), repository)
+        check_remote_manifest(manifest.model_copy(update={"files": manifest.files | {file: manifest.files["config.json"]}}), repository)
 
 
 def rewritten(store, ref, settings=None, counts=None, without=()):
@@ -246,7 +246,7 @@ def test_settings_of_a_manifest_that_nst_does_not_know_are_one_line(store, tiny_
     done = run(store, "label", tiny_store[2], "--extend", "tiny@gen-1")
     assert done.exit_code == 2
     (name,) = settings
-    assert tells(done.stderr, f"--extend tiny@gen-1: … settings … not support ({name}: ")
+    assert mentions(done.stderr, f"--extend tiny@gen-1: … settings … not support ({name}: ")
     assert "label the whole pool, without --extend" in done.stderr
 
 
@@ -258,7 +258,7 @@ def test_counts_and_noise_that_a_manifest_lacks_are_one_line(store, tiny_store):
     rewritten(store, "tiny-teacher@gen-0", without=[("settings", "noise")])
     done = run(store, "label", tiny_store[2], "--teacher", "tiny-teacher", "--corpus", "noised", "--noise")
     assert done.exit_code == 1
-    assert tells(done.stderr, "tiny-teacher@gen-0: … noise of its training; remove --noise")
+    assert mentions(done.stderr, "tiny-teacher@gen-0: … noise of its training; remove --noise")
 
 
 @pytest.mark.parametrize(
@@ -319,4 +319,4 @@ def test_a_downloaded_edition_without_its_pool_is_refused_before_a_network_libra
     words = ["--pseudo", "tiny@gen-1.1", "--model", "test_resnet", "--name", "student"]
     done = CliRunner().invoke(app, ["train", *words, "--store", str(store.root)])
     assert done.exit_code == 2
-    assert tells(done.stderr, "tiny@gen-1.1 … downloaded manifest … --pool")
+    assert mentions(done.stderr, "tiny@gen-1.1 … downloaded manifest … --pool")

@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 import polars as pl
 import pytest
 import yaml
-from hub import ALICE, BOB, READER, USERS, commit, files, head, serving
+from hub import ALICE, BOB, READER, USERS, commit, read_files, resolve_commit, serving
 from hub_commands import nst
 from hub_faults import ALWAYS, Fault
 from huggingface_hub import parse_eval_result_entries
-from wording import tells
+from wording import mentions
 
 from nst_data import adopt, open_source
 from nst_data.cards.own_text import BEGIN
@@ -20,7 +20,7 @@ from nst_data.progress import Progress
 from nst_data.review.answers import AnswerLog
 from nst_data.review.freeze import freeze
 from nst_data.sharing.croissant import CROISSANT
-from nst_data.store.files import PROCESS_SPACE
+from nst_data.store.files import PID_NAMESPACE
 from nst_data.store.manifest import parse_manifest
 from nst_data.store.store import Store
 from nst_data.tables.label_tables import scan_labels
@@ -58,63 +58,63 @@ def folder_of(home, ref):
 def test_a_tag_holds_the_files_of_its_version_and_main_those_of_the_newest(hub):
     top, _, _, home, _ = hub
     for tag, table in (("gen-1", "pseudo_labels"), ("gen-1.1", "balanced")):
-        there, here = files(top, REPO, tag), folder_of(home, f"tiny@{tag}")
+        there, here = read_files(top, REPO, tag), folder_of(home, f"tiny@{tag}")
         data = {name: content for name, content in there.items() if name.endswith(".parquet")}
         assert data == {path.relative_to(here).as_posix(): path.read_bytes() for path in here.rglob("*.parquet")}
         assert any(name.startswith(f"{table}/") for name in data)
-    assert files(top, REPO, "main").keys() == files(top, REPO, "gen-1.1").keys()
-    assert head(top, REPO, "main") == head(top, REPO, "gen-1.1") != head(top, REPO, "gen-1")
+    assert read_files(top, REPO, "main").keys() == read_files(top, REPO, "gen-1.1").keys()
+    assert resolve_commit(top, REPO, "main") == resolve_commit(top, REPO, "gen-1.1") != resolve_commit(top, REPO, "gen-1")
 
 
 def test_the_manifest_there_names_no_folder_of_this_machine_and_links_to_what_it_was_made_from(hub):
     top, _, _, home, _ = hub
-    text = files(top, REPO, "gen-1")["nst.json"].decode()
+    text = read_files(top, REPO, "gen-1")["nst.json"].decode()
     manifest = parse_manifest(text, "gen-1")
     assert manifest.digest == Store(home / "store").open("tiny@gen-1").manifest.digest
     assert (manifest.request.inputs.pool.ref, manifest.request.inputs.teacher.repo) == ("pool", f"{MODEL}@gen-0")
-    assert manifest.request.inputs.teacher.revision == head(top, MODEL, "gen-0", "models")
+    assert manifest.request.inputs.teacher.revision == resolve_commit(top, MODEL, "gen-0", "models")
     everything = b"".join(
-        content for kind, repo in (("datasets", REPO), ("models", MODEL)) for content in files(top, repo, kind=kind).values()
+        content for kind, repo in (("datasets", REPO), ("models", MODEL)) for content in read_files(top, repo, kind=kind).values()
     )
     assert str(home).encode() not in everything
     assert b"/tmp" not in text.encode()
-    assert "hub.json" not in files(top, REPO, "gen-1")
+    assert "hub.json" not in read_files(top, REPO, "gen-1")
 
 
 def test_a_second_push_of_the_same_content_does_nothing(hub):
     top, url, answers, home, first = hub
-    before = head(top, REPO)
+    before = resolve_commit(top, REPO)
     shutil.copytree(home, again := home.parent / "again")
     (again / "store" / "corpora" / "tiny" / "gen-1.1" / "hub.json").unlink()  # as from another machine
     start = len(answers)
     (done,) = nst(url, again, ["push", "tiny@gen-1.1", REPO, "--json"], token=ALICE)
     assert (done.status, done.value) == (0, first[2].value)
     assert "already exists: same content" in done.err
-    assert head(top, REPO) == before
+    assert resolve_commit(top, REPO) == before
     assert {answer.method for answer in answers[start:]} <= {"GET", "HEAD"}
 
 
 def test_the_croissant_there_is_that_of_the_version(hub):
     top, _, _, home, _ = hub
     for tag in ("gen-1", "gen-1.1", "main"):
-        text = files(top, REPO, tag)[CROISSANT].decode()
+        text = read_files(top, REPO, tag)[CROISSANT].decode()
         assert json.loads(text)["name"] == f"tiny@{'gen-1.1' if tag == 'main' else tag}"
         assert str(home) not in text
-    assert CROISSANT not in files(top, MODEL, kind="models")
+    assert CROISSANT not in read_files(top, MODEL, kind="models")
 
 
 def test_a_tag_of_other_content_is_refused_with_both_digests_and_never_moved(hub):
     top, url, answers, home, _ = hub
-    before = head(top, REPO, "gen-1")
+    before = resolve_commit(top, REPO, "gen-1")
     refused, other = nst(
         url, home, ["push", "tiny@gen-1.1", REPO, "--tag", "gen-1"], ["push", "tiny@gen-1.1", REPO, "--tag", "mine", "--json"], token=ALICE
     )
     digests = [Store(home / "store").open(ref).manifest.digest[:12] for ref in ("tiny@gen-1", "tiny@gen-1.1")]
     assert refused.status == 1
-    assert tells(refused.err, f"digest {digests[0]}, yours … {digests[1]}; tags are never moved")
+    assert mentions(refused.err, f"digest {digests[0]}, yours … {digests[1]}; tags are never moved")
     assert len(refused.err.splitlines()) == 1
     assert (other.status, other.value["tag"]) == (0, "mine")
-    assert head(top, REPO, "gen-1") == before
+    assert resolve_commit(top, REPO, "gen-1") == before
     assert not any(answer.method == "DELETE" for answer in answers)
 
 
@@ -130,7 +130,7 @@ def test_what_people_keep_in_a_repository_stays_there(hub, tiny_store):
     with serving(top) as (url, _):
         (done,) = nst(url, home, ["push", "tiny@gen-1.1", "alice/mine", "--public"], token=ALICE)
     assert done.status == 0, done.err
-    there = files(top, "alice/mine")
+    there = read_files(top, "alice/mine")
     assert {name: there[name] for name in own} == own
     assert there["confidence.png"] != b"old"
     assert not any(name.startswith("pseudo_labels/") for name in there)
@@ -153,7 +153,7 @@ def test_a_repository_is_private_unless_asked_for_and_a_public_one_wants_to_be_n
     )
     assert public.status == 0, public.err
     assert again.status == 2
-    assert tells(again.err, "alice/open is public …; add --public")
+    assert mentions(again.err, "alice/open is public …; add --public")
     assert [one["tag"] for one in pulled.value["versions"]] == ["gen-1.1"]
     (seen,) = nst(url, stranger, ["pull", "alice/open"])
     assert seen.status == 0, seen.err
@@ -172,7 +172,7 @@ def test_who_may_not_push_is_told_so_in_a_line(hub, token, repo, says):
     _, url, _, home, _ = hub
     (done,) = nst(url, home, ["push", "tiny@gen-1.1", repo, "--tag", "never"], token=token)
     assert (done.status, done.out) == (1, "")
-    assert tells(done.err.replace("\n", " "), f"nst: {repo}: …{says}")
+    assert mentions(done.err.replace("\n", " "), f"nst: {repo}: …{says}")
     assert "hf_" not in done.err
 
 
@@ -182,7 +182,7 @@ def test_offline_what_is_local_works_and_what_is_remote_fails_at_once(hub):
     remote = [["push", "tiny@gen-1", "alice/x"], ["pull", REPO], ["list", "--remote", REPO], ["lineage", f"{REPO}@gen-1"]]
     done = nst(url, home, *commands, *remote, token=ALICE, HF_HUB_OFFLINE="1")
     assert [one.status for one in done] == [0, 0, 0, 1, 1, 1, 1]
-    assert all(tells(one.err, "HF_HUB_OFFLINE is set, …; unset it") for one in done[3:])
+    assert all(mentions(one.err, "HF_HUB_OFFLINE is set, …; unset it") for one in done[3:])
     assert all(len(one.err.splitlines()) == 1 for one in done[3:])
 
 
@@ -209,7 +209,7 @@ def test_a_pulled_version_has_the_same_bytes_and_is_verified_against_its_checksu
     assert {one["ref"] for one in listed.value["versions"]} == {"tiny@gen-1.1", "other@gen-1"}
     assert listed.value["unfinished"] == []
     place = json.loads((here / "hub.json").read_text())[-1]
-    assert (place["repo"], place["tag"], place["commit"]) == (REPO, "gen-1.1", head(top, REPO, "gen-1.1"))
+    assert (place["repo"], place["tag"], place["commit"]) == (REPO, "gen-1.1", resolve_commit(top, REPO, "gen-1.1"))
     assert not [path for path in (tmp_path / "store").rglob("*") if ".cache" in path.parts]
     kept = sum(path.stat().st_size for path in (tmp_path / "hf").rglob("*.parquet"))
     assert kept == 0, "the version is on disk once"
@@ -237,7 +237,7 @@ def test_what_a_branch_names_when_it_is_pulled_is_remembered_by_its_commit(hub, 
     top, url, *_ = hub
     (pulled,) = nst(url, tmp_path, ["pull", f"{REPO}@main"], token=ALICE)
     assert pulled.status == 0, pulled.err
-    commit = head(top, REPO)
+    commit = resolve_commit(top, REPO)
     (place,) = json.loads((folder_of(tmp_path, "tiny@gen-1.1") / "hub.json").read_text())
     assert (place["repo"], place["tag"], place["commit"]) == (REPO, commit, commit)
 
@@ -258,7 +258,7 @@ def test_a_push_warns_of_keys_that_are_paths_of_this_machine(hub, tmp_path, tiny
     ]
     listed, nobody, beside = nst(url, tmp_path, *commands, token=ALICE)
     assert [one.status for one in (listed, nobody, beside)] == [0, 0, 0]
-    assert tells(listed.err, f"warning: listed@gen-1: keys … absolute paths, such as '{images[0]}' …; push with --anonymous")
+    assert mentions(listed.err, f"warning: listed@gen-1: keys … absolute paths, such as '{images[0]}' …; push with --anonymous")
     assert "absolute" not in nobody.err + beside.err
 
 
@@ -290,7 +290,7 @@ def test_what_is_no_version_is_refused_with_what_there_is(hub, tmp_path):
     assert [one.status for one in (unknown, foreign, no_tag, word)] == [1, 1, 1, 2]
     assert "it has gen-1, gen-1.1" in unknown.err
     assert "`nst adopt` imports pseudo-labels made elsewhere" in foreign.err
-    assert tells(no_tag.err, "tag gen-N or gen-N.K …, found none")
+    assert mentions(no_tag.err, "tag gen-N or gen-N.K …, found none")
     assert "expected OWNER/NAME of the Hub" in word.err
 
 
@@ -306,7 +306,7 @@ def test_an_anonymous_push_holds_no_key_and_no_hash_and_says_so_to_who_trains_on
     )
     assert pushed.status == 0, pushed.err
     assert "already exists" in again.err
-    there = files(top, "alice/nameless", "gen-1.1")
+    there = read_files(top, "alice/nameless", "gen-1.1")
     rows = pl.read_parquet([content for name, content in there.items() if name.endswith(".parquet")])
     original = pl.read_parquet(folder_of(home, "tiny@gen-1.1") / "balanced" / "*.parquet")
     assert rows["key"].to_list() == [""] * len(rows)
@@ -343,7 +343,7 @@ def test_an_anonymous_push_holds_no_key_and_no_hash_and_says_so_to_who_trains_on
         token=ALICE,
     )
     assert (pulled.status, verified.status, trained.status) == (0, 0, 1), (pulled, verified, trained)
-    assert tells(trained.err, "without keys and hashes: …")
+    assert mentions(trained.err, "without keys and hashes: …")
 
 
 def test_no_token_is_left_in_any_file(hub):
@@ -367,7 +367,7 @@ def test_several_that_pull_one_version_at_once_all_have_it(hub, tmp_path):
 def test_a_push_under_way_is_no_unfinished_version_and_a_dead_one_is_cleared(hub, tmp_path):
     _, url, _, home, _ = hub
     mine = shutil.copytree(home, tmp_path / "home")
-    dead = mine / "store" / "runs" / "pushes" / f"tiny@gen-1.1.abcd.{PROCESS_SPACE}.4194999.tmp"
+    dead = mine / "store" / "runs" / "pushes" / f"tiny@gen-1.1.abcd.{PID_NAMESPACE}.4194999.tmp"
     (dead / "tiny" / "gen-1.1").mkdir(parents=True)
     os.utime(dead, (0, 0))
     assert Store(mine / "store").unfinished() == []
@@ -402,7 +402,7 @@ def test_a_teacher_pushed_anonymously_names_no_source(hub, tmp_path):
         token=ALICE,
     )
     assert [pushed.status, pulled.status, verified.status] == [0, 0, 0], (pushed.err, pulled.err, verified.err)
-    there = parse_manifest(files(top, "alice/nameless-teacher", "gen-0", "models")["nst.json"].decode(), "there")
+    there = parse_manifest(read_files(top, "alice/nameless-teacher", "gen-0", "models")["nst.json"].decode(), "there")
     assert {role: (one.ref, one.digest) for role, one in there.request.inputs.by_role.items() if role != "original"} == {
         "labeled": ("not said", "")
     }
@@ -415,7 +415,7 @@ def test_own_text_in_a_local_card_goes_along(hub, tmp_path):
     card.write_text(card.read_text().replace(BEGIN + "\n", BEGIN + "\n## My words\n"))
     (done,) = nst(url, mine, ["push", "tiny@gen-1.1", "alice/words"], token=ALICE)
     assert done.status == 0, done.err
-    assert "## My words" in files(top, "alice/words", "gen-1.1")["README.md"].decode()
+    assert "## My words" in read_files(top, "alice/words", "gen-1.1")["README.md"].decode()
     assert "## My words" in card.read_text()
 
 
@@ -444,7 +444,7 @@ def test_a_review_goes_to_the_repository_of_its_corpus_and_comes_back_the_same(h
     )
     assert [edition.status, pushed.status] == [0, 0], (edition, pushed)
     assert anonymous.status == 2
-    assert tells(anonymous.err, "tiny@review-1 … only by their hashes; remove --anonymous")
+    assert mentions(anonymous.err, "tiny@review-1 … only by their hashes; remove --anonymous")
     assert [(one["tag"], one["kind"]) for one in listed.value["versions"]] == [("review-1", "review"), ("gen-1.1", "edition")]
     newest, pulled, verified = nst(
         url,
@@ -475,12 +475,12 @@ def test_a_score_on_a_benchmark_of_the_hub_is_pushed_as_its_leaderboard_takes_it
     results["fgsm"] = results["test"] | {"suite": "fgsm"}
     (folder / "metrics.json").write_text(json.dumps(results))
     assert nst(url, tmp_path, ["push", "tiny-teacher@gen-0", "alice/measured"], token=ALICE)[0].status == 0
-    there = files(top, "alice/measured", "main", "models")
+    there = read_files(top, "alice/measured", "main", "models")
     (entry,) = parse_eval_result_entries(yaml.safe_load(there[".eval_results/nst.yaml"]))
     assert (entry.dataset_id, entry.task_id, entry.value, entry.dataset_revision) == ("alice/benchmark", "bugs", 75.0, benchmark)
     assert "percent" in entry.notes
     del results["test"]
     (folder / "metrics.json").write_text(json.dumps(results))
     assert nst(url, tmp_path, ["push", "tiny-teacher@gen-0", "alice/measured"], token=ALICE)[0].status == 0
-    assert ".eval_results/nst.yaml" not in files(top, "alice/measured", "main", "models")
-    assert ".eval_results/nst.yaml" in files(top, "alice/measured", "gen-0", "models")
+    assert ".eval_results/nst.yaml" not in read_files(top, "alice/measured", "main", "models")
+    assert ".eval_results/nst.yaml" in read_files(top, "alice/measured", "gen-0", "models")

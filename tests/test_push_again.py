@@ -4,11 +4,11 @@ import json
 import shutil
 
 import pytest
-from hub import ALICE, files, head, serving
+from hub import ALICE, read_files, resolve_commit, serving
 from hub_commands import nst
-from wording import tells
+from wording import mentions
 
-from nst_data.sharing.push import parents_first
+from nst_data.sharing.push import sort_parents_first
 from nst_data.store.store import Store
 
 REPO, MODEL = "alice/tiny-pseudo", "alice/tiny-teacher"
@@ -17,8 +17,8 @@ REPO, MODEL = "alice/tiny-pseudo", "alice/tiny-teacher"
 def test_what_others_come_from_goes_first(tiny_store):
     store, *_ = tiny_store
     versions = [store.open(ref) for ref in ("tiny@gen-1.1", "tiny@gen-1")]
-    assert [one.ref for one in parents_first(versions)] == ["tiny@gen-1", "tiny@gen-1.1"]
-    assert [one.ref for one in parents_first(store.versions())] == ["tiny-teacher@gen-0", "tiny@gen-1", "tiny@gen-1.1"]
+    assert [one.ref for one in sort_parents_first(versions)] == ["tiny@gen-1", "tiny@gen-1.1"]
+    assert [one.ref for one in sort_parents_first(store.versions())] == ["tiny-teacher@gen-0", "tiny@gen-1", "tiny@gen-1.1"]
 
 
 @pytest.mark.slow
@@ -32,13 +32,13 @@ def test_metrics_that_are_recorded_after_a_push_reach_the_card_by_another_push(t
             url, home, again, ["evaluate", "tiny-teacher@gen-0", "--data", labeled, "--record", "seen"], [*again, "--json"], token=ALICE
         )
         assert [first.status, measured.status, second.status] == [0, 0, 0], (measured.err, second.err)
-        before, asked = head(top, MODEL, kind="models"), len(answers)
+        before, asked = resolve_commit(top, MODEL, kind="models"), len(answers)
         (third,) = nst(url, home, again, token=ALICE)
         assert {answer.method for answer in answers[asked:]} <= {"GET", "HEAD"}
-    assert tells(second.err, "updated on main: README.md, metrics.json; tag gen-0 …")
-    assert second.value["commit"] == head(top, MODEL, "gen-0", "models") != before == head(top, MODEL, kind="models")
+    assert mentions(second.err, "updated on main: README.md, metrics.json; tag gen-0 …")
+    assert second.value["commit"] == resolve_commit(top, MODEL, "gen-0", "models") != before == resolve_commit(top, MODEL, kind="models")
     assert "updated on main" not in third.err
-    tagged, main = files(top, MODEL, "gen-0", "models"), files(top, MODEL, kind="models")
+    tagged, main = read_files(top, MODEL, "gen-0", "models"), read_files(top, MODEL, kind="models")
     assert ("metrics.json" in tagged, b"seen" in tagged["README.md"]) == (False, False)
     assert json.loads(main["metrics.json"])["seen"]["images"] == 12
     assert b"**seen**" in main["README.md"]
@@ -54,7 +54,7 @@ def test_an_edition_that_was_pushed_before_its_generation_gets_its_link_by_anoth
     shutil.copytree(tiny_store[0].root, home / "store")
 
     def generation_on_main():
-        return json.loads(files(top, REPO)["nst.json"])["request"]["inputs"]["generation"]["repo"]
+        return json.loads(read_files(top, REPO)["nst.json"])["request"]["inputs"]["generation"]["repo"]
 
     with serving(top) as (url, _):
         (first,) = nst(url, home, ["push", "tiny@gen-1.1", REPO], token=ALICE)
@@ -68,18 +68,18 @@ def test_an_edition_that_was_pushed_before_its_generation_gets_its_link_by_anoth
             token=ALICE,
         )
         assert (refused.status, mixed.status, several.status) == (2, 2, 0), several.err
-        assert tells(refused.err, "--tag best … one version, … 2 …")
+        assert mentions(refused.err, "--tag best … one version, … 2 …")
         assert "datasets and models need separate repositories" in mixed.err
         assert [one["ref"] for one in several.value] == ["tiny@gen-1", "tiny@gen-1.1"]
         assert "nst.json; tag gen-1.1 is unchanged" in several.err
         assert generation_on_main() == f"{REPO}@gen-1"
-        assert head(top, REPO, "gen-1.1") == several.value[1]["commit"] != head(top, REPO)
-        before = head(top, REPO)
+        assert resolve_commit(top, REPO, "gen-1.1") == several.value[1]["commit"] != resolve_commit(top, REPO)
+        before = resolve_commit(top, REPO)
         teacher, old, again = nst(
             url, home, ["push", "tiny-teacher", MODEL], ["push", "tiny@gen-1", REPO], ["push", "tiny@gen-1.1", REPO], token=ALICE
         )
     assert [teacher.status, old.status, again.status] == [0, 0, 0]
-    assert tells(old.err, "nst.json of gen-1 changed, … gen-1.1; not uploaded")
+    assert mentions(old.err, "nst.json of gen-1 changed, … gen-1.1; not uploaded")
     assert "updated on main: README.md" in again.err, "the teacher has a link now"
-    assert head(top, REPO) != before
+    assert resolve_commit(top, REPO) != before
     assert [version.verify() for version in Store(home / "store").versions()] == [[], [], []]

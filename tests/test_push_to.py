@@ -2,7 +2,7 @@
 
 import pytest
 from conftest import TINY, write_class_folders, write_pool, write_tiny_recipe
-from hub import ALICE, head, serving
+from hub import ALICE, resolve_commit, serving
 from hub_commands import nst
 
 from nst_data.errors import UsageError
@@ -32,8 +32,8 @@ def test_a_push_that_fails_is_told_stops_nothing_and_is_done_by_the_next_run(tmp
     assert again.status == 0, again.err
     assert "warning" not in again.err
     top = tmp_path / "hub"
-    assert all(head(top, TO["corpus"], tag) for tag in ("gen-1", "gen-1.1"))
-    assert all(head(top, TO["teacher"], tag, "models") for tag in ("gen-0", "gen-1"))
+    assert all(resolve_commit(top, TO["corpus"], tag) for tag in ("gen-1", "gen-1.1"))
+    assert all(resolve_commit(top, TO["teacher"], tag, "models") for tag in ("gen-0", "gen-1"))
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,10 @@ from nst_data.inspection.quality import (
     ConfidenceBin,
     WrongPair,
     calibration_error,
-    confusion,
-    measure,
+    count_confusions,
+    join_truth,
+    measure_quality,
     reliability,
-    with_truth,
 )
 from nst_data.inspection.truth import Truth
 
@@ -37,7 +37,7 @@ TRUTH = truth_of({0: 0, 1: 0, 2: 1, 3: 2, 4: 1, 9: 2})
 
 
 def test_six_labels_are_measured_by_hand():
-    quality = measure(SIX, TRUTH, NAMES)
+    quality = measure_quality(SIX, TRUTH, NAMES)
     assert (quality.labels, quality.joined, quality.accuracy) == (6, 5, 3 / 5)
     assert quality.wrong_pairs == [WrongPair("ant", "bee", 1), WrongPair("bee", "cat", 1)]
     assert quality.precision == [ClassPrecision("bee", 2, 1, 0.5), ClassPrecision("ant", 3, 2, 2 / 3)]
@@ -62,7 +62,7 @@ def many():
 def measured(many):
     labels, truth, probs = many
     rows = [(row, int(label), float(top)) for row, (label, top) in enumerate(zip(labels, probs.amax(dim=1), strict=True))]
-    return measure(labels_of(rows), truth_of(dict(enumerate(truth.tolist()))), list("abcdefg"), pairs=100)
+    return measure_quality(labels_of(rows), truth_of(dict(enumerate(truth.tolist()))), list("abcdefg"), pairs=100)
 
 
 def test_accuracy_and_precision_are_those_of_scikit_learn(many, measured):
@@ -84,7 +84,7 @@ def test_wrong_pairs_are_those_of_scikit_learns_confusion_matrix(many, measured)
 def test_a_confidence_on_a_bound_falls_below_it():
     def error(bins):  # the first right, too unsure by 0.5, the second wrong, too sure by 0.75
         return calibration_error(
-            reliability(with_truth(labels_of([(0, 0, 0.5), (1, 0, 0.75)]), truth_of({0: 0, 1: 1}).table.lazy(), "id"), bins).collect()
+            reliability(join_truth(labels_of([(0, 0, 0.5), (1, 0, 0.75)]), truth_of({0: 0, 1: 1}).table.lazy(), "id"), bins).collect()
         )
 
     assert error(bins=1) == pytest.approx((0.75 - 0.5) / 2)  # one bin: they cancel
@@ -98,29 +98,29 @@ def test_bins_together_hold_all_images_and_give_the_accuracy(measured):
 
 def test_only_so_many_wrong_pairs_are_named_ties_in_the_order_of_the_classes():
     labels, truth = labels_of([(0, 2, 0.5), (1, 1, 0.5), (2, 0, 0.5)]), truth_of({0: 0, 1: 0, 2: 1})
-    assert measure(labels, truth, NAMES, pairs=2).wrong_pairs == [WrongPair("ant", "bee", 1), WrongPair("bee", "ant", 1)]
+    assert measure_quality(labels, truth, NAMES, pairs=2).wrong_pairs == [WrongPair("ant", "bee", 1), WrongPair("bee", "ant", 1)]
 
 
 def test_a_confidence_that_is_no_number_counts_in_accuracy_and_in_no_bin():
-    quality = measure(labels_of([(0, 0, float("nan")), (1, 0, 0.5)]), truth_of({0: 0, 1: 1}), NAMES)
+    quality = measure_quality(labels_of([(0, 0, float("nan")), (1, 0, 0.5)]), truth_of({0: 0, 1: 1}), NAMES)
     assert quality.accuracy == 0.5
     assert sum(row.images for row in quality.by_confidence) == 1
     assert quality.calibration_error == 0.5
 
 
 def test_the_steps_take_and_give_lazy_frames():
-    judged = with_truth(SIX, TRUTH.table.lazy(), "id")
+    judged = join_truth(SIX, TRUTH.table.lazy(), "id")
     assert isinstance(judged, pl.LazyFrame)
     assert judged.collect_schema().names() == ["id", "label", "confidence", "truth"]
-    assert confusion(judged).filter(label=0).sort("truth").collect().rows() == [(0, 0, 2), (0, 1, 1)]
+    assert count_confusions(judged).filter(label=0).sort("truth").collect().rows() == [(0, 0, 2), (0, 1, 1)]
     assert reliability(judged, 1).collect().select("bin", "images", "correct").rows() == [(0, 5, 3)]
 
 
 def test_a_truth_about_other_images_is_an_error():
     with pytest.raises(NstError, match=r"bugs@gen-1: none of its images.*joined by id; "):
-        measure(SIX, truth_of({77: 0}), NAMES, "bugs@gen-1")
+        measure_quality(SIX, truth_of({77: 0}), NAMES, "bugs@gen-1")
 
 
 def test_a_label_outside_the_classes_is_an_error():
     with pytest.raises(NstError, match=r"bugs@gen-1:.*0 to 2.*label 3"):
-        measure(labels_of([(0, 3, 0.5)]), truth_of({0: 0}), NAMES, "bugs@gen-1")
+        measure_quality(labels_of([(0, 3, 0.5)]), truth_of({0: 0}), NAMES, "bugs@gen-1")

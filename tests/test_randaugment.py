@@ -11,7 +11,7 @@ from timm.data import auto_augment
 
 from nst_train.noise_settings import Noise
 from nst_train.settings import TrainSettings
-from nst_train.transforms.randaugment import FILL, OPERATIONS, Operation, RandAugment, amount_of, cutout, cutout_px, translate_px
+from nst_train.transforms.randaugment import FILL, OPERATIONS, Operation, RandAugment, cutout, cutout_px, operation_amount, translate_px
 
 LEVELS = [0, 5, 9, 10, 15, 27]
 FORMULAS = {
@@ -77,14 +77,14 @@ def test_there_are_the_16_operations_of_the_released_code():
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_the_amount_of_each_operation_follows_the_released_formula_unclipped(name):
-    assert [amount_of(name, level) for level in LEVELS] == pytest.approx(FORMULAS[name])
+    assert [operation_amount(name, level) for level in LEVELS] == pytest.approx(FORMULAS[name])
 
 
 def test_scaled_pixel_amounts_are_the_released_ones_at_600_and_at_32_pixels_and_in_proportion_elsewhere():
     assert (translate_px(600), cutout_px(600)) == (100, 40)
     assert (translate_px(32), cutout_px(32)) == (4, 4)
     assert (translate_px(300), cutout_px(300)) == (50, 20)
-    assert [amount_of("Cutout", 5, 32), amount_of("TranslateX", 5, 32)] == [2, 2]
+    assert [operation_amount("Cutout", 5, 32), operation_amount("TranslateX", 5, 32)] == [2, 2]
 
 
 # The released code's translate_const of 100 and cutout_const of 40, times magnitude / 10, whatever the size; 32 // 8 of each for SVHN.
@@ -123,24 +123,24 @@ def test_in_training_by_a_preset_an_image_moves_by_the_released_pixels():
 @pytest.mark.parametrize("level", LEVELS)
 def test_posterize_shifts_by_a_byte_that_wraps_and_is_clamped_to_7(level):
     shift = min((8 - int(level / 10 * 4)) % 256, 7)
-    assert (changed("Posterize", amount_of("Posterize", level)) == PIXELS >> shift << shift).all()
+    assert (changed("Posterize", operation_amount("Posterize", level)) == PIXELS >> shift << shift).all()
 
 
 @pytest.mark.parametrize(("level", "threshold"), [(0, 0), (5, 128), (9, 230), (10, 0), (15, 128), (27, 179)])
 def test_solarize_compares_with_a_threshold_that_wraps_at_256(level, threshold):
     expected = np.where(threshold > PIXELS, PIXELS, 255 - PIXELS)
-    assert (changed("Solarize", amount_of("Solarize", level)) == expected).all()
+    assert (changed("Solarize", operation_amount("Solarize", level)) == expected).all()
 
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_solarize_add_adds_below_128_and_clips(level):
     added = np.clip(PIXELS.astype(int) + int(level / 10 * 110), 0, 255)
-    assert (changed("SolarizeAdd", amount_of("SolarizeAdd", level)) == np.where(PIXELS < 128, added, PIXELS)).all()
+    assert (changed("SolarizeAdd", operation_amount("SolarizeAdd", level)) == np.where(PIXELS < 128, added, PIXELS)).all()
 
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_brightness_blends_with_black_clipped_and_rounded_down(level):
-    factor = amount_of("Brightness", level)
+    factor = operation_amount("Brightness", level)
     assert (changed("Brightness", factor) == blend(np.zeros_like(PIXELS), PIXELS, factor)).all()
 
 
@@ -148,7 +148,7 @@ def test_brightness_blends_with_black_clipped_and_rounded_down(level):
 @pytest.mark.parametrize("shape", [(32, 32), (40, 48), (300, 300)])
 def test_contrast_blends_with_the_number_of_pixels_over_256(level, shape):
     pixels = np.resize(PIXELS, (*shape, 3))
-    gray, factor = min(255, shape[0] * shape[1] // 256), amount_of("Contrast", level)
+    gray, factor = min(255, shape[0] * shape[1] // 256), operation_amount("Contrast", level)
     assert (changed("Contrast", factor, pixels) == blend(np.full_like(pixels, gray), pixels, factor)).all()
 
 
@@ -156,7 +156,7 @@ def test_contrast_blends_with_the_number_of_pixels_over_256(level, shape):
 def test_color_blends_with_gray_to_within_the_rounding_of_gray(level):
     weighted = PIXELS.astype(np.float64) @ [0.2989, 0.587, 0.114]
     gray = np.repeat((weighted / 255 * 255.5).astype(np.uint8)[..., None], 3, axis=2)
-    factor = amount_of("Color", level)
+    factor = operation_amount("Color", level)
     difference = changed("Color", factor).astype(int) - blend(gray, PIXELS, factor)
     assert np.abs(difference).max() <= math.ceil(abs(1 - factor))
     assert np.abs(difference).mean() <= 0.5 * abs(1 - factor)
@@ -169,7 +169,7 @@ def test_color_with_released_amounts_blends_with_the_released_codes_gray(level, 
     weights, shares = np.float32([0.2989, 0.587, 0.114]), pixels.astype(np.float32) * np.float32(1 / 255)
     gray = (shares * weights).sum(-1, dtype=np.float32) * np.float32(255.5)
     degenerate = np.repeat(gray.astype(np.uint8)[..., None], 3, axis=2)
-    factor = amount_of("Color", level)
+    factor = operation_amount("Color", level)
     assert (released("Color", factor, pixels) == blend(degenerate, pixels, factor)).all()
 
 
@@ -201,7 +201,7 @@ def test_shear_with_released_amounts_rounds_half_a_pixel_up(level):
     x, y = np.meshgrid(np.arange(30), np.arange(600))
     source = x + (hundredths * y + 50) // 100
     expected = np.where((source < 30)[..., None], tall[y, np.minimum(source, 29)], 128)
-    assert (released("ShearX", amount_of("ShearX", level), tall) == expected).all()
+    assert (released("ShearX", operation_amount("ShearX", level), tall) == expected).all()
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -209,7 +209,7 @@ def test_sharpness_blends_with_a_smooth_image_rounded_down_and_leaves_the_border
     wide, smooth = PIXELS.astype(int), PIXELS.copy()
     windows = np.lib.stride_tricks.sliding_window_view(wide, (3, 3), axis=(0, 1))
     smooth[1:-1, 1:-1] = (windows.sum((-1, -2)) + 4 * wide[1:-1, 1:-1]) // 13
-    factor = amount_of("Sharpness", level)
+    factor = operation_amount("Sharpness", level)
     assert (changed("Sharpness", factor) == blend(smooth, PIXELS, factor)).all()
 
 
@@ -224,7 +224,7 @@ def test_sharpness_blends_with_a_smooth_image_rounded_down_and_leaves_the_border
     ],
 )
 def test_shear_and_translate_take_the_nearest_pixel_counted_from_the_first_ones_middle(name, matrix_of, level):
-    amount = amount_of(name, level, 46)
+    amount = operation_amount(name, level, 46)
     for signed in (amount, -amount):
         assert is_moved(changed(name, signed), PIXELS, matrix_of(signed))
 
@@ -275,7 +275,9 @@ def test_cutout_grays_a_square_around_a_pixel_and_nothing_else(side):
 
 def test_cutout_in_the_policy_has_twice_the_amount_as_its_side():
     pixels = np.zeros((600, 600, 3), np.uint8)
-    areas = [int((changed_at(Operation("Cutout", amount_of("Cutout", 5)), pixels, seed) == FILL).all(-1).sum()) for seed in range(20)]
+    areas = [
+        int((changed_at(Operation("Cutout", operation_amount("Cutout", 5)), pixels, seed) == FILL).all(-1).sum()) for seed in range(20)
+    ]
     assert max(areas) == 40 * 40
 
 
@@ -351,5 +353,5 @@ def test_what_timm_does_alike_equals_timms_operation(name, pixels_of, size):
 
 @pytest.mark.parametrize("name", ["Posterize", "Solarize", "SolarizeAdd"])
 def test_large_and_small_images_go_through_the_same_table(name):
-    large, amount = noisy(120, 48), amount_of(name, 9)
+    large, amount = noisy(120, 48), operation_amount(name, 9)
     assert (changed(name, amount, large)[:40] == changed(name, amount, large[:40])).all()

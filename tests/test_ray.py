@@ -19,11 +19,11 @@ import pytest
 import sick_nodes
 from conftest import png
 from labels import write_teacher
-from watched import Ended, Said
+from watched import InterruptAfter, RecordingProgress
 from wording import is_line
 
 from nst_data.errors import NstError
-from nst_data.features.under_way import begin
+from nst_data.features.under_way import start_features
 from nst_data.sources import open_source
 from nst_data.store.file_tree import FileTree
 from nst_data.store.store import Store
@@ -54,7 +54,7 @@ def node(number):
 
 def drive(address, teacher):
     """A driver in a process of its own, once it is told where the cluster is."""
-    label(Store(STORE), "bugs", teacher, open_source(POOL), SETTINGS, run=on_ray(address.recv()), progress=Said())
+    label(Store(STORE), "bugs", teacher, open_source(POOL), SETTINGS, run=on_ray(address.recv()), progress=RecordingProgress())
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,15 @@ def work(tmp_path_factory, s3):
 def undisturbed(work):
     """The labels of one process."""
     top, teacher = work
-    return label(Store(top / "one"), "bugs", teacher, open_source(POOL), SETTINGS, run=LabelRunSettings(decode_threads=1), progress=Said())
+    return label(
+        Store(top / "one"),
+        "bugs",
+        teacher,
+        open_source(POOL),
+        SETTINGS,
+        run=LabelRunSettings(decode_threads=1),
+        progress=RecordingProgress(),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -110,13 +118,13 @@ def cluster(driver):
     cluster.shutdown()
 
 
-def found(top, what):
+def work_files(top, kind):
     """Of the work on bugs@gen-1: files that any machine has."""
-    return list(top.glob(f"mirrors-*/*/runs/corpora/bugs/gen-1/work/{what}/*"))
+    return list(top.glob(f"mirrors-*/*/runs/corpora/bugs/gen-1/work/{kind}/*"))
 
 
 def shards_done(top):
-    return len({path.name for path in found(top, "shards") if path.suffix == ".json"})
+    return len({path.name for path in work_files(top, "shards") if path.suffix == ".json"})
 
 
 def shards_at_the_address():
@@ -124,9 +132,9 @@ def shards_at_the_address():
     return len({one.name for one in FileTree(STORE).files("runs") if "/shards/" in one.name and one.name.endswith(".json")})
 
 
-def at_work(top):
+def working_processes(top):
     """The processes that have claimed shards."""
-    return {int(path.name.rpartition(".")[2]) for path in found(top, "claims")}
+    return {int(path.name.rpartition(".")[2]) for path in work_files(top, "claims")}
 
 
 def wait_for(condition, seconds=120):
@@ -136,7 +144,7 @@ def wait_for(condition, seconds=120):
         time.sleep(0.05)
 
 
-class Disturbed(Said):
+class Disturbed(RecordingProgress):
     """Disturbs the work as it goes: each step waits, slowly, until the one before has had its effect."""
 
     def __init__(self, *steps):
@@ -170,7 +178,7 @@ def test_a_killed_driver_lost_workers_and_nodes_and_nodes_that_join_change_no_by
     first = set()
 
     def have_ended():
-        first.update(at_work(top))  # one that is between two shards claims none
+        first.update(working_processes(top))  # one that is between two shards claims none
         return not any(map(psutil.pid_exists, first))
 
     wait_for(have_ended)  # Ray ends them
@@ -178,20 +186,20 @@ def test_a_killed_driver_lost_workers_and_nodes_and_nodes_that_join_change_no_by
     assert 4 <= before < ROWS // PER_SHARD // 2
 
     def begin():
-        return lambda: len(at_work(top) - first) >= 2
+        return lambda: len(working_processes(top) - first) >= 2
 
     def kill_a_worker():
-        seen = at_work(top)
+        seen = working_processes(top)
         os.kill(max(seen - first), signal.SIGKILL)
-        return lambda: at_work(top) - seen
+        return lambda: working_processes(top) - seen
 
     def add_nodes():
-        seen = at_work(top)
+        seen = working_processes(top)
         cluster.third = cluster.add_node(**node(3))
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir("elsewhere")
             cluster.lacking = cluster.add_node(**node(4))
-        return lambda: at_work(top) - seen
+        return lambda: working_processes(top) - seen
 
     def remove_a_node():
         lines = len(said.lines)
@@ -219,36 +227,37 @@ def test_workers_take_a_pool_at_an_address_as_their_driver_has_listed_it(work, c
     for row in range(12):
         tree.write(f"{row:02d}.png", png(row % 3, row))
     pool = open_source(tree.address)
-    one = label(Store(top / "one"), "listed", teacher, pool, SETTINGS, run=LabelRunSettings(decode_threads=1), progress=Said())
+    one = label(Store(top / "one"), "listed", teacher, pool, SETTINGS, run=LabelRunSettings(decode_threads=1), progress=RecordingProgress())
     features = EmbedSettings(batch_size=4, rows_per_shard=PER_SHARD)
-    embedded = embed(Store(top / "one"), teacher, pool, features, progress=Said())
+    embedded = embed(Store(top / "one"), teacher, pool, features, progress=RecordingProgress())
     tree.write("new.png", png(0, 99))  # a worker that lists finds it
     store = Store(top / "listed")
     assert (
-        label(store, "listed", teacher, pool, SETTINGS, run=on_ray(cluster.address), progress=Said()).manifest.files == one.manifest.files
+        label(store, "listed", teacher, pool, SETTINGS, run=on_ray(cluster.address), progress=RecordingProgress()).manifest.files
+        == one.manifest.files
     )
     (kept,) = store.indexes.folder.iterdir()
     kept.unlink()
-    by_workers = embed(store, teacher, pool, features, run=on_ray(cluster.address, EmbedRunSettings), progress=Said())
+    by_workers = embed(store, teacher, pool, features, run=on_ray(cluster.address, EmbedRunSettings), progress=RecordingProgress())
     assert by_workers.about.files == embedded.about.files
     monkeypatch.setenv("NST_MIRRORS", str(top / "mirrors-7"))  # the driver is another machine than the workers
-    version = label(Store(STORE), "listed", teacher, pool, SETTINGS, run=on_ray(cluster.address), progress=Said())
+    version = label(Store(STORE), "listed", teacher, pool, SETTINGS, run=on_ray(cluster.address), progress=RecordingProgress())
     assert version.manifest.files == one.manifest.files
 
 
 def test_features_that_were_interrupted_go_on_and_are_those_of_one_process(work, cluster):
     top, teacher = work
     settings = EmbedSettings(batch_size=4, rows_per_shard=PER_SHARD)
-    one = embed(Store(top / "one"), teacher, open_source(POOL), settings, progress=Said())
+    one = embed(Store(top / "one"), teacher, open_source(POOL), settings, progress=RecordingProgress())
     store, run = Store(top / "store"), on_ray(cluster.address, EmbedRunSettings, workers=1)
     with pytest.raises(KeyboardInterrupt):
-        embed(store, teacher, open_source(POOL), settings, run=run, progress=Ended(ROWS // 2))
+        embed(store, teacher, open_source(POOL), settings, run=run, progress=InterruptAfter(ROWS // 2))
     (folder,) = (store.root / "features").iterdir()
-    shards = begin(store, one.about.request, ROWS, PER_SHARD, one.about.dimensions).shards
+    shards = start_features(store, one.about.request, ROWS, PER_SHARD, one.about.dimensions).shards
     finished = sorted(set(range(ROWS // PER_SHARD)) - set(shards.missing()))  # a file without its note yet is written again
     done = {name: (folder / name).stat().st_ino for name in map(shards.plan.file, finished)}
     assert 2 < len(done) < ROWS // PER_SHARD
-    features = embed(store, teacher, open_source(POOL), settings, run=run, progress=Said())
+    features = embed(store, teacher, open_source(POOL), settings, run=run, progress=RecordingProgress())
     assert features.about.files == one.about.files
     assert {name: (folder / name).stat().st_ino for name in done} == done
     assert [path.name for path in store.root.iterdir() if path.name.startswith(".")] == []
@@ -257,12 +266,14 @@ def test_features_that_were_interrupted_go_on_and_are_those_of_one_process(work,
 def test_features_on_s3_that_one_process_began_are_finished_by_a_cluster_with_the_same_bytes(work, cluster, monkeypatch):
     top, teacher = work
     settings, store = EmbedSettings(batch_size=4, rows_per_shard=PER_SHARD), Store(STORE)
-    one = embed(Store(top / "one"), teacher, open_source(POOL), settings, progress=Said())
+    one = embed(Store(top / "one"), teacher, open_source(POOL), settings, progress=RecordingProgress())
     with pytest.raises(KeyboardInterrupt):
-        embed(store, teacher, open_source(POOL), settings, progress=Ended(ROWS // 2))
+        embed(store, teacher, open_source(POOL), settings, progress=InterruptAfter(ROWS // 2))
     begun = {file.name for file in store.mirror.tree.files("runs/features") if "/shards/" in file.name}
     monkeypatch.setenv("NST_MIRRORS", str(top / "mirrors-6"))  # another machine drives
-    features = embed(Store(STORE), teacher, open_source(POOL), settings, run=on_ray(cluster.address, EmbedRunSettings), progress=Said())
+    features = embed(
+        Store(STORE), teacher, open_source(POOL), settings, run=on_ray(cluster.address, EmbedRunSettings), progress=RecordingProgress()
+    )
     assert len(begun) >= 20
     assert not list(Path(top, "mirrors-6").glob("*/features/*/features/*"))  # the workers wrote them all
     assert features.about.files == one.about.files
@@ -277,14 +288,14 @@ def test_a_node_that_loses_one_worker_after_the_other_gets_no_more_work_and_the_
     top, _ = work
     sick = node(8)
     nodes = [cluster.add_node(**node(6)), cluster.add_node(**sick)]
-    log, said = top / "losses", Said()
+    log, said = top / "losses", RecordingProgress()
     log.touch()
     ray.cloudpickle.register_pickle_by_value(sick_nodes)  # workers know no module of the tests
     job = sick_nodes.FailingJob("NST_MIRRORS", sick["env_vars"]["NST_MIRRORS"], log)
     settings = ClusterSettings(engine="ray", address=cluster.address, gpus_per_worker=0)
     with open_workers(job, settings, 9, said) as workers:
         steps = list(workers.fill(range(9), lambda shard: False))
-    assert sorted(step.shard for step in steps if step.is_whole) == list(range(9))
+    assert sorted(step.shard for step in steps if step.is_complete) == list(range(9))
     assert sum(step.rows for step in steps) == 9 * 3
     lost = log.read_text().split()
     assert len(set(lost)) == len(lost) == sick_nodes.LOSSES  # none was lost there twice
@@ -303,6 +314,6 @@ def test_a_node_that_lacks_the_pool_is_named_before_any_work(work, cluster):
         lacking = cluster.add_node(**node(5))
     store = Store(top / "refused")
     with pytest.raises(NstError, match=rf"^node \S+ \(\S+\) lacks the pool {POOL}$"):
-        label(store, "bugs", teacher, open_source(POOL), SETTINGS, run=on_ray(cluster.address), progress=Said())
+        label(store, "bugs", teacher, open_source(POOL), SETTINGS, run=on_ray(cluster.address), progress=RecordingProgress())
     assert (store.versions(), store.unfinished()) == ([], [])
     cluster.remove_node(lacking)

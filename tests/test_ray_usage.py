@@ -7,7 +7,7 @@ import pytest
 from conftest import write_tiny_recipe
 from nst_cli.main import app
 from typer.testing import CliRunner
-from watched import Said
+from watched import RecordingProgress
 from wording import is_line
 
 from nst_data.errors import NstError, UsageError
@@ -15,9 +15,9 @@ from nst_data.selection.editions import Engine, balance
 from nst_data.sources import open_source
 from nst_data.store.manifest import installed_packages
 from nst_data.store.store import Store
-from nst_train.cluster.job import PlaceOfImages, as_anywhere, folder_lacking, look_around
-from nst_train.cluster.nodes import joined, nodes_of
-from nst_train.cluster.workers import Workers, why_lost
+from nst_train.cluster.job import SourceAddress, check_machine, describe_missing_teacher, portable_model
+from nst_train.cluster.nodes import connect_cluster, usable_nodes
+from nst_train.cluster.workers import Workers, loss_reason
 from nst_train.cluster_settings import ClusterSettings
 from nst_train.recipes.reading import load_recipe
 from nst_train.settings import EmbedRunSettings, LabelRunSettings, LabelSettings, RunSettings
@@ -57,7 +57,7 @@ def test_without_ray_a_line_says_what_to_install(tiny_store, monkeypatch):
 
 def test_processes_of_torchrun_are_not_each_a_driver(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UsageError, match=r"`engine` ray:.*one process.*without torchrun or accelerate"), joined(ON_CPUS):
+    with pytest.raises(UsageError, match=r"`engine` ray:.*one process.*without torchrun or accelerate"), connect_cluster(ON_CPUS):
         pass
 
 
@@ -65,7 +65,7 @@ def test_an_address_where_nothing_listens_is_one_line_at_once():
     pytest.importorskip("ray")
     nowhere = ClusterSettings(engine="ray", address="127.0.0.1:1")
     says = r"^`address` 127.0.0.1:1: no Ray cluster there \(.*Connection refused\); `ray start` starts one$"
-    with pytest.raises(UsageError, match=says), joined(nowhere):
+    with pytest.raises(UsageError, match=says), connect_cluster(nowhere):
         pass
 
 
@@ -74,7 +74,7 @@ def test_a_recipe_labels_on_a_cluster_by_keys_of_its_label_section_that_change_n
     keys = {"engine": "ray", "address": "head:6379", "gpus_per_worker": 0.5, "workers": 4}
     recipe = load_recipe(write_tiny_recipe(tmp_path, generations=[{"model": "a"}, {"model": "b"}], label={"top_k": 2, **keys}))
     assert recipe.label.for_request() == {**plain.label.for_request(), "top_k": 2} == LabelSettings(top_k=2).for_request()
-    assert recipe.label.of_cluster == {**ClusterSettings().of_cluster, **keys}
+    assert recipe.label.cluster_options == {**ClusterSettings().cluster_options, **keys}
     path = write_tiny_recipe(tmp_path, generations=[{"model": "a"}, {"model": "b"}], label={"workers": 4})
     with pytest.raises(UsageError, match=r"bugs\.yaml, line \d+: label: `workers`.*`engine` ray; add.*remove"):
         load_recipe(path)
@@ -82,9 +82,9 @@ def test_a_recipe_labels_on_a_cluster_by_keys_of_its_label_section_that_change_n
 
 def test_what_says_how_images_are_read_says_it_of_labeling_too():
     read = {"decode_threads": 3, "max_unreadable": 0.1}
-    assert LabelRunSettings.of(RunSettings(workers=7, **read)) == LabelRunSettings(**read)
+    assert LabelRunSettings.from_run(RunSettings(workers=7, **read)) == LabelRunSettings(**read)
     on_ray = EmbedRunSettings(engine="ray", workers=7, **read)
-    assert LabelRunSettings.of(on_ray) == LabelRunSettings(engine="ray", workers=7, **read)
+    assert LabelRunSettings.from_run(on_ray) == LabelRunSettings(engine="ray", workers=7, **read)
 
 
 def cluster_of(*nodes):
@@ -107,15 +107,15 @@ def cluster_of(*nodes):
 )
 def test_a_node_has_room_for_as_many_workers_as_its_gpus_and_cpus_allow(settings, expected):
     cluster = cluster_of((8, 96), (1, 16), (0, 4), (0, 0))
-    found = nodes_of(cluster, ClusterSettings(engine="ray", **settings))
-    assert [(node.id, node.room, node.cpus) for node in found] == expected
+    found = usable_nodes(cluster, ClusterSettings(engine="ray", **settings))
+    assert [(node.id, node.capacity, node.cpus) for node in found] == expected
 
 
 def test_a_cluster_without_a_gpu_is_refused_with_the_way_out(tmp_path):
     workers = Workers(cluster_of((0, 4), (0, 2)), None, ClusterSettings(engine="ray"), None)
     says = "no node has room for a worker of 1 GPU and 1 CPU: of 2 nodes the largest has 0 GPUs and 4 CPUs; `gpus_per_worker` 0"
     with pytest.raises(NstError, match=says):
-        workers.begin(1)
+        workers.start(1)
 
 
 def test_a_node_that_ends_while_it_is_looked_at_is_left_out_and_the_others_work():
@@ -127,47 +127,47 @@ def test_a_node_that_ends_while_it_is_looked_at_is_left_out_and_the_others_work(
             raise GoneError("the node is gone")
         return ""
 
-    cluster, said = cluster_of((0, 4), (0, 2)), Said()
+    cluster, said = cluster_of((0, 4), (0, 2)), RecordingProgress()
     cluster.get, cluster.exceptions = get, SimpleNamespace(RayError=GoneError)
     workers = Workers(cluster, None, ON_CPUS, said)
-    first, second = nodes_of(cluster, ON_CPUS)
+    first, second = usable_nodes(cluster, ON_CPUS)
     workers._nodes = {"0": first, "1": second}
     workers._first_nodes, workers._checks = {"0", "1"}, {"gone": first, "fine": second}
-    workers._checked("gone")
-    workers._checked("fine")
+    workers._handle_checked("gone")
+    workers._handle_checked("fine")
     assert said.lines == ["warning: node host (10.0.0.1) runs nothing of ours (the node is gone); it gets no work"]
-    assert (first.is_checked, second.is_checked, second.refused) == (True, True, "")
+    assert (first.is_checked, second.is_checked, second.refusal) == (True, True, "")
 
 
 def test_why_a_worker_was_lost_is_said_without_what_it_was_called():
     died = (
         "The actor died unexpectedly before finishing this task.\n\tclass_name: Worker\n\tactor_id: 0a\nIts process was killed: low memory."
     )
-    assert why_lost(RuntimeError(died)) == "Its process was killed: low memory"
-    assert why_lost(RuntimeError(f"The actor {32 * 'a'} is unavailable: socket closed.")) == "The actor is unavailable: socket closed"
-    assert why_lost(OSError()) == "OSError"
+    assert loss_reason(RuntimeError(died)) == "Its process was killed: low memory"
+    assert loss_reason(RuntimeError(f"The actor {32 * 'a'} is unavailable: socket closed.")) == "The actor is unavailable: socket closed"
+    assert loss_reason(OSError()) == "OSError"
 
 
 def test_what_a_machine_lacks_is_named(tiny_store, tmp_path):
     pool = open_source(tiny_store[2])
-    place = PlaceOfImages.of(pool)
-    assert place.lacking() == ""
-    gone = PlaceOfImages(str(tmp_path / "nowhere"), None, False, "")
-    assert gone.lacking() == f"lacks the pool {tmp_path}/nowhere"
-    assert PlaceOfImages(f"{tiny_store[2]}/*.png", None, False, "").lacking() == ""
-    assert PlaceOfImages(f"{tmp_path}/*.tar", None, False, "").lacking() == f"lacks the pool {tmp_path}/*.tar"
-    assert folder_lacking(f"local-dir:{tmp_path}/net") == f"lacks the teacher local-dir:{tmp_path}/net"
-    assert [folder_lacking(name) for name in (f"local-dir:{tmp_path}", "owner/net", "net@gen-0")] == ["", "", ""]
+    place = SourceAddress.from_source(pool)
+    assert place.describe_missing() == ""
+    gone = SourceAddress(str(tmp_path / "nowhere"), None, False, "")
+    assert gone.describe_missing() == f"lacks the pool {tmp_path}/nowhere"
+    assert SourceAddress(f"{tiny_store[2]}/*.png", None, False, "").describe_missing() == ""
+    assert SourceAddress(f"{tmp_path}/*.tar", None, False, "").describe_missing() == f"lacks the pool {tmp_path}/*.tar"
+    assert describe_missing_teacher(f"local-dir:{tmp_path}/net") == f"lacks the teacher local-dir:{tmp_path}/net"
+    assert [describe_missing_teacher(name) for name in (f"local-dir:{tmp_path}", "owner/net", "net@gen-0")] == ["", "", ""]
     other = installed_packages() | {"torch": "1.0"}
-    assert look_around(place, installed_packages()) == ""
-    assert "where the driver has torch 1.0; equal bytes need equal packages" in look_around(place, other)
+    assert check_machine(place, installed_packages()) == ""
+    assert "where the driver has torch 1.0; equal bytes need equal packages" in check_machine(place, other)
     less = {name: version for name, version in installed_packages().items() if name != "simplejpeg"}
-    assert "where the driver has no simplejpeg; equal bytes need equal packages" in look_around(place, less)
-    assert look_around(place, installed_packages() | {"jpegs": "1.0"}).startswith("has no jpegs where the driver has jpegs 1.0")
+    assert "where the driver has no simplejpeg; equal bytes need equal packages" in check_machine(place, less)
+    assert check_machine(place, installed_packages() | {"jpegs": "1.0"}).startswith("has no jpegs where the driver has jpegs 1.0")
 
 
 def test_a_pool_of_other_files_is_not_labeled_by_a_worker(tiny_store, tmp_path):
-    place = PlaceOfImages(str(tiny_store[2]), None, False, "of other files")
+    place = SourceAddress(str(tiny_store[2]), None, False, "of other files")
     with pytest.raises(NstError, match=r"pool.*different files.*\(15 images\).*same files"):
         place.open(tmp_path)
 
@@ -175,9 +175,9 @@ def test_a_pool_of_other_files_is_not_labeled_by_a_worker(tiny_store, tmp_path):
 def test_a_model_is_named_so_that_another_working_folder_does_not_matter(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "names.txt").write_text("ant\nbee\n")
-    assert as_anywhere("local-dir:net") == f"local-dir:{tmp_path}/net"
-    assert as_anywhere("net@gen-1") == "net@gen-1"
-    clip = as_anywhere(ZeroShot(model="owner/clip", class_names="names.txt"))
+    assert portable_model("local-dir:net") == f"local-dir:{tmp_path}/net"
+    assert portable_model("net@gen-1") == "net@gen-1"
+    clip = portable_model(ZeroShot(model="owner/clip", class_names="names.txt"))
     (tmp_path / "names.txt").unlink()
     assert (clip.model, clip.synonyms) == ("owner/clip", {"ant": ("ant",), "bee": ("bee",)})
 

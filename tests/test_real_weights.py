@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from labels import rows
+from labels import table_rows
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
@@ -14,11 +14,11 @@ from nst_data.store.store import Store
 from nst_train.batches.batches import TrainingBatch
 from nst_train.evaluation.evaluate import evaluate
 from nst_train.labeling.label import label
-from nst_train.networks.models import create_network, data_config_of
+from nst_train.networks.models import create_network, training_data_config
 from nst_train.seeds import seed_network
 from nst_train.settings import LabelRunSettings, RunSettings, TrainSettings
 from nst_train.training.schedule import Schedule
-from nst_train.training.step import make_step
+from nst_train.training.step import create_step
 from nst_train.training.train import train
 
 PHOTOGRAPHS = {"temple": 0, "flower": 1}
@@ -44,7 +44,7 @@ def test_they_name_what_is_on_the_photographs(real_weights, tmp_path):
         Store(tmp_path / "store"), "photos", real_weights, open_source(tmp_path / "pool"), run=LabelRunSettings(decode_threads=1)
     )
     names = version.manifest.class_names
-    assert {row["key"]: names[row["label"]] for row in rows(version)} == {"flower.png": "n11939491", "temple.png": "n03877845"}
+    assert {row["key"]: names[row["label"]] for row in table_rows(version)} == {"flower.png": "n11939491", "temple.png": "n03877845"}
 
 
 def test_by_the_preset_their_first_loss_is_ln_of_the_classes_where_the_networks_own_last_layer_begins_far_above(real_weights):
@@ -53,7 +53,7 @@ def test_by_the_preset_their_first_loss_is_ln_of_the_classes_where_the_networks_
         settings = TrainSettings(preset="pretrained", model=real_weights, **({} if head_init == "zero" else {"head_init": head_init}))
         seed_network(0)
         network = create_network(settings, 10)
-        step = make_step(network, settings, Schedule.of(settings, 100), data_config_of(network, settings), 10)
+        step = create_step(network, settings, Schedule.of(settings, 100), training_data_config(network, settings), 10)
         crops = np.stack([image[top : top + 64, :64] for image in load_sample_images().images for top in range(0, 320, 80)])
         batch = TrainingBatch(torch.from_numpy(crops).permute(0, 3, 1, 2), torch.arange(8), {})
         losses[head_init] = float(step(0, batch)[0].mean())

@@ -17,7 +17,7 @@ generations:
 PLACE = Path("/recipes/flowers.yaml")
 
 
-def parsed(*change):
+def parse(*change):
     return parse_recipe(RECIPE.replace(*change) if change else RECIPE, PLACE)
 
 
@@ -29,21 +29,21 @@ def test_relative_sources_start_at_the_recipes_folder(tmp_path):
 
 
 def test_a_source_with_labels_may_name_their_column():
-    recipe = parsed("labeled: {source: photos/labeled}", "labeled: {source: x.parquet, label_column: kind}")
+    recipe = parse("labeled: {source: photos/labeled}", "labeled: {source: x.parquet, label_column: kind}")
     assert recipe.labeled.label_column == "kind"
     assert recipe.pool.label_column is None
 
 
 def test_each_part_takes_the_recipes_seed_unless_it_names_its_own():
-    recipe = parsed()
+    recipe = parse()
     assert [settings.seed for settings in recipe.generations] == [3, 7]
     assert recipe.select.seed == 3
 
 
 def test_what_a_recipe_leaves_out_has_the_papers_value():
-    student = parsed().generations[1]
+    student = parse().generations[1]
     assert (student.epochs, student.batch_size, student.noise.magnitude, student.noise.dropout) == (350, 2048, 15, 0.5)
-    assert (parsed().select.min_confidence, parsed().select.per_class) == (0.3, 130_000)
+    assert (parse().select.min_confidence, parse().select.per_class) == (0.3, 130_000)
 
 
 @pytest.mark.parametrize(
@@ -77,12 +77,12 @@ def test_what_a_recipe_leaves_out_has_the_papers_value():
 )
 def test_a_wrong_recipe_names_the_key_and_its_line(change, message):
     with pytest.raises(UsageError, match=message):
-        parsed(*change)
+        parse(*change)
 
 
 def finetuned(of_first, own):
-    recipe = parsed("noise: {magnitude: 15}}", f"{of_first}, noise: {{magnitude: 15}}, finetune: {own}}}")
-    return recipe.generations[1].first, recipe.generations[1].finetune
+    recipe = parse("noise: {magnitude: 15}}", f"{of_first}, noise: {{magnitude: 15}}, finetune: {own}}}")
+    return recipe.generations[1].first_training, recipe.generations[1].finetune
 
 
 def test_a_finetuning_names_what_is_different_and_is_the_end_of_the_schedule():
@@ -91,7 +91,7 @@ def test_a_finetuning_names_what_is_different_and_is_the_end_of_the_schedule():
     assert (second.epochs, second.pseudo_only, second.schedule_epochs) == (1.5, False, 350)
     assert (second.warmup_epochs, second.staircase_epochs, second.noise.magnitude, second.noise.operations) == (5, 2.4, 15, 0)
     assert (second.model, second.seed, second.start) == ("efficientnet_b0", 7, "the first training")
-    assert parsed().generations[0].finetune is None
+    assert parse().generations[0].finetune is None
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_a_schedule_is_no_shorter_than_its_end():
 @pytest.mark.parametrize("setting", ["start: teacher", "pseudo_only: true"])
 def test_the_first_generation_has_no_teacher(setting):
     with pytest.raises(UsageError, match=r"first generation.*no teacher.*`start: teacher`.*`pseudo_only`"):
-        parsed("{model: efficientnet_b0}", f"{{model: efficientnet_b0, {setting}}}")
+        parse("{model: efficientnet_b0}", f"{{model: efficientnet_b0, {setting}}}")
 
 
 def test_a_recipe_that_is_not_there_is_one_line(tmp_path):
@@ -149,6 +149,6 @@ def test_the_examples_are_valid_recipes(name):
 
 
 def test_a_finetuning_without_randaugment_leaves_another_augmentation_out_too():
-    recipe = parsed("noise: {magnitude: 15}}", "noise: {augmentation: v0}, finetune: {noise: {operations: 0}}}")
-    assert recipe.generations[1].first.noise.augmentation == "v0"
+    recipe = parse("noise: {magnitude: 15}}", "noise: {augmentation: v0}, finetune: {noise: {operations: 0}}}")
+    assert recipe.generations[1].first_training.noise.augmentation == "v0"
     assert (recipe.generations[1].finetune.noise.augmentation, recipe.generations[1].finetune.noise.operations) == (None, 0)

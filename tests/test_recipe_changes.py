@@ -7,10 +7,10 @@ import yaml
 from conftest import TINY, write_tiny_images, write_tiny_recipe
 from nst_cli.main import app
 from typer.testing import CliRunner
-from wording import tells
+from wording import mentions
 
 from nst_data.errors import UsageError
-from nst_train.recipes.changes import changes_of
+from nst_train.recipes.changes import parse_changes
 from nst_train.recipes.reading import load_recipe, parse_recipe
 
 RECIPE = """\
@@ -28,8 +28,8 @@ reviews: {1: flowers@review-1}
 PLACE = Path("/recipes/flowers.yaml")
 
 
-def parsed(*words, text=RECIPE):
-    return parse_recipe(text, PLACE, changes_of(words))
+def parse(*arguments, text=RECIPE):
+    return parse_recipe(text, PLACE, parse_changes(arguments))
 
 
 @pytest.mark.parametrize(
@@ -47,20 +47,20 @@ def parsed(*words, text=RECIPE):
 )
 def test_a_changed_recipe_is_the_one_that_a_file_with_the_value_makes(word, line, instead):
     text = RECIPE.replace("  - *student\n", "")
-    changed = parsed(word, text=text)
+    changed = parse(word, text=text)
     if word.startswith("generations.0"):  # in the file the anchor would give it to the student too
         assert changed.generations[0].learning_rate == 1e-3
-        assert changed.generations[1] == parsed(text=text).generations[1]
+        assert changed.generations[1] == parse(text=text).generations[1]
         return
-    assert changed == parsed(text=text.replace(line, instead))
-    assert changed != parsed(text=text)
+    assert changed == parse(text=text.replace(line, instead))
+    assert changed != parse(text=text)
 
 
 def test_what_an_anchor_shares_is_changed_in_the_named_place_alone():
-    recipe = parsed("generations.1.noise.magnitude=9", "generations.2.ratio=5", "generations.2.ratio=6")
+    recipe = parse("generations.1.noise.magnitude=9", "generations.2.ratio=5", "generations.2.ratio=6")
     assert [one.noise.magnitude for one in recipe.generations] == [5, 9, 5]
     assert [one.ratio for one in recipe.generations] == [1, 3, 6]  # of one key the last word counts
-    assert parsed("evaluate=null", "test={source: /t}", "test=null") == parsed("evaluate=[]")
+    assert parse("evaluate=null", "test={source: /t}", "test=null") == parse("evaluate=[]")
 
 
 @pytest.mark.parametrize(
@@ -85,16 +85,16 @@ def test_what_an_anchor_shares_is_changed_in_the_named_place_alone():
 )
 def test_a_wrong_change_is_named(word, message):
     with pytest.raises(UsageError, match=message):
-        parsed(word)
+        parse(word)
 
 
 def test_a_fault_of_the_file_keeps_its_line_beside_a_change():
     with pytest.raises(UsageError, match=r"line 7: generations\.1\.ration:.*did you mean ratio\?$"):
-        parsed("generations.0.epochs=4", text=RECIPE.replace("ratio: 3", "ration: 3"))
+        parse("generations.0.epochs=4", text=RECIPE.replace("ratio: 3", "ration: 3"))
 
 
-def run(*words):
-    return CliRunner().invoke(app, ["run", *map(str, words)])
+def run(*arguments):
+    return CliRunner().invoke(app, ["run", *map(str, arguments)])
 
 
 def test_a_run_takes_changes_as_its_dry_run_and_its_settings_do(tmp_path, monkeypatch):
@@ -110,7 +110,7 @@ def test_a_run_takes_changes_as_its_dry_run_and_its_settings_do(tmp_path, monkey
     assert ["select.per_class", "7", "--set"] in lines
     wrong = run(path, "--dry-run", "--set", "generations.1.epoch=9")
     assert wrong.exit_code == 2
-    assert tells(wrong.stderr, "--set generations.1.epoch: … did you mean epochs?")
+    assert mentions(wrong.stderr, "--set generations.1.epoch: … did you mean epochs?")
     assert load_recipe(path, changes={"generations.1.epochs": 9}).generations[1].epochs == 9
 
 
@@ -121,7 +121,7 @@ def lines_from(path):
 
 def test_the_first_entry_of_a_list_may_be_set_where_there_is_none_yet():
     text = RECIPE.replace("evaluate:", "test: {source: /photos/test}\n#")
-    assert [one.suite for one in parsed("evaluate.0.suite=[pgd]", text=text).evaluate] == [("pgd",)]
+    assert [one.suite for one in parse("evaluate.0.suite=[pgd]", text=text).evaluate] == [("pgd",)]
 
 
 @pytest.mark.parametrize(
@@ -138,12 +138,12 @@ def test_the_first_entry_of_a_list_may_be_set_where_there_is_none_yet():
 )
 def test_a_place_that_does_not_exist_is_refused_with_those_that_do(word, said):
     with pytest.raises(UsageError, match=".*".join(said)):
-        parsed(word)
+        parse(word)
 
 
 def test_an_empty_list_takes_its_first_entry_where_a_missing_one_does():
     given = "evaluate: {suite: fgsm, name: x, data: /photos/other}"
     changes = ("evaluate.0.suite=fgsm", "evaluate.0.name=x", "evaluate.0.data=/photos/other")
-    assert parsed(*changes, text=RECIPE.replace(given, "evaluate: []")) == parsed()
+    assert parse(*changes, text=RECIPE.replace(given, "evaluate: []")) == parse()
     with pytest.raises(UsageError, match=r"reviews has no entries; .*reviews=\[VALUE\]"):
-        parsed("reviews.0=flowers@review-1", text=RECIPE.replace("{1: flowers@review-1}", "[]"))
+        parse("reviews.0=flowers@review-1", text=RECIPE.replace("{1: flowers@review-1}", "[]"))

@@ -13,13 +13,13 @@ from nst_data.progress import Progress
 from nst_data.settings import BalanceSettings
 from nst_train.evaluation_settings import EvaluateSettings
 from nst_train.noise_settings import Noise, PseudoNoise
-from nst_train.recipes.checks import say_idle
-from nst_train.recipes.dead_keys import idle_of_first
-from nst_train.recipes.opened_sources import _open
+from nst_train.recipes.checks import report_idle_settings
+from nst_train.recipes.dead_keys import idle_first_keys
+from nst_train.recipes.opened_sources import _open_source
 from nst_train.recipes.reading import parse_recipe
 from nst_train.recipes.recipe import GenerationSettings, Recipe, StudentSettings
 from nst_train.recipes.sections import EvaluationSettings, PushToSettings, SelectSettings, SourceSettings
-from nst_train.settings import OF_PSEUDO_LABELS, LabelSettings, RunSettings, TrainSettings
+from nst_train.settings import PSEUDO_LABEL_SETTINGS, LabelSettings, RunSettings, TrainSettings
 
 NETWORK = {"model": "test_resnet"}
 BASE = {"name": "a", "labeled": {"source": "/l"}, "pool": {"source": "/p"}, "validation": {"source": "/v"}, "test": {"source": "/t"}}
@@ -44,14 +44,14 @@ NOISE = {"magnitude": 3, "operations": 3, "amounts": "released", "augmentation":
 PSEUDO_NOISE = NOISE | {"transform": "evaluation", "flip": 0, "crop_scale_min": 1}
 
 
-def parsed(**parts):
+def parse(**parts):
     return parse_recipe(yaml.safe_dump(BASE | {"generations": [NETWORK, NETWORK]} | parts), Path("/recipes/a.yaml"))
 
 
 def outcome(place, **parts):
     """The recipe, or None where it is refused by a line that names the place."""
     try:
-        return parsed(**parts)
+        return parse(**parts)
     except UsageError as error:
         message = str(error)
     says = rf"{place}(\.\w+)?: has no effect: " + (r"|the first generation has no teacher" if place.startswith("generations.0.") else "")
@@ -64,20 +64,20 @@ def test_each_setting_of_a_training_changes_it_or_is_refused(setting):
     written = {**NETWORK, **ALSO.get(setting, {}), setting: TRAINING[setting]}
     plain = {**NETWORK, **ALSO.get(setting, {})}
     settings = outcome(f"generations.0.{setting}", generations=[written, NETWORK])
-    if settings is not None and setting in OF_PSEUDO_LABELS:  # said, since an anchor may share it with the students
-        assert idle_of_first(settings) == [setting]
+    if settings is not None and setting in PSEUDO_LABEL_SETTINGS:  # said, since an anchor may share it with the students
+        assert idle_first_keys(settings) == [setting]
         settings = None
-    before = parsed(generations=[plain, NETWORK])
+    before = parse(generations=[plain, NETWORK])
     if settings is not None:  # as `train` takes it where there are no pseudo-labels
-        trained, other = (one.generations[0].first.of_labeled_alone() for one in (settings, before))
+        trained, other = (one.generations[0].first_training.for_labeled_only() for one in (settings, before))
         assert trained != other
     if setting == "probe":
         with pytest.raises(UsageError, match=r"`probe`.*labeled images only.*first generation.*`finetune`"):
-            parsed(generations=[NETWORK, written])
+            parse(generations=[NETWORK, written])
         return
     settings = outcome(f"generations.1.{setting}", generations=[NETWORK, written])
     assert settings is not None, "a student knows all of them"
-    assert settings.generations[1].first != parsed(generations=[NETWORK, plain]).generations[1].first
+    assert settings.generations[1].first_training != parse(generations=[NETWORK, plain]).generations[1].first_training
 
 
 @pytest.mark.parametrize("setting", [name for name in TrainSettings.model_fields if name != "freeze"])
@@ -88,14 +88,14 @@ def test_each_setting_of_a_finetuning_changes_it_or_is_refused(setting):
     parts = {"generations": [NETWORK, NETWORK | {"finetune": {setting: other[setting], **also}}]}
     if setting == "pretrained":
         with pytest.raises(UsageError, match=r"line 3: generations\.1\.finetune:.*`start` and `pretrained`.*remove"):
-            parsed(**parts)
+            parse(**parts)
         return
     after = outcome(f"generations.1.finetune.{setting}", **parts)
     if after is None:
         return
     settled = [
-        one.generations[1].finetune.model_copy(update={"start": "before"}).of_labeled_alone()
-        for one in (after, parsed(generations=[NETWORK, NETWORK | {"finetune": {"freeze": 0.25}}]))
+        one.generations[1].finetune.model_copy(update={"start": "before"}).for_labeled_only()
+        for one in (after, parse(generations=[NETWORK, NETWORK | {"finetune": {"freeze": 0.25}}]))
     ]
     assert settled[0] != settled[1].model_copy(update={"freeze": 0})
 
@@ -103,8 +103,8 @@ def test_each_setting_of_a_finetuning_changes_it_or_is_refused(setting):
 @pytest.mark.parametrize(("model", "where"), [(Noise, "noise"), (PseudoNoise, "pseudo_noise")])
 def test_each_setting_of_noise_changes_it_or_is_refused(model, where):
     for setting in model.model_fields:
-        changed = parsed(generations=[NETWORK, NETWORK | {where: {setting: PSEUDO_NOISE[setting]}}]).generations[1].first
-        assert changed != parsed().generations[1].first, setting
+        changed = parse(generations=[NETWORK, NETWORK | {where: {setting: PSEUDO_NOISE[setting]}}]).generations[1].first_training
+        assert changed != parse().generations[1].first_training, setting
 
 
 LABEL = {"batch_size": 3, "rows_per_shard": 3, "temperature": 2, "top_k": 2, "limit": 5, "noise": True, "exact_transform": True}
@@ -119,15 +119,15 @@ SELECT_ALSO = {"by": {"when": "once"}, "auto_quantile": {"per_class": "auto"}, "
 def test_each_setting_of_labeling_changes_the_labels_or_is_refused(setting):
     found = outcome(f"label.{setting}", label={setting: LABEL[setting]})
     assert (found is None) == (setting in ("seed", "noise_transform"))
-    assert found is None or found.label.for_request() != parsed().label.for_request()
-    assert parsed(label={"noise": True, "seed": 9}).label.for_request()["seed"] == 9
+    assert found is None or found.label.for_request() != parse().label.for_request()
+    assert parse(label={"noise": True, "seed": 9}).label.for_request()["seed"] == 9
 
 
 @pytest.mark.parametrize("setting", SelectSettings.model_fields)
 def test_each_setting_of_the_selection_changes_it(setting):
     assert set(SelectSettings.model_fields) == {*BalanceSettings.model_fields, "by", "when"}
     also = SELECT_ALSO.get(setting, {})
-    assert parsed(select={setting: SELECT[setting], **also}).select != parsed(select=also).select
+    assert parse(select={setting: SELECT[setting], **also}).select != parse(select=also).select
 
 
 EVALUATE = {"suite": ["corruptions"], "relative_to": "other", "epsilon": 0.5, "steps": 3, "step_size": 0.5, "random_start": True}
@@ -146,19 +146,23 @@ SUITES = {
 def test_each_setting_of_an_evaluation_changes_what_is_measured_or_is_refused(setting):
     suite = SUITES.get(setting, "corruptions")
     data = {"data": "/a"} if setting == "partial" else {}
-    found = parsed(evaluate={"suite": suite, setting: EVALUATE[setting], **data}).evaluate[0]
-    plain = parsed(evaluate={"suite": "clean" if setting == "suite" else suite, "name": "x", **data}).evaluate[0]
-    assert (found.of_suite(found.suite[0]), found.relative_to, found.suite) != (plain.of_suite(suite), plain.relative_to, plain.suite)
+    found = parse(evaluate={"suite": suite, setting: EVALUATE[setting], **data}).evaluate[0]
+    plain = parse(evaluate={"suite": "clean" if setting == "suite" else suite, "name": "x", **data}).evaluate[0]
+    assert (found.suite_settings(found.suite[0]), found.relative_to, found.suite) != (
+        plain.suite_settings(suite),
+        plain.relative_to,
+        plain.suite,
+    )
     if setting not in ("suite", "seed"):
         with pytest.raises(UsageError, match=rf"evaluate.*`{setting}` applies to the suite"):
-            parsed(evaluate={"name": "x", setting: EVALUATE[setting]})
+            parse(evaluate={"name": "x", setting: EVALUATE[setting]})
 
 
 @pytest.mark.parametrize("suite", ["clean", "fgsm", "pgd"])
 def test_a_seed_that_decides_nothing_of_an_evaluation_is_refused(suite):
     with pytest.raises(UsageError, match=r"line \d+: evaluate\.0\.seed: has no effect:.*corruptions.*remove it"):
-        parsed(evaluate=[{"suite": suite, "name": "x", "seed": 1}])
-    assert parsed(evaluate=[{"suite": "pgd", "random_start": True, "seed": 1}]).evaluate[0].seed == 1
+        parse(evaluate=[{"suite": suite, "name": "x", "seed": 1}])
+    assert parse(evaluate=[{"suite": "pgd", "random_start": True, "seed": 1}]).evaluate[0].seed == 1
 
 
 PARTS = {
@@ -175,25 +179,25 @@ def test_each_key_of_a_recipe_is_known_here_and_reaches_it():
     assert Recipe.model_fields.keys() == PARTS.keys()
     for key, value in PARTS.items():
         also = {"test": None} if key == "holdout" else {}
-        assert getattr(parsed(**also, **{key: value}), key) != getattr(parsed(), key), key
+        assert getattr(parse(**also, **{key: value}), key) != getattr(parse(), key), key
     assert set(GenerationSettings.model_fields) == {*TRAINING, "finetune"} == {*TrainSettings.model_fields, "finetune"}
     assert set(EvaluationSettings.model_fields) == {*EvaluateSettings.model_fields, "data", "name"}
     assert set(StudentSettings.model_fields) == {*GenerationSettings.model_fields, "name"}
-    assert [one.settings.seed for one in parsed(seed=5, students=PARTS["students"]).networks] == [5, 5, 5]
-    assert (parsed(seed=5).select.seed, parsed(seed=5, evaluate={"suite": "corruptions"}).evaluate[0].seed) == (5, 5)
+    assert [one.settings.seed for one in parse(seed=5, students=PARTS["students"]).networks] == [5, 5, 5]
+    assert (parse(seed=5).select.seed, parse(seed=5, evaluate={"suite": "corruptions"}).evaluate[0].seed) == (5, 5)
 
 
 def test_each_key_of_a_source_a_run_and_a_push_reaches_the_recipe():
     source = {"image_column": "x", "class_names": "/names.txt", "label_column": "y"}
     assert source.keys() == SourceSettings.model_fields.keys() - {"source", "stream"}
     for name in source:
-        assert getattr(parsed(labeled={"source": "/l", name: source[name]}).labeled, name) == source[name]
+        assert getattr(parse(labeled={"source": "/l", name: source[name]}).labeled, name) == source[name]
     run = {"workers": 0, "checkpoint_minutes": 1, "keep_checkpoints": 3, "tracker": ["wandb"], "decode_threads": 1, "max_unreadable": 0.1}
     assert run.keys() == RunSettings.model_fields.keys()
-    assert parsed(run=run).run != parsed().run
+    assert parse(run=run).run != parse().run
     to = {"corpus": "me/a", "teacher": "me/b", "public": True, "anonymous": True, "license": "mit", "pool_source": "the web"}
     assert to.keys() == PushToSettings.model_fields.keys()
-    assert parsed(push_to=to).push_to.model_dump() == to
+    assert parse(push_to=to).push_to.model_dump() == to
 
 
 @pytest.mark.parametrize(
@@ -223,13 +227,13 @@ def test_each_key_of_a_source_a_run_and_a_push_reaches_the_recipe():
 )
 def test_a_key_that_changes_nothing_is_refused_with_its_line_and_why(parts, message):
     with pytest.raises(UsageError, match=message):
-        parsed(**parts)
+        parse(**parts)
 
 
 def test_what_only_a_default_or_a_preset_says_is_not_refused():
     default = {"ratio": 1, "hard": False, "pseudo_noise": {}}
-    assert parsed(label={"seed": 0}, generations=[NETWORK | default, NETWORK]) == parsed()
-    assert parsed(generations=[{"preset": "svhn"}, {"preset": "svhn", "finetune": {"epochs": 1}}]).generations[0].ratio == 5
+    assert parse(label={"seed": 0}, generations=[NETWORK | default, NETWORK]) == parse()
+    assert parse(generations=[{"preset": "svhn"}, {"preset": "svhn", "finetune": {"epochs": 1}}]).generations[0].ratio == 5
 
 
 @pytest.mark.parametrize(
@@ -255,8 +259,8 @@ def test_a_recipe_that_refers_to_itself_is_one_line():
 def test_what_an_anchor_shares_with_the_first_generation_is_taken_and_said():
     text = "generations: [&n {model: test_resnet, ratio: 3}, {<<: *n}]\n"
     recipe = parse_recipe(yaml.safe_dump(BASE) + text, Path("/recipes/a.yaml"))
-    assert (idle_of_first(recipe), recipe.generations[1].ratio) == (["ratio"], 3)
-    assert idle_of_first(parsed(generations=[{"preset": "efficientnet-l2"}] * 2)) == []
+    assert (idle_first_keys(recipe), recipe.generations[1].ratio) == (["ratio"], 3)
+    assert idle_first_keys(parse(generations=[{"preset": "efficientnet-l2"}] * 2)) == []
 
 
 @pytest.mark.parametrize(
@@ -296,17 +300,17 @@ def test_what_is_often_mistaken_in_a_recipe_is_said_plainly(text, says):
 
 
 def test_an_empty_section_is_the_default():
-    assert parsed(label=None, select=None, run=None, evaluate=None) == parsed()
+    assert parse(label=None, select=None, run=None, evaluate=None) == parse()
 
 
 def test_what_is_wrong_with_a_source_names_its_place_and_key_in_the_recipe(tmp_path):
     folder = write_pool(tmp_path / "pool", 1, 1)
     with pytest.raises(UsageError, match=r"^pool: `image_column` y:.*image files.*remove `image_column`$"):
-        _open("pool", SourceSettings(source=str(folder), image_column="y"), Progress())
+        _open_source("pool", SourceSettings(source=str(folder), image_column="y"), Progress())
 
 
 def test_a_momentum_that_the_optimizer_lacks_is_said():
     lines, progress = [], Progress()
     progress.say = lines.append
-    say_idle(parsed(generations=[NETWORK, NETWORK | {"optimizer": "adamw", "momentum": 0.5}]), progress)
+    report_idle_settings(parse(generations=[NETWORK, NETWORK | {"optimizer": "adamw", "momentum": 0.5}]), progress)
     assert lines == ["generations.1.momentum changes nothing: adamw has none"]

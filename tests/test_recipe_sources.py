@@ -12,7 +12,7 @@ import yaml
 from conftest import TINY, png, write_class_folders, write_pool, write_tiny_recipe
 from hub import commit, serving
 from hub_commands import nst
-from wording import tells
+from wording import mentions
 
 from nst_data.errors import NstError, UsageError
 from nst_data.progress import Progress
@@ -139,7 +139,7 @@ def test_what_is_neither_here_nor_on_the_hub_is_one_line_that_names_both_reading
 
 
 def test_each_place_of_a_recipe_that_takes_a_source_is_one_of_these():
-    """A place that is added needs to be found by `with_sources_beside` too."""
+    """A place that is added needs to be found by `resolve_sources` too."""
     found = {name for name, field in Recipe.model_fields.items() if "SourceSettings" in str(field.annotation)}
     assert found | {"evaluate"} == set(ROLES)
     assert set(SourceSettings.model_fields) >= {"source", "image_column", "class_names", "stream"}
@@ -189,7 +189,7 @@ def test_a_recipe_over_datasets_of_the_hub_streamed_or_not_gives_the_bytes_of_on
     with serving(top) as (url, _):
         done = nst(url, home, *(["run", f"recipes/{name}.yaml", "--json"] for name in ("a", "b")))
         assert [one.status for one in done] == [0, 0], [one.err for one in done]
-    assert tells(done[0].err, "pool: no me/pool …; … Hub dataset me/pool@")
+    assert mentions(done[0].err, "pool: no me/pool …; … Hub dataset me/pool@")
     store = Store(home / "store")
     for number in ("gen-1", "gen-1.1"):
         downloaded, read = (store.open(f"{name}@{number}").manifest for name in ("a", "b"))

@@ -21,8 +21,8 @@ PARTS = {"label": SETTINGS.model_dump(), "run": {"workers": 0, "decode_threads":
 ONCE = {"min_confidence": 0.0, "per_class": 4, "by": "local-dir:small", "when": "once"}
 
 
-def nst(*words):
-    result = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+def nst(*arguments):
+    result = CliRunner().invoke(app, [str(word) for word in arguments], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.stdout
 
@@ -108,6 +108,6 @@ def test_students_come_after_the_last_generation_and_have_the_recipes_seed(tmp_p
     sources = {role: {"source": f"/{role}"} for role in ("labeled", "pool")}
     content = {"name": "bugs", **sources, "seed": 5, "generations": [TINY, TINY], "students": [STUDENTS[0], STUDENTS[1] | {"seed": 7}]}
     networks = parse_recipe(yaml.safe_dump(content), tmp_path / "bugs.yaml").networks
-    assert [(one.generation, one.name_in("bugs"), one.settings.seed) for one in networks] == [
+    assert [(one.generation, one.store_name("bugs"), one.settings.seed) for one in networks] == [
         *((0, "bugs-teacher", 5), (1, "bugs-teacher", 5), (2, "bugs-teacher-slim", 5), (2, "bugs-teacher-wide", 7)),
     ]

@@ -15,7 +15,7 @@ from nst_data.sources import open_source
 from nst_data.store.store import Store
 from nst_train.labeling.label import label
 from nst_train.noisy_student import self_training
-from nst_train.recipes.checks import trained_model
+from nst_train.recipes.checks import resolve_model
 from nst_train.recipes.reading import load_recipe, parse_recipe
 from nst_train.settings import RunSettings, TrainSettings
 from nst_train.training.train import train
@@ -66,7 +66,7 @@ def test_the_single_steps_give_the_same_bytes(images, finished, tmp_path):
 
 def test_a_teacher_of_the_store_is_meant_with_its_newest_version(tiny_store):
     store, _, _ = tiny_store
-    assert trained_model("teacher", "tiny-teacher", store, CLASSES) == ("tiny-teacher@gen-0", CLASSES)
+    assert resolve_model("teacher", "tiny-teacher", store, CLASSES) == ("tiny-teacher@gen-0", CLASSES)
 
 
 @pytest.mark.parametrize(

@@ -14,14 +14,14 @@ from typer.testing import CliRunner
 from nst_data.cards.cards import Published, dataset_card
 from nst_data.cards.described import Described
 from nst_data.cards.own_text import BEGIN
-from nst_data.cards.reproduction import MOMENTUM, WITHOUT_MOMENTUM, command
+from nst_data.cards.reproduction import MOMENTUM, WITHOUT_MOMENTUM, reproduction_command
 from nst_data.selection.editions import balance
 from nst_data.settings import BalanceSettings
 from nst_data.sharing.public_form import published_manifest
 from nst_data.sources import open_source
 from nst_data.store.counts import GenerationCounts, TeacherCounts
 from nst_data.store.inputs import Input
-from nst_data.store.manifest import GenerationRequest, TeacherRequest, make_manifest
+from nst_data.store.manifest import GenerationRequest, TeacherRequest, create_manifest
 from nst_data.store.store import Store
 from nst_train.labeling.label import extend, label, label_like
 from nst_train.networks.models import takes_momentum
@@ -44,7 +44,7 @@ def store(tiny_store, tmp_path_factory):
         store, generation, BalanceSettings(class_min_confidence=thresholds, exclude_class=["bee", "cat"]), exclude=[held_out], pool=images
     )
     balance(store, generation, BalanceSettings(confidence_range=(0.0, 1.0), per_class="auto", max_copies=3, embed_images=True, shard_mb=1))
-    balance(store, generation, BalanceSettings.of_request(BalanceSettings().for_request() | {"method": "official"}))  # of an earlier nst
+    balance(store, generation, BalanceSettings.from_request(BalanceSettings().for_request() | {"method": "official"}))  # of an earlier nst
     student = TINY | {
         "ratio": 2,
         "loss": "sum",
@@ -110,8 +110,8 @@ def test_momentum_is_in_a_command_where_the_optimizer_takes_it(tmp_path, optimiz
     settings = TrainSettings(model="test_resnet", optimizer=optimizer).for_request()
     request = TeacherRequest(settings=settings, inputs={"labeled": Input(ref="labeled", digest="l")})
     counts = TeacherCounts(parameters=11, steps=7, labeled=30, entries=60)
-    manifest = make_manifest("net", "gen-0", request, {}, ["ant", "bee"], counts, 1.0, {})
-    assert ("--momentum 0.9" in command(Described(tmp_path, tmp_path / "net" / "gen-0", manifest))) == is_there
+    manifest = create_manifest("net", "gen-0", request, {}, ["ant", "bee"], counts, 1.0, {})
+    assert ("--momentum 0.9" in reproduction_command(Described(tmp_path, tmp_path / "net" / "gen-0", manifest))) == is_there
 
 
 def test_optimizers_that_a_command_gives_no_momentum_take_none():
@@ -120,7 +120,7 @@ def test_optimizers_that_a_command_gives_no_momentum_take_none():
 
 
 def published(store, ref, **links):
-    return command(Described.of(store.open(ref)), Published("alice/x", "gen-1", links))
+    return reproduction_command(Described.from_version(store.open(ref)), Published("alice/x", "gen-1", links))
 
 
 def test_in_public_no_path_of_this_machine_is_shown(store):
@@ -137,7 +137,7 @@ def test_the_card_that_is_pushed_has_the_words_in_capitals_though_its_manifest_h
     for ref in REFS:
         version = store.open(ref)
         described = Described(version.folder, version.folder, published_manifest(version, store))
-        assert command(described, Published("alice/x", "gen-1")) == published(store, ref)
+        assert reproduction_command(described, Published("alice/x", "gen-1")) == published(store, ref)
 
 
 def test_what_is_on_the_hub_is_pulled_or_named_there(store):
@@ -157,8 +157,8 @@ def test_no_name_leaves_its_place_in_a_command(tmp_path, name):
     inputs = {"pool": Input(ref=f"/data/{name}", digest="d"), "teacher": Input(ref=name, digest="t")}
     request = GenerationRequest(settings={"x": name, "y": [name]}, inputs=inputs)
     folder = tmp_path / "corpora" / "flowers" / "gen-1"
-    manifest = make_manifest("flowers", "gen-1", request, {}, ["a"], GenerationCounts(**COUNTS["generation"]), 0, {})
-    shown = command(Described(folder, folder, manifest))
+    manifest = create_manifest("flowers", "gen-1", request, {}, ["a"], GenerationCounts(**COUNTS["generation"]), 0, {})
+    shown = reproduction_command(Described(folder, folder, manifest))
     words = shell_words(shown)
     plain = name if name.isprintable() and name != BEGIN else "NAME"
     assert words[:3] == ["nst", "label", "NAME" if plain == "NAME" else f"/data/{name}"]

@@ -8,7 +8,7 @@ from earlier_store import RUN, network
 from nst_cli.main import app
 from test_network_noise import Patches
 from typer.testing import CliRunner
-from watched import Ended
+from watched import InterruptAfter
 
 from nst_data.errors import NstError
 from nst_data.selection.editions import balance
@@ -45,7 +45,7 @@ def student(store, inputs, progress=None):
 
 def interrupted(store, inputs):
     with pytest.raises(KeyboardInterrupt):
-        student(store, inputs, Ended(3 * 12 - 1))
+        student(store, inputs, InterruptAfter(3 * 12 - 1))
     (request,) = store.root.glob("runs/teachers/student/gen-0/request.json")
     return request
 
@@ -65,7 +65,7 @@ def test_one_that_was_sealed_before_is_found_and_not_trained_anew(inputs, tmp_pa
     request = Request(**earlier_form(manifest.request, place))
     digest = content_digest(request, manifest.files, manifest.class_names)
     (version.folder / "nst.json").write_text(manifest.model_copy(update={"request": request, "digest": digest}).model_dump_json())
-    found = student(store, inputs, Ended(0))
+    found = student(store, inputs, InterruptAfter(0))
     assert (found.manifest.digest, found.verify()) == (digest, [])
     assert (store.versions(), store.unfinished()) == ([found], [])
 
@@ -108,7 +108,7 @@ def twice(inputs, tmp_path_factory):
 def test_a_network_that_comes_to_a_layer_again_says_that_it_draws_anew_and_is_found_and_names_options_alone(twice):
     store, labeled, settings, teacher = twice
     assert teacher.manifest.request.settings["network_noise"] == "each use"
-    assert train(store, "twice", labeled, settings, run=RUN, progress=Ended(0)) == teacher
+    assert train(store, "twice", labeled, settings, run=RUN, progress=InterruptAfter(0)) == teacher
     assert "--network-noise" not in (teacher.folder / "README.md").read_text()
     shown = CliRunner().invoke(app, ["show", teacher.ref, "--store", str(store.root)], catch_exceptions=False).stdout
     assert "each use" in shown
@@ -119,7 +119,7 @@ def test_one_that_comes_to_each_layer_once_is_known_by_its_settings_alone(twice,
     _, labeled, settings, _ = twice
     settings = TrainSettings.model_validate(settings.model_dump(exclude_unset=True) | changes)
     request = train(Store(tmp_path), "once", labeled, settings, run=RUN).manifest.request
-    assert request.settings == settings.of_labeled_alone().without_validation().for_request()
+    assert request.settings == settings.for_labeled_only().without_validation().for_request()
 
 
 def test_one_that_an_earlier_nst_drew_alike_at_each_use_stays_and_another_is_trained(twice, tmp_path):
@@ -127,7 +127,7 @@ def test_one_that_an_earlier_nst_drew_alike_at_each_use_stays_and_another_is_tra
     store = Store(tmp_path)
     request = teacher.manifest.request.model_copy(update={"settings": dict(teacher.manifest.request.settings)})
     request.settings.pop("network_noise")
-    earlier = store.begin(request, "twice", first=0)
+    earlier = store.find_or_stage(request, "twice", first_generation=0)
     assert earlier.request.digest != teacher.manifest.request.digest
     again = train(store, "twice", labeled, settings, run=RUN)
     assert (again.ref, again.manifest.digest) == ("twice@gen-1", teacher.manifest.digest)

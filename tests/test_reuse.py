@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 from conftest import TINY, write_class_folders, write_pool, write_tiny_recipe
-from watched import Said
+from watched import RecordingProgress
 
 from nst_data.progress import Progress
 from nst_data.sources import open_source
-from nst_data.store.places import Place, remember_place
+from nst_data.store.places import Place, record_place
 from nst_data.store.store import Store
 from nst_train.noisy_student import self_training
 from nst_train.recipes.reading import load_recipe
@@ -52,7 +52,7 @@ def its_own(made, tmp_path):
 
 def run(path, store, **changes):
     """Run the recipe under another name; what was said."""
-    said = Said()
+    said = RecordingProgress()
     self_training(store, load_recipe(path, changes={"name": "wasps", **changes}), progress=said)
     return said.lines
 
@@ -161,7 +161,7 @@ def test_a_damaged_version_is_made_again(its_own):
 def test_a_version_of_the_hub_is_not_reused(its_own):
     path, store = its_own
     version = store.open("bugs-teacher@gen-0")
-    remember_place(version.place, Place("someone/bugs", "gen-0", "0" * 40, version.manifest.digest, pulled=True))
+    record_place(version.local_folder, Place("someone/bugs", "gen-0", "0" * 40, version.manifest.digest, pulled=True))
     assert "wasps-teacher@gen-0" not in reused(run(path, store))
 
 
@@ -180,8 +180,8 @@ def test_images_that_changed_since_are_not_taken_for_those_of_before(its_own):
 
 def test_a_training_of_its_own_is_never_reused(its_own):
     path, store = its_own
-    settings = load_recipe(path).generations[0].first
-    said = Said()
+    settings = load_recipe(path).generations[0].first_training
+    said = RecordingProgress()
     images = open_source(str(path.parent / "labeled"), labeled=True)
     again = train(store, "again", images, settings, generation=0, run=load_recipe(path).run, progress=said)
     assert not any("reused" in line for line in said.lines)

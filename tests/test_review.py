@@ -9,17 +9,17 @@ from datasets import Features
 from labels import RUN, SETTINGS, write_teacher
 from nst_cli.main import app
 from sealed_labels import label_row, seal_generation
-from test_adopt_tables import Said
+from test_adopt_tables import RecordingProgress
 from typer.testing import CliRunner
-from wording import is_line, tells
+from wording import is_line, mentions
 
 from nst_data.errors import NstError, UsageError
 from nst_data.formats.export import export
 from nst_data.progress import Progress
 from nst_data.review.answer_files import export_answers, import_answers
-from nst_data.review.answers import AnswerLog, settled
+from nst_data.review.answers import AnswerLog, resolve_answers
 from nst_data.review.freeze import freeze
-from nst_data.review.picks import write_list
+from nst_data.review.picks import write_pick_list
 from nst_data.settings import PickSettings
 from nst_data.sources import open_source
 from nst_data.store.store import Store
@@ -111,7 +111,7 @@ def test_labels_of_other_classes_do_not_make_the_answers_unusable(labeled_images
     assert label_with_other_classes(store, tiny_store[2], tmp_path / "two").ref == "tiny@gen-2"
     (tmp_path / "bee.csv").write_text(f"image_hash,class\n{rows[0][0]},bee\n{rows[1][0]},ant\n")
     assert import_answers(store, "tiny", tmp_path / "bee.csv") == (2, 0)
-    said = Said()
+    said = RecordingProgress()
     assert freeze(store, "tiny", progress=said).manifest.class_names == ["ant", "bee", "cat"]
     assert said.lines == ["tiny: tiny@gen-2 lacks classes that were answered; the review has those of tiny@gen-1.1"]
     (tmp_path / "typo.csv").write_text(f"image_hash,class\n{rows[2][0]},bee\n{rows[3][0]},be\n")
@@ -126,7 +126,7 @@ def test_labels_of_other_classes_do_not_make_the_answers_unusable(labeled_images
 
 def test_a_list_in_parquet_is_imported_once_it_is_filled_in(tiny_store, tmp_path):
     store, file = Store(shutil.copytree(tiny_store[0].root, tmp_path / "store")), tmp_path / "picks.parquet"
-    write_list(pick(store, "tiny@gen-1", PickSettings(by="random", number=3)), file)
+    write_pick_list(pick(store, "tiny@gen-1", PickSettings(by="random", number=3)), file)
     assert import_answers(store, "tiny", file) == (0, 0)
     names = store.open("tiny@gen-1").manifest.class_names
     pl.read_parquet(file).with_columns(pl.Series("class", [names[0], None, names[1]], dtype=pl.String)).write_parquet(file)
@@ -157,9 +157,9 @@ def test_what_was_exported_is_imported_elsewhere(labeled_images, tmp_path, suffi
     assert "json" in suffix or "'=a" in file.read_text()  # no formula for a spreadsheet to run
     assert import_answers(store, "other", file, reviewer="bob") == (2, 0)
     assert import_answers(store, "other", file, reviewer="bob") == (0, 2)
-    here, there = settled(store, "tiny").answers, settled(store, "other").answers
-    assert [(one.key, one.says, one.picked_by, one.seen_in) for one in here.values()] == [
-        (one.key, one.says, one.picked_by, one.seen_in) for one in there.values()
+    here, there = resolve_answers(store, "tiny").answers, resolve_answers(store, "other").answers
+    assert [(one.key, one.verdict, one.picked_by, one.seen_in) for one in here.values()] == [
+        (one.key, one.verdict, one.picked_by, one.seen_in) for one in there.values()
     ]
     freeze(store, "tiny")
     assert export_answers(store, "tiny@review-1", file.with_stem("frozen")) == 2
@@ -183,7 +183,7 @@ def test_rows_may_name_images_by_key_alone(labeled_images, tmp_path):
     with file.open("w", newline="") as out:
         csv.writer(out).writerows([("key", "class", "excluded"), (rows[0][1], "cat", ""), (rows[1][1], "", "unusable")])
     assert import_answers(store, "tiny", file) == (2, 0)
-    assert {image: one.words for image, one in settled(store, "tiny").answers.items()} == {rows[0][0]: "cat", rows[1][0]: "unusable"}
+    assert {image: one.text for image, one in resolve_answers(store, "tiny").answers.items()} == {rows[0][0]: "cat", rows[1][0]: "unusable"}
 
 
 def test_an_image_that_was_answered_before_joins_the_random_draw(labeled_images, tmp_path):
@@ -214,7 +214,7 @@ def test_rows_that_disagree_about_an_image_are_both_named_and_nothing_is_added(l
     file.write_text(f"key,image_hash,class\n{key},,ant\n,{image_hash},bee\n")
     with pytest.raises(NstError, match=rf"answers\.csv, row 2: .*'bee'.*'{key}'.*answers\.csv, row 1,.*'ant'.*; remove one of them$"):
         import_answers(store, "tiny", file)
-    assert not settled(store, "tiny").answers
+    assert not resolve_answers(store, "tiny").answers
     file.write_text(f"key,image_hash,class\n{key},,ant\n,{image_hash},ant\n")
     assert import_answers(store, "tiny", file) == (1, 1)
     assert import_answers(store, "tiny", file) == (0, 2)
@@ -239,7 +239,7 @@ def test_a_row_that_cannot_be_taken_is_named_and_nothing_is_added(labeled_images
     file.write_text(json.dumps(row) + "\n")
     with pytest.raises(NstError, match=complaint):
         import_answers(store, "tiny", file)
-    assert not settled(store, "tiny").answers
+    assert not resolve_answers(store, "tiny").answers
 
 
 def test_files_of_another_kind_are_refused(labeled_images, tmp_path):
@@ -272,8 +272,8 @@ def test_the_commands_say_what_they_did_and_what_comes_next(labeled_images, tmp_
     lines = [f"{rows[0][1]},bee,random", f"{rows[1][1]},cat,margin", f"{rows[2][1]},,"]
     file.write_text("\n".join(["key,class,by", *lines]) + "\n")
 
-    def run(*words, status=0):
-        result = CliRunner().invoke(app, [*words, *where], catch_exceptions=False)
+    def run(*arguments, status=0):
+        result = CliRunner().invoke(app, [*arguments, *where], catch_exceptions=False)
         assert result.exit_code == status, result.stderr
         return result.stdout if status == 0 else result.stderr
 
@@ -286,10 +286,10 @@ def test_the_commands_say_what_they_did_and_what_comes_next(labeled_images, tmp_
     assert is_line(line.strip(), "nst: tinny: the store has no labels or answers …; did you mean tiny?")
     assert not (store.root / "reviews" / "tinny").exists()
     said = run("review", "import", "photographs", str(elsewhere))
-    assert tells(said, "warning: the store has no labels called 'photographs', …")
+    assert mentions(said, "warning: the store has no labels called 'photographs', …")
     assert "\nphotographs: 1 answer of reviewer added" in said
     run("review", "freeze", "photographs")  # which has no labels either
-    assert tells(run("review", "import", "photographs", str(elsewhere)), "warning: the store has no labels called 'photographs', …")
+    assert mentions(run("review", "import", "photographs", str(elsewhere)), "warning: the store has no labels called 'photographs', …")
     assert json.loads(run("review", "freeze", "tiny", "--json"))["counts"]["picked_by"] == {"margin": 1, "random": 1}
     assert "tiny@review-1" in run("list")
     assert "2 images answered, 2 with a class" in run("list", "tiny")
@@ -299,12 +299,12 @@ def test_the_commands_say_what_they_did_and_what_comes_next(labeled_images, tmp_
     assert "estimated accuracy over all images" in shown
     assert "from 1 picked at random" in " ".join(shown.split())
     assert json.loads(run("show", "tiny@gen-1", "--truth", "tiny@review-1", "--json"))["quality"]["review"]["answered"] == 2
-    assert tells(run("show", "tiny@review-1", "--truth", "tiny@review-1", status=2), "--truth … labels of a teacher; name a generation")
+    assert mentions(run("show", "tiny@review-1", "--truth", "tiny@review-1", status=2), "--truth … labels of a teacher; name a generation")
     assert "dropped: 2 answered" in run("balance", "tiny@gen-1", "--reviews", "tiny@review-1", "--min-confidence", "0")
     assert run("review", "export", "tiny@review-1", str(tmp_path / "out.jsonl")) == f"{tmp_path / 'out.jsonl'}: 2 answers\n"
     AnswerLog(store, "tiny", "bob").append(*rows[0], class_name="ant")
-    assert tells(run("review", "freeze", "tiny", status=1), f"nst: tiny: 1 image …: '{rows[0][1]}' (ann: bee, bob: ant); ")
-    assert tells(run("remove", "tiny@review-1", status=1), "is the parent of tiny@gen-1.2; remove …")
+    assert mentions(run("review", "freeze", "tiny", status=1), f"nst: tiny: 1 image …: '{rows[0][1]}' (ann: bee, bob: ant); ")
+    assert mentions(run("remove", "tiny@review-1", status=1), "is the parent of tiny@gen-1.2; remove …")
     assert "expected a generation" in run("balance", "tiny@review-1", status=2)
 
 
@@ -324,7 +324,7 @@ def test_label_studios_answers_are_imported_and_what_was_labeled_there_comes_bac
     file = tmp_path / "annotated.json"
     file.write_text(json.dumps(tasks))
     assert import_answers(store, "tiny", file) == (2, 0)
-    assert {image: one.words for image, one in settled(store, "tiny").answers.items()} == {rows[0][0]: "bee", rows[1][0]: "unusable"}
+    assert {image: one.text for image, one in resolve_answers(store, "tiny").answers.items()} == {rows[0][0]: "bee", rows[1][0]: "unusable"}
     tasks[0]["annotations"] += [{"result": [{"type": "choices", "value": {"choices": ["cat"]}}]}]
     file.write_text(json.dumps(tasks))
     with pytest.raises(NstError, match=r"annotated\.json: task.*one answer, found 'bee', 'cat'"):
@@ -338,11 +338,11 @@ def test_label_studios_answers_are_imported_and_what_was_labeled_there_comes_bac
 def test_a_list_whose_name_would_be_a_pattern_is_not_taken_for_another(tiny_store, tmp_path, kind):
     store, *_ = tiny_store
     picks = pick(store, "tiny@gen-1", PickSettings(by="random", number=2))
-    write_list(picks, tmp_path / f"picks1{kind}")
+    write_pick_list(picks, tmp_path / f"picks1{kind}")
     filled = tmp_path / f"picks[1]{kind}"
     filled.write_bytes(b"filled in by a person")
     with pytest.raises(UsageError, match="already exists with other content"):
-        write_list(picks, filled)
+        write_pick_list(picks, filled)
     assert filled.read_bytes() == b"filled in by a person"
 
 
@@ -362,7 +362,7 @@ def test_a_class_called_unusable_comes_back_from_label_studio_as_one(tmp_path):
     task["annotations"] = [{"result": [{"type": "choices", "value": {"choices": ["unusable"]}}]}]
     (tmp_path / "tasks.json").write_text(json.dumps([task]))
     import_answers(store, "tiny", tmp_path / "tasks.json")
-    (answer,) = settled(store, "tiny").answers.values()
+    (answer,) = resolve_answers(store, "tiny").answers.values()
     assert (answer.class_name, answer.excluded) == ("unusable", None)
 
 

@@ -11,7 +11,7 @@ from nst_data.inspection.review_quality import Share
 from nst_data.review.answer_files import import_answers
 from nst_data.review.answers import AnswerLog
 from nst_data.review.freeze import freeze
-from nst_data.review.picks import write_list
+from nst_data.review.picks import write_pick_list
 from nst_data.settings import PickSettings
 from nst_data.store.inputs import Input
 from nst_data.store.store import Store
@@ -29,16 +29,16 @@ def labeled(tiny_store, tmp_path):
 
 
 def test_the_interval_is_that_of_wilson():
-    share = Share.of(8, 10)  # 0.4902 to 0.9433 in the tables of Brown, Cai and DasGupta (2001)
+    share = Share.from_counts(8, 10)  # 0.4902 to 0.9433 in the tables of Brown, Cai and DasGupta (2001)
     assert (share.low, share.high) == pytest.approx((0.4902, 0.9433), abs=1e-4)
-    whole = Share.of(8, 10, population=10)
+    whole = Share.from_counts(8, 10, population=10)
     assert (whole.low, whole.high) == (0.8, 0.8)
-    part = Share.of(8, 10, population=12)
+    part = Share.from_counts(8, 10, population=12)
     assert share.low < part.low < 0.8 < part.high < share.high
-    nearly_endless = Share.of(8, 10, population=10**9)
+    nearly_endless = Share.from_counts(8, 10, population=10**9)
     assert (nearly_endless.low, nearly_endless.high) == pytest.approx((share.low, share.high), abs=1e-6)
-    assert Share.of(0, 0) is None
-    assert Share.of(3, 3).high == 1.0
+    assert Share.from_counts(0, 0) is None
+    assert Share.from_counts(3, 3).high == 1.0
 
 
 def test_only_a_random_pick_gives_an_estimate(labeled):
@@ -58,7 +58,7 @@ def test_only_a_random_pick_gives_an_estimate(labeled):
     found = measured.review
     assert (found.images, found.answered) == (len(rows), 9)
     assert {how: (share.correct, share.images) for how, share in found.by_pick.items()} == {"random": (4, 5), "suspicion": (0, 3)}
-    assert found.estimate == Share.of(4, 5, len(rows) - len(rows) // 6)
+    assert found.estimate == Share.from_counts(4, 5, len(rows) - len(rows) // 6)
     assert found.excluded_at_random == {"none of these": 1, "unusable": 0}
 
 
@@ -82,13 +82,13 @@ def test_a_pick_from_a_pool_that_has_grown_since_is_an_estimate_of_what_was_ther
     for number in range(4):
         log.append(hashes[number], "x", class_name="ant", picked_by="random", seen_in="bugs@gen-1")
     old = quality(store, "bugs@gen-2", freeze(store, "bugs").ref).review
-    assert (old.images, old.estimated, old.estimate) == (10, 6, Share.of(4, 4, 6))
+    assert (old.images, old.estimated, old.estimate) == (10, 6, Share.from_counts(4, 4, 6))
     for number in (3, 6, 7):
         log.append(hashes[number], "x", class_name="ant", picked_by="random", seen_in="bugs@gen-2")
     log.append(hashes[3], "x", class_name="ant", picked_by="random", seen_in="bugs@gen-1")  # stays one of the newer draw
     both = {ref: quality(store, ref, freeze(store, "bugs").ref).review for ref in ("bugs@gen-1", "bugs@gen-2")}
-    assert (both["bugs@gen-2"].estimated, both["bugs@gen-2"].estimate) == (10, Share.of(1, 3, 10))
-    assert (both["bugs@gen-1"].estimated, both["bugs@gen-1"].estimate) == (6, Share.of(4, 4, 6))
+    assert (both["bugs@gen-2"].estimated, both["bugs@gen-2"].estimate) == (10, Share.from_counts(1, 3, 10))
+    assert (both["bugs@gen-1"].estimated, both["bugs@gen-1"].estimate) == (6, Share.from_counts(4, 4, 6))
 
 
 def test_an_image_drawn_from_the_pool_and_from_an_edition_stays_in_the_sample_of_the_pool(labeled):
@@ -112,7 +112,7 @@ def test_answers_to_a_random_pick_from_an_edition_are_no_estimate_of_the_pool(la
         for image_hash, key in picks.rows.select("image_hash", "key").iter_rows():
             contents.reviewing.append(image_hash, key, labeled_as, None, False)
     else:
-        write_list(picks, tmp_path / "picks.csv")
+        write_pick_list(picks, tmp_path / "picks.csv")
         with (tmp_path / "picks.csv").open() as file:
             found = list(csv.DictReader(file))
         with (tmp_path / "filled.csv").open("w", newline="") as file:

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pytest
 from conftest import TINY, write_class_folders, write_tiny_images, write_tiny_recipe
 from PIL import Image
-from watched import Ended, Said
-from wording import tells
+from watched import InterruptAfter, RecordingProgress
+from wording import mentions
 
 from nst_data.cards.cards import dataset_card
 from nst_data.errors import NstError, UsageError
@@ -26,7 +26,7 @@ from nst_data.sharing.lineage import lineage
 from nst_data.sources import open_source
 from nst_data.store.store import Store
 from nst_data.tables.label_tables import scan_labels
-from nst_train.batches.batches import without
+from nst_train.batches.batches import readable_images
 from nst_train.noisy_student import self_training
 from nst_train.recipes.reading import load_recipe
 from nst_train.settings import RunSettings, TrainSettings
@@ -71,7 +71,7 @@ def test_an_edition_leaves_out_what_people_answered_with_the_reason(labeled_imag
 
 
 def test_answered_images_are_written_piece_by_piece(tmp_path, monkeypatch):
-    monkeypatch.setattr(answered_rows, "_AT_ONCE", 2)
+    monkeypatch.setattr(answered_rows, "_IMAGES_AT_ONCE", 2)
     folder, size = tmp_path / "pool", 200_000
     folder.mkdir()
     for number in range(30):
@@ -119,11 +119,11 @@ def test_a_student_takes_answered_images_as_labeled_ones(labeled_images, tiny_st
     seen = {}
 
     def look(source, faults):
-        seen["images"] = without(source, faults)
+        seen["images"] = readable_images(source, faults)
         return seen["images"]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nst_train.training.loop.without", look)
+        patch.setattr("nst_train.training.loop.readable_images", look)
         teacher = train(store, "student", labeled, TWO_STEPS, pseudo=edition, reviews=review, run=RUN)
     trained = seen["images"]
     labels = {image_hash(trained.source.read(int(row))): int(label) for row, label in zip(trained.rows, trained.labels, strict=True)}
@@ -155,15 +155,15 @@ def test_an_edition_of_another_review_or_of_none_is_refused(labeled_images, tiny
 @pytest.mark.slow
 def test_an_edition_of_a_review_that_is_not_trained_on_says_so(labeled_images, tiny_store):
     store, rows = labeled_images
-    labeled, settings, said = open_source(str(tiny_store[1]), labeled=True), TWO_STEPS, Said()
+    labeled, settings, said = open_source(str(tiny_store[1]), labeled=True), TWO_STEPS, RecordingProgress()
     edition = balance(store, "tiny@gen-1", EASY, reviews=answers_of(store, rows))
     train(store, "student", labeled, settings, pseudo=edition, run=RUN, progress=said)
-    assert any(tells(line, "tiny@gen-1.2 … tiny@review-1, … not trained on; add `reviews`") for line in said.lines)
+    assert any(mentions(line, "tiny@gen-1.2 … tiny@review-1, … not trained on; add `reviews`") for line in said.lines)
 
 
 def test_an_export_of_an_edition_names_the_review_that_has_the_other_images(labeled_images, tiny_store, tmp_path):
     store, rows = labeled_images
-    edition, said = balance(store, "tiny@gen-1", EASY, reviews=answers_of(store, rows)), Said()
+    edition, said = balance(store, "tiny@gen-1", EASY, reviews=answers_of(store, rows)), RecordingProgress()
     export(store, edition, tmp_path / "labels", to="csv", progress=said)
     assert f"{edition.ref} was drawn with tiny@review-1, which has the images that people gave a class: export that too" in said.lines
 
@@ -194,7 +194,7 @@ def test_without_an_edition_the_images_are_found_in_the_pool_wherever_it_is_now(
 
 def test_near_duplicates_of_images_to_measure_on_are_not_trained_on_because_somebody_answered(labeled_images, tiny_store, tmp_path):
     store, _ = labeled_images
-    pool, log, said = tmp_path / "answered", AnswerLog(store, "tiny", "ann"), Said()
+    pool, log, said = tmp_path / "answered", AnswerLog(store, "tiny", "ann"), RecordingProgress()
     for folder in (pool, tmp_path / "test", tmp_path / "work"):
         folder.mkdir()
     for number in range(3):
@@ -207,10 +207,10 @@ def test_near_duplicates_of_images_to_measure_on_are_not_trained_on_because_some
     shutil.copy(pool / "2.png", tmp_path / "test")
     review, labeled = freeze(store, "tiny"), open_source(str(tiny_store[1]), labeled=True)
     test, here = open_source(str(tmp_path / "test")), open_source(str(pool))
-    part = LabeledPart.of(labeled, review, None, store, lambda: here, tmp_path / "work", [test], said)
+    part = LabeledPart.from_review(labeled, review, None, store, lambda: here, tmp_path / "work", [test], said)
     assert [part.source.key(row) for row in range(len(labeled), len(part.source))] == ["0.png"]
     assert part.reviewed == 1
-    assert any(tells(line, "tiny@review-1: 2 images … left out: … near-duplicates") for line in said.lines)
+    assert any(mentions(line, "tiny@review-1: 2 images … left out: … near-duplicates") for line in said.lines)
 
 
 @pytest.mark.slow
@@ -268,7 +268,7 @@ def test_a_teacher_with_answers_that_other_images_were_left_out_of_is_refused_in
     freeze(store, "bugs")
     asked = parts | {"name": "answered", "generations": [TINY, TINY | {"ratio": 1}], "reviews": "bugs@review-1"}
     with pytest.raises(KeyboardInterrupt):
-        self_training(store, load_recipe(write_tiny_recipe(tmp_path, **asked)), progress=Ended(4))
+        self_training(store, load_recipe(write_tiny_recipe(tmp_path, **asked)), progress=InterruptAfter(4))
     assert dry_run(store, load_recipe(write_tiny_recipe(tmp_path, **asked))).stages[0].state == "begun"
     path = write_tiny_recipe(tmp_path, **asked, evaluate={"suite": "fgsm", "name": "more", "data": {"source": "more"}})
     stage = dry_run(store, load_recipe(path)).stages[0]
@@ -294,7 +294,7 @@ def test_reviews_of_a_recipe_that_cannot_be_are_one_line(tmp_path, reviews, comp
 
 def test_a_review_of_a_recipe_is_one_number_or_begins_with_a_generation(tmp_path):
     of_all = load_recipe(write_tiny_recipe(tmp_path, generations=[TINY, TINY], reviews="bugs@review-1"))
-    assert [of_all.reviews_of(generation) for generation in (0, 1)] == ["bugs@review-1", "bugs@review-1"]
+    assert [of_all.review_for(generation) for generation in (0, 1)] == ["bugs@review-1", "bugs@review-1"]
     several = {1: "bugs@review-1", 2: "bugs@review-2"}
     later = load_recipe(write_tiny_recipe(tmp_path, generations=[TINY, TINY, TINY, TINY], reviews=several))
-    assert [later.reviews_of(generation) for generation in range(4)] == [None, "bugs@review-1", "bugs@review-2", "bugs@review-2"]
+    assert [later.review_for(generation) for generation in range(4)] == [None, "bugs@review-1", "bugs@review-2", "bugs@review-2"]

@@ -27,7 +27,7 @@ def test_the_docs_shortened_warm_start_is_the_end_of_the_papers_schedule():
     page = (Path(__file__).parent.parent / "docs" / "training.md").read_text("utf-8")
     shown = yaml.safe_load(re.search(r"\{start: teacher, epochs[^}]*\}", page)[0])
     whole, short = (Schedule.of(settings(**changes), labeled_images=1_281_167) for changes in ({}, shown))
-    assert short.highest == short.learning_rate(0) == pytest.approx(0.128 * 0.97 ** (210 // 2.4))
+    assert short.max_learning_rate == short.learning_rate(0) == pytest.approx(0.128 * 0.97 ** (210 // 2.4))
     assert short.learning_rate(short.steps - 1) == pytest.approx(0.128 * 0.97 ** (350 // 2.4))
     skipped = whole.steps - short.steps
     assert [short.learning_rate(step) for step in range(0, short.steps, 999)] == [
@@ -41,7 +41,7 @@ def test_a_finetuning_is_at_the_last_rate_of_the_training_before_it(preset):
     generation = GenerationSettings.model_validate({"preset": preset, "finetune": {"epochs": 1.5, "image_size": 800}})
     finetuning = Schedule.of(generation.finetune, labeled_images=1_281_167)
     assert finetuning.steps == 938  # of 2048 images
-    (rate,) = {finetuning.learning_rate(step) for step in range(938)} | {finetuning.highest}
+    (rate,) = {finetuning.learning_rate(step) for step in range(938)} | {finetuning.max_learning_rate}
     assert rate == pytest.approx(0.128 * 0.97**145)
     assert rate == pytest.approx(0.00155, abs=5e-6)
 
@@ -51,7 +51,7 @@ def test_the_end_of_a_schedule_may_begin_in_its_warm_up():
     end = settings(epochs=9, schedule_epochs=10, batch_size=256, learning_rate=1.0, warmup_epochs=2, decay_rate=0.5, decay_epochs=1)
     schedule = Schedule.of(end, 2560)
     assert [schedule.learning_rate(step) for step in (0, 5, 10, 89)] == pytest.approx([0.5, 0.75, 0.5**2, 0.5**9])
-    assert (schedule.steps, schedule.highest) == (90, 1.0)
+    assert (schedule.steps, schedule.max_learning_rate) == (90, 1.0)
 
 
 @pytest.mark.parametrize(("epochs", "decay_epochs"), [(350, 2.4), (700, 4.8), (35, 0.24)])

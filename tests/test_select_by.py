@@ -5,7 +5,7 @@ import shutil
 import pytest
 import yaml
 from conftest import TINY, write_tiny_images, write_tiny_recipe
-from labels import RUN, SETTINGS, rows, write_teacher
+from labels import RUN, SETTINGS, table_rows, write_teacher
 
 from nst_data.errors import NstError, UsageError
 from nst_data.progress import Progress
@@ -57,7 +57,7 @@ def test_one_model_selects_once_and_each_teacher_labels_what_was_selected(images
 def test_the_selection_is_the_one_computed_by_hand(images, finished, tmp_path):
     """Of each class of the selecting model the four surest images above 0.5, four entries; soft labels are the teacher's."""
     store, pool = finished[0], open_source(str(images / "pool"))
-    of_small = rows(label(Store(tmp_path), "small", f"local-dir:{images / 'small'}", pool, SETTINGS, run=RUN))
+    of_small = table_rows(label(Store(tmp_path), "small", f"local-dir:{images / 'small'}", pool, SETTINGS, run=RUN))
     teacher = finished[0].open("bugs-teacher@gen-0")
     of_teacher = label(store, "whole", teacher, pool, LabelSettings(**LABEL), run=RUN)
     expected = {}
@@ -66,8 +66,8 @@ def test_the_selection_is_the_one_computed_by_hand(images, finished, tmp_path):
         expected[number] = {key for _, key in sure[-4:]}
     assert sorted(map(len, expected.values())) == [2, 4], "one class has fewer images than entries, the other more"
     assert min(row["confidence"] for row in of_small) < 0.5, "some are not sure enough"
-    by_key, classes_of_small = {row["key"]: row for row in rows(of_teacher)}, {row["key"]: row["label"] for row in of_small}
-    trained_on = rows(store.open("bugs@gen-1.1"), "balanced")
+    by_key, classes_of_small = {row["key"]: row for row in table_rows(of_teacher)}, {row["key"]: row["label"] for row in of_small}
+    trained_on = table_rows(store.open("bugs@gen-1.1"), "balanced")
     assert {row["key"] for row in trained_on} == set().union(*expected.values())
     for number, keys in expected.items():
         copies = [row["copies"] for row in trained_on if row["key"] in keys]

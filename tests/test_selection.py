@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from selections import HASHES, NAMES, drawn, f32, frame, left_out, many_labels, selected
+from selections import HASHES, NAMES, f32, held_out_hashes, label_frame, many_labels, place_in_order, select_rows
 
 from nst_data.errors import NstError, UsageError
 from nst_data.selection import cutoffs, selection
@@ -34,7 +34,7 @@ def plain_reasons(rows, chosen, held_out, near):
             "near_held_out": image in near,
             "duplicate": image in seen,
             "excluded_class": NAMES[label] in chosen.exclude_class,
-            "not_sampled": drawn(HASHES[image], chosen.seed, "fraction") >= Fraction(chosen.fraction),
+            "not_sampled": place_in_order(HASHES[image], chosen.seed, "fraction") >= Fraction(chosen.fraction),
             "outside_range" if chosen.confidence_range else "low_confidence": not is_in_range,
         }
         found.append(next((reason for reason, does in holds.items() if does), None))
@@ -60,7 +60,7 @@ def plain_selection(rows, chosen, held_out, near):
     for of_class in by_class.values():
         found = ["over_quota" if index in of_class[quota or len(rows) :] else reason for index, reason in enumerate(found)]
         best = [(HASHES[rows[index][0]], index) for index in of_class[:quota]]
-        turns = [index for _, index in sorted(best, key=lambda one: (drawn(one[0], chosen.seed, "copies"), one))]
+        turns = [index for _, index in sorted(best, key=lambda one: (place_in_order(one[0], chosen.seed, "copies"), one))]
         target = min(quota or len(best), len(best) * (chosen.max_copies or 100))
         dealt.update(turns[turn % len(turns)] for turn in range(target))
     return dict(dealt), found
@@ -69,7 +69,7 @@ def plain_selection(rows, chosen, held_out, near):
 CONFIDENCES = [0.0, 2.0**-29, 0.2, f32(0.3, -1), f32(0.3), 0.5, f32(0.5, 1), f32(0.9), f32(1, -1), 1.0]
 some_images = st.sets(st.integers(0, 7), max_size=2)
 some_rows = st.lists(st.tuples(st.integers(0, 7), st.integers(0, 3), st.sampled_from(CONFIDENCES)), min_size=6, max_size=16)
-narrowing = st.sampled_from([0, 1, 2, cutoffs._RANKED_ROWS])
+narrowing = st.sampled_from([0, 1, 2, cutoffs._MAX_SORTED_ROWS])
 
 
 @st.composite
@@ -105,13 +105,13 @@ def some_order(draw):
 @settings(max_examples=60, deadline=None)
 @given(some_rows, some_settings(), some_images, some_images, narrowing, some_order(), st.sampled_from([2, 2**20]))
 def test_the_selection_equals_that_of_plain_python_in_any_order_of_rows(rows, chosen, held_out, near, ranked_rows, order, batch_rows):
-    ordered, ids = order(frame(rows).collect())
+    ordered, ids = order(label_frame(rows).collect())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cutoffs, "_RANKED_ROWS", ranked_rows)
+        patch.setattr(cutoffs, "_MAX_SORTED_ROWS", ranked_rows)
         for module in (engines, hash_numbers, row_files):
             patch.setattr(module, "BATCH_ROWS", batch_rows)
         numbered = ordered.with_columns(pl.col("id").replace_strict(range(len(rows)), ids, return_dtype=pl.Int64))
-        table, dropped, per_class = selected(numbered.lazy(), chosen, held_out, near)
+        table, dropped, per_class = select_rows(numbered.lazy(), chosen, held_out, near)
     table = table.with_columns(pl.col("id").replace_strict(ids, range(len(rows)), return_dtype=pl.Int64))
     dealt, found = plain_selection(rows, chosen, held_out, near)
     assert table["id"].to_list() == sorted(dealt)
@@ -127,7 +127,7 @@ def test_the_selection_equals_that_of_plain_python_in_any_order_of_rows(rows, ch
 @given(some_rows, some_settings(), some_images, some_images)
 def test_every_row_has_the_first_reason_that_holds_for_it(rows, chosen, held_out, near):
     with tempfile.TemporaryDirectory() as work:
-        native = selection.judged(frame(rows), chosen, NAMES, left_out(held_out, near), Path(work)).to_native()
+        native = selection.with_reasons(label_frame(rows), chosen, NAMES, held_out_hashes(held_out, near), Path(work)).to_native()
         table = native.sort("id").collect()
     assert table["reason"].to_list() == plain_reasons(rows, chosen, held_out, near)
     assert table["duplicates"].to_list() == [sum(other[0] == row[0] for other in rows) for row in rows]
@@ -140,7 +140,7 @@ def test_labels_that_no_teacher_gives_are_an_error_that_shows_one(label, confide
         f"^bugs@gen-0: expected labels from 0 to 3 and confidences from 0 to 1, found 1 row .* row 1: label {label}, confidence {shown};"
     )
     with pytest.raises(NstError, match=expected):
-        selected(frame([(0, 0, 0.9), (1, label, confidence), (2, 0, 0.9)]), BalanceSettings(), held_out={1})
+        select_rows(label_frame([(0, 0, 0.9), (1, label, confidence), (2, 0, 0.9)]), BalanceSettings(), held_out={1})
 
 
 def test_a_quota_of_zero_is_an_error_of_one_line():
@@ -150,13 +150,13 @@ def test_a_quota_of_zero_is_an_error_of_one_line():
 
 def test_no_labels_give_an_empty_selection():
     for chosen in (BalanceSettings(), BalanceSettings(method="official"), BalanceSettings(per_class="auto")):
-        table, dropped, per_class = selected(frame([]), chosen)
+        table, dropped, per_class = select_rows(label_frame([]), chosen)
         assert (table.height, dropped, per_class) == (0, {}, {})
 
 
-@pytest.mark.parametrize("ranked_rows", [cutoffs._RANKED_ROWS, 100])
+@pytest.mark.parametrize("ranked_rows", [cutoffs._MAX_SORTED_ROWS, 100])
 def test_duckdb_selects_the_same_rows_of_a_larger_table(ranked_rows, tmp_path, monkeypatch):
-    monkeypatch.setattr(cutoffs, "_RANKED_ROWS", ranked_rows)
+    monkeypatch.setattr(cutoffs, "_MAX_SORTED_ROWS", ranked_rows)
     many_labels(20_000, classes=50).write_parquet(tmp_path / "labels.parquet")
     expected = duckdb.sql(f"""
         with images as (
@@ -166,7 +166,7 @@ def test_duckdb_selects_the_same_rows_of_a_larger_table(ranked_rows, tmp_path, m
         qualify row_number() over (partition by label order by confidence desc, image_hash, id) <= 200 order by id
         """).fetchall()
     labels = scan([tmp_path / "labels.parquet"], SELECTION_COLUMNS)
-    table, dropped, per_class = selected(labels, BalanceSettings(per_class=200), names=[str(label) for label in range(50)])
+    table, dropped, per_class = select_rows(labels, BalanceSettings(per_class=200), names=[str(label) for label in range(50)])
     assert table.select("id", "label", "duplicates").rows() == expected
     assert sum(dropped.values()) + len(expected) == 20_000
     assert {copies for _, copies in per_class.values()} == {200}
@@ -183,8 +183,8 @@ def test_shards_their_order_and_that_of_rows_change_nothing(method, tmp_path):
     shuffled = labels.sample(fraction=1, shuffle=True, seed=1)
     for shard in range(7):
         shuffled[shard::7].write_parquet(tmp_path / f"shard-{shard}.parquet", row_group_size=50)
-    whole = selected(scan([tmp_path / "whole.parquet"], SELECTION_COLUMNS), chosen, names=names)
-    shards = selected(scan(sorted(tmp_path.glob("shard-*.parquet"), reverse=True), SELECTION_COLUMNS), chosen, names=names)
+    whole = select_rows(scan([tmp_path / "whole.parquet"], SELECTION_COLUMNS), chosen, names=names)
+    shards = select_rows(scan(sorted(tmp_path.glob("shard-*.parquet"), reverse=True), SELECTION_COLUMNS), chosen, names=names)
     assert whole[0].equals(shards[0])
     assert whole[1:] == shards[1:]
     assert {reason for _, reason in whole[1]} == {"duplicate", "excluded_class", "not_sampled", "low_confidence", "over_quota"}
@@ -211,7 +211,7 @@ for chosen in sys.argv[2:]:
     settings = BalanceSettings.model_validate_json(chosen)
     work = folder / str(pl.thread_pool_size()) / settings.method
     found = select(pl.scan_parquet(folder / "labels.parquet"), settings, names, {}, work, "bugs@gen-0")
-    print(found.quota, pl.read_parquet(found.files).rows(), sorted(found.chosen.rows()), sorted(found.dropped.rows()))
+    print(found.quota, pl.read_parquet(found.files).rows(), sorted(found.selected_counts.rows()), sorted(found.dropped_counts.rows()))
 """
 
 
@@ -231,17 +231,17 @@ def test_the_number_of_threads_changes_nothing(tmp_path):
 
 def test_a_missing_column_is_an_error_that_names_it():
     with pytest.raises(NstError, match=r"pseudo_labels: column `confidence` is missing.*Float32; found id, image_hash, label"):
-        check_labels(frame([(0, 0, 0.5)]).drop("confidence"))
+        check_labels(label_frame([(0, 0, 0.5)]).drop("confidence"))
 
 
 @pytest.mark.parametrize(("column", "wrong", "expected"), [("confidence", pl.String, "Float32"), ("label", pl.Int32, "Int64")])
 def test_a_column_of_another_type_is_an_error_that_names_both(column, wrong, expected):
     with pytest.raises(NstError, match=rf"mine: column `{column}` is {wrong}, expected {expected}"):
-        check_labels(frame([(0, 0, 0.5)]).cast({column: wrong}), "mine")
+        check_labels(label_frame([(0, 0, 0.5)]).cast({column: wrong}), "mine")
 
 
 def test_a_table_with_more_columns_passes():
-    table = frame([(0, 0, 0.5)]).with_columns(extra=1)
+    table = label_frame([(0, 0, 0.5)]).with_columns(extra=1)
     assert check_labels(table) is table
 
 
@@ -255,5 +255,5 @@ def test_chosen_rows_are_not_read_again(tmp_path, monkeypatch):
         return rows
 
     labels = pl.scan_parquet(tmp_path / "labels.parquet").map_batches(counted, streamable=True, schema=SELECTION_COLUMNS)
-    selected(labels, BalanceSettings(per_class=1_000, max_copies=2), names=NAMES)
+    select_rows(labels, BalanceSettings(per_class=1_000, max_copies=2), names=NAMES)
     assert sum(read) == 4 * 20_000

@@ -10,7 +10,7 @@ import pytest
 from conftest import write_pool
 from datasets import ClassLabel, Features, Image, load_dataset
 from sealed_labels import COUNTS, NAMES, POOL, label_row
-from watched import Said
+from watched import RecordingProgress
 
 from nst_data.errors import NstError
 from nst_data.images import decode
@@ -84,7 +84,7 @@ def labels(pool, without=(), at_once=50):
 
 
 def begin(store, **settings):
-    return store.begin(EditionRequest(settings=settings, inputs={"pool": POOL}), "bugs", 1)
+    return store.find_or_stage(EditionRequest(settings=settings, inputs={"pool": POOL}), "bugs", 1)
 
 
 def write(staging, pool, rows=None, is_same_pool=True, shard_mb=1, seed=0, progress=None, threads=None):
@@ -168,7 +168,7 @@ def test_after_a_few_samples_the_pool_is_read_once_and_in_order(store, pool):
 
 def test_nothing_but_the_version_is_left(store, pool):
     staging = begin(store)
-    version = staging.seal(staging.describe(write(staging, pool), NAMES, COUNTS["edition"]))
+    version = staging.seal(staging.build_manifest(write(staging, pool), NAMES, COUNTS["edition"]))
     assert version.verify() == []
     assert sorted(path.name for path in store.root.rglob("*") if path.is_file() and path.suffix != ".json") == [
         f"train-{shard:05d}-of-00003.parquet" for shard in range(3)
@@ -176,7 +176,7 @@ def test_nothing_but_the_version_is_left(store, pool):
 
 
 def test_the_size_is_said_once_when_the_work_begins(store, pool):
-    first, second = Said(), Said()
+    first, second = RecordingProgress(), RecordingProgress()
     write(begin(store), pool, progress=first)
     write(begin(store), pool, progress=second)
     assert first.lines == ["bugs@gen-1.1: 120 images, about 2 MB, twice that on disk while they are shuffled"]

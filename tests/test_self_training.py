@@ -12,9 +12,9 @@ import yaml
 from conftest import TINY, write_class_folders, write_pool, write_tiny_recipe
 from labels import write_teacher
 from nst_cli.main import app
-from nst_cli.run_recipe import _best, _comparison
+from nst_cli.run_recipe import _best_network, _comparison_lines
 from typer.testing import CliRunner
-from wording import tells
+from wording import mentions
 
 from nst_data.sources import open_source
 from nst_data.store.store import Store
@@ -28,8 +28,8 @@ CLASSES = ["ant", "bee", "cat"]
 RUN = {"workers": 0, "decode_threads": 1}
 
 
-def nst(*words):
-    result = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+def nst(*arguments):
+    result = CliRunner().invoke(app, [str(word) for word in arguments], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result
 
@@ -104,7 +104,7 @@ def test_a_control_starts_from_the_first_teacher_whose_weights_know_no_pseudo_la
     assert control.teacher.manifest.request.settings["start"] == "bugs-teacher@gen-0"
     store.remove(control.teacher.ref)
     # as an earlier version made it: its result stays
-    settings = recipe.generations[-1].first.model_copy(update={"start": "bugs-teacher@gen-1"})
+    settings = recipe.generations[-1].first_training.model_copy(update={"start": "bugs-teacher@gen-1"})
     earlier = train(store, "bugs-control", open_source(str(tmp_path / "labeled"), labeled=True), settings, generation=0, run=recipe.run)
     *_, control = self_training(store, recipe)
     assert control.teacher.manifest.request == earlier.manifest.request
@@ -190,18 +190,18 @@ def test_a_network_is_called_better_only_where_the_test_images_tell():
     first = measured("a", 0.80, Difference(0.05, 0.021, 0.079, 400), pseudo=False)
     student, newest = measured("b", 0.86, Difference(-0.01, -0.03, 0.01, 400), errors=2), measured("c", 0.85, errors=2)
     rows = [first, student, newest]
-    assert list(_comparison(rows, newest)) == [
+    assert list(_comparison_lines(rows, newest)) == [
         "2 of 402 test images could not be read",
         "c on 400 test images, with 95% bootstrap intervals:",
         "  +5.0 points (+2.1 to +7.9) vs. a",
         "  -1.0 points (-3.0 to +1.0) vs. b, perhaps by chance",
     ]
-    assert _best(rows, newest) is newest
+    assert _best_network(rows, newest) is newest
     student, worse = measured("b", 0.86, Difference(-0.05, -0.08, -0.02, 400)), measured("c", 0.81)
-    assert _best([first, student, worse], worse) is student
+    assert _best_network([first, student, worse], worse) is student
     untested = measured("c", None)
-    assert list(_comparison([first, student, untested], untested)) == []
-    assert _best([first, student, untested], untested) is untested
+    assert list(_comparison_lines([first, student, untested], untested)) == []
+    assert _best_network([first, student, untested], untested) is untested
 
 
 def test_the_differences_are_those_of_a_comparison(finished):
@@ -260,7 +260,7 @@ def test_what_would_stop_a_later_generation_stops_the_loop_before_its_first(tmp_
     path = write_tiny_recipe(tmp_path / "photos", pool="unlabeled", **{"generations": [TINY, TINY], "run": RUN} | change)
     result = CliRunner().invoke(app, ["run", str(path), "--store", str(tmp_path / "store")])
     assert result.exit_code in (1, 2)
-    assert tells(result.stderr, message)
+    assert mentions(result.stderr, message)
     assert not (tmp_path / "store").exists()
 
 
@@ -284,7 +284,7 @@ def test_images_that_evaluate_names_are_held_out_of_the_pool_and_an_edition_that
     assert excluded == ["labeled", "test"]
     named = keys_and_excluded(evaluate=more)
     assert named[:2] == (keys, excluded), "students were trained on it"
-    assert tells(named[2], f"warning: bugs@gen-1.1 … without excluding {photos / 'more'}, …")
+    assert mentions(named[2], f"warning: bugs@gen-1.1 … without excluding {photos / 'more'}, …")
     fresh, excluded, said = keys_and_excluded(evaluate=more, name="fresh")
     assert fresh & {"0-090.png", "0-091.png"} == {"0-091.png"}
     assert excluded == ["labeled", "more", "test"], "the test images are named once"

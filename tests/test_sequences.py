@@ -77,7 +77,7 @@ def test_a_sequence_of_another_length_is_named_or_passed_over(tmp_path):
         write_frames(tmp_path / "cat" / f"s{number}", range(length))
     with pytest.raises(NstError, match=r"cat/s3:.*3 frames.*found 2; replace it.*`partial`"):
         list(Sequences(str(tmp_path)).rows(range(12)))
-    rows = list(Sequences(str(tmp_path), partly=True).rows(range(12)))
+    rows = list(Sequences(str(tmp_path), is_partial=True).rows(range(12)))
     assert [row.id for row in rows] == list(range(12))
     for row in rows[9:]:
         with pytest.raises(NstError, match="expected 3 frames"):
@@ -122,7 +122,7 @@ def test_the_first_video_may_be_broken_where_part_of_them_is_enough(tmp_path):
     (tmp_path / "cat" / "a.mp4").write_text("no video")
     with pytest.raises(NstError, match=r"a\.mp4:.*video.*none.*decoded.*`partial`"):
         Sequences(str(tmp_path))
-    source = Sequences(str(tmp_path), partly=True)
+    source = Sequences(str(tmp_path), is_partial=True)
     assert (source.frames, len(source)) == (3, 12)
 
 

@@ -3,7 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from nst_train.batches.order import draw
+from nst_train.batches.order import shuffled_rows
 from nst_train.batches.shard_order import ShardOrder
 
 
@@ -12,7 +12,7 @@ def order_of(sizes, seed=0, at_once=4):
 
 
 def drawn(order, start, stop):
-    return list(zip(*(column.tolist() for column in order.at(np.arange(start, stop))), strict=True))
+    return list(zip(*(column.tolist() for column in order.entries_at(np.arange(start, stop))), strict=True))
 
 
 @pytest.mark.parametrize("sizes", [[5], [1, 1], [3, 4, 5, 6, 7, 8, 9, 10, 11], [2, 0, 3, 0, 0, 0, 7], [100] * 4])
@@ -68,15 +68,15 @@ def test_an_empty_shard_is_never_wanted():
 
 def test_entries_of_a_group_are_mixed():
     order = order_of([1000] * 8)
-    shards, entries = order.at(np.arange(4000))
+    shards, entries = order.entries_at(np.arange(4000))
     assert (np.diff(shards) != 0).mean() == pytest.approx(0.75, abs=0.05)  # one of four shards, by chance
     places = np.argsort(entries[shards == shards[0]], kind="stable")  # neighbors, such as copies of an image, lie anywhere
     assert np.abs(np.diff(places)).mean() == pytest.approx(1000 / 3, rel=0.1)
 
 
 def test_a_single_shard_comes_in_the_order_that_editions_with_a_pool_have_always_had():
-    order = ShardOrder(np.array([10]), seed=3, mixed_by="order")
-    shards, entries = order.at(np.arange(30))
-    assert entries.tolist() == draw(np.arange(30), 10, seed=3, part="pseudo").tolist()
+    order = ShardOrder(np.array([10]), seed=3, seed_tag="order")
+    shards, entries = order.entries_at(np.arange(30))
+    assert entries.tolist() == shuffled_rows(np.arange(30), 10, seed=3, part="pseudo").tolist()
     assert set(shards) == {0}
     assert order.window(5, 25) == [0]

@@ -20,7 +20,7 @@ from nst_data.errors import NstError
 from nst_data.selection.editions import balance
 from nst_data.settings import BalanceSettings
 from nst_data.store.file_tree import FileTree
-from nst_data.store.files import PROCESS_SPACE, hash_file, temporary
+from nst_data.store.files import PID_NAMESPACE, hash_file, temporary_path
 from nst_data.store.manifest import SealedFile
 from nst_data.store.mirror import Mirror
 from nst_data.store.remote_run import RemoteRun
@@ -123,7 +123,7 @@ def test_a_shard_that_is_done_is_not_taken(shards):
 
 def test_what_a_dead_process_of_this_machine_claimed_is_taken_in_its_turn(shards, dead_process):
     for shard in (0, 3):
-        claim(shards, shard, PROCESS_SPACE, dead_process)
+        claim(shards, shard, PID_NAMESPACE, dead_process)
     assert list(shards.take()) == [0, 1, 2, 3, 4]
 
 
@@ -141,10 +141,10 @@ def test_containers_that_share_a_name_take_different_shards(shards, tmp_path):
 from pathlib import Path
 from nst_data.store.files import clear_abandoned
 from nst_data.tables.shards import ShardPlan, Shards
-clear_abandoned(Path({str(tmp_path)!r}), seconds=0)
+clear_abandoned(Path({str(tmp_path)!r}), min_age_seconds=0)
 print(next(Shards(Path({str(shards.build)!r}), Path({str(shards.work)!r}), ShardPlan(10, 2)).take()))
 """
-    part = temporary(tmp_path / "part")
+    part = temporary_path(tmp_path / "part")
     part.write_text("being written")
     found = subprocess.run([*own_ids, sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert found.stdout == "1\n"
@@ -154,8 +154,8 @@ print(next(Shards(Path({str(shards.build)!r}), Path({str(shards.work)!r}), Shard
 @pytest.mark.parametrize(("stalled_seconds", "waits_for"), [(0.0, set()), (0.2, {1})])
 def test_what_a_living_process_works_at_is_taken_last_and_when_it_stalls(shards, monkeypatch, stalled_seconds, waits_for):
     monkeypatch.setattr(pseudo_labels, "STALLED_SECONDS", stalled_seconds)
-    monkeypatch.setattr(pseudo_labels, "_LOOK_EVERY_SECONDS", 0.01)
-    claim(shards, 0, PROCESS_SPACE, os.getppid())
+    monkeypatch.setattr(pseudo_labels, "_POLL_SECONDS", 0.01)
+    claim(shards, 0, PID_NAMESPACE, os.getppid())
     waits = []
     assert list(shards.take(on_wait=waits.append)) == [1, 2, 3, 4, 0]
     assert set(waits) == waits_for
@@ -163,7 +163,7 @@ def test_what_a_living_process_works_at_is_taken_last_and_when_it_stalls(shards,
 
 def test_a_claim_of_another_machine_holds_while_it_shows_life_and_falls_when_it_stalls(shards, monkeypatch):
     monkeypatch.setattr(pseudo_labels, "STALLED_SECONDS", 0.3)
-    monkeypatch.setattr(pseudo_labels, "_LOOK_EVERY_SECONDS", 0.01)
+    monkeypatch.setattr(pseudo_labels, "_POLL_SECONDS", 0.01)
     for shard in range(1, 5):
         write(shards, shard)
     held = claim(shards, 0, "another.machine", 1)
@@ -185,7 +185,7 @@ def test_a_claim_of_another_machine_holds_while_it_shows_life_and_falls_when_it_
 
 
 def test_the_shard_of_another_that_finishes_it_ends_the_wait(shards, monkeypatch):
-    monkeypatch.setattr(pseudo_labels, "_LOOK_EVERY_SECONDS", 0.01)
+    monkeypatch.setattr(pseudo_labels, "_POLL_SECONDS", 0.01)
     for shard in range(1, 5):
         write(shards, shard)
     claim(shards, 0, "another", 1)
@@ -330,18 +330,18 @@ def test_an_address_is_not_listed_for_each_shard(machine, tmp_path):
     for shard in shards.take():
         note_done(shards, shard)
         shards.recently_missing()
-    assert shards._elsewhere.mirror.tree.listings <= 10
+    assert shards._remote.mirror.tree.listings <= 10
 
 
 def test_life_is_shown_by_touching_ones_own_claim(shards):
     taken = shards.take()
     shard = next(taken)
-    mine = shards.work / "claims" / f"{shard:05d}.{PROCESS_SPACE}.{os.getpid()}"
+    mine = shards.work / "claims" / f"{shard:05d}.{PID_NAMESPACE}.{os.getpid()}"
     os.utime(mine, (0, 0))
-    shards.show_life(shard)
+    shards.refresh_claim(shard)
     assert time.time() - mine.stat().st_mtime < 60
     mine.unlink()
-    shards.show_life(shard)  # sealed meanwhile: nothing to show
+    shards.refresh_claim(shard)  # sealed meanwhile: nothing to show
 
 
 def test_a_shard_holds_its_rows_in_the_order_and_types_of_the_schema(shards):
@@ -403,9 +403,9 @@ def test_an_abandoned_shard_leaves_nothing(shards, monkeypatch):
     monkeypatch.setattr(pseudo_labels, "ROW_GROUP_ROWS", 1)
     writer = ShardWriter(shards, 0, SCHEMA)
     writer.add(table(0, 2))
-    assert list(shards.parts.iterdir())
+    assert list(shards.temp_folder.iterdir())
     writer.abandon()
-    assert not list(shards.parts.iterdir())
+    assert not list(shards.temp_folder.iterdir())
     assert not list((shards.build / "pseudo_labels").iterdir())
     assert 0 in shards.missing()
 
@@ -426,7 +426,7 @@ def test_finishing_counts_all_shards_and_collects_their_errors(shards):
     assert counts.model_dump() == {"pool": 10, "labeled": 10, "errors": 5, "per_class": {"ant": 4, "bee": 3, "cat": 3}}
     assert {name: hash_file(shards.build / name) for name in files} == files
     assert pq.read_table(shards.build / "errors")["id"].to_pylist() == list(range(100, 105))
-    assert not list(shards.parts.iterdir())
+    assert not list(shards.temp_folder.iterdir())
 
 
 def test_finishing_holds_the_counts_of_one_shard_at_a_time(tmp_path):

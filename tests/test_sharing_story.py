@@ -9,9 +9,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 import yaml
-from hub import ALICE, BOB, environment, files, head, serving
+from hub import ALICE, BOB, environment, read_files, resolve_commit, serving
 from hub_commands import nst
-from wording import tells
+from wording import mentions
 
 from nst_data.digits import write_digits
 from nst_data.store.manifest import parse_manifest
@@ -49,8 +49,8 @@ def test_one_publishes_and_another_trains_on_it_labels_with_it_and_publishes_the
         (ran,) = nst(url, alice, ["run", alice / "digits.yaml"], token=ALICE)
         assert ran.status == 0, ran.err
         published = {ref: Store(alice / "store").open(ref).manifest for ref in ("digits@gen-1", "digits@gen-1.1", "digits@gen-2.1")}
-        assert all(head(top, DATA, manifest.version) for manifest in published.values())
-        assert all(head(top, TEACHER, f"gen-{number}", "models") for number in range(3))
+        assert all(resolve_commit(top, DATA, manifest.version) for manifest in published.values())
+        assert all(resolve_commit(top, TEACHER, f"gen-{number}", "models") for number in range(3))
         before = len(answers)
         (again,) = nst(url, alice, ["run", alice / "digits.yaml"], token=ALICE)
         assert again.status == 0, again.err
@@ -83,17 +83,17 @@ def test_one_publishes_and_another_trains_on_it_labels_with_it_and_publishes_the
     assert json.loads(seen.stdout.splitlines()[-1]) == {"features": [str(digit) for digit in range(10)], "same_logits": True}
     own = pl.read_parquet(alice / "store" / "corpora" / "digits" / "gen-1.1" / "balanced" / "*.parquet")
     assert pl.read_parquet(bob / "rows.parquet").equals(own)
-    there = parse_manifest(files(top, DATA, "gen-1.1")["nst.json"].decode(), "there")
+    there = parse_manifest(read_files(top, DATA, "gen-1.1")["nst.json"].decode(), "there")
     here = Store(bob / "store").open("digits@gen-1.1").manifest
     assert here.files == there.files == published["digits@gen-1.1"].files
     assert here.digest == there.digest == published["digits@gen-1.1"].digest == pulled.value["digest"]
-    assert tells(trained.err, "different keys than digits@gen-1.1; its 1,197 images …")
+    assert mentions(trained.err, "different keys than digits@gen-1.1; its 1,197 images …")
 
     student = Store(bob / "store").open("mine").manifest.request.inputs.edition
-    assert (student.repo, student.revision) == (f"{DATA}@gen-1.1", head(top, DATA, "gen-1.1"))
+    assert (student.repo, student.revision) == (f"{DATA}@gen-1.1", resolve_commit(top, DATA, "gen-1.1"))
     teacher = tree.value["inputs"][0]["inputs"][-1]
     assert (tree.value["place"], tree.value["inputs"][0]["place"]) == ("bob/own-pseudo@gen-1.1", "bob/own-pseudo@gen-1")
-    assert (teacher["ref"], teacher["place"]) == ("digits-teacher@gen-1", f"{TEACHER}@{head(top, TEACHER, 'gen-1', 'models')}")
+    assert (teacher["ref"], teacher["place"]) == ("digits-teacher@gen-1", f"{TEACHER}@{resolve_commit(top, TEACHER, 'gen-1', 'models')}")
     found = [*walk(tree.value)]
     assert {f"{DATA}@gen-1.1", f"{DATA}@gen-1", f"{TEACHER}@gen-0"} <= {node.get("place") for node in found}
     assert not [node for node in found if "note" in node]

@@ -7,19 +7,19 @@ import yaml
 from conftest import TINY, write_class_folders, write_pool, write_tiny_recipe
 from nst_cli.main import app
 from typer.testing import CliRunner
-from wording import tells
+from wording import mentions
 
 from nst_train.settings import RunSettings, TrainSettings
 
 
-def shown(*words):
-    result = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+def output_of(*arguments):
+    result = CliRunner().invoke(app, [str(word) for word in arguments], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.stdout
 
 
-def settings_of(*words):
-    return json.loads(shown("train", *words, "--show-settings", "--json"))
+def settings_of(*arguments):
+    return json.loads(output_of("train", *arguments, "--show-settings", "--json"))
 
 
 def test_each_value_comes_from_an_option_a_preset_or_the_defaults():
@@ -94,7 +94,7 @@ def test_an_edition_gives_the_passes_over_its_entries(tiny_store):
 
 def test_columns_are_aligned_and_nothing_is_trained(labeled_folder, tmp_path):
     words = ["--labeled", labeled_folder, "--name", "bugs", "--preset", "svhn", "--store", tmp_path / "store", "--show-settings"]
-    lines = shown("train", *words).splitlines()
+    lines = output_of("train", *words).splitlines()
     assert lines[0] == "preset svhn: section A.3; SVHN accuracy 98.6%, its teacher 98.1% (table 17)"
     header, *rows = lines[2 : lines.index("", 2)]
     column = header.index("value")
@@ -119,7 +119,7 @@ def test_columns_are_aligned_and_nothing_is_trained(labeled_folder, tmp_path):
 def test_wrong_use_is_one_line(words, message, tmp_path):
     result = CliRunner().invoke(app, ["train", *words, "--store", str(tmp_path)], catch_exceptions=False)
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
-    assert tells(result.stderr, message)
+    assert mentions(result.stderr, message)
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def recipe(tmp_path):
 
 
 def test_a_recipes_settings_are_shown_for_each_generation(recipe):
-    teacher, student = json.loads(shown("run", recipe, "--show-settings", "--json"))
+    teacher, student = json.loads(output_of("run", recipe, "--show-settings", "--json"))
     assert teacher["settings"]["seed"] == {"value": 3, "source": "recipe"}
     assert teacher["settings"]["ratio"]["source"] == "unused without pseudo-labels"
     assert student["settings"]["ratio"] == {"value": 3, "source": "preset efficientnet-b2 (section 3.2)"}
@@ -147,7 +147,7 @@ def test_a_recipes_settings_are_shown_for_each_generation(recipe):
     assert student["settings"]["select.when"] == {"value": "every_generation", "source": "default (section 3.1 has once)"}
     assert student["settings"]["select.by"] == {"value": None, "source": "default (section 3.1 has EfficientNet-B0)"}
     assert "select.when" not in teacher["settings"]
-    assert "generation 1, a student" in shown("run", recipe, "--show-settings")
+    assert "generation 1, a student" in output_of("run", recipe, "--show-settings")
 
 
 @pytest.mark.slow  # it makes the largest networks, without weights
@@ -160,10 +160,10 @@ def test_a_recipe_is_shown_before_its_images_are_there():
 
 
 def test_a_recipe_with_presets_trains_what_it_shows(recipe, tmp_path):
-    shown("run", recipe, "--store", tmp_path / "store")
+    output_of("run", recipe, "--store", tmp_path / "store")
     student = json.loads((tmp_path / "store" / "teachers" / "bugs-teacher" / "gen-1" / "nst.json").read_text())
     trained = student["request"]["settings"]
-    found = json.loads(shown("run", recipe, "--show-settings", "--json"))[1]["settings"]
+    found = json.loads(output_of("run", recipe, "--show-settings", "--json"))[1]["settings"]
     assert "preset" not in trained
     flat = flattened(trained)
     assert flat == {name: found[name]["value"] for name in flat}
@@ -173,9 +173,9 @@ def test_a_finetuning_is_shown_as_a_training_of_its_own(recipe):
     content = yaml.safe_load(recipe.read_text())
     content["generations"][1]["finetune"] = {"epochs": 1.5, "image_size": 24}
     recipe.write_text(yaml.safe_dump(content))
-    shown_text = shown("run", recipe, "--show-settings")
+    shown_text = output_of("run", recipe, "--show-settings")
     assert "generation 1, finetuned" in shown_text
-    found = json.loads(shown("run", recipe, "--show-settings", "--json"))
+    found = json.loads(output_of("run", recipe, "--show-settings", "--json"))
     assert [one["settings"]["image_size"]["value"] for one in found][-1] == 24
     assert found[-1]["derived"]["pseudo_labeled_images_per_step"] == 0
 
@@ -184,7 +184,7 @@ def test_a_finetunings_values_are_named_with_their_true_origin(recipe):
     content = yaml.safe_load(recipe.read_text())
     content["generations"][1] |= {"pretrained": True, "warmup_epochs": 2, "finetune": {"epochs": 1.5, "noise": {"operations": 0}}}
     recipe.write_text(yaml.safe_dump(content))
-    first, finetuned = (one["settings"] for one in json.loads(shown("run", recipe, "--show-settings", "--json"))[1:])
+    first, finetuned = (one["settings"] for one in json.loads(output_of("run", recipe, "--show-settings", "--json"))[1:])
     assert first["warmup_epochs"] == {"value": 2, "source": "recipe"}
     assert finetuned["warmup_epochs"] == {"value": 2, "source": "recipe"}
     assert finetuned["schedule_epochs"] == {"value": 2, "source": "default of finetune"}
@@ -199,7 +199,7 @@ def test_a_finetunings_values_are_named_with_their_true_origin(recipe):
     assert finetuned["noise.dropout"] == {"value": 0.3, "source": "preset efficientnet-b2 (released code)"}
     content["generations"][1]["finetune"]["warmup_epochs"] = 1
     recipe.write_text(yaml.safe_dump(content))
-    found = json.loads(shown("run", recipe, "--show-settings", "--json"))[-1]["settings"]
+    found = json.loads(output_of("run", recipe, "--show-settings", "--json"))[-1]["settings"]
     assert found["warmup_epochs"] == {"value": 1, "source": "recipe"}
     assert found["schedule_epochs"]["value"] is None
 

@@ -66,7 +66,7 @@ def densified(k):
 def write_generation(store, corpus, pool, soft, top_k=None, rows_per_shard=2):
     """A sealed generation with these soft-label columns, shape (rows, classes) or (rows, k)."""
     inputs = {"teacher": Input(ref="net@gen-0", digest="weights"), "pool": Input(ref=pool.location, digest=pool.fingerprint)}
-    staging = store.begin(GenerationRequest(settings={"top_k": top_k}, inputs=inputs), corpus)
+    staging = store.find_or_stage(GenerationRequest(settings={"top_k": top_k}, inputs=inputs), corpus)
     hashes = [image_hash(pool.read(row)) for row in range(len(pool))]
     columns = {
         "id": np.arange(len(pool)),
@@ -85,7 +85,7 @@ def write_generation(store, corpus, pool, soft, top_k=None, rows_per_shard=2):
         pq.write_table(table.slice(start, rows_per_shard), staging.build / name)
         files[name] = hash_file(staging.build / name)
     counts = {"pool": 5, "labeled": 5, "errors": 0, "per_class": dict.fromkeys(NAMES, 1), "teacher_parameters": 7, "top_k": top_k}
-    manifest = staging.describe(files, NAMES, counts)
+    manifest = staging.build_manifest(files, NAMES, counts)
     cards.write_dataset_card(staging, manifest)
     return staging.seal(manifest)
 
@@ -164,7 +164,7 @@ def test_cards_describe_the_soft_labels_that_are_there(store, pool, k, there, mi
         assert missing not in columns
 
 
-def opened(edition, pool, tmp_path, names=NAMES, hard=False):
+def open_with_pool(edition, pool, tmp_path, names=NAMES, hard=False):
     return open_edition(edition, pool, names, tmp_path, hard)
 
 
@@ -173,8 +173,8 @@ ALL = np.arange(5)
 
 @pytest.mark.parametrize("k", [2, 5])
 def test_soft_labels_of_k_classes_agree_with_whole_ones_on_those(store, pool, tmp_path, k):
-    whole = opened(edition_of(store, pool, corpus="whole"), pool, tmp_path / "whole").targets_of(ALL)
-    shortened = opened(edition_of(store, pool, k), pool, tmp_path / "shortened").targets_of(ALL)
+    whole = open_with_pool(edition_of(store, pool, corpus="whole"), pool, tmp_path / "whole").targets_of(ALL)
+    shortened = open_with_pool(edition_of(store, pool, k), pool, tmp_path / "shortened").targets_of(ALL)
     assert torch.equal(whole["probs"], torch.from_numpy(PROBS))
     assert torch.equal(shortened["top_probs"], whole["probs"].gather(1, shortened["top_labels"].long()))
     assert torch.equal(shortened["top_labels"], torch.from_numpy(top(PROBS, k)["top_labels"]))
@@ -185,13 +185,13 @@ TURNED = ["ant", "dog", "bee", "eel", "cat"]
 
 def test_soft_labels_follow_the_labeled_sets_classes(store, pool, tmp_path):
     edition = edition_of(store, pool)
-    moved = opened(edition, pool, tmp_path, TURNED).targets_of(ALL)
+    moved = open_with_pool(edition, pool, tmp_path, TURNED).targets_of(ALL)
     assert torch.equal(moved["probs"], torch.from_numpy(PROBS)[:, [NAMES.index(name) for name in TURNED]])
 
 
 @pytest.mark.parametrize("k", [1, 2, 4])
 def test_soft_labels_of_k_classes_follow_the_labeled_sets_classes(store, pool, tmp_path, k):
-    moved = opened(edition_of(store, pool, k), pool, tmp_path, TURNED).targets_of(ALL)
+    moved = open_with_pool(edition_of(store, pool, k), pool, tmp_path, TURNED).targets_of(ALL)
     expected = top(PROBS, k)
     assert [[TURNED[label] for label in row] for row in moved["top_labels"]] == [
         [NAMES[label] for label in row] for row in expected["top_labels"]
@@ -202,14 +202,14 @@ def test_soft_labels_of_k_classes_follow_the_labeled_sets_classes(store, pool, t
 @pytest.mark.parametrize("k", [None, 2])
 def test_hard_targets_are_the_stored_labels_and_not_the_largest_of_the_rounded_probabilities(store, pool, tmp_path, k):
     edition = edition_of(store, pool, k, PROBS[::-1])  # rounding that turned every order around
-    moved = opened(edition, pool, tmp_path, TURNED, hard=True).targets_of(ALL)
+    moved = open_with_pool(edition, pool, tmp_path, TURNED, hard=True).targets_of(ALL)
     assert list(moved) == ["label"]
     assert [TURNED[label] for label in moved["label"]] == [NAMES[label] for label in PROBS.argmax(axis=1)]
     assert sorted(path.stem for path in tmp_path.glob("edition*/00000/*")) == ["ends", "hashes", "label", "rows"]
 
 
 def test_what_lies_in_memory_grows_with_k_and_not_with_the_classes(store, pool, tmp_path):
-    pseudo = opened(edition_of(store, pool, 2), pool, tmp_path)
+    pseudo = open_with_pool(edition_of(store, pool, 2), pool, tmp_path)
     columns = {name: pseudo.shards.column(0, name) for name in pseudo.targets}
     assert {name: (column.shape, column.dtype.name) for name, column in columns.items()} == {
         "top_labels": ((5, 2), "int32"),

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from conftest import write_class_folders
-from pictures import contents, images_and_labels, keys, png, write_files, write_table, write_tar
+from pictures import images_and_labels, keys, png, read_contents, write_files, write_table, write_tar
 
 from nst_data.errors import NstError, UsageError
 from nst_data.sources import open_source
@@ -43,8 +43,8 @@ def every_kind(tmp_path_factory):
 @pytest.mark.parametrize("place", EVERY_KIND)
 def test_every_kind_of_source_gives_the_same_bytes(every_kind, place):
     source = open_source(str(every_kind / place))
-    assert sorted(contents(source)) == sorted([png(1, 0), png(0, 1), png(1, 2)])
-    assert contents(source) == [source.read(row) for row in range(3)]
+    assert sorted(read_contents(source)) == sorted([png(1, 0), png(0, 1), png(1, 2)])
+    assert read_contents(source) == [source.read(row) for row in range(3)]
     assert [row.key for row in source.rows(range(3))] == keys(source)
     assert len(set(keys(source))) == 3
 
@@ -53,7 +53,7 @@ def test_every_kind_of_source_gives_the_same_bytes(every_kind, place):
 def test_every_kind_of_labeled_source_gives_the_same_labels(every_kind, place):
     source = open_source(str(every_kind / place), labeled=True)
     named = [source.class_names[label] for label in source.labels]
-    assert dict(zip(contents(source), named, strict=True)) == {png(1, 0): "ant", png(0, 1): "zebra", png(1, 2): "ant"}
+    assert dict(zip(read_contents(source), named, strict=True)) == {png(1, 0): "ant", png(0, 1): "zebra", png(1, 2): "ant"}
     assert (source.labels.shape, source.labels.dtype) == ((3,), np.int64)
 
 

@@ -18,10 +18,10 @@ from addressed import (
     assert_requests_are_few,
     assert_threads_and_a_fork_read,
     bmp,
-    seen,
+    read_all,
     write_files,
 )
-from faulty_proxy import between
+from faulty_proxy import proxy_to
 from nst_cli.main import app
 from pictures import write_tar
 from typer.testing import CliRunner
@@ -51,7 +51,7 @@ def server(request, files, tmp_path_factory):
     """
     serve = {"az": _azure, "gs": _google}[request.param]
     with serve(tmp_path_factory.mktemp(request.param)) as (faults, settings, put), pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith(file_tree._SETTINGS)]:
+        for name in [name for name in os.environ if name.startswith(file_tree._ENVIRONMENT_PREFIXES)]:
             patch.delenv(name)
         for name, value in (settings | {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", "NO_GCE_CHECK": "true"}).items():
             patch.setenv(name, value)
@@ -75,7 +75,7 @@ def _azure(top):
             url = stack.enter_context(azurite.serving(top))
         except subprocess.CalledProcessError:
             pytest.skip("Azurite cannot be installed")
-        address, faults = stack.enter_context(between(url))
+        address, faults = stack.enter_context(proxy_to(url))
         client = stack.enter_context(BlobServiceClient.from_connection_string(azurite.connection_string(url)))
         container = client.create_container("photos")
         settings = {"AZURE_STORAGE_CONNECTION_STRING": azurite.connection_string(address)}
@@ -86,7 +86,7 @@ def _azure(top):
 def _google(top):
     pytest.importorskip("gcsfs")
     pytest.importorskip(google_storage.PACKAGE)
-    with google_storage.serving(top) as url, between(url) as (address, faults):
+    with google_storage.serving(top) as url, proxy_to(url) as (address, faults):
         google_storage.make_bucket(url, "photos")
         yield faults, {"STORAGE_EMULATOR_HOST": address}, partial(google_storage.put, url, "photos")
 
@@ -94,7 +94,7 @@ def _google(top):
 @pytest.fixture
 def faults(server):
     server.faults.clear()
-    file_tree._said.clear()
+    file_tree._silent_until.clear()
     yield server.faults
     server.faults.clear()
 
@@ -131,8 +131,8 @@ def test_each_image_is_one_request_and_neighbors_in_a_tar_file_share_one(server,
 )
 def test_what_passes_is_waited_for_with_a_warning_and_nothing_is_lost(server, faults, files, caplog, name, fault):
     source = open_source(f"{server.top}/{name}")
-    faults.on(ODD[name], 4 if server.scheme == "az" and fault[0] == "cut" else 2, fault)  # Azure's client tries each cut answer 3 times
-    assert seen(source) == seen(open_source(str(files / name)))
+    faults.inject(ODD[name], 4 if server.scheme == "az" and fault[0] == "cut" else 2, fault)  # Azure's client tries each cut answer 3 times
+    assert read_all(source) == read_all(open_source(str(files / name)))
     assert any("retrying in 0.1 s" in line for line in caplog.messages)
     assert not [line for line in caplog.messages if azurite.KEY in line or "with a secret" in line]
 
@@ -144,9 +144,9 @@ def test_what_passes_is_waited_for_with_a_warning_and_nothing_is_lost(server, fa
 @pytest.mark.parametrize("name", ODD)
 def test_what_does_not_pass_stops_and_blames_no_image(server, faults, name, fault, says):
     source = open_source(f"{server.top}/{name}")
-    faults.on(ODD[name], 99, fault)
+    faults.inject(ODD[name], 99, fault)
     with pytest.raises(NstError, match=f"{server.top}/{name}/[^:]*: {says}") as caught:
-        seen(source)
+        read_all(source)
     assert "\n" not in str(caught.value)
     assert "with a secret" not in str(caught.value)
     with pytest.raises(NstError, match=says):
@@ -156,14 +156,14 @@ def test_what_does_not_pass_stops_and_blames_no_image(server, faults, name, faul
 def test_a_listing_that_is_denied_or_fails_says_so(server, faults):
     for status, says in ((403, r"access denied \(403\)"), (401, r"access denied \(403\)"), (500, r"the server failed \(500\)")):
         faults.clear()
-        faults.on("photos", 99, ("status", status, "Secret"))
+        faults.inject("photos", 99, ("status", status, "Secret"))
         with pytest.raises(NstError, match=f"^{server.top}/images: {says}[^\n]*$"):
             open_source(f"{server.top}/images")
 
 
 def test_a_listing_that_fails_for_a_while_is_waited_for(server, faults, files, caplog):
     for fault in (("status", 503, "SlowDown"), ("slow", 3)):
-        faults.on("photos", 2, fault)  # what Azure's client asks first may fail without notice
+        faults.inject("photos", 2, fault)  # what Azure's client asks first may fail without notice
         assert open_source(f"{server.top}/classes").fingerprint == open_source(str(files / "classes")).fingerprint
         assert any("retrying in 0.1 s" in line for line in caplog.messages)
         caplog.clear()
@@ -172,8 +172,8 @@ def test_a_listing_that_fails_for_a_while_is_waited_for(server, faults, files, c
 @pytest.mark.parametrize("name", ODD)
 def test_files_that_have_gone_meanwhile_are_rows_that_say_so(server, faults, files, name):
     source = open_source(f"{server.top}/{name}")
-    faults.on(ODD[name], 99, ("status", 404, "BlobNotFound"))
-    for (_, key, found), (_, _, expected) in zip(seen(source), seen(open_source(str(files / name))), strict=True):
+    faults.inject(ODD[name], 99, ("status", 404, "BlobNotFound"))
+    for (_, key, found), (_, _, expected) in zip(read_all(source), read_all(open_source(str(files / name))), strict=True):
         if ODD[name] in key:
             assert "no such file" in found
         else:
@@ -186,7 +186,7 @@ def test_an_image_of_another_size_than_was_listed_says_so(server):
     source = open_source(f"{server.scheme}://photos/grown")
     server.put("grown/a.png", b"123456")
     server.put("grown/b.png", b"")
-    assert [content for _, _, content in seen(source)] == [f"has {size} bytes, 5 when the pool was listed" for size in (6, 0)]
+    assert [content for _, _, content in read_all(source)] == [f"has {size} bytes, 5 when the pool was listed" for size in (6, 0)]
 
 
 @pytest.mark.parametrize(
@@ -233,12 +233,12 @@ def test_an_index_of_tar_files_is_kept_and_made_anew_for_other_bytes_of_the_same
     address = f"{server.scheme}://photos/kept"
     put(("a.png", b"first"), ("b.png", b"x"))
     first = open_source(address, indexes=tmp_path)
-    faults.asked.clear()
+    faults.requests.clear()
     again = open_source(address, indexes=tmp_path)
-    assert len(faults.asked) <= 3  # to list it
+    assert len(faults.requests) <= 3  # to list it
     put(("c.png", b"x"), ("a.png", b"other"))
     other = open_source(address, indexes=tmp_path)
-    assert (seen(first)[0][1], seen(other)[1]) == ("x.tar:a.png", (1, "x.tar:a.png", b"other"))
+    assert (read_all(first)[0][1], read_all(other)[1]) == ("x.tar:a.png", (1, "x.tar:a.png", b"other"))
     assert first.fingerprint == again.fingerprint == other.fingerprint  # names and sizes
     assert first.stamps().tolist() == again.stamps().tolist() != other.stamps().tolist()
 
@@ -282,4 +282,4 @@ def test_wrong_and_missing_credentials_are_one_line_that_does_not_repeat_them(se
 @pytest.mark.parametrize("server", ["az"], indirect=True)
 def test_a_folder_is_also_found_by_an_address_with_its_account(server, files):
     there = open_source(f"abfss://photos@{azurite.ACCOUNT}.dfs.core.windows.net/files/images")
-    assert seen(there) == seen(open_source(str(files / "images")))
+    assert read_all(there) == read_all(open_source(str(files / "images")))

@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 from hub import ALICE, BOB, environment, serving
 from hub_faults import ALWAYS, Fault
-from hub_looks import look
-from pictures import contents, images_and_labels, keys, png, tar_bytes
+from hub_looks import open_each
+from pictures import images_and_labels, keys, png, read_contents, tar_bytes
 from wording import is_line
 
 from nst_data.sources import open_source
@@ -33,12 +33,12 @@ def test_an_address_gives_the_rows_of_the_same_files_in_a_folder(tmp_path, bucke
     names = ("pool", "tars", "tars/x.tar", "x.parquet", "*.parquet", "list.txt")
     (bucket / "list.txt").write_text("pool/b.png\npool/ü.png\n")
     with serving(tmp_path / "top") as (url, answers):
-        all_found = look(url, tmp_path / "home", *((f"{TOP}/{name}", {}) for name in names))
+        all_found = open_each(url, tmp_path / "home", *((f"{TOP}/{name}", {}) for name in names))
     for name, found in zip(names, all_found, strict=True):
         here = open_source(str(bucket / name))
         assert (found["location"], found["fingerprint"]) == (f"{TOP}/{name}", here.fingerprint)
         assert found["keys"] == keys(here)
-        assert found["found"] == found["single"] == [content.hex() for content in contents(here)]
+        assert found["found"] == found["single"] == [content.hex() for content in read_contents(here)]
     assert {answer.call for answer in answers} == {"bucket", "bucket tree", "bucket resolve"}
 
 
@@ -72,7 +72,7 @@ def test_what_is_not_there_or_not_shown_is_one_line(tmp_path, bucket, token):
         "secret/pool": "no such bucket on the Hub; … `hf auth login`",
     }
     with serving(tmp_path / "top") as (url, _):
-        all_found = look(url, tmp_path / "home", *((f"hf://buckets/alice/{name}", {}) for name in says), token=token)
+        all_found = open_each(url, tmp_path / "home", *((f"hf://buckets/alice/{name}", {}) for name in says), token=token)
     for (name, line), found in zip(says.items(), all_found, strict=True):
         line = "the Hub rejects your token; …" if token == "hf_wrong" else line
         assert is_line(found["error"], f"NstError: hf://buckets/alice/{name}: {line}")
@@ -83,7 +83,7 @@ def test_a_file_of_another_kind_is_no_source(tmp_path, bucket):
     (bucket / "notes.yaml").write_text("name: notes")
     (bucket / "part-0").write_bytes((bucket / "x.parquet").read_bytes()[:-9])
     with serving(tmp_path / "top") as (url, _):
-        other, damaged = look(url, tmp_path / "home", (f"{TOP}/notes.yaml", {}), (f"{TOP}/part-0", {}))
+        other, damaged = open_each(url, tmp_path / "home", (f"{TOP}/notes.yaml", {}), (f"{TOP}/part-0", {}))
     expected = "expected at an address a folder of images, …; if it is a recipe, run it"
     assert is_line(other["error"], f"NstError: {TOP}/notes.yaml: not a source of images; {expected}")
     assert is_line(damaged["error"], f"NstError: {TOP}/part-0: corrupt parquet file …; recreate it")
@@ -92,9 +92,9 @@ def test_a_file_of_another_kind_is_no_source(tmp_path, bucket):
 def test_a_denied_listing_and_a_denied_image_are_one_line(tmp_path, bucket):
     faults = [Fault("bucket tree", 403)]
     with serving(tmp_path / "top", faults) as (url, _):
-        (denied, found) = look(url, tmp_path / "home", (f"{TOP}/pool", {}), (f"{TOP}/pool", {}), token=ALICE)
+        (denied, found) = open_each(url, tmp_path / "home", (f"{TOP}/pool", {}), (f"{TOP}/pool", {}), token=ALICE)
     assert is_line(denied["error"], f"NstError: {TOP}/pool: your token has no read access to this bucket; …")
     assert len(found["found"]) == 3
     with serving(tmp_path / "top", [Fault("bucket resolve", 403, times=ALWAYS, path="b.png")]) as (url, _):
-        (denied,) = look(url, tmp_path / "home", (f"{TOP}/pool", {}), token=ALICE)
+        (denied,) = open_each(url, tmp_path / "home", (f"{TOP}/pool", {}), token=ALICE)
     assert is_line(denied["error"], f"NstError: {TOP}/pool/b.png: your token has no read access to this bucket; …")

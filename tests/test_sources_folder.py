@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from conftest import write_class_folders
 from datasets import Dataset
-from pictures import contents, keys, png, write_files, write_table
-from wording import tells
+from pictures import keys, png, read_contents, write_files, write_table
+from wording import mentions
 
 from nst_data.errors import NstError
 from nst_data.sources import folder as folder_module
@@ -18,7 +18,7 @@ def test_a_folder_is_read_in_bytewise_order_of_relative_paths(tmp_path):
     names = ["a.png", "B.png", "b/z.png", "b.png", "b/a/c.png", "b-.png", "b0.png", "é.png", "😀.png", "\uffee.png"]
     source = open_source(write_files(tmp_path, *names))
     assert keys(source) == sorted(names, key=str.encode)
-    assert contents(source) == [(tmp_path / key).read_bytes() for key in keys(source)]
+    assert read_contents(source) == [(tmp_path / key).read_bytes() for key in keys(source)]
 
 
 @pytest.mark.parametrize("piece", [1, 2, 3, 7, 65_536])
@@ -71,7 +71,7 @@ def test_an_image_whose_name_is_not_in_utf_8_is_left_out_and_named(tmp_path):
     assert keys(source) == ["a.png"]
     assert source.skipped == {"not named in UTF-8": 2}
     (line,) = source.remarks()
-    assert tells(line, rf"{tmp_path}: skipped 2 files: 2 not named in UTF-8; rename … {tmp_path}/")
+    assert mentions(line, rf"{tmp_path}: skipped 2 files: 2 not named in UTF-8; rename … {tmp_path}/")
     assert r"caf\xe9.png" in line or r"\xff.png" in line
 
 
@@ -100,21 +100,21 @@ def test_a_link_to_nothing_is_a_row_with_its_error(tmp_path):
     (tmp_path / "a.png").symlink_to("nowhere.png")
     source = open_source(str(tmp_path))
     assert source.listing().to_pylist() == [{"name": "a.png", "bytes": 0}]
-    assert contents(source)[0].startswith("FileNotFoundError: ")
+    assert read_contents(source)[0].startswith("FileNotFoundError: ")
 
 
 def test_an_image_that_has_changed_its_size_is_a_row_with_its_error(tmp_path):
     (tmp_path / "a.png").write_bytes(bytes(100))
     source = open_source(str(tmp_path))
     (tmp_path / "a.png").write_bytes(bytes(1090))
-    assert contents(source) == ["NstError: has 1,090 bytes, 100 when the pool was listed"]
+    assert read_contents(source) == ["NstError: has 1,090 bytes, 100 when the pool was listed"]
     with pytest.raises(NstError, match=r"has 1,090 bytes, 100 when.*listed"):
         source.read(0)
 
 
 def test_a_named_pipe_is_a_row_with_its_error_and_nobody_waits(tmp_path):
     os.mkfifo(tmp_path / "a.png")
-    assert contents(open_source(str(tmp_path))) == ["NstError: not a file"]
+    assert read_contents(open_source(str(tmp_path))) == ["NstError: not a file"]
 
 
 def test_images_are_read_when_their_row_is_and_not_before(tmp_path):

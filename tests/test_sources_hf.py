@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from hub import commit, name, serving
-from hub_looks import look, parquet
+from hub import commit, serving, set_ref
+from hub_looks import open_each, parquet
 from pictures import keys, png, tar_bytes
 from wording import is_line
 
@@ -35,7 +35,7 @@ def found(tmp_path_factory):
     files |= {f"parquet/{number}.parquet": parquet(table, row_group_size=2) for number in range(2)}
     old = {"tars/0.tar": tar_bytes([("old.png", png(1))])}
     files |= {f"tars/{number}.tar": tar_bytes([(f"{index}.png", png(number, index)) for index in range(3)]) for number in range(2)}
-    name(top, "me/files", "v1", commit(top, "me/files", old))
+    set_ref(top, "me/files", "v1", commit(top, "me/files", old))
     commit(top, "me/files", files)
     commit(top, "me/gated", files)
     Path(top, "datasets/me/gated/gated").touch()
@@ -43,7 +43,7 @@ def found(tmp_path_factory):
         (here / path).parent.mkdir(parents=True, exist_ok=True)
         (here / path).write_bytes(content)
     with serving(top) as (url, _):
-        return here, dict(zip(CASES, look(url, home, *CASES.values()), strict=True))
+        return here, dict(zip(CASES, open_each(url, home, *CASES.values()), strict=True))
 
 
 @pytest.mark.parametrize(

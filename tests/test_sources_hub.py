@@ -3,9 +3,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hub import TOKEN, commit, files, head, name, serving
-from hub_looks import look, parquet
-from pictures import contents, images_and_labels, png, tar_bytes
+from hub import TOKEN, commit, read_files, resolve_commit, serving, set_ref
+from hub_looks import open_each, parquet
+from pictures import images_and_labels, png, read_contents, tar_bytes
 from wording import is_line
 
 from nst_data.sources import open_source, what_changed
@@ -66,8 +66,8 @@ def fill(top):
         commit(top, f"me/{secret}", {"x.parquet": parquet(data)})
         Path(top, "datasets/me", secret, secret).touch()
     old = commit(top, "me/versions", {"x.parquet": parquet(table.slice(0, 1))})
-    name(top, "me/versions", "v1", old)
-    name(top, "me/versions", "refs/pr/1", old)
+    set_ref(top, "me/versions", "v1", old)
+    set_ref(top, "me/versions", "refs/pr/1", old)
     commit(top, "me/versions", {"x.parquet": parquet(table.slice(1))})
     return old
 
@@ -123,16 +123,16 @@ def hub(tmp_path_factory):
 def found(hub, tmp_path_factory):
     """What each case finds, in one process."""
     _, url, _, _ = hub
-    return dict(zip(CASES, look(url, tmp_path_factory.mktemp("home"), *CASES.values()), strict=True))
+    return dict(zip(CASES, open_each(url, tmp_path_factory.mktemp("home"), *CASES.values()), strict=True))
 
 
 def test_a_download_and_a_stream_and_local_files_give_equal_rows(hub, found, tmp_path):
     top, _, _, _ = hub
-    for path, content in files(top, "me/one").items():
+    for path, content in read_files(top, "me/one").items():
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_bytes(content)
     local = open_source(str(tmp_path), labeled=True)
-    hexes = [content.hex() for content in contents(local)]
+    hexes = [content.hex() for content in read_contents(local)]
     for case in ("downloaded", "streamed", "downloaded labels", "streamed labels"):
         assert found[case]["found"] == found[case]["single"] == hexes
         assert found[case]["keys"] == [f"data/train-0000{file}-of-00002.parquet:{row}" for file, row in ((0, 0), (0, 1), (1, 0))]
@@ -150,7 +150,7 @@ def test_a_download_and_a_stream_and_local_files_give_equal_rows(hub, found, tmp
 
 def test_a_source_of_the_hub_is_pinned_by_its_commit(hub, found):
     top, _, _, old = hub
-    now = head(top, "me/versions")
+    now = resolve_commit(top, "me/versions")
     assert found["newest"]["revision"] == now
     assert found["newest"]["location"] == f"me/versions@{now}:default/train"
     assert found["newest"]["listing"] == [{"name": found["newest"]["location"], "bytes": 0}]
@@ -164,7 +164,7 @@ def test_a_source_of_the_hub_is_pinned_by_its_commit(hub, found):
 def test_every_location_opens_the_same_source_again(hub, found, tmp_path):
     _, url, _, _ = hub
     cases = ("split", "config", "tag", "folder")
-    assert [again["keys"] for again in look(url, tmp_path, *((found[case]["location"], {}) for case in cases))] == [
+    assert [again["keys"] for again in open_each(url, tmp_path, *((found[case]["location"], {}) for case in cases))] == [
         found[case]["keys"] for case in cases
     ]
 
@@ -244,6 +244,6 @@ def test_what_cannot_be_opened_is_one_line_that_says_what_to_do(found, case, mes
 
 def test_a_private_dataset_is_read_with_a_token_that_nobody_sees(hub, tmp_path):
     _, url, _, _ = hub
-    private, gated = look(url, tmp_path, ("me/private", {}), ("me/gated", {}), token=TOKEN)
+    private, gated = open_each(url, tmp_path, ("me/private", {}), ("me/gated", {}), token=TOKEN)
     assert len(private["found"]) == 3
     assert "request access" in gated["error"]

@@ -12,11 +12,11 @@ from typer.testing import CliRunner
 from nst_data import NstError, Store, UsageError, open_source
 from nst_data.progress import Progress
 from nst_data.sources import match_classes
-from nst_data.sources.imagenet_names import imagenet_wnids, timms_list
+from nst_data.sources.imagenet_names import imagenet_wnids, read_timm_list
 from nst_data.store.manifest import TeacherManifest
 
 
-def opened(*locations, **options):
+def open_joined(*locations, **options):
     return open_source(list(map(str, locations)), labeled=True, **options)
 
 
@@ -32,7 +32,7 @@ def two(tmp_path):
 
 
 def test_rows_follow_one_another_with_the_classes_of_all(two):
-    source = opened(*two, label_column="kind")
+    source = open_joined(*two, label_column="kind")
     assert source.class_names == ["ant", "bee", "cat"]
     assert source.labels.tolist() == [0, 0, 0, 1, 1, 1, 1, 1, 2, 2]
     alone = [open_source(two[0], labeled=True), open_source(two[1], labeled=True, label_column="kind")]
@@ -53,18 +53,18 @@ def test_a_class_whose_accents_are_written_in_two_ways_is_one_class(tmp_path):
     composed, apart = "caf\u00e9", "cafe\u0301"
     one = write_class_folders(tmp_path / "one", ["ant", composed], 1)
     other = write_class_folders(tmp_path / "other", [apart, "bee"], 1)
-    source = opened(one, other)
+    source = open_joined(one, other)
     assert source.class_names == ["ant", "bee", composed]
     assert sorted(source.labels.tolist()) == [0, 1, 2, 2]
 
 
 def test_it_has_a_fingerprint_of_its_own_that_changes_with_its_images(two):
-    before = opened(*two, label_column="kind").fingerprint
-    assert opened(*two, label_column="kind").fingerprint == before
-    assert opened(*reversed(two), label_column="kind").fingerprint != before
+    before = open_joined(*two, label_column="kind").fingerprint
+    assert open_joined(*two, label_column="kind").fingerprint == before
+    assert open_joined(*reversed(two), label_column="kind").fingerprint != before
     path = next(iter(sorted(two[0].rglob("*.png"))))
     path.write_bytes(path.read_bytes() + b"\0")
-    assert opened(*two, label_column="kind").fingerprint != before
+    assert open_joined(*two, label_column="kind").fingerprint != before
 
 
 def test_one_that_has_the_classes_of_all_gives_their_order(tmp_path):
@@ -72,7 +72,7 @@ def test_one_that_has_the_classes_of_all_gives_their_order(tmp_path):
     images = [path.read_bytes() for path in sorted(first.rglob("*.png"))]
     pl.DataFrame({"image": images, "label": [1, 0]}).write_parquet(second)
     (tmp_path / "names.txt").write_text("cat\nbee\nant\n")
-    source = opened(first, second, class_names=str(tmp_path / "names.txt"))
+    source = open_joined(first, second, class_names=str(tmp_path / "names.txt"))
     assert source.class_names == ["cat", "bee", "ant"]
     assert source.labels.tolist() == [1, 1, 1, 0]
 
@@ -80,30 +80,30 @@ def test_one_that_has_the_classes_of_all_gives_their_order(tmp_path):
 def test_numbers_stay_numbers_and_do_not_go_with_names(tmp_path):
     folder = write_class_folders(tmp_path / "a", ["0", "2"], 1)
     other = write_class_folders(tmp_path / "b" / "a", ["10"], 1)
-    source = opened(folder, other)
+    source = open_joined(folder, other)
     assert source.class_names == [str(number) for number in range(11)]
     assert source.labels.tolist() == [0, 2, 10]
     assert [source.key(row).partition("/")[0] for row in range(3)] == ["a-1", "a-1", "a-2"]
     third = write_class_folders(tmp_path / "c" / "a-1", ["10"], 1)
-    names = [key.partition("/")[0] for key in map(opened(folder, other, third).key, range(4))]
+    names = [key.partition("/")[0] for key in map(open_joined(folder, other, third).key, range(4))]
     assert names == ["a-2", "a-2", "a-3", "a-1"]
     named = write_class_folders(tmp_path / "d", ["ant"], 1)
     with pytest.raises(NstError, match=r"a:.*numbers.*d are names.*`class_names`"):
-        opened(folder, named)
+        open_joined(folder, named)
 
 
 def test_what_cannot_be_joined_is_said_in_a_line(two, tmp_path):
     for again in (two[0], f"{two[0]}/../mine"):
         with pytest.raises(UsageError, match=r"mine:.*named twice.*once"):
-            opened(two[0], again)
+            open_joined(two[0], again)
     with pytest.raises(UsageError, match=r"mine.*one source.*`labeled`"):
         open_source([str(one) for one in two])
     with pytest.raises(UsageError, match="found an empty list"):
-        opened()
+        open_joined()
     with pytest.raises(UsageError, match=r"`label_column` kind:.*mine.*other.*image files.*remove `label_column`"):
-        opened(two[0], write_class_folders(tmp_path / "other", ["ant"], 1), label_column="kind")
+        open_joined(two[0], write_class_folders(tmp_path / "other", ["ant"], 1), label_column="kind")
     with pytest.raises(NstError, match="no such file"):
-        opened(two[0], tmp_path / "nothing")
+        open_joined(two[0], tmp_path / "nothing")
 
 
 @pytest.mark.slow
@@ -114,7 +114,7 @@ def test_a_teacher_is_trained_on_several_sources_and_says_which(two, tmp_path):
     manifest = Store(tmp_path / "store").open("bugs").manifest
     assert manifest.class_names == ["ant", "bee", "cat"]
     assert json.loads(result.stdout)["digest"] == manifest.digest
-    assert TeacherManifest.of(manifest).request.inputs.labeled.sources == tuple(map(str, two))
+    assert TeacherManifest.from_manifest(manifest).request.inputs.labeled.sources == tuple(map(str, two))
     card = (Store(tmp_path / "store").open("bugs").folder / "README.md").read_text()
     assert f"--labeled {two[0]} --labeled {two[1]}" in " ".join(card.replace("\\\n", " ").split())
 
@@ -139,7 +139,7 @@ def test_a_recipe_takes_several_labeled_sources_beside_it_and_one_pool(two, tmp_
 
 
 def test_integers_are_the_classes_of_imagenet_where_nearly_all_are_there():
-    words = dict(line.split("\t") for line in timms_list("imagenet_synset_to_lemma.txt"))
+    words = dict(line.split("\t") for line in read_timm_list("imagenet_synset_to_lemma.txt"))
     names = [words[wnid] for wnid in imagenet_wnids()]
     numbers = [str(number) for number in range(997)]
     for expected in (imagenet_wnids(), names):
@@ -153,6 +153,6 @@ def test_integers_are_the_classes_of_imagenet_where_nearly_all_are_there():
 def test_large_numbers_of_classes_are_names_and_no_classes_are_made_up_between_them(tmp_path):
     folder = write_class_folders(tmp_path / "a", ["4006381333931", "4006381333948"], 1)
     other = write_class_folders(tmp_path / "b", ["5000159407236", "4006381333948"], 1)
-    source = opened(folder, other)
+    source = open_joined(folder, other)
     assert source.class_names == ["4006381333931", "4006381333948", "5000159407236"]
     assert source.labels.tolist() == [0, 1, 1, 2]

@@ -13,7 +13,7 @@ def pieces(texts, size):
 
 @pytest.mark.parametrize("at_once", [3, 50, 2**20])
 def test_each_key_gets_the_first_row_that_has_it_and_minus_one_where_none_has(monkeypatch, at_once):
-    monkeypatch.setattr(keys, "_AT_ONCE", at_once)
+    monkeypatch.setattr(keys, "_MAX_KEYS_IN_MEMORY", at_once)
     generator = np.random.default_rng(0)
     there = [f"folder/{number}.jpg" for number in generator.integers(0, 300, 400)]
     wanted = [f"folder/{number}.jpg" for number in generator.integers(0, 400, 500)]

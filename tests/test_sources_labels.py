@@ -5,7 +5,7 @@ from pictures import images_and_labels, png, write_files, write_table, write_tar
 
 from nst_data.errors import NstError, UsageError
 from nst_data.sources import check_trainable, match_classes, open_source
-from nst_data.sources.labels import names_in, number_labels
+from nst_data.sources.labels import labels_from_numbers, read_class_names
 
 
 def test_class_names_are_read_from_parquet_metadata_in_their_order(tmp_path):
@@ -160,14 +160,14 @@ def test_padded_numbers_are_the_classes_of_plain_ones():
 )
 def test_numbers_without_names_are_classes_up_to_a_bound(labels, rows, names, count):
     numbers = np.resize(np.array(labels), rows)
-    assert len(number_labels(numbers, None, "test", names)[1]) == count
+    assert len(labels_from_numbers(numbers, None, "test", names)[1]) == count
     with pytest.raises(NstError, match=rf"up to {count:,} in {rows:,} rows.*{count:,}:.*`class_names` FILE"):
-        number_labels(np.append(numbers[1:], count), None, "test", names)
+        labels_from_numbers(np.append(numbers[1:], count), None, "test", names)
 
 
 def test_a_file_of_class_names_that_does_not_end_is_an_error():
     with pytest.raises(UsageError, match=r"`class_names` /dev/zero:.*64 MB.*one class name per line"):
-        names_in("/dev/zero")
+        read_class_names("/dev/zero")
 
 
 def test_what_is_said_of_labels_of_a_source_without_any_is_an_error(tmp_path):
@@ -204,7 +204,7 @@ def test_a_missing_file_of_class_names_is_an_error(tmp_path):
 )
 def test_each_line_of_a_file_of_class_names_is_one_name(tmp_path, text, names):
     (tmp_path / "names.txt").write_bytes(text.encode())
-    assert names_in(str(tmp_path / "names.txt")) == names
+    assert read_class_names(str(tmp_path / "names.txt")) == names
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_each_line_of_a_file_of_class_names_is_one_name(tmp_path, text, names):
 def test_lines_that_are_no_class_names_are_an_error(tmp_path, text, message):
     (tmp_path / "names.txt").write_bytes(text.encode())
     with pytest.raises(UsageError, match=rf"`class_names` .*names\.txt: {message}"):
-        names_in(str(tmp_path / "names.txt"))
+        read_class_names(str(tmp_path / "names.txt"))
 
 
 @pytest.mark.parametrize("option", ["image_column", "label_column"])

@@ -6,7 +6,7 @@ from pictures import png, write_files, write_tar
 
 from nst_data.sources import listing as listing_module
 from nst_data.sources import open_source, what_changed
-from nst_data.sources.listing import listed
+from nst_data.sources.listing import build_listing
 
 
 def table(**sizes):
@@ -34,13 +34,13 @@ def test_a_listing_is_the_same_in_a_file_and_in_pieces_of_any_size(tmp_path, mon
 def test_a_long_listing_takes_no_memory_of_its_own(monkeypatch):
     names = [f"{index:06d}.png" for index in range(20_000)]
     tracemalloc.start()
-    kept = listed([(names, list(range(20_000)))])
+    kept = build_listing([(names, list(range(20_000)))])
     assert tracemalloc.get_traced_memory()[0] > 300_000
     del kept
     tracemalloc.reset_peak()
     before = tracemalloc.get_traced_memory()[0]
     monkeypatch.setattr(listing_module, "IN_MEMORY_ROWS", 1_000)
-    mapped = listed([(names, list(range(20_000)))])
+    mapped = build_listing([(names, list(range(20_000)))])
     assert tracemalloc.get_traced_memory()[0] - before < 100_000
     tracemalloc.stop()
     assert mapped.table["name"][19_999].as_py() == "019999.png"

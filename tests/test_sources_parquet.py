@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, Features, Image, Value, config
-from pictures import contents, keys, png, write_table
-from wording import is_line, tells
+from pictures import keys, png, read_contents, write_table
+from wording import is_line, mentions
 
 from nst_data.errors import NstError, UsageError
 from nst_data.sources import open_source
-from nst_data.sources.cells import Cells, nowhere
+from nst_data.sources.cells import Cells, refuse_path
 
 IMAGES = [png(0, index) for index in range(6)]
 
@@ -48,7 +48,7 @@ def test_wanted_rows_are_found_in_any_batches(tmp_path, monkeypatch, batch_bytes
     source = open_source(str(tmp_path))
     for seed in range(20):
         wanted = np.flatnonzero(np.random.default_rng(seed).random(12) < 0.4)
-        assert contents(source, wanted) == [(IMAGES * 2)[row] for row in wanted]
+        assert read_contents(source, wanted) == [(IMAGES * 2)[row] for row in wanted]
 
 
 def test_images_are_views_of_the_column_and_no_copies(tmp_path):
@@ -63,7 +63,7 @@ def test_every_type_of_image_column_is_read(tmp_path, kind):
     cells = [{"bytes": image, "path": None} for image in IMAGES] if pa.types.is_struct(kind) else IMAGES
     column = pa.concat_arrays([pa.array([None], kind), pa.array(cells, kind)])
     source = open_source(write_table(tmp_path / "x.parquet", image=column.slice(1)))
-    assert contents(source) == [source.read(row) for row in range(6)] == IMAGES
+    assert read_contents(source) == [source.read(row) for row in range(6)] == IMAGES
 
 
 def test_one_large_image_that_many_rows_share_in_a_dictionary_is_not_copied_for_each(tmp_path):
@@ -92,16 +92,16 @@ def test_rows_that_share_a_large_image_come_a_few_at_a_time(tmp_path, kind):
 def test_cells_of_a_dictionary_are_looked_up_one_by_one(kind):
     images = [{"bytes": image, "path": None} if pa.types.is_struct(kind) else image for image in [IMAGES[2], None, IMAGES[0]]]
     column = pa.DictionaryArray.from_arrays(pa.array([1, 2, None, 0, 2], pa.uint8()), pa.array(images, kind))
-    cells = Cells(column.slice(1), nowhere)
+    cells = Cells(column.slice(1), refuse_path)
     assert [bytes(cells[cell]) for cell in (0, 2, 3)] == [IMAGES[0], IMAGES[2], IMAGES[0]]
-    assert str(cells[1]) == str(Cells(column, nowhere)[0]) == "no image in this row"
+    assert str(cells[1]) == str(Cells(column, refuse_path)[0]) == "no image in this row"
 
 
 def test_an_empty_cell_is_a_row_with_its_error(tmp_path):
     structs = [None, {"bytes": None, "path": None}, {"bytes": png(1), "path": "x.png"}]
     for column in (pa.array([None, None, png(1)]), pa.array(structs, pa.struct({"bytes": pa.binary(), "path": pa.string()}))):
         source = open_source(write_table(tmp_path / "x.parquet", image=column))
-        assert contents(source) == ["NstError: no image in this row"] * 2 + [png(1)]
+        assert read_contents(source) == ["NstError: no image in this row"] * 2 + [png(1)]
         with pytest.raises(NstError, match="no image in this row"):
             source.read(1)
 
@@ -115,7 +115,7 @@ def test_named_files_that_are_missing_are_counted_and_it_is_said_where_the_first
     source = open_source(write_table(tmp_path / "in" / "x.parquet", row_group_size=4, image=structs))
     assert [source.empty_files(rows) for rows in (1, 2, 10)] == [(0, ""), (1, "x.parquet:1"), (4, "x.parquet:1")]
     (line,) = source.remarks()
-    assert tells(line, f"x.parquet: 4 of its image files … the first: {tmp_path}/in/gone.png; relative paths … or correct the paths")
+    assert mentions(line, f"x.parquet: 4 of its image files … the first: {tmp_path}/in/gone.png; relative paths … or correct the paths")
 
 
 def test_a_cell_may_name_a_file_below_the_folder_of_its_parquet_file_and_no_other(tmp_path):
@@ -132,7 +132,7 @@ def test_a_cell_may_name_a_file_below_the_folder_of_its_parquet_file_and_no_othe
     ]
     column = pa.array([{"bytes": None, "path": path} for path in paths], pa.struct({"bytes": pa.binary(), "path": pa.string()}))
     source = open_source(write_table(tmp_path / "in" / "x.parquet", image=column))
-    image, gone, *refused = contents(source)
+    image, gone, *refused = read_contents(source)
     assert image == source.read(0) == png(1)
     assert gone.startswith("FileNotFoundError: ")
     below = "which is not below the folder of its table"
@@ -147,7 +147,7 @@ def test_a_file_that_has_gone_is_a_reason_without_its_path(tmp_path):
         write_table(tmp_path / "alice" / f"{name}.parquet", image=IMAGES[:2])
     source = open_source(tmp_path / "alice")
     (tmp_path / "alice" / "a.parquet").unlink()
-    assert contents(source) == ["NstError: a.parquet: No such file or directory"] * 2 + IMAGES[:2]
+    assert read_contents(source) == ["NstError: a.parquet: No such file or directory"] * 2 + IMAGES[:2]
 
 
 def test_rows_of_a_damaged_row_group_say_so_and_the_others_are_read(tmp_path):
@@ -155,10 +155,10 @@ def test_rows_of_a_damaged_row_group_say_so_and_the_others_are_read(tmp_path):
     write_table(path, row_group_size=2, image=IMAGES)
     damage(path, of_group(path, 1))
     source = open_source(str(path))
-    found = contents(source)
+    found = read_contents(source)
     assert (found[:2], found[4:]) == (IMAGES[:2], IMAGES[4:])
     assert all(reason.startswith("NstError: row group 1 of x.parquet is damaged (") for reason in found[2:4])
-    assert contents(source, np.array([3, 4])) == found[3:5]
+    assert read_contents(source, np.array([3, 4])) == found[3:5]
 
 
 def test_training_reads_the_whole_row_groups_of_a_damaged_file(tmp_path):
@@ -177,7 +177,7 @@ def test_a_page_whose_checksum_is_wrong_is_damage(tmp_path):
         pa.table({"image": IMAGES}), path, compression="none", use_dictionary=False, write_page_checksum=True, write_statistics=False
     )
     damage(path, path.read_bytes().index(IMAGES[3]) + 100)
-    found = contents(open_source(str(path)))
+    found = read_contents(open_source(str(path)))
     assert "row group 0 of x.parquet is damaged" in found[3]
 
 
@@ -193,7 +193,7 @@ def test_wherever_a_parquet_file_is_damaged_every_row_comes_with_bytes_or_a_reas
         except NstError:  # of the footer
             continue
         assert [row.id for row in source.rows(range(len(source)))] == list(range(len(source)))
-        assert all(isinstance(content, bytes) or content.startswith("NstError: ") for content in contents(source))
+        assert all(isinstance(content, bytes) or content.startswith("NstError: ") for content in read_contents(source))
 
 
 def test_a_parquet_file_that_has_changed_is_not_read(tmp_path):
@@ -203,9 +203,9 @@ def test_a_parquet_file_that_has_changed_is_not_read(tmp_path):
     size = (tmp_path / "a.parquet").stat().st_size
     write_table(tmp_path / "a.parquet", image=IMAGES)
     now = (tmp_path / "a.parquet").stat().st_size
-    assert contents(source) == [f"NstError: a.parquet: has {now:,} bytes, {size:,} when the pool was listed"] * 2 + IMAGES[:2]
+    assert read_contents(source) == [f"NstError: a.parquet: has {now:,} bytes, {size:,} when the pool was listed"] * 2 + IMAGES[:2]
     (tmp_path / "a.parquet").unlink()
-    assert "No such file" in contents(source)[0]
+    assert "No such file" in read_contents(source)[0]
 
 
 @pytest.mark.parametrize("end", [-9, 3, 0])
@@ -260,21 +260,21 @@ def test_a_file_without_rows_changes_no_way_of_reading_the_others(tmp_path, comp
     before = set(Path(config.HF_DATASETS_CACHE).rglob("*.arrow"))
     assert [source.read(row) for row in (5, 0, 4, 3)] == [IMAGES[row] for row in (5, 0, 4, 3)]
     assert (set(Path(config.HF_DATASETS_CACHE).rglob("*.arrow")) != before) == (compression == "snappy")
-    assert (source.slow_reads(), capfd.readouterr()) == ("", ("", ""))
+    assert (source.describe_slow_reads(), capfd.readouterr()) == ("", ("", ""))
 
 
 def test_a_column_that_datasets_does_not_know_keeps_no_images_from_being_copied(tmp_path):
     odd = pa.ExtensionArray.from_storage(pa.bool8(), pa.array([1] * 6, pa.int8()))
     source = open_source(write_table(tmp_path / "x.parquet", image=IMAGES, odd=odd))
     assert [source.read(row) for row in (5, 0)] == [IMAGES[5], IMAGES[0]]
-    assert source.slow_reads() == ""
+    assert source.describe_slow_reads() == ""
 
 
 def test_a_folder_that_datasets_takes_for_an_address_is_read_without_its_copy(tmp_path):
     path = write_table(tmp_path / "a::b/x.parquet", image=IMAGES)
     source = open_source(path)
     assert [source.read(row) for row in (4, 0)] == [IMAGES[4], IMAGES[0]]
-    assert source.slow_reads().startswith("each read decodes a whole row group, because `datasets` could not make a copy (")
+    assert source.describe_slow_reads().startswith("each read decodes a whole row group, because `datasets` could not make a copy (")
 
 
 def test_where_no_copy_can_be_made_that_is_said_in_one_line(tmp_path, capfd):
@@ -282,10 +282,10 @@ def test_where_no_copy_can_be_made_that_is_said_in_one_line(tmp_path, capfd):
     write_table(path, row_group_size=2, image=IMAGES)
     damage(path, of_group(path, 1))
     source = open_source(str(path))
-    assert source.slow_reads() == ""
+    assert source.describe_slow_reads() == ""
     assert source.read(0) == IMAGES[0]
-    assert source.slow_reads().startswith("each read decodes a whole row group, because `datasets` could not make a copy (")
-    assert "\n" not in source.slow_reads()
+    assert source.describe_slow_reads().startswith("each read decodes a whole row group, because `datasets` could not make a copy (")
+    assert "\n" not in source.describe_slow_reads()
     assert capfd.readouterr() == ("", "")
 
 
@@ -325,8 +325,8 @@ def as_nobody(work):
 @pytest.mark.parametrize(("compression", "said"), [("none", ""), ("snappy", "a copy of its 0 MB in ")])
 def test_what_is_copied_before_single_images_can_be_read_is_said(tmp_path, compression, said):
     pq.write_table(pa.table({"image": [png(0)]}), tmp_path / "x.parquet", compression=compression, use_dictionary=False)
-    assert open_source(str(tmp_path / "x.parquet")).copy_of_images().startswith(said)
-    assert bool(open_source(str(tmp_path / "x.parquet")).copy_of_images()) == bool(said)
+    assert open_source(str(tmp_path / "x.parquet")).describe_copy().startswith(said)
+    assert bool(open_source(str(tmp_path / "x.parquet")).describe_copy()) == bool(said)
 
 
 def test_parquet_files_without_rows_are_an_error(tmp_path):
@@ -336,7 +336,7 @@ def test_parquet_files_without_rows_are_an_error(tmp_path):
 
 def test_the_one_column_with_images_is_found_whatever_its_name(tmp_path):
     source = open_source(write_table(tmp_path / "x.parquet", text=["a"], photo=[png(0)], image=["b"]))
-    assert contents(source) == [png(0)]
+    assert read_contents(source) == [png(0)]
 
 
 def test_of_several_columns_with_images_one_must_be_named(tmp_path):
@@ -344,7 +344,7 @@ def test_of_several_columns_with_images_one_must_be_named(tmp_path):
     with pytest.raises(UsageError, match=r"x\.parquet:.*found image, thumbnail.*`image_column`"):
         open_source(path)
     sources = {column: open_source(path, image_column=column) for column in ("image", "thumbnail")}
-    assert {column: [*contents(source), source.read(0)] for column, source in sources.items()} == {
+    assert {column: [*read_contents(source), source.read(0)] for column, source in sources.items()} == {
         "image": [png(0)] * 2,
         "thumbnail": [png(1)] * 2,
     }
@@ -384,9 +384,9 @@ def test_a_saved_dataset_is_read_in_slices_and_by_any_rows(tmp_path):
     with pytest.raises(UsageError, match="found image, thumbnail; name one with `image_column`"):
         open_source(str(tmp_path / "saved"))
     source = open_source(str(tmp_path / "saved"), image_column="image")
-    assert contents(source) == images[::-1]
+    assert read_contents(source) == images[::-1]
     wanted = np.array([0, 1, 300, 599])
-    assert contents(source, wanted) == [images[599 - row] for row in wanted] == [source.read(int(row)) for row in wanted]
+    assert read_contents(source, wanted) == [images[599 - row] for row in wanted] == [source.read(int(row)) for row in wanted]
     assert [row.key for row in source.rows(wanted)] == ["0", "1", "300", "599"]
     assert keys(source)[:2] == ["0", "1"]
 
@@ -403,7 +403,7 @@ def test_a_column_named_like_the_field_of_a_struct_is_read_for_itself(tmp_path):
     thumbs = pa.array([{"thumb": b"other"}] * 3)
     path = write_table(tmp_path / "x.parquet", image=thumbs, **{"image.thumb": IMAGES[:3]})
     source = open_source(path, image_column="image.thumb")
-    assert contents(source) == IMAGES[:3] == [source.read(row) for row in range(3)]
+    assert read_contents(source) == IMAGES[:3] == [source.read(row) for row in range(3)]
 
 
 def test_a_struct_whose_bytes_are_a_struct_holds_no_images(tmp_path):
@@ -418,4 +418,4 @@ def test_pipes_and_devices_that_cells_name_are_rows_with_their_error_and_nobody_
     cell = pa.struct({"bytes": pa.binary(), "path": pa.string()})
     cells = pa.array([{"bytes": None, "path": name} for name in ("pipe.png", "zero.png")], cell)
     source = open_source(write_table(tmp_path / "x.parquet", image=cells))
-    assert contents(source) == ["NstError: not a file"] * 2
+    assert read_contents(source) == ["NstError: not a file"] * 2

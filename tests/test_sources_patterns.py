@@ -3,7 +3,7 @@ from pictures import keys, png, write_table, write_tar
 
 from nst_data.errors import NstError
 from nst_data.sources import open_source
-from nst_data.sources.patterns import expand
+from nst_data.sources.patterns import expand_braces
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ from nst_data.sources.patterns import expand
     ],
 )
 def test_braces_are_expanded(pattern, names):
-    assert list(expand(pattern)) == names
+    assert list(expand_braces(pattern)) == names
 
 
 def test_braces_name_tar_files_in_order(tmp_path):

@@ -13,14 +13,14 @@ from addressed import (
     assert_requests_are_few,
     assert_threads_and_a_fork_read,
     bmp,
-    seen,
+    read_all,
     write_files,
 )
-from faulty_proxy import between
+from faulty_proxy import proxy_to
 from nst_cli.main import app
 from pictures import write_tar
 from typer.testing import CliRunner
-from wording import pattern, tells
+from wording import mentions, pattern
 
 from nst_data.errors import NstError
 from nst_data.selection.editions import balance
@@ -29,7 +29,7 @@ from nst_data.sources import addressed_table, open_source
 from nst_data.store import file_tree
 from nst_data.store.file_tree import FileTree
 from nst_data.store.indexes import Indexes
-from nst_train.cluster.job import PlaceOfImages
+from nst_train.cluster.job import SourceAddress
 from nst_train.labeling.label import label
 from nst_train.settings import LabelRunSettings, LabelSettings
 
@@ -46,7 +46,7 @@ def server(files, tmp_path_factory):
     """The address of an S3 server with the files, and the faults that can be put before it; this process's environment leads there."""
     with (
         object_store.serving(tmp_path_factory.mktemp("s3")) as url,
-        between(url) as (address, faults),
+        proxy_to(url) as (address, faults),
         pytest.MonkeyPatch.context() as patch,
     ):
         for name in [name for name in os.environ if name.startswith("AWS_")]:
@@ -68,7 +68,7 @@ def server(files, tmp_path_factory):
 def faults(server):
     _, faults = server
     faults.clear()
-    file_tree._said.clear()
+    file_tree._silent_until.clear()
     yield faults
     faults.clear()
 
@@ -84,7 +84,7 @@ def test_an_address_gives_the_rows_of_the_same_files_in_a_folder(server, files, 
 def test_a_listing_comes_in_pages(server, faults, files, monkeypatch):
     monkeypatch.setattr(file_tree, "_PAGE_FILES", 7)
     source = open_source("s3://nst/files/images")
-    pages = [path for method, path, _ in faults.asked if method == "GET" and "list-type" in path]
+    pages = [path for method, path, _ in faults.requests if method == "GET" and "list-type" in path]
     assert len(pages) > ROWS / 7
     assert source.fingerprint == open_source(str(files / "images")).fingerprint
 
@@ -94,16 +94,16 @@ def test_a_listing_is_kept_and_no_worker_makes_another(server, faults, tmp_path,
     monkeypatch.setattr(file_tree, "_PAGE_FILES", 7)
 
     def listings():
-        return [path for method, path, _ in faults.asked if method == "GET" and "list-type" in path]
+        return [path for method, path, _ in faults.requests if method == "GET" and "list-type" in path]
 
     first = open_source(f"s3://nst/files/{name}", indexes=tmp_path)
     assert listings()
-    faults.asked.clear()
+    faults.requests.clear()
     for _ in range(3):
-        again = PlaceOfImages.of(first).open(tmp_path)
-        assert (seen(again), again.stamps().tolist()) == (seen(first), first.stamps().tolist())
+        again = SourceAddress.from_source(first).open(tmp_path)
+        assert (read_all(again), again.stamps().tolist()) == (read_all(first), first.stamps().tolist())
     assert listings() == []
-    assert [method for method, *_ in faults.asked].count("HEAD") == 3  # is it still there?
+    assert [method for method, *_ in faults.requests].count("HEAD") == 3  # is it still there?
     kept = b"".join(path.read_bytes() for path in tmp_path.iterdir())
     assert [secret for secret in (object_store.KEY, object_store.SECRET) if secret.encode() in kept] == []
 
@@ -111,15 +111,15 @@ def test_a_listing_is_kept_and_no_worker_makes_another(server, faults, tmp_path,
 @pytest.mark.parametrize(("name", "second"), [("tars", "z/2.tar"), ("parquet", "1.parquet")])
 def test_a_server_that_fails_while_headers_of_listed_files_are_read_is_not_asked_for_a_listing(server, faults, tmp_path, name, second):
     first = open_source(f"s3://nst/files/{name}")
-    first.keep_listing(Indexes(tmp_path))
+    first.store_listing(Indexes(tmp_path))
     for path in tmp_path.iterdir():
         if b"etag" not in path.read_bytes():
             path.unlink()  # where the members of tar files lie
-    faults.asked.clear()
-    faults.on(second, 99, ("status", 503, "SlowDown"))
+    faults.requests.clear()
+    faults.inject(second, 99, ("status", 503, "SlowDown"))
     with pytest.raises(NstError, match=r"the server is busy \(503\)"):
-        PlaceOfImages.of(first).open(tmp_path)
-    assert [path for _, path, _ in faults.asked if "list-type" in path] == []
+        SourceAddress.from_source(first).open(tmp_path)
+    assert [path for _, path, _ in faults.requests if "list-type" in path] == []
 
 
 def test_threads_and_a_forked_process_read_single_rows(server, files):
@@ -137,13 +137,13 @@ def test_an_index_of_tar_files_is_kept_and_made_anew_for_other_bytes_of_the_same
     write_tar(tmp_path / "x.tar", [("a.png", b"first"), ("b.png", b"x")])
     tree.upload(tmp_path / "x.tar", "x.tar")
     first = open_source("s3://nst/kept", indexes=tmp_path)
-    faults.asked.clear()
+    faults.requests.clear()
     again = open_source("s3://nst/kept", indexes=tmp_path)
-    assert not [path for method, path, _ in faults.asked if method == "GET" and path.endswith("x.tar")]
+    assert not [path for method, path, _ in faults.requests if method == "GET" and path.endswith("x.tar")]
     write_tar(tmp_path / "x.tar", [("c.png", b"x"), ("a.png", b"other")])
     tree.upload(tmp_path / "x.tar", "x.tar")
     other = open_source("s3://nst/kept", indexes=tmp_path)
-    assert (seen(first)[0][1], seen(other)[1]) == ("x.tar:a.png", (1, "x.tar:a.png", b"other"))
+    assert (read_all(first)[0][1], read_all(other)[1]) == ("x.tar:a.png", (1, "x.tar:a.png", b"other"))
     assert first.fingerprint == again.fingerprint == other.fingerprint  # names and sizes
     assert first.stamps().tolist() == again.stamps().tolist() != other.stamps().tolist()
 
@@ -153,7 +153,7 @@ def test_several_tar_files_are_asked_for_their_headers_at_once(server, faults, t
         write_tar(tmp_path / f"{name}.tar", [(f"{name}.png", bytes(100))])
         FileTree("s3://nst/four").upload(tmp_path / f"{name}.tar", f"{name}.tar")
     faults.most_at_once = 0
-    faults.on(".tar", 4, ("slow", 0.4))
+    faults.inject(".tar", 4, ("slow", 0.4))
     source = open_source("s3://nst/four")
     assert faults.most_at_once >= 2
     assert [source.key(row) for row in range(4)] == [f"{name}.tar:{name}.png" for name in "abcd"]
@@ -163,8 +163,8 @@ def test_several_tar_files_are_asked_for_their_headers_at_once(server, faults, t
 @pytest.mark.parametrize("name", ["images", "tars", "parquet"])
 def test_what_passes_is_waited_for_with_a_warning_and_nothing_is_lost(server, faults, files, caplog, name, fault):
     source = open_source(f"s3://nst/files/{name}")
-    faults.on(ODD[name], 2, fault)
-    assert seen(source) == seen(open_source(str(files / name)))
+    faults.inject(ODD[name], 2, fault)
+    assert read_all(source) == read_all(open_source(str(files / name)))
     assert any("retrying in 0.1 s" in line for line in caplog.messages)
     assert not [line for line in caplog.messages if object_store.SECRET in line or "with a secret" in line]
 
@@ -180,9 +180,9 @@ def test_what_passes_is_waited_for_with_a_warning_and_nothing_is_lost(server, fa
 @pytest.mark.parametrize("name", ["images", "tars", "parquet"])
 def test_what_does_not_pass_stops_and_blames_no_image(server, faults, name, fault, says):
     source = open_source(f"s3://nst/files/{name}")
-    faults.on(ODD[name], 99, fault)
+    faults.inject(ODD[name], 99, fault)
     with pytest.raises(NstError, match=f"s3://nst/files/{name}/[^:]*: {says}") as caught:
-        seen(source)
+        read_all(source)
     assert "\n" not in str(caught.value)
     assert "with a secret" not in str(caught.value)
     with pytest.raises(NstError, match=says):
@@ -192,8 +192,8 @@ def test_what_does_not_pass_stops_and_blames_no_image(server, faults, name, faul
 @pytest.mark.parametrize("name", ["images", "tars", "parquet"])
 def test_files_that_have_gone_meanwhile_are_rows_that_say_so(server, faults, files, name):
     source = open_source(f"s3://nst/files/{name}")
-    faults.on(ODD[name], 99, ("status", 404, "NoSuchKey"))
-    for (_, key, found), (_, _, expected) in zip(seen(source), seen(open_source(str(files / name))), strict=True):
+    faults.inject(ODD[name], 99, ("status", 404, "NoSuchKey"))
+    for (_, key, found), (_, _, expected) in zip(read_all(source), read_all(open_source(str(files / name))), strict=True):
         if ODD[name] in key:
             assert "no such file" in found
         else:
@@ -207,7 +207,7 @@ def test_an_image_of_another_size_than_was_listed_says_so(server, tmp_path):
     source = open_source("s3://nst/grown")
     tree.write("a.png", b"123456")
     tree.write("b.png", b"")
-    assert [content for _, _, content in seen(source)] == [f"has {size} bytes, 5 when the pool was listed" for size in (6, 0)]
+    assert [content for _, _, content in read_all(source)] == [f"has {size} bytes, 5 when the pool was listed" for size in (6, 0)]
     with pytest.raises(NstError, match="has 6 bytes, 5 when"):
         source.read(0)
 
@@ -239,7 +239,7 @@ def test_a_table_or_a_list_on_this_disk_names_images_by_their_addresses(server, 
     table, listed = open_source(tmp_path / "table.csv", labeled=True), open_source(tmp_path / "list.txt")
     assert [table.class_names[label] for label in table.labels] == ["a", "b", "a", "b"]
     expected = [(index, name, (files / path).read_bytes()) for index, (name, path) in enumerate(zip(there, names, strict=False))]
-    assert seen(table) == seen(listed) == [*expected, (3, "s3://nst/files/gone.png", "no such file")]
+    assert read_all(table) == read_all(listed) == [*expected, (3, "s3://nst/files/gone.png", "no such file")]
     assert table.remarks() == [
         f"{tmp_path / 'table.csv'}: 1 of its image files is missing or empty: s3://nst/files/gone.png; "
         "relative paths start at the folder of the file that lists them; move the images there, or correct the paths"
@@ -274,13 +274,13 @@ def test_a_table_at_an_address_names_images_of_its_bucket_and_metadata_that_came
         for path in ("../../outside.png", "/etc/passwd", "s3://others/a.png"):
             tree.write(name, f"file_name,label\n{path},a\n".encode())
             with pytest.raises(NstError, match=r"in s3://nst, found|leads out of its folder"):
-                open_source(tree.at(name.removesuffix("/metadata.csv")), labeled=True)
+                open_source(tree.address_of(name.removesuffix("/metadata.csv")), labeled=True)
     tree.write("b.png", bmp(2))
     for path in ("../b.png", "s3://nst/narrow/b.png"):
         tree.write("folder/metadata.csv", f"file_name,label\n{path},a\n".encode())
         with pytest.raises(NstError, match="leads out of its folder"):
-            open_source(tree.at("folder"), labeled=True)
-        assert open_source(tree.at("folder/metadata.csv"), labeled=True).read(0) == bmp(2)
+            open_source(tree.address_of("folder"), labeled=True)
+        assert open_source(tree.address_of("folder/metadata.csv"), labeled=True).read(0) == bmp(2)
         (tmp_path / "a").mkdir(exist_ok=True)
         (tmp_path / "a/x.png").write_bytes(bmp(1))
         (tmp_path / "metadata.csv").write_text(f"file_name,label\n{path},a\n")
@@ -292,16 +292,16 @@ def test_the_images_of_a_short_table_in_a_large_folder_are_asked_for_one_by_one(
     tree = FileTree("s3://nst/large")
     for index in range(12):
         tree.write(f"{index:02d}.png", bmp(index))
-    (tmp_path / "list.txt").write_text("\n".join(tree.at(name) for name in ("01.png", "10.png", "08.png", "99.png")))
-    faults.asked.clear()
+    (tmp_path / "list.txt").write_text("\n".join(tree.address_of(name) for name in ("01.png", "10.png", "08.png", "99.png")))
+    faults.requests.clear()
     expected = open_source(tmp_path / "list.txt")
-    assert [request[0] for request in faults.asked] == ["GET"]
+    assert [request[0] for request in faults.requests] == ["GET"]
     monkeypatch.setattr(file_tree, "_PAGE_FILES", 2)
     monkeypatch.setattr(addressed_table, "_LEAST_PAGES", 2)
-    faults.asked.clear()
+    faults.requests.clear()
     found = open_source(tmp_path / "list.txt")
-    assert sum("list-type=2" in path and "max-keys=2" in path for _, path, _ in faults.asked) == 2
-    assert sum(method == "HEAD" for method, _, _ in faults.asked) == 3
+    assert sum("list-type=2" in path and "max-keys=2" in path for _, path, _ in faults.requests) == 2
+    assert sum(method == "HEAD" for method, _, _ in faults.requests) == 3
     assert found.fingerprint == expected.fingerprint
     assert found.stamp == expected.stamp
 
@@ -343,14 +343,14 @@ def test_an_address_in_a_downloaded_manifest_is_not_asked(server, faults, files,
     store, *_ = tiny_store
     *_, there = label_both(store, "classes", files)
     (there.folder / "nst.json").write_text(there.manifest.marked_as_pulled().model_dump_json())
-    faults.asked.clear()
+    faults.requests.clear()
     for words in (["balance", there.ref, "--embed-images"], ["label", "--extend", there.ref]):
         done = CliRunner().invoke(app, [*words, "--store", str(store.root)])
         assert done.exit_code == 2
-        assert tells(done.stderr, "downloaded manifest, … not open")
+        assert mentions(done.stderr, "downloaded manifest, … not open")
     picked = CliRunner().invoke(app, ["pick", there.ref, "--by", "random", "--store", str(store.root)])  # needs no image
     assert picked.exit_code == 0, picked.output
-    assert faults.asked == []
+    assert faults.requests == []
 
 
 @pytest.mark.parametrize("address", ["s3://{0}:{1}@nst/files/images", "s3://nst/files/images?X-Amz-Signature={1}"])

@@ -5,7 +5,7 @@ import os
 import pytest
 from conftest import TINY, write_class_folders, write_pool, write_tiny_recipe
 from pictures import png, write_files, write_table, write_tar
-from watched import Said
+from watched import RecordingProgress
 
 from nst_data.errors import NstError, UsageError
 from nst_data.sources import open_source
@@ -156,5 +156,5 @@ def test_a_recipe_says_once_what_is_left_out_of_a_source_that_several_steps_read
     (tmp_path / "labeled" / "ant" / "zero.png").write_bytes(b"")
     generations = [TINY, TINY | {"ratio": 1}]
     path = write_tiny_recipe(tmp_path, generations=generations, run={"workers": 0}, select={"min_confidence": 0, "per_class": 4})
-    self_training(Store(tmp_path / "store"), load_recipe(path), progress=(said := Said()))
+    self_training(Store(tmp_path / "store"), load_recipe(path), progress=(said := RecordingProgress()))
     assert [sum(part in line for line in said.lines) for part in ("skipped 1 file: 1 .heic", "skipped, unreadable: ant/zero.png")] == [1, 1]

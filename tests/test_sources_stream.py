@@ -6,15 +6,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from hub import commit, environment, serving
-from hub_looks import look, parquet
+from hub_looks import open_each, parquet
 
 from nst_data.hub.reference import HubReference
 
 
 @pytest.mark.slow
 def test_without_a_network_the_error_says_so(tmp_path):
-    (offline,) = look("http://127.0.0.1:9", tmp_path, ("me/one", {}), HF_HUB_OFFLINE="1")
-    (nobody,) = look("http://127.0.0.1:9", tmp_path, ("me/one", {}))
+    (offline,) = open_each("http://127.0.0.1:9", tmp_path, ("me/one", {}), HF_HUB_OFFLINE="1")
+    (nobody,) = open_each("http://127.0.0.1:9", tmp_path, ("me/one", {}))
     assert (
         offline["error"]
         == "NstError: me/one: no such file or folder here, and HF_HUB_OFFLINE is set, so the Hub is not asked; unset it or give a path"
@@ -28,7 +28,7 @@ def test_a_stream_fetches_the_row_groups_that_are_wanted(tmp_path):
     commit(tmp_path / "top", "me/large", {"x.parquet": parquet(pa.table({"image": images}), row_group_size=1)})
     (tmp_path / "home").mkdir()
     with serving(tmp_path / "top") as (url, answers):
-        (found,) = look(url, tmp_path / "home", ("me/large", {"stream": True, "wanted": [2, 5]}))
+        (found,) = open_each(url, tmp_path / "home", ("me/large", {"stream": True, "wanted": [2, 5]}))
     assert found["found"] == found["single"] == [images[2].hex(), images[5].hex()]
     fetched = [answer.size for answer in answers if answer.call == "lfs get"]
     assert 400_000 < sum(fetched) < 800_000  # each image twice, and the footers; not all eight

@@ -8,34 +8,34 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow as pa
 import pytest
-from pictures import contents, keys, png, tar_bytes, write_tar
+from pictures import keys, png, read_contents, tar_bytes, write_tar
 
 from nst_data.errors import NstError, UsageError
 from nst_data.sources import open_source
 from nst_data.sources import tar as tar_module
 from nst_data.sources.members import members
 from nst_data.sources.range_file import HeaderFile
-from nst_data.sources.tar_index import TarHeaders, skipped_in
+from nst_data.sources.tar_index import TarHeaders, skipped_counts
 
 THREE = [("a.png", bytes(range(200)) * 5), ("a.cls", b"1"), ("b.png", b"x" * 700), ("c.png", b"y" * 512)]
 HEADER, PADDED = 512, 1024  # each of a.png and b.png takes its header and 1,024 bytes
 
 
-def opened(folder, content, **options):
+def open_tar(folder, content, **options):
     (folder / "x.tar").write_bytes(content)
     return open_source(str(folder / "x.tar"), **options)
 
 
 def test_members_with_an_image_suffix_are_rows_in_the_order_of_the_file(tmp_path):
     names = ["z.png", "z.json", "./sub/b.JPG", "._z.png", ".cache/q.png", "a.webp", "../up.png", "png"]
-    source = opened(tmp_path, tar_bytes([(name, name.encode()) for name in names]))
+    source = open_tar(tmp_path, tar_bytes([(name, name.encode()) for name in names]))
     assert keys(source) == ["x.tar:z.png", "x.tar:./sub/b.JPG", "x.tar:a.webp", "x.tar:../up.png"]
-    assert contents(source) == [b"z.png", b"./sub/b.JPG", b"a.webp", b"../up.png"]
+    assert read_contents(source) == [b"z.png", b"./sub/b.JPG", b"a.webp", b"../up.png"]
 
 
 def test_members_of_one_name_are_rows_of_their_own(tmp_path):
-    source = opened(tmp_path, tar_bytes([("a.png", b"first"), ("a.png", b"second")]))
-    assert contents(source) == [b"first", b"second"]
+    source = open_tar(tmp_path, tar_bytes([("a.png", b"first"), ("a.png", b"second")]))
+    assert read_contents(source) == [b"first", b"second"]
     assert source.rows_of(["x.tar:a.png"]).tolist() == [0]
 
 
@@ -60,7 +60,7 @@ def test_every_dialect_is_read(tmp_path, format):
             tar.addfile(info, io.BytesIO(b"%03d" % index))
     source = open_source(str(tmp_path))
     assert keys(source) == [f"x.tar:{index}{name}" for index in range(3)]
-    assert contents(source) == [b"000", b"001", b"002"]
+    assert read_contents(source) == [b"000", b"001", b"002"]
 
 
 def test_a_link_is_a_row_that_says_so(tmp_path):
@@ -70,13 +70,13 @@ def test_a_link_is_a_row_that_says_so(tmp_path):
             info.type, info.linkname = kind, "../../etc/passwd"
             tar.addfile(info)
     reason = "NstError: a link to '../../etc/passwd', which holds no bytes itself"
-    assert contents(open_source(str(tmp_path))) == [reason, reason, "NstError: not a file"]
+    assert read_contents(open_source(str(tmp_path))) == [reason, reason, "NstError: not a file"]
 
 
 def test_an_image_cut_in_its_data_says_how_much_is_there(tmp_path):
-    source = opened(tmp_path, tar_bytes(THREE)[: HEADER + 123])
+    source = open_tar(tmp_path, tar_bytes(THREE)[: HEADER + 123])
     assert keys(source) == ["x.tar:a.png", f"x.tar:@{HEADER + 123}"]
-    assert contents(source) == [
+    assert read_contents(source) == [
         "NstError: cut short: 123 of 1,000 bytes",
         "NstError: the tar file is damaged from byte 635 on; what followed is lost",
     ]
@@ -85,15 +85,15 @@ def test_an_image_cut_in_its_data_says_how_much_is_there(tmp_path):
 @pytest.mark.parametrize("cut", [1, 100, 511])
 def test_a_tar_file_cut_in_a_header_has_a_row_that_says_so(tmp_path, cut):
     at = HEADER + PADDED + HEADER + 512  # after a.png and a.cls
-    source = opened(tmp_path, tar_bytes(THREE)[: at + cut])
+    source = open_tar(tmp_path, tar_bytes(THREE)[: at + cut])
     assert keys(source) == ["x.tar:a.png", f"x.tar:@{at}"]
-    assert contents(source) == [THREE[0][1], f"NstError: the tar file is damaged from byte {at:,} on; what followed is lost"]
+    assert read_contents(source) == [THREE[0][1], f"NstError: the tar file is damaged from byte {at:,} on; what followed is lost"]
 
 
 def test_a_tar_file_cut_in_the_padding_keeps_its_image_and_says_so(tmp_path):
-    source = opened(tmp_path, tar_bytes(THREE)[: HEADER + 1010])
+    source = open_tar(tmp_path, tar_bytes(THREE)[: HEADER + 1010])
     assert keys(source) == ["x.tar:a.png", "x.tar:@1522"]
-    assert contents(source)[0] == THREE[0][1]
+    assert read_contents(source)[0] == THREE[0][1]
 
 
 @pytest.mark.parametrize("zeros", [0, 512, 1024, 9000])
@@ -101,20 +101,20 @@ def test_a_tar_file_may_end_without_its_end_mark(tmp_path, zeros):
     whole = tar_bytes(THREE)
     end = len(whole.rstrip(b"\0"))
     assert end % 512 == 0
-    assert contents(opened(tmp_path, whole[:end] + bytes(zeros))) == [THREE[0][1], THREE[2][1], THREE[3][1]]
+    assert read_contents(open_tar(tmp_path, whole[:end] + bytes(zeros))) == [THREE[0][1], THREE[2][1], THREE[3][1]]
 
 
 def test_joined_tar_files_have_a_row_that_says_what_is_lost(tmp_path):
-    source = opened(tmp_path, tar_bytes(THREE) + tar_bytes(THREE))
+    source = open_tar(tmp_path, tar_bytes(THREE) + tar_bytes(THREE))
     assert len(source) == 4
     assert (
-        contents(source)[3]
+        read_contents(source)[3]
         == "NstError: the tar file ends at byte 5,120, what follows its end mark is lost; unpack joined tar files one by one"
     )
 
 
 def test_a_hole_in_place_of_the_rest_has_a_row_that_says_so(tmp_path):
-    source = opened(tmp_path, tar_bytes(THREE)[: HEADER + PADDED] + bytes(3 * 2**20))
+    source = open_tar(tmp_path, tar_bytes(THREE)[: HEADER + PADDED] + bytes(3 * 2**20))
     assert keys(source) == ["x.tar:a.png", "x.tar:@1536"]
 
 
@@ -124,7 +124,7 @@ def test_a_file_that_is_no_tar_file_has_a_row_that_says_so(tmp_path, content):
     (tmp_path / "b.tar").write_bytes(content)
     source = open_source(str(tmp_path))
     assert keys(source)[3:] == ["b.tar:@0"]
-    assert contents(source)[3:] == ["NstError: the tar file is damaged from byte 0 on; what followed is lost"]
+    assert read_contents(source)[3:] == ["NstError: the tar file is damaged from byte 0 on; what followed is lost"]
 
 
 def test_wherever_a_tar_file_is_cut_every_image_is_there_or_its_loss_is(tmp_path):
@@ -133,8 +133,8 @@ def test_wherever_a_tar_file_is_cut_every_image_is_there_or_its_loss_is(tmp_path
     with tarfile.open(fileobj=io.BytesIO(whole)) as tar:
         ends = [info.offset_data + -(-info.size // 512) * 512 for info in tar]
     for cut in [*range(0, ends[-1], 37), *range(512, ends[-1], 512)]:
-        source = opened(tmp_path, whole[:cut])
-        found = contents(source)
+        source = open_tar(tmp_path, whole[:cut])
+        found = read_contents(source)
         complete = [content for content in found if isinstance(content, bytes)]
         assert complete == [content for _, content in members[: len(complete)]]
         assert keys(source)[-1].startswith("x.tar:@") is (cut not in ends)
@@ -149,7 +149,7 @@ def test_whatever_byte_is_damaged_nothing_is_lost_in_silence(tmp_path):
     for place in headers:
         damaged = whole.copy()
         damaged[place] ^= 0x55
-        found = contents(opened(tmp_path, damaged))
+        found = read_contents(open_tar(tmp_path, damaged))
         images = [content for content in found if content in [content for _, content in members]]
         assert len(images) == 3 or any(isinstance(content, str) for content in found)
 
@@ -175,22 +175,22 @@ def test_an_image_with_holes_is_an_error(tmp_path):
 
 def test_tar_files_without_images_are_an_error(tmp_path):
     with pytest.raises(NstError, match=r"x\.tar:.*images.*, found none"):
-        opened(tmp_path, tar_bytes([("a.txt", b"text")]))
+        open_tar(tmp_path, tar_bytes([("a.txt", b"text")]))
 
 
 def test_a_tar_file_that_has_changed_is_not_read(tmp_path):
-    source = opened(tmp_path, tar_bytes(THREE))
+    source = open_tar(tmp_path, tar_bytes(THREE))
     (tmp_path / "x.tar").write_bytes(b"short")
-    assert contents(source) == [f"NstError: has 5 bytes, {10_240:,} when the pool was listed"] * 3
+    assert read_contents(source) == [f"NstError: has 5 bytes, {10_240:,} when the pool was listed"] * 3
     (tmp_path / "x.tar").unlink()
-    assert contents(source)[0].startswith("FileNotFoundError: ")
+    assert read_contents(source)[0].startswith("FileNotFoundError: ")
 
 
 def test_many_tar_files_are_read_by_threads_with_few_open(tmp_path):
     for index in range(100):
         write_tar(tmp_path / f"{index:03d}.tar", [("x.png", png(0, index))])
     source = open_source(str(tmp_path))
-    expected = contents(source)
+    expected = read_contents(source)
     found = [[] for _ in range(3)]
     threads = [threading.Thread(target=lambda k=k: found[k].extend(source.read(row) for row in range(100))) for k in range(3)]
     for thread in threads:
@@ -198,7 +198,7 @@ def test_many_tar_files_are_read_by_threads_with_few_open(tmp_path):
     for thread in threads:
         thread.join()
     assert found == [expected] * 3
-    assert tar_module._opened.cache_info().currsize <= 64
+    assert tar_module._open_cached.cache_info().currsize <= 64
     here = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")]
     assert sum(path.startswith(str(tmp_path)) for path in here) <= 64
 
@@ -219,9 +219,9 @@ def test_the_headers_of_two_tar_files_are_read_at_once_and_come_in_order(tmp_pat
     write_tar(tmp_path / "b.tar", [("z.json", b"")])
     write_tar(tmp_path / "c.tar", [("x.png", b""), ("x.cls", b"4"), ("v.heic", b""), ("v.cls", b"0")])
     both, classes = threading.Barrier(2), []
-    index = headers_of(tmp_path, lambda file: file < 2 and both.wait(20)).index(classes)
+    index = headers_of(tmp_path, lambda file: file < 2 and both.wait(20)).build_index(classes)
     assert (index["file"].to_pylist(), index["name"].to_pylist()) == ([0, 0, 2], ["x.png", "z.png", "x.png"])
-    assert (classes, skipped_in(index)) == (["1", "3", "4"], {".heic": 2})
+    assert (classes, skipped_counts(index)) == (["1", "3", "4"], {".heic": 2})
 
 
 def test_the_first_tar_file_that_is_refused_is_named_and_the_others_are_not_read_to_their_end(tmp_path):
@@ -245,7 +245,7 @@ def test_the_first_tar_file_that_is_refused_is_named_and_the_others_are_not_read
 
     headers = headers_of(tmp_path, before, at_once=3)
     with pytest.raises(NstError, match=r"^a\.tar: b\.png has no class"):
-        TarHeaders(headers.paths, lambda file: Slow(tmp_path / "c.tar") if file == 2 else headers.open(file), 3).index([])
+        TarHeaders(headers.paths, lambda file: Slow(tmp_path / "c.tar") if file == 2 else headers.open(file), 3).build_index([])
     so_far = len(slow)
     time.sleep(0.2)
     assert len(slow) <= so_far + 4  # to the next member
@@ -276,7 +276,7 @@ def test_members_are_read_through_where_they_are_small_and_else_their_headers_al
     ],
 )
 def test_a_member_beside_the_image_holds_its_class(tmp_path, members, classes, labels):
-    source = opened(tmp_path, tar_bytes(members), labeled=True)
+    source = open_tar(tmp_path, tar_bytes(members), labeled=True)
     assert (source.class_names, source.labels.tolist()) == (classes, labels)
 
 
@@ -290,12 +290,12 @@ def test_a_member_beside_the_image_holds_its_class(tmp_path, members, classes, l
 )
 def test_an_image_without_a_class_is_an_error(tmp_path, members, message):
     with pytest.raises(NstError, match=message):
-        opened(tmp_path, tar_bytes(members), labeled=True)
+        open_tar(tmp_path, tar_bytes(members), labeled=True)
 
 
 def test_a_labeled_tar_file_must_be_whole(tmp_path):
     with pytest.raises(NstError, match=r"x\.tar:.*damaged from byte 2,560"):
-        opened(tmp_path, tar_bytes(THREE)[: HEADER + PADDED + HEADER + 512 + 100], labeled=True)
+        open_tar(tmp_path, tar_bytes(THREE)[: HEADER + PADDED + HEADER + 512 + 100], labeled=True)
 
 
 def test_the_class_of_a_skipped_image_is_no_other_ones(tmp_path):

@@ -17,7 +17,7 @@ from nst_data.selection.selection import select
 from nst_data.settings import BalanceSettings
 from nst_data.store.store import Store
 from nst_data.tables.engines import scan
-from nst_data.tables.label_tables import damage_is_named
+from nst_data.tables.label_tables import translate_table_errors
 from nst_data.tables.schema import SELECTION_COLUMNS
 
 pytestmark = [
@@ -49,7 +49,13 @@ def selections(file, chosen, left_out, work):
     for engine in ("polars", "spark"):
         found = select(scan([file], SELECTION_COLUMNS, engine), chosen, NAMES, left_out, work / engine, "bugs@gen-0")
         rows = pl.concat([pl.read_parquet(part, glob=False) for part in found.files]).select("id", "label", "duplicates", "copies")
-        yield rows, found.quota, found.labeled, found.chosen.sort("label").rows(), found.dropped.sort("label", "reason").rows()
+        yield (
+            rows,
+            found.quota,
+            found.labeled_counts,
+            found.selected_counts.sort("label").rows(),
+            found.dropped_counts.sort("label", "reason").rows(),
+        )
 
 
 EVERY_FILTER = {"exclude_class": ("cat",), "fraction": 0.8, "class_min_confidence": {"dog": 0.6, "ant": 0.3}, "min_confidence": 0.5}
@@ -58,11 +64,11 @@ EVERY_FILTER = {"exclude_class": ("cat",), "fraction": 0.8, "class_min_confidenc
 @pytest.mark.parametrize(
     ("chosen", "ranked_rows"),
     [
-        (BalanceSettings(per_class=40, max_copies=3, **EVERY_FILTER), cutoffs._RANKED_ROWS),
-        (BalanceSettings(per_class=40, method="official", seed=3, **EVERY_FILTER), cutoffs._RANKED_ROWS),
-        (BalanceSettings(per_class="auto", auto_quantile=0.4, confidence_range=(0.3, 0.9)), cutoffs._RANKED_ROWS),
+        (BalanceSettings(per_class=40, max_copies=3, **EVERY_FILTER), cutoffs._MAX_SORTED_ROWS),
+        (BalanceSettings(per_class=40, method="official", seed=3, **EVERY_FILTER), cutoffs._MAX_SORTED_ROWS),
+        (BalanceSettings(per_class="auto", auto_quantile=0.4, confidence_range=(0.3, 0.9)), cutoffs._MAX_SORTED_ROWS),
         (BalanceSettings(per_class=25, seed=2), 100),
-        (BalanceSettings(per_class="none"), cutoffs._RANKED_ROWS),
+        (BalanceSettings(per_class="none"), cutoffs._MAX_SORTED_ROWS),
     ],
     ids=["every filter", "as released", "automatic quota", "narrowed to hashes", "no quota"],
 )
@@ -113,7 +119,7 @@ def test_a_row_without_a_number_is_dropped_for_that_on_both_engines(tmp_path):
     for engine in ("polars", "spark"):
         labels = scan([tmp_path / "labels.parquet"], SELECTION_COLUMNS, engine)
         selection = select(labels, BalanceSettings(per_class=3), NAMES, {}, tmp_path / engine, "bugs@gen-0")
-        assert selection.dropped.filter(pl.col("reason") == "no_answer").height == 1
+        assert selection.dropped_counts.filter(pl.col("reason") == "no_answer").height == 1
         assert sorted(pl.concat(map(pl.read_parquet, selection.files))["id"].to_list()) == [0, 1, 2]
 
 
@@ -123,7 +129,7 @@ def test_damage_that_spark_finds_is_one_line_that_names_the_generation(tmp_path)
     file.write_bytes(bytes(100) + file.read_bytes()[100:])
     with (
         pytest.raises(NstError, match=r"^bugs@gen-1: .*\(\[FAILED_READ_FILE.*\); `verify\(\)` checks whether"),
-        damage_is_named("bugs@gen-1"),
+        translate_table_errors("bugs@gen-1"),
     ):
         select(scan([file], SELECTION_COLUMNS, "spark"), BalanceSettings(), NAMES, {}, tmp_path, "bugs@gen-1")
 
@@ -134,7 +140,7 @@ def test_a_file_that_workers_do_not_see_is_one_line_that_says_what_they_must_see
     labels = scan([file], SELECTION_COLUMNS, "spark")
     file.unlink()
     expected = r"^bugs@gen-1: .*\(\[FAILED_READ_FILE.FILE_NOT_EXIST\].*\); its workers must see the store under the same path.*`verify\(\)`"
-    with pytest.raises(NstError, match=expected), damage_is_named("bugs@gen-1"):
+    with pytest.raises(NstError, match=expected), translate_table_errors("bugs@gen-1"):
         select(labels, BalanceSettings(), NAMES, {}, tmp_path, "bugs@gen-1")
 
 
@@ -145,7 +151,7 @@ def test_a_store_that_workers_may_not_write_to_is_one_line_that_says_so():
         pytest.raises(
             NstError, match=r"^bugs@gen-1: Spark failed \(.*\); its workers must be allowed to write to the store, best as its owner$"
         ),
-        damage_is_named("bugs@gen-1"),
+        translate_table_errors("bugs@gen-1"),
     ):
         raise PySparkException(
             "Job aborted: java.io.IOException: Mkdirs failed to create file:/store/runs/bugs/_temporary/0 (exists=false)"
@@ -178,7 +184,7 @@ def test_a_session_ends_and_begins_anew_and_ctrl_c_and_the_death_of_its_java_are
     code = """
 import os, signal, sys, psutil
 from nst_data.progress import Progress
-from nst_data.tables.spark import SparkWork, spark_session
+from nst_data.tables.spark import SparkRunner, spark_session
 
 def die():
     (java,) = psutil.Process().children()
@@ -190,9 +196,9 @@ def stop():
     os.kill(os.getpid(), signal.SIGINT)
     session.range(10**15).selectExpr("max(id * id % 7)").collect()
 
-with SparkWork(Progress()) as work:
+with SparkRunner(Progress()) as work:
     print(work.result(lambda: spark_session("local[2]").range(9).count()))
-with SparkWork(Progress()) as work:
+with SparkRunner(Progress()) as work:
     try:
         work.result(stop)
     except KeyboardInterrupt:

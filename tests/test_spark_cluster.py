@@ -14,7 +14,7 @@ import pytest
 from sealed_labels import label_row, seal_generation
 from selections import many_labels
 from spark_cluster import cluster
-from wording import tells
+from wording import mentions
 
 from nst_data.selection.editions import balance
 from nst_data.settings import BalanceSettings
@@ -111,7 +111,7 @@ def test_a_wait_for_workers_ctrl_c_and_a_worker_that_dies_change_nothing(spark, 
         line = next(line for line in process.stderr if line.startswith("--engine spark: "))
         os.killpg(process.pid, signal.SIGINT)
         status, said = ended(process)
-    assert tells(line, "no worker of spark://… has taken a task for 1 s; still waiting … memory: 1g … spark.driver.host: 127.0.0.1")
+    assert mentions(line, "no worker of spark://… has taken a task for 1 s; still waiting … memory: 1g … spark.driver.host: 127.0.0.1")
     assert (status, said) == (130, ["nst: interrupted; finished work is kept; the same command resumes"])
     assert spark.is_idle()
     with start(spark.url, store) as process:
@@ -134,4 +134,4 @@ def test_a_store_that_workers_do_not_share_is_a_line(spark, store, tmp_path):
     spark.add_worker(instead_of=store, shows=tmp_path / "copy")
     status, said = ended(start(spark.url, store))
     assert status == 1, said
-    assert tells(said[-1], "Spark's workers wrote … rows, and 0 of them are here; --engine spark requires a store … all workers share")
+    assert mentions(said[-1], "Spark's workers wrote … rows, and 0 of them are here; --engine spark requires a store … all workers share")

@@ -11,7 +11,7 @@ import pytest
 
 from nst_data.errors import NstError, UsageError
 from nst_data.tables.engines import scan
-from nst_data.tables.spark import _check_that_it_answers
+from nst_data.tables.spark import _check_reachable
 
 
 def test_spark_that_is_not_installed_is_a_line_that_says_what_to_install(monkeypatch):
@@ -45,4 +45,4 @@ def test_a_master_that_does_not_answer_is_a_line_at_once(master):
 
 def test_of_several_masters_one_that_answers_is_enough():
     with socket.create_server(("127.0.0.1", 0)) as standby:
-        _check_that_it_answers(f"spark://127.0.0.1:1,127.0.0.1:{standby.getsockname()[1]}")
+        _check_reachable(f"spark://127.0.0.1:1,127.0.0.1:{standby.getsockname()[1]}")

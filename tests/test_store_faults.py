@@ -5,7 +5,7 @@ import threading
 import object_store
 import pytest
 from conftest import write_pool
-from faulty_proxy import between
+from faulty_proxy import proxy_to
 from labels import write_teacher
 
 from nst_data import open_source
@@ -14,7 +14,7 @@ from nst_data.progress import Progress
 from nst_data.sharing.copy import copy
 from nst_data.store import file_tree
 from nst_data.store.file_tree import FileTree
-from nst_data.store.leases import leased
+from nst_data.store.leases import hold_lease
 from nst_data.store.remote_run import RemoteRun
 from nst_data.store.store import Store
 from nst_train import LabelSettings, label
@@ -27,7 +27,7 @@ REFUSED = b"<DeleteResult><Error><Key>x</Key><Code>AccessDenied</Code><Message>n
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    with object_store.serving(tmp_path_factory.mktemp("s3")) as url, between(url) as (address, faults):
+    with object_store.serving(tmp_path_factory.mktemp("s3")) as url, proxy_to(url) as (address, faults):
         yield address, faults
 
 
@@ -38,7 +38,7 @@ def faults(server, tmp_path, monkeypatch):
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("NST_MIRRORS", str(tmp_path / "mirrors"))
     monkeypatch.setattr(file_tree, "WAITS_SECONDS", (0.1, 0.1))
-    file_tree._check_creates_once.cache_clear()
+    file_tree._check_conditional_put.cache_clear()
     faults.clear()
     yield faults
     faults.clear()
@@ -61,14 +61,14 @@ def names(address):
 
 @pytest.mark.parametrize("code", ["IncompleteBody", "BadDigest"])
 def test_a_seal_that_came_damaged_is_put_again(address, faults, labeled, code):
-    faults.on(f"PUT {address.removeprefix('s3:/')}/corpora/c/gen-1/nst.json", 1, ("status", 400, code))
+    faults.inject(f"PUT {address.removeprefix('s3:/')}/corpora/c/gen-1/nst.json", 1, ("status", 400, code))
     version = label(Store(address), "c", *labeled, SETTINGS, progress=QUIET)
     assert version.verify() == []
 
 
 @pytest.mark.parametrize("code", ["InvalidRequest", "InvalidArgument"])
 def test_a_refused_seal_is_an_error_and_the_same_command_goes_on(address, faults, labeled, code):
-    faults.on(f"PUT {address.removeprefix('s3:/')}/corpora/c/gen-1/nst.json", 1, ("status", 400, code))
+    faults.inject(f"PUT {address.removeprefix('s3:/')}/corpora/c/gen-1/nst.json", 1, ("status", 400, code))
     with pytest.raises(NstError, match=r"corpora/c/gen-1/nst\.json: the server rejects the request \(400\)"):
         label(Store(address), "c", *labeled, SETTINGS, progress=QUIET)
     assert Store(address).unfinished() == ["c@gen-1"]
@@ -78,7 +78,7 @@ def test_a_refused_seal_is_an_error_and_the_same_command_goes_on(address, faults
 
 def test_an_answer_that_means_nothing_is_not_taken_for_a_refusal(address, faults):
     tree = FileTree(address)
-    faults.on("PUT", 1, ("status", 400, "InvalidRequest"))
+    faults.inject("PUT", 1, ("status", 400, "InvalidRequest"))
     with pytest.raises(NstError, match="rejects the request"):
         tree.create("x", b"1")
     assert tree.create("x", b"1")
@@ -94,13 +94,13 @@ def test_a_put_that_a_client_makes_twice_counts_as_its_own(address, faults, monk
         return pipe(self, path, content, **options)
 
     monkeypatch.setattr(type(tree._system), "pipe_file", twice)
-    with leased(tree, "runs/owner", "c@gen-1"):
+    with hold_lease(tree, "runs/owner", "c@gen-1"):
         assert len(names(address)) == 1
 
 
 def test_a_refused_delete_is_an_error(address, faults, labeled):
     label(Store(address), "c", *labeled, SETTINGS, progress=QUIET)
-    faults.on("POST /nst?delete", 1, ("answer", REFUSED))
+    faults.inject("POST /nst?delete", 1, ("answer", REFUSED))
     with pytest.raises(NstError, match="access denied"):
         Store(address).remove("c@gen-1")
     assert Store(address).open("c@gen-1").verify() == []
@@ -121,7 +121,7 @@ def test_names_with_signs_of_patterns_are_deleted_alone(address, faults):
 
 
 def test_a_server_without_conditional_puts_is_refused(address, faults, labeled):
-    faults.on("/runs/.condition", 2, ("answer", b""))
+    faults.inject("/runs/.condition", 2, ("answer", b""))
     with pytest.raises(NstError, match="ignores If-None-Match"):
         label(Store(address), "c", *labeled, SETTINGS, progress=QUIET)
     assert names(address) == []
@@ -129,16 +129,16 @@ def test_a_server_without_conditional_puts_is_refused(address, faults, labeled):
 
 def test_processes_that_were_killed_in_the_check_of_a_server_leave_one_file_which_serves_the_next(address, faults):
     for _ in range(3):
-        faults.on("POST", 1, ("status", 403, "AccessDenied"))  # its delete
-        FileTree(address).check_creates_once()
-        file_tree._check_creates_once.cache_clear()
+        faults.inject("POST", 1, ("status", 403, "AccessDenied"))  # its delete
+        FileTree(address).check_conditional_put()
+        file_tree._check_conditional_put.cache_clear()
     faults.clear()
     assert names(address) == ["runs/.condition"]
-    FileTree(address).check_creates_once()
+    FileTree(address).check_conditional_put()
     assert names(address) == ["runs/.condition"]  # perhaps of one that is at it
     FileTree(address).remove(names(address))
-    file_tree._check_creates_once.cache_clear()
-    FileTree(address).check_creates_once()
+    file_tree._check_conditional_put.cache_clear()
+    FileTree(address).check_conditional_put()
     assert names(address) == []
 
 
@@ -198,7 +198,7 @@ def test_what_another_begins_while_a_version_is_discarded_stays(address, faults,
 
 def test_a_machine_that_was_taken_for_dead_deletes_no_later_checkpoint(address, faults, tmp_path):
     mirror = Store(address).mirror
-    run, tree = RemoteRun(mirror, "runs/teachers/t/gen-0", digest="d" * 20, asked=b"{}"), FileTree(address)
+    run, tree = RemoteRun(mirror, "runs/teachers/t/gen-0", digest="d" * 20, own_request=b"{}"), FileTree(address)
     assert run.claim("{}")
     folder = mirror.root / run.name / "work" / "checkpoints" / "step-000000100"
     folder.mkdir(parents=True)
@@ -206,6 +206,6 @@ def test_a_machine_that_was_taken_for_dead_deletes_no_later_checkpoint(address, 
     later, earlier = (f"{run._work}/checkpoints/step-{step:09d}/position.json" for step in (200, 50))
     for name in (later, earlier):
         tree.write(name, b"{}")
-    run.keep_training()
+    run.upload_training()
     found = [name for name in names(address) if name.endswith("position.json")]
     assert found == [later.replace("200", "100"), later]

@@ -18,7 +18,7 @@ from conftest import write_class_folders, write_pool, write_tiny_recipe
 from labels import write_teacher
 from nst_cli.main import app
 from typer.testing import CliRunner
-from watched import Ended, Said
+from watched import InterruptAfter, RecordingProgress
 
 from nst_data import BalanceSettings, balance, open_source
 from nst_data.errors import NstError, UsageError
@@ -100,15 +100,15 @@ def train_there(place, labeled, settings):
     train(Store(place), "t", open_source(labeled, labeled=True), settings, run=RUN, progress=QUIET)
 
 
-def nst(*words):
-    done = subprocess.run([*NST, *map(str, words)], capture_output=True, text=True, timeout=300)
+def nst(*arguments):
+    done = subprocess.run([*NST, *map(str, arguments)], capture_output=True, text=True, timeout=300)
     assert object_store.SECRET not in done.stdout + done.stderr
     return done
 
 
-def said(*words):
+def output_of(*arguments):
     """What a command says to a person, in this process."""
-    done = CliRunner().invoke(app, [*map(str, words)], env={"COLUMNS": "300"}, catch_exceptions=False)
+    done = CliRunner().invoke(app, [*map(str, arguments)], env={"COLUMNS": "300"}, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done.output
 
@@ -179,7 +179,7 @@ def test_a_recipe_under_another_name_reuses_what_another_machine_made(tmp_path, 
     path = write_tiny_recipe(tmp_path, generations=[TINY_RECIPE, TINY_RECIPE | {"ratio": 2, "start": "teacher"}], **parts)
     self_training(Store(address), load_recipe(path), progress=QUIET)
     machine(2)
-    lines = Said()
+    lines = RecordingProgress()
     self_training(Store(address), load_recipe(path, changes={"name": "wasps", "select.per_class": 4}), progress=lines)
     refs = {"wasps-teacher@gen-0": "bugs-teacher@gen-0", "wasps@gen-1": "bugs@gen-1"}
     assert [line.partition(":")[0] for line in lines.lines if "reused" in line] == [f"{a} is reused from {b}" for a, b in refs.items()]
@@ -214,7 +214,7 @@ def test_an_edition_labeled_again_on_two_machines_counts_the_copies_of_all(tmp_p
     edition = balance(store, label(store, "c", teacher, pool, settings, progress=QUIET), BalanceSettings(min_confidence=0), progress=QUIET)
     other = write_teacher(tmp_path / "other", ["ant", "bee", "cat"], seed=1)
     with pytest.raises(KeyboardInterrupt):
-        label_like(store, edition, other, pool, settings, progress=Ended(7))
+        label_like(store, edition, other, pool, settings, progress=InterruptAfter(7))
     machine(1)
     again = label_like(Store(address), edition.ref, other, pool, settings, progress=QUIET)
     assert again.manifest.counts.copies == edition.manifest.counts.copies
@@ -248,16 +248,16 @@ def test_features_of_a_killed_process_go_on_on_another_machine_and_a_third_finds
     assert 2 < len(done) < 23
     machine(1)
     ref = f"features@{local.place.name[:12]}"
-    assert f"{ref}  unfinished   {len(done)} shards" in said("list", "--unfinished", "--store", address)
+    assert f"{ref}  unfinished   {len(done)} shards" in output_of("list", "--unfinished", "--store", address)
     assert embed_there(address, teacher, pool).about.files == local.about.files
     assert not names(address, "runs/")
     machine(2)
-    shown = said("embed", pool, "--model", teacher, "--batch-size", 4, "--rows-per-shard", 4, "--store", address)
+    shown = output_of("embed", pool, "--model", teacher, "--batch-size", 4, "--rows-per-shard", 4, "--store", address)
     assert f"features of 90 images are there already: {address}/features/" in shown
     assert f"{address}/features/{local.place.name}/features/*.parquet" in shown
     assert embed_there(address, teacher, pool).matrix().tobytes() == local.matrix().tobytes()
-    assert f"{ref}  features    " in said("list", "--store", address)
-    assert said("remove", ref, "--store", address) == f"removed {ref} from {address}\n"
+    assert f"{ref}  features    " in output_of("list", "--store", address)
+    assert output_of("remove", ref, "--store", address) == f"removed {ref} from {address}\n"
     assert not names(address)
 
 
@@ -364,12 +364,12 @@ def test_a_version_at_an_address_is_verified_there_each_file_read_once_and_none_
     label(Store(address), "c", teacher, pool, progress=QUIET)
     machine(2)
     tree, version, read = FileTree.parse(address), Store(address).open("c@gen-1"), []
-    whole, before = FileTree.read, set(version.place.rglob("*"))
+    whole, before = FileTree.read, set(version.local_folder.rglob("*"))
     monkeypatch.setattr(FileTree, "read", lambda tree, name, *piece: read.append(name) or whole(tree, name, *piece))
     assert version.verify() == []
     sealed = {f"corpora/c/gen-1/{name}" for name, one in version.manifest.files.items() if one.bytes}
     assert sorted(read) == sorted(sealed)
-    assert set(version.place.rglob("*")) == before
+    assert set(version.local_folder.rglob("*")) == before
     tree.write("corpora/c/gen-1/pseudo_labels/stray.parquet", b"x")
     tree.write("corpora/c/gen-1/pseudo_labels/._stray.parquet", b"x")  # of macOS, and of no table
     assert version.verify() == ["pseudo_labels/stray.parquet: was not there when the version was sealed"]
@@ -386,8 +386,8 @@ def test_a_copy_on_this_machine_that_was_changed_is_seen_too(tmp_path, address):
     (version.folder / shard).write_bytes(b"x")
     (problem,) = version.verify()
     assert problem.startswith(f"{shard}: sha256 ")
-    assert problem.endswith(f"in the copy on this machine, {version.place}, which may be deleted")
-    shutil.rmtree(version.place)
+    assert problem.endswith(f"in the copy on this machine, {version.local_folder}, which may be deleted")
+    shutil.rmtree(version.local_folder)
     assert Store(address).open("c@gen-1").verify() == []
 
 
@@ -400,7 +400,7 @@ def test_a_file_that_is_gone_from_the_copy_on_this_machine_is_brought_again(tmp_
     (version.folder / shard).unlink()
     edition = balance(Store(address), "c@gen-1", BalanceSettings(min_confidence=0, per_class=3), progress=QUIET)
     assert edition.verify() == []
-    assert (version.place / shard).is_file()
+    assert (version.local_folder / shard).is_file()
 
 
 def test_what_killed_downloads_of_any_machine_left_goes_after_a_day(tmp_path, address, machine):
@@ -409,13 +409,13 @@ def test_what_killed_downloads_of_any_machine_left_goes_after_a_day(tmp_path, ad
     label(Store(address), "c", teacher, pool, progress=QUIET)
     machine(2)
     version = Store(address).open("c@gen-1")
-    table = version.place / "pseudo_labels"
+    table = version.local_folder / "pseudo_labels"
     table.mkdir()
     old, young = table / ".x.parquet.0123abcd.pod-7.8.tmp", table / ".x.parquet.0123abcd.pod-8.8.tmp"
     for path in (old, young):
         path.touch()
     os.utime(old, (time.time() - 90_000,) * 2)
-    assert version.folder == version.place
+    assert version.folder == version.local_folder
     assert (old.exists(), young.exists()) == (False, True)
     assert version.verify() == []
 

@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hub import head, serving
+from hub import resolve_commit, serving
 from hub_git import Repository
 from streamed import REF, REPO, SHARDS, nst, process, publish, script, seal
 
@@ -55,7 +55,7 @@ def test_an_epoch_has_the_entries_of_the_pulled_edition_in_its_order_and_downloa
     with serving(top) as (url, answers):
         found = script(url, tmp_path / "home", EPOCH, classes=CLASSES, work=tmp_path / "work")
     pulled = open_edition(edition, None, CLASSES, tmp_path / "pulled")
-    indices = pulled.at(np.arange(len(pulled)))
+    indices = pulled.images_at(np.arange(len(pulled)))
     expected = [
         (image_hash(pulled.read(int(index))), soft.numpy().tobytes().hex())
         for index, soft in zip(indices, pulled.targets_of(indices)["probs"], strict=True)
@@ -132,9 +132,9 @@ def test_batches_and_weights_are_the_same_with_workers_from_any_step_and_interru
     assert found["second"].endswith(": another training is streaming there; wait for it or stop it")
 
 
-def student(labeled, *words, ref=REF):
+def student(labeled, *arguments, ref=REF):
     chosen = ["--epochs", 8, "--batch-size", 4, "--ratio", 2, "--image-size", 16, "--workers", 1, "--checkpoint-minutes", 0]
-    return ["train", "--labeled", labeled, "--pseudo", ref, "--model", "test_resnet", "--name", "student", *chosen, *words]
+    return ["train", "--labeled", labeled, "--pseudo", ref, "--model", "test_resnet", "--name", "student", *chosen, *arguments]
 
 
 def test_streamed_or_pulled_an_edition_trains_the_same_weights_and_each_finds_the_other(published, tmp_path):
@@ -155,7 +155,7 @@ def test_streamed_or_pulled_an_edition_trains_the_same_weights_and_each_finds_th
     assert streamed.request == pulled.request
     assert streamed.request.settings["order"] == "shards"
     assert streamed.request.inputs.edition.repo == REF
-    assert streamed.request.inputs.edition.revision == head(top, REPO, "gen-1.1")
+    assert streamed.request.inputs.edition.revision == resolve_commit(top, REPO, "gen-1.1")
     assert streamed.counts == pulled.counts
     assert (streamed.counts.pseudo_labeled, streamed.counts.entries) == (60, 120)
 

@@ -44,7 +44,7 @@ def published(tmp_path_factory):
     return top / "hub", labeled, weights(top / "store")
 
 
-def same(store, expected):
+def has_weights(store, expected):
     found = weights(store)
     return found.keys() == expected.keys() and all(torch.equal(found[name], one) for name, one in expected.items())
 
@@ -78,7 +78,7 @@ def test_killed_while_shards_come_the_same_command_goes_on_and_leaves_nothing(pu
         assert list(store.glob("runs/**/stream-*/.part.*"))
         done = nst(url, tmp_path / "home", *words(labeled, store))
     assert done.returncode == 0, done.stderr
-    assert same(store, expected)
+    assert has_weights(store, expected)
     assert not list(store.glob("**/.part.*"))
 
 
@@ -98,7 +98,7 @@ def test_cut_off_from_the_hub_training_ends_with_one_line_and_goes_on_later(publ
         faults.clear()
         done = nst(url, tmp_path / "home", *words(labeled, store))
     assert done.returncode == 0, done.stderr
-    assert same(store, expected)
+    assert has_weights(store, expected)
 
 
 def test_two_processes_share_the_shards_and_train_what_one_trains(published, tmp_path):

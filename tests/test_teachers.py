@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, write_pool
-from labels import RUN, SETTINGS, rows, write_teacher
+from labels import RUN, SETTINGS, table_rows, write_teacher
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -60,19 +60,19 @@ def pool(tmp_path):
     return write_pool(tmp_path / "pool", 3, 3)
 
 
-def labeled(store, pool, teacher, corpus="bugs", **settings):
+def label_pool(store, pool, teacher, corpus="bugs", **settings):
     return label(store, corpus, teacher, open_source(str(pool)), LabelSettings(**SETTINGS.model_dump() | settings), run=RUN)
 
 
 def probs(version):
-    return np.array([row["probs"] for row in rows(version)])
+    return np.array([row["probs"] for row in table_rows(version)])
 
 
 def test_a_teacher_in_transformers_format_labels_as_its_own_pipeline_does(store, pool, tmp_path):
     name = write_transformer(tmp_path / "vit", image_mean=[0.2, 0.5, 0.7], image_std=[0.3, 0.2, 0.5])
-    version = labeled(store, pool, name)
+    version = label_pool(store, pool, name)
     reference = pipeline("image-classification", model=str(tmp_path / "vit"), function_to_apply="softmax", top_k=3)
-    for row in rows(version):
+    for row in table_rows(version):
         scores = {one["label"]: one["score"] for one in reference(Image.open(pool / row["key"]))}
         assert row["probs"] == pytest.approx([scores[class_name] for class_name in NAMES], abs=2e-3)
         assert row["confidence"] == pytest.approx(max(scores.values()), abs=1e-5)
@@ -83,7 +83,7 @@ def test_a_teacher_in_transformers_format_labels_as_processor_and_network_do_by_
     name = write_transformer(tmp_path / "vit")
     processor = AutoImageProcessor.from_pretrained(tmp_path / "vit")
     network = AutoModelForImageClassification.from_pretrained(tmp_path / "vit").eval()
-    for row in rows(labeled(store, pool, name)):
+    for row in table_rows(label_pool(store, pool, name)):
         with torch.no_grad():
             logits = network(**processor(Image.open(pool / row["key"]).convert("RGB"), return_tensors="pt")).logits
         assert row["probs"] == pytest.approx(logits.softmax(dim=1)[0].tolist(), abs=1e-3)
@@ -91,7 +91,7 @@ def test_a_teacher_in_transformers_format_labels_as_processor_and_network_do_by_
 
 def test_a_teacher_in_timms_format_names_its_classes_and_its_weights(store, pool, tmp_path):
     name = write_teacher(tmp_path / "teacher", NAMES)
-    version = labeled(store, pool, name)
+    version = label_pool(store, pool, name)
     entry = version.manifest.request.inputs.teacher
     assert version.manifest.class_names == NAMES
     assert (entry.ref, entry.revision) == (name, None)
@@ -142,7 +142,7 @@ def test_a_copied_folder_in_transformers_format_is_the_same_teacher(store, tmp_p
 
 
 def test_classes_that_share_a_name_are_told_apart(store, pool, tmp_path):
-    version = labeled(store, pool, write_transformer(tmp_path / "vit", ["crane", "bee", "crane"]))
+    version = label_pool(store, pool, write_transformer(tmp_path / "vit", ["crane", "bee", "crane"]))
     assert version.manifest.class_names == ["crane (0)", "bee", "crane (2)"]
 
 
@@ -194,8 +194,8 @@ def test_an_ensemble_is_the_mean_of_its_members_probabilities_by_class_name(stor
     turned = ["cat", "ant", "bee"]
     names = [write_teacher(tmp_path / "first", NAMES, 1), write_teacher(tmp_path / "second", turned, 2, 32)]
     names.append(write_transformer(tmp_path / "vit"))
-    version = labeled(store, pool, names)
-    alone = [probs(labeled(store, pool, name, f"alone-{number}")) for number, name in enumerate(names)]
+    version = label_pool(store, pool, names)
+    alone = [probs(label_pool(store, pool, name, f"alone-{number}")) for number, name in enumerate(names)]
     alone[1] = alone[1][:, [turned.index(class_name) for class_name in NAMES]]
     np.testing.assert_allclose(probs(version), np.mean(alone, axis=0), atol=2e-3)
     assert version.manifest.class_names == NAMES
@@ -209,10 +209,10 @@ def test_an_ensemble_is_the_mean_of_its_members_probabilities_by_class_name(stor
 
 def test_a_temperature_divides_the_log_of_an_ensembles_mean(store, pool, tmp_path):
     names = [write_teacher(tmp_path / str(seed), NAMES, seed) for seed in (1, 2)]
-    mean = probs(labeled(store, pool, names))
+    mean = probs(label_pool(store, pool, names))
     softened = np.exp(np.log(mean) / 3)
     expected = softened / softened.sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(probs(labeled(store, pool, names, temperature=3.0)), expected, atol=2e-3)
+    np.testing.assert_allclose(probs(label_pool(store, pool, names, temperature=3.0)), expected, atol=2e-3)
 
 
 def test_an_ensemble_of_other_classes_is_refused_and_leaves_nothing(store, pool, tmp_path):
@@ -220,7 +220,7 @@ def test_an_ensemble_of_other_classes_is_refused_and_leaves_nothing(store, pool,
     with pytest.raises(
         NstError, match=r"teacher 2.*3 classes \(ant, bee, cat\), found 3 \(ant, bee, dog\).*label_names.*id2label.*config\.json"
     ):
-        labeled(store, pool, names)
+        label_pool(store, pool, names)
     assert store.unfinished() == []
 
 

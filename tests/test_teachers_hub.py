@@ -13,7 +13,7 @@ from conftest import write_pool
 from labels import write_teacher
 from safetensors.torch import save_file
 from test_teachers import NAMES, write_transformer
-from wording import tells
+from wording import mentions
 
 from nst_data.store.store import Store
 from nst_train.classifiers.teachers import load_classifier
@@ -64,8 +64,8 @@ def answers(tmp_path_factory):
         "later": hub.commit(place, "owner/vit", files_of(folders["old"]), kind),
         "timm": hub.commit(place, "timm/test_resnet.r160_in1k", {"model.safetensors": (top / "published.safetensors").read_bytes()}, kind),
     }
-    hub.name(place, "owner/net", "v1", commits["old"], kind)
-    hub.name(place, "owner/vit", "release/1", commits["vit"], kind)
+    hub.set_ref(place, "owner/net", "v1", commits["old"], kind)
+    hub.set_ref(place, "owner/vit", "release/1", commits["vit"], kind)
     hub.commit(place, "owner/pickles", {"config.json": b"{}", "pytorch_model.bin": b"pickle"}, kind)
     hub.commit(place, "owner/gated", files_of(folders["old"]), kind)
     (place / "models/owner/gated/gated").touch()
@@ -134,7 +134,7 @@ def test_a_timm_name_has_the_weights_that_timm_publishes(answers):
 def test_what_the_hub_refuses_is_one_line_that_says_what_to_do(answers, name, says):
     error = answers[0][name]["error"]
     assert error.startswith(f"{name}: ")
-    assert tells(error, says)
+    assert mentions(error, says)
     assert "\n" not in error
 
 

@@ -18,7 +18,7 @@ from nst_data.progress import Progress
 from nst_train.interruption import Interrupted
 from nst_train.settings import TrainSettings
 from nst_train.training.schedule import Schedule
-from nst_train.training.trackers import Trackers, check_trackers
+from nst_train.training.trackers import Trackers, resolve_trackers
 from nst_train.training.training_log import TrainingLog
 
 TENSORBOARD_X = """
@@ -43,7 +43,7 @@ class SummaryWriter:
 DIGEST = "0123456789abcdef" * 4
 
 
-class Said(Progress):
+class RecordingProgress(Progress):
     """What a person would read."""
 
     def __init__(self):
@@ -82,7 +82,7 @@ def test_trackers_get_the_numbers_of_the_log_at_its_steps(tmp_path):
         log = TrainingLog(tmp_path, Schedule.of(TrainSettings(model="x", epochs=1, batch_size=1), 40), 2, 0, {}, trackers)
         for step in range(1, 41):
             log.add(step, torch.tensor([1.0]), torch.tensor([2.0]))
-        log.validated(40, {"top1": 0.5, "nll": 0.25})
+        log.log_validation(40, {"top1": 0.5, "nll": 0.25})
     assert kept.finished
     assert [step for step, _ in kept.points] == [20, 40, 40]
     first, _, scores = (values for _, values in kept.points)
@@ -165,7 +165,7 @@ def resumed(name, runs, folder, said=None, begun=40):
 
 
 def test_a_reopened_run_of_mlflow_keeps_its_parameters(monkeypatch, tmp_path):
-    asked, said = [], Said()
+    asked, said = [], RecordingProgress()
     monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "mlflow", service("mlflow", asked))
     assert resumed("mlflow", {"run": "a", "mlflow": "kept"}, tmp_path, said).runs == {"run": "a", "mlflow": "kept"}
     assert [one.asked for one in asked] == [{"run_id": "kept"}]
@@ -173,7 +173,7 @@ def test_a_reopened_run_of_mlflow_keeps_its_parameters(monkeypatch, tmp_path):
 
 
 def test_a_run_of_mlflow_that_cannot_be_reopened_is_one_line_and_a_new_run(monkeypatch, tmp_path):
-    asked, said = [], Said()
+    asked, said = [], RecordingProgress()
     monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "mlflow", service("mlflow", asked))
     assert resumed("mlflow", {"run": "a", "mlflow": "gone"}, tmp_path, said).runs == {"run": "a", "mlflow": "new"}
     assert [one.asked for one in asked] == [{"run_id": "gone"}, {"run_name": "net@gen-0"}]
@@ -185,7 +185,7 @@ def test_a_run_of_mlflow_that_cannot_be_reopened_is_one_line_and_a_new_run(monke
 
 
 def test_a_run_of_weights_and_biases_that_was_deleted_is_one_line_and_a_new_run_for_it_alone(monkeypatch, tmp_path):
-    asked, said = [], Said()
+    asked, said = [], RecordingProgress()
     monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "wandb", service("wandb", asked))
     runs = resumed("wandb", {"run": "gone"}, tmp_path, said).runs
     assert runs["run"] == "gone"
@@ -231,7 +231,7 @@ class Unreachable(Kept):
 
 
 def test_an_unreachable_tracker_is_one_line_and_ends_nothing():
-    said, kept = Said(), Kept()
+    said, kept = RecordingProgress(), Kept()
 
     def stopped_training():
         with Trackers([Unreachable(), kept], progress=said) as trackers:
@@ -268,11 +268,11 @@ def test_a_tracker_that_waits_long_for_its_server_is_asked_less_often(monkeypatc
 
 def test_an_unknown_one_shows_those_that_there_are():
     with pytest.raises(UsageError, match=r"`tracker` wandbb:.*aim.*tensorboard.*wandb.*, or none"):
-        check_trackers(["wandbb"])
+        resolve_trackers(["wandbb"])
 
 
 def test_none_asks_for_none():
-    assert check_trackers(["none"]) == []
+    assert resolve_trackers(["none"]) == []
 
 
 TRAIN = """
@@ -358,9 +358,9 @@ def test_a_resumed_training_goes_on_in_its_runs_of_mlflow_and_trackio(tiny_store
     own = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}", "TRACKIO_DIR": str(tmp_path / "trackio")}
     settings = json.dumps(TINY | {"epochs": 20})
 
-    def python(script, *words):
+    def python(script, *arguments):
         done = subprocess.run(
-            [sys.executable, "-c", script, *words], env=os.environ | own, cwd=tmp_path, capture_output=True, text=True, timeout=300
+            [sys.executable, "-c", script, *arguments], env=os.environ | own, cwd=tmp_path, capture_output=True, text=True, timeout=300
         )
         assert done.returncode == 0, done.stderr
         return done.stdout

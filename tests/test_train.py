@@ -9,8 +9,8 @@ import torch
 from conftest import TINY, png, write_class_folders
 from safetensors.torch import load_file
 from timm.data import create_transform, resolve_model_data_config
-from watched import Ended, Said
-from wording import tells
+from watched import InterruptAfter, RecordingProgress
+from wording import mentions
 
 from nst_data.errors import NstError, UsageError
 from nst_data.images import decode
@@ -19,12 +19,12 @@ from nst_data.store.metrics import Metrics
 from nst_data.store.store import Store
 from nst_train.batches.batches import TrainingBatch
 from nst_train.classifiers.teachers import load_classifier
-from nst_train.evaluation.evaluate import evaluate, measure
+from nst_train.evaluation.evaluate import evaluate, measure_and_record
 from nst_train.networks.models import create_network
 from nst_train.seeds import seed_network
 from nst_train.settings import RunSettings, TrainSettings
 from nst_train.training.schedule import Schedule
-from nst_train.training.step import make_step
+from nst_train.training.step import create_step
 from nst_train.training.train import train
 
 CONFIG = {"input_size": (3, 16, 16), "mean": (0.5,) * 3, "std": (0.5,) * 3}
@@ -34,7 +34,7 @@ RUN = RunSettings(workers=0, decode_threads=1)
 def step_and_batch(**changes):
     settings = TrainSettings(**TINY | {"noise": {"operations": 0, "dropout": 0, "stochastic_depth": 0}} | changes)
     seed_network(0)
-    step = make_step(create_network(settings, 3), settings, Schedule.of(settings, 16), CONFIG, 3)
+    step = create_step(create_network(settings, 3), settings, Schedule.of(settings, 16), CONFIG, 3)
     images = torch.randint(0, 255, (6, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     return step, TrainingBatch(images, torch.tensor([0, 2]), {"probs": torch.tensor([[0.1, 0.2, 0.7]] * 4, dtype=torch.float16)})
 
@@ -125,7 +125,7 @@ def test_training_twice_gives_equal_weights_and_another_seed_other_ones(tiny_sto
 
 def test_a_training_that_is_there_says_so(tiny_store):
     store, labeled, _ = tiny_store
-    settings, said = TrainSettings(**TINY | {"seed": 77}), Said()
+    settings, said = TrainSettings(**TINY | {"seed": 77}), RecordingProgress()
     made = [train(store, "once", open_source(labeled, labeled=True), settings, run=RUN, progress=said).ref for _ in range(2)]
     assert made == ["once@gen-0", "once@gen-0"]
     assert [line for line in said.lines if "already exists" in line] == ["once@gen-0 already exists: same images, labels and settings"]
@@ -163,7 +163,7 @@ def test_the_averaged_weights_are_what_is_sealed(tiny_store):
 
 def test_a_student_smaller_than_its_teacher_gets_a_warning_with_both_sizes(tiny_store):
     store, labeled, pool = tiny_store
-    said = Said()
+    said = RecordingProgress()
     settings = TrainSettings(**TINY | {"model": "test_efficientnet", "epochs": 0.1})
     edition = store.open("tiny@gen-1.1")
     train(
@@ -188,9 +188,9 @@ def test_unreadable_labeled_images_are_left_out_and_said(tiny_store, tmp_path):
     copy = tmp_path / "labeled"
     shutil.copytree(labeled, copy)
     (copy / "bee" / "broken.png").write_text("no image")
-    said = Said()
+    said = RecordingProgress()
     version = train(store, "left-out", open_source(str(copy), labeled=True), TrainSettings(**TINY), run=RUN, progress=said)
-    assert any(tells(line, "skipped, unreadable: bee/broken.png: not an image …") for line in said.lines)
+    assert any(mentions(line, "skipped, unreadable: bee/broken.png: not an image …") for line in said.lines)
     assert (version.manifest.counts.labeled, version.manifest.counts.unreadable) == (12, 1)
 
 
@@ -201,7 +201,7 @@ def test_equal_bytes_in_two_classes_are_said_once_with_an_example(tiny_store, tm
     shutil.copy(first, copy / "ant" / "x.png")
     shutil.copy(first, copy / "cat" / "y.png")
     shutil.copy(second, copy / "bee" / "z.png")  # twice in one class
-    said = Said()
+    said = RecordingProgress()
     train(store, "twice", open_source(str(copy), labeled=True), TrainSettings(**TINY), run=RUN, progress=said)
     assert [line for line in said.lines if "same bytes" in line] == [
         f"warning: {copy}: 1 image stands in two or more classes with the same bytes, such as 'ant/x.png' of 'ant' "
@@ -216,7 +216,7 @@ def test_going_on_does_not_decode_all_labeled_images_again(tiny_store, monkeypat
         patched.setattr("nst_train.training.loop.Training.run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             train(store, "stopped", source, settings, run=RUN)
-    monkeypatch.setattr("nst_train.training.readable.unreadable", None)
+    monkeypatch.setattr("nst_train.training.readable.find_unreadable", None)
     assert train(store, "stopped", source, settings, run=RUN).manifest.counts.labeled == 12
 
 
@@ -268,9 +268,9 @@ def test_accuracy_equals_a_count_by_hand(tiny_store):
 def test_a_measurement_is_kept_and_not_made_twice(tiny_store, monkeypatch):
     store, labeled, _ = tiny_store
     teacher, source = store.open("tiny-teacher"), open_source(str(labeled), labeled=True)
-    first = measure(store, teacher, source, "train", RUN)
+    first = measure_and_record(store, teacher, source, "train", RUN)
     monkeypatch.setattr("nst_train.evaluation.evaluate.evaluate", None)
-    assert measure(store, teacher, source, "train", RUN) == first
+    assert measure_and_record(store, teacher, source, "train", RUN) == first
     assert Metrics.read(teacher.folder).model_dump()["train"] == first
     assert "**train**: top-1" in (teacher.folder / "README.md").read_text()
     assert teacher.verify() == []
@@ -315,7 +315,7 @@ def test_a_training_is_checkpointed_resumed_and_sealed_whatever_its_memory_order
     version = train(store, "sealed", source, settings, run=run)
     assert version.verify() == []
     with pytest.raises(KeyboardInterrupt):
-        train(store, "sealed-again", source, settings, run=run, progress=Ended(4))
+        train(store, "sealed-again", source, settings, run=run, progress=InterruptAfter(4))
     again = train(store, "sealed-again", source, settings, run=run)
     assert again.manifest.files["model.safetensors"] == version.manifest.files["model.safetensors"]
 
@@ -333,8 +333,8 @@ def test_the_order_in_memory_is_chosen_once_kept_over_a_resume_and_named_in_the_
     source, settings = open_source(str(labeled), labeled=True), TrainSettings(**TINY)
     once = RunSettings(workers=0, decode_threads=1, checkpoint_minutes=0)
     with pytest.raises(KeyboardInterrupt):
-        train(store, "ordered", source, settings, run=once, progress=Ended(0))
-    monkeypatch.setattr("nst_train.training.loop.settled_channels_last", lambda *_: False)  # a later nst, another rule
+        train(store, "ordered", source, settings, run=once, progress=InterruptAfter(0))
+    monkeypatch.setattr("nst_train.training.loop.resolve_channels_last", lambda *_: False)  # a later nst, another rule
     resumed = train(store, "ordered", source, settings, run=once)
     assert resumed.manifest.machine["channels_last"] is True
     changed = train(store, "unordered", source, settings.model_copy(update={"seed": 9}), run=once)
@@ -358,7 +358,7 @@ def test_slow_reads_are_said_before_training(tmp_path):
     start = pq.read_metadata(path).row_group(3).column(0).data_page_offset
     content[start : start + 36] = bytes(36)
     path.write_bytes(content)
-    said = Said()
+    said = RecordingProgress()
     train(Store(tmp_path / "store"), "slow", open_source(str(path), labeled=True), TrainSettings(**TINY), run=RUN, progress=said)
     (line,) = (line for line in said.lines if "reading single images is slow" in line)
     assert line.startswith(

@@ -59,7 +59,7 @@ def test_the_summary_has_a_row_per_epoch_and_scores_where_there_are_some(tmp_pat
     for step in range(1, 51):
         log.add(step, *losses(step))
         if step == 30:
-            log.validated(step, {"top1": 0.25, "nll": 1.5, "images": 4, "errors": 0})
+            log.log_validation(step, {"top1": 0.25, "nll": 1.5, "images": 4, "errors": 0})
         if step == 30 or log.is_row_due(step):
             log.write_row(step, 10.0 * step)
     assert log.note.endswith(", validation 25.0%")

@@ -40,12 +40,12 @@ from nst_train.labeling.label import label
 from nst_train.networks.model_config import check_config
 from nst_train.networks.models import create_network
 from nst_train.networks.network_noise import add_noise
-from nst_train.networks.outline import beside_settings, outline
-from nst_train.networks.transformers_networks import outline_of_kind
+from nst_train.networks.outline import create_outline, extra_settings
+from nst_train.networks.transformers_networks import create_outline_of_type
 from nst_train.noise_settings import Noise
 from nst_train.settings import LabelRunSettings, LabelSettings, RunSettings, TrainSettings
 from nst_train.training.train import train
-from nst_train.training.warm_start import start_from
+from nst_train.training.warm_start import load_start_weights
 from nst_train.transforms.preprocessing import decode_pixels
 
 RUN = RunSettings(workers=0, decode_threads=1)
@@ -187,7 +187,7 @@ def test_rare_networks_are_teachers_and_trained_to_be_teachers(tiny_store, tmp_p
 def test_one_with_a_rate_of_stochastic_depth_for_each_stage_refuses_one_for_all(tmp_path):
     settings = TrainSettings(model=rare(tmp_path, "cvt"), image_size=64, noise={"stochastic_depth": 0.1})
     content = json.loads((tmp_path / "config.json").read_text())
-    for make in (lambda: outline(settings, 3), lambda: outline_of_kind(content, settings, 3)):
+    for make in (lambda: create_outline(settings, 3), lambda: create_outline_of_type(content, settings, 3)):
         with pytest.raises(NstError, match=r"^local-dir:\S+: has a rate of stochastic depth for each stage, not one; set noise\.s\w+ to 0"):
             make()
 
@@ -195,7 +195,7 @@ def test_one_with_a_rate_of_stochastic_depth_for_each_stage_refuses_one_for_all(
 def test_one_whose_rate_of_stochastic_depth_is_a_whole_number_has_no_blocks_to_skip(tmp_path):
     settings = TrainSettings(model=rare(tmp_path, "levit"), image_size=64, noise={"stochastic_depth": 0.1})
     with pytest.raises(NstError, match=r"has no blocks that can be skipped; set noise\.stochastic_depth to 0"):
-        outline(settings, 3)
+        create_outline(settings, 3)
 
 
 def test_a_last_layer_is_made_anew_whatever_it_is_called(tmp_path):
@@ -218,7 +218,7 @@ def test_each_of_two_last_layers_is_zeroed_dropped_before_and_keeps_its_classes_
     heads = [network.network.cls_classifier, network.network.distillation_classifier]
     assert not any(weight.any() for head in heads for weight in head.parameters())
     seen = []
-    add_noise(network, Noise(dropout=0.5, stochastic_depth=0), Noise.none(), 5, 0).begin(0, range(2), ())
+    add_noise(network, Noise(dropout=0.5, stochastic_depth=0), Noise.none(), 5, 0).prepare_step(0, range(2), ())
     for head in heads:
         head.register_forward_pre_hook(lambda _, inputs: seen.append(int((inputs[0] == 0).sum())))
     network(torch.randn(2, 3, 16, 16))
@@ -227,7 +227,7 @@ def test_each_of_two_last_layers_is_zeroed_dropped_before_and_keeps_its_classes_
 
     start = settings.model_copy(update={"start": settings.model, "noise": Noise.none()})
     warm = create_network(start, 3)
-    start_from(warm, start, Store(tmp_path / "store"), ["class 2", "class 0", "class 1"], Progress())
+    load_start_weights(warm, start, Store(tmp_path / "store"), ["class 2", "class 0", "class 1"], Progress())
     stored = load_file(tmp_path / "net" / "model.safetensors")
     for name in ("cls_classifier.weight", "distillation_classifier.weight"):
         assert torch.equal(warm.network.state_dict()[name], stored[name][[2, 0, 1]])
@@ -278,4 +278,4 @@ def test_a_mobilenet_of_transformers_has_no_dropout_but_that_of_noise(tmp_path):
     MobileNetV1ForImageClassification(config).save_pretrained(tmp_path)
     settings = TrainSettings(model=f"local-dir:{tmp_path}", noise={"stochastic_depth": 0})
     assert create_network(settings, 3).network.dropout.p == 0
-    assert beside_settings(settings, 3) == {"network_noise": "as asked"}  # what an earlier nst trained so is another training
+    assert extra_settings(settings, 3) == {"network_noise": "as asked"}  # what an earlier nst trained so is another training

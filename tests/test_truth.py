@@ -33,7 +33,7 @@ def folder_keys():
 
 
 def found(truth):
-    return dict(truth.table.sort(truth.by).iter_rows())
+    return dict(truth.table.sort(truth.join_column).iter_rows())
 
 
 def write_labels(path, columns, names=None):
@@ -61,32 +61,32 @@ def test_the_same_keys_over_the_same_bytes_are_joined_by_key(store, tmp_path):
     write_class_folders(tmp_path / "truth", NAMES, 2)
     progress = Counting()
     truth = read_truth(str(tmp_path / "truth"), seal_pool(store, folder_keys()), store, progress=progress)
-    assert (truth.by, truth.rows, progress.totals) == ("key", 6, [])
+    assert (truth.join_column, truth.rows, progress.totals) == ("key", 6, [])
     assert found(truth) == {key: label for key, (label, _) in zip(folder_keys(), IMAGES, strict=True)}
 
 
 def test_a_truth_about_some_of_the_images_is_joined_by_key(store, tmp_path):
     write_class_folders(tmp_path / "truth", NAMES, 1)
-    assert read_truth(str(tmp_path / "truth"), seal_pool(store, folder_keys()), store).by == "key"
+    assert read_truth(str(tmp_path / "truth"), seal_pool(store, folder_keys()), store).join_column == "key"
 
 
 def test_a_truth_about_more_than_the_images_is_joined_by_key(store, tmp_path):
     write_class_folders(tmp_path / "truth", NAMES, 4)
-    assert read_truth(str(tmp_path / "truth"), seal_pool(store, folder_keys()), store).by == "key"
+    assert read_truth(str(tmp_path / "truth"), seal_pool(store, folder_keys()), store).join_column == "key"
 
 
 def test_another_layout_is_joined_by_the_bytes(store, tmp_path):
     write_class_folders(tmp_path / "truth", NAMES, 3)
     generation, progress = seal_pool(store, [f"{row}.png" for row in range(6)]), Counting()
     truth = read_truth(str(tmp_path / "truth"), generation, store, progress=progress)
-    assert (truth.by, truth.rows, truth.table.height, progress.totals) == ("image_hash", 9, 9, [9])
+    assert (truth.join_column, truth.rows, truth.table.height, progress.totals) == ("image_hash", 9, 9, [9])
     hashes = {label_row(0, png(*image), 0, 0)["image_hash"]: image[0] for image in IMAGES}
     assert {key: found(truth)[key] for key in hashes} == hashes
 
 
 def test_the_same_keys_over_other_bytes_are_joined_by_the_bytes(store, tmp_path):
     write_class_folders(tmp_path / "truth", NAMES, 2)
-    assert read_truth(str(tmp_path / "truth"), seal_pool(store, folder_keys()[::-1]), store).by == "image_hash"
+    assert read_truth(str(tmp_path / "truth"), seal_pool(store, folder_keys()[::-1]), store).join_column == "image_hash"
 
 
 def test_an_image_under_several_classes_is_left_out_and_counted(store, tmp_path):
@@ -103,13 +103,13 @@ def test_an_image_that_cannot_be_read_is_counted(store, tmp_path):
     image = pa.array(rows, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
     pq.write_table(pa.table({"image": image, "label": [NAMES[label] for label, _ in IMAGES]}), tmp_path / "truth.parquet")
     truth = read_truth(str(tmp_path / "truth.parquet"), seal_pool(store, [f"{row}.png" for row in range(6)]), store)
-    assert (truth.by, truth.unreadable, truth.table.height) == ("image_hash", 1, 5)
+    assert (truth.join_column, truth.unreadable, truth.table.height) == ("image_hash", 1, 5)
 
 
 def test_labels_alone_are_joined_row_by_row(store, tmp_path):
     path = write_labels(tmp_path / "truth.parquet", {"label": [2, 1, 0]}, names=["cat", "bee", "ant"])
     truth = read_truth(path, seal_pool(store, ["a", "b", "c"]), store)
-    assert (truth.by, found(truth)) == ("id", {0: 0, 1: 1, 2: 2})
+    assert (truth.join_column, found(truth)) == ("id", {0: 0, 1: 1, 2: 2})
 
 
 def test_labels_alone_in_several_files_follow_the_order_of_their_names(store, tmp_path):
@@ -152,7 +152,7 @@ def test_labels_alone_with_a_column_to_join_by_need_no_order(store, tmp_path, by
     rows = [label_row(0, png(*image), 0, 0.5, key=key) for image, key in zip(IMAGES, ["a", "b", "c"], strict=False)]
     path = write_labels(tmp_path / "truth.parquet", {by: [rows[2][by], rows[0][by], "elsewhere"], "label": ["cat", "bee", "ant"]})
     truth = read_truth(path, generation, store)
-    assert (truth.by, found(truth)) == (by, {rows[2][by]: 2, rows[0][by]: 1, "elsewhere": 0})
+    assert (truth.join_column, found(truth)) == (by, {rows[2][by]: 2, rows[0][by]: 1, "elsewhere": 0})
 
 
 def test_integer_labels_without_names_take_them_from_a_file(store, tmp_path):

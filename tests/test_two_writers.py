@@ -20,13 +20,13 @@ pytestmark = pytest.mark.slow
 NST = [sys.executable, "-c", "from nst_cli.main import run; run()"]
 
 
-def nst(*words):
-    return subprocess.run([*NST, *map(str, words)], capture_output=True, text=True, timeout=300)
+def nst(*arguments):
+    return subprocess.run([*NST, *map(str, arguments)], capture_output=True, text=True, timeout=300)
 
 
-def begin(store, *words, until):
+def start_until(store, *arguments, until):
     """Start a command and stop it (it lives on) once there is a file."""
-    process = subprocess.Popen([*NST, *map(str, words)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen([*NST, *map(str, arguments)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 120
     while not any(store.glob(until)):
         assert process.poll() is None
@@ -40,7 +40,7 @@ def test_the_second_of_two_trainings_is_told_and_a_killed_one_is_gone_on_with(tm
     labeled, store = write_class_folders(tmp_path / "labeled", ["ant", "bee", "cat"], 4), tmp_path / "store"
     tiny = ["--model", "test_resnet", "--image-size", 16, "--batch-size", 4, "--epochs", 8, "--workers", 0, "--tracker", "none"]
     train = ["train", "--labeled", labeled, "--name", "twice", *tiny, "--checkpoint-minutes", 0, "--store", store]
-    first = begin(store, *train, until="runs/teachers/twice/gen-0/work/checkpoints/step-*")
+    first = start_until(store, *train, until="runs/teachers/twice/gen-0/work/checkpoints/step-*")
     try:
         second, remove = nst(*train), nst("remove", "twice@gen-0", "--store", store)
         for refused in (second, remove):

@@ -8,25 +8,25 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from conftest import TINY, picture, write_class_folders, write_pool
-from labels import RUN, SETTINGS, rows, write_teacher
+from labels import RUN, SETTINGS, table_rows, write_teacher
 from nst_cli.main import app
 from pictures import png, write_table
 from PIL import Image
 from sealed_labels import label_row, seal_generation
 from test_adopt import Counting
-from test_label_resumed import Told
+from test_label_resumed import CountingProgress
 from typer.testing import CliRunner
-from wording import tells
+from wording import mentions
 
 from nst_data.adoption import adopt
 from nst_data.errors import NstError
 from nst_data.selection.editions import balance
 from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
-from nst_data.sources.corrected import Corrected, Found
-from nst_data.sources.unreadable import check_readable, lost_classes, phrase
+from nst_data.sources.corrected import AddedImages, CorrectedSource
+from nst_data.sources.unreadable import check_readable, describe_lost_classes, lost_classes
 from nst_data.store.store import Store
-from nst_train.evaluation.evaluate import measure
+from nst_train.evaluation.evaluate import measure_and_record
 from nst_train.labeling.label import extend, label, label_like
 from nst_train.settings import ReadSettings, RunSettings, TrainSettings
 from nst_train.training import readable
@@ -89,23 +89,25 @@ def test_a_pool_that_is_not_there_is_labeled_once_it_is_back(store, teacher, tmp
     for _ in range(2):
         done = nst(command)
         assert done.exit_code == 1
-        assert tells(done.stderr, "10 of its image files are missing or empty, the first: …images/0-100.png")
-        assert tells(done.stderr, "none of its 10 images could be read; the first is 'pool.parquet:0', which is empty or missing; restore")
+        assert mentions(done.stderr, "10 of its image files are missing or empty, the first: …images/0-100.png")
+        assert mentions(
+            done.stderr, "none of its 10 images could be read; the first is 'pool.parquet:0', which is empty or missing; restore"
+        )
     assert store.versions() == []
     (tmp_path / "away").rename(folder)
     assert nst(command).exit_code == 0
-    assert [row["id"] for row in rows(store.open("bugs"))] == list(range(10))
-    assert rows(store.open("bugs"), "errors") == []
+    assert [row["id"] for row in table_rows(store.open("bugs"))] == list(range(10))
+    assert table_rows(store.open("bugs"), "errors") == []
 
 
 def nst(words):
     result = CliRunner().invoke(app, [str(word) for word in words])
     if result.exception and not isinstance(result.exception, SystemExit | NstError):
         raise result.exception
-    return _Done(result.exit_code, result.output + str(result.exception or ""))
+    return _CommandResult(result.exit_code, result.output + str(result.exception or ""))
 
 
-class _Done:
+class _CommandResult:
     def __init__(self, exit_code, stderr):
         self.exit_code, self.stderr = exit_code, stderr
 
@@ -121,7 +123,7 @@ def test_what_an_earlier_run_could_not_read_is_read_again_and_the_share_is_no_se
         label(store, "bugs", teacher, open_source(str(pool)), SETTINGS, run=RUN)
     for path, content in kept.items():
         path.write_bytes(content)
-    said = Told()
+    said = CountingProgress()
     version = label(store, "bugs", teacher, open_source(str(pool)), SETTINGS, run=RUN, progress=said)
     assert any("6 previously unreadable images are readable now" in line for line in said.lines)
     assert version.manifest.files == whole.manifest.files
@@ -136,7 +138,7 @@ def test_the_user_may_take_them_as_they_are(store, teacher, tmp_path):
     run = RUN.model_copy(update={"max_unreadable": 0.7})
     version = label(store, "bugs", teacher, open_source(str(pool)), SETTINGS, run=run)
     assert (version.manifest.counts.labeled, version.manifest.counts.errors) == (1, 2)
-    said, again = Told(), run.model_copy(update={"retry_errors": True})
+    said, again = CountingProgress(), run.model_copy(update={"retry_errors": True})
     label(store, "bugs", teacher, open_source(str(pool)), SETTINGS, run=again, progress=said)
     says = "2 unreadable images are missing from it: `retry_errors` does nothing to a sealed version; once they can be read, `store.remove("
     assert any(says in line for line in said.lines)
@@ -154,7 +156,7 @@ def test_the_user_may_take_them_as_they_are(store, teacher, tmp_path):
 def test_one_unreadable_image_is_said_in_the_singular(store, teacher, tmp_path):
     pool = write_pool(tmp_path / "pool", 1, 3)
     min(pool.iterdir()).write_bytes(b"text")
-    run, said = RUN.model_copy(update={"max_unreadable": 0.7}), Told()
+    run, said = RUN.model_copy(update={"max_unreadable": 0.7}), CountingProgress()
     for _ in range(2):
         label(store, "one", teacher, open_source(str(pool)), SETTINGS, run=run, progress=said)
     advice = "1 unreadable image is missing from it: once it can be read, `store.remove('one@gen-1')` and rerun to label it"
@@ -257,10 +259,10 @@ def test_classes_without_images_are_said_and_counted(store, tmp_path):
     labeled = write_class_folders(tmp_path / "labeled", NAMES, 2)
     (labeled / "dog").mkdir()
     (labeled / "dog" / "0.heic").write_bytes(b"")
-    said = Told()
+    said = CountingProgress()
     version = train(store, "t", open_source(str(labeled), labeled=True), TRAINED, run=TRAIN_RUN, progress=said)
-    assert any(tells(line, f"{labeled}: 1 folder without images …: dog") for line in said.lines)
-    assert any(tells(line, f"{labeled}: skipped 1 file: 1 .heic; … .jpg or .png") for line in said.lines)
+    assert any(mentions(line, f"{labeled}: 1 folder without images …: dog") for line in said.lines)
+    assert any(mentions(line, f"{labeled}: skipped 1 file: 1 .heic; … .jpg or .png") for line in said.lines)
     assert version.manifest.counts.classes_without_images == ["dog"]
     assert version.manifest.request.inputs.labeled.skipped == {".heic": 1}
 
@@ -287,14 +289,14 @@ def test_unreadable_images_are_found_before_any_step_of_a_training(store, tmp_pa
 
 @pytest.mark.parametrize(("many", "done"), [(12, 12), (13, None)])
 def test_the_check_of_many_labeled_images_shows_how_far_it_is(store, tmp_path, monkeypatch, many, done):
-    monkeypatch.setattr(readable, "_MANY", many)
+    monkeypatch.setattr(readable, "_MIN_IMAGES_FOR_PROGRESS", many)
     labeled, shown = write_class_folders(tmp_path / "labeled", NAMES, 4), Counting()
     train(store, "t", open_source(str(labeled), labeled=True), TRAINED, run=TRAIN_RUN, progress=shown)
     assert shown.done.get("check") == done
 
 
 def test_labeled_images_that_could_all_be_decoded_are_not_decoded_again_before_the_next_training(store, tmp_path, monkeypatch):
-    monkeypatch.setattr(readable, "_MANY", 1)
+    monkeypatch.setattr(readable, "_MIN_IMAGES_FOR_PROGRESS", 1)
     labeled = write_class_folders(tmp_path / "labeled", NAMES, 4)
     shutil.copy(labeled / "ant" / "000.png", labeled / "bee" / "same.png")
 
@@ -322,7 +324,7 @@ def test_labeled_images_that_could_all_be_decoded_are_not_decoded_again_before_t
 
 
 def decoded_name(source, store):
-    return readable._Decoded.of(store.indexes, source).name
+    return readable._CachedHashes.for_source(store.indexes, source).name
 
 
 def test_that_images_could_be_decoded_is_known_of_these_files_and_packages_alone(store, tmp_path, monkeypatch):
@@ -347,8 +349,8 @@ def test_images_of_a_local_pool_beside_those_of_a_commit_have_stamps(store, tmp_
     labeled = open_source(str(write_class_folders(tmp_path / "labeled", NAMES, 1)), labeled=True)
     labeled.pin("a" * 40)
     pool = write_pool(tmp_path / "pool", 1, 2)
-    found = Found(open_source(str(pool)), np.array([0, 1]), np.array([0, 1]), ["0" * 32, "1" * 32])
-    both, alone = (Corrected(labeled, labeled.labels, [], more) for more in (found, None))
+    found = AddedImages(open_source(str(pool)), np.array([0, 1]), np.array([0, 1]), ["0" * 32, "1" * 32])
+    both, alone = (CorrectedSource(labeled, labeled.labels, [], more) for more in (found, None))
     assert (len(both.stamps()), len(list(both.files())), len(alone.stamps())) == (2, 2, 0)
     before = decoded_name(both, store)
     next(pool.iterdir()).unlink()
@@ -363,7 +365,7 @@ def test_an_evaluation_on_few_readable_images_is_refused(store, teacher, tmp_pat
     command = ["evaluate", teacher, "--data", test, "--store", store.root]
     done = nst(command)
     assert done.exit_code == 1
-    assert tells(done.stderr, "test: 4 of its 6 images (67%) …")
+    assert mentions(done.stderr, "test: 4 of its 6 images (67%) …")
     assert nst([*command, "--max-unreadable", "0.7"]).exit_code == 0
 
 
@@ -376,12 +378,12 @@ def test_a_wrong_pool_is_refused_by_a_sample(tmp_path):
     source.rows = lambda wanted, rows=source.rows: (read.append(row.id) or row for row in rows(wanted))
     hashes = [pa.array([f"{index:032x}" for index in range(300)])]
     with pytest.raises(NstError, match=r"wrong:.*none of 64 sampled images.*300.*`pool`"):
-        source.check_holds_some(lambda: hashes, 300)
+        source.check_shares_images(lambda: hashes, 300)
     assert len(np.unique(read)) == 64
     from nst_data.images import image_hash
 
     hashes.append(pa.array([image_hash(b"other %d" % read[-1])]))
-    source.check_holds_some(lambda: hashes, 300)
+    source.check_shares_images(lambda: hashes, 300)
 
 
 def test_a_class_of_which_no_image_can_be_read_is_named_in_validation_and_evaluation(store, tmp_path):
@@ -390,21 +392,21 @@ def test_a_class_of_which_no_image_can_be_read_is_named_in_validation_and_evalua
         path.write_bytes(b"text")
     labeled, scored = (open_source(str(folder), labeled=True) for folder in folders)
     for act in ("validation", "evaluation"):
-        said = Told()
+        said = CountingProgress()
         if act == "validation":
             teacher = train(store, "t", labeled, TRAINED, validation=scored, run=TRAIN_RUN, progress=said)
         else:
-            result = measure(store, teacher, scored, "scored", ReadSettings(decode_threads=1), said)
+            result = measure_and_record(store, teacher, scored, "scored", ReadSettings(decode_threads=1), said)
             assert (result["classes_not_read"], result["errors"]) == ({"bee": 2}, 2)
-        assert any(tells(line, f"{scored.location}: none of the 2 images of class 'bee' …") for line in said.lines)
+        assert any(mentions(line, f"{scored.location}: none of the 2 images of class 'bee' …") for line in said.lines)
 
 
 def test_a_class_is_lost_where_no_image_of_it_is_left():
     labels = np.array([0, 0, 1, 1, 2])
     assert lost_classes(labels, ["ant", "bee", "cat", "none"], np.array([0, 2, 3])) == {"bee": 2}
     assert lost_classes(labels, NAMES, np.array([], np.int64)) == {}
-    assert phrase({"bee": 1}) == "no image of class 'bee' can be read"
-    assert phrase({"bee": 1, "cat": 2}) == "no image of 2 classes can be read: 'bee', 'cat'"
+    assert describe_lost_classes({"bee": 1}) == "no image of class 'bee' can be read"
+    assert describe_lost_classes({"bee": 1, "cat": 2}) == "no image of 2 classes can be read: 'bee', 'cat'"
 
 
 def test_an_image_too_elongated_to_be_labeled_is_trained_on_only_where_random_crops_are_taken(store, tmp_path):

@@ -9,19 +9,19 @@ from nst_cli.main import app
 from safetensors.torch import load_file
 from test_interruption import SignalAt
 from typer.testing import CliRunner
-from watched import Said
-from wording import tells
+from watched import RecordingProgress
+from wording import mentions
 
 from nst_data.errors import NstError
 from nst_data.sources import open_source
 from nst_data.store.metrics import Metrics
 from nst_data.store.store import Store
-from nst_train.evaluation.evaluate import evaluate, measure
+from nst_train.evaluation.evaluate import evaluate, measure_and_record
 from nst_train.interruption import Interrupted
 from nst_train.settings import RunSettings, TrainSettings
 from nst_train.training.schedule import Schedule
 from nst_train.training.train import train
-from nst_train.training.validation import sensible_epochs
+from nst_train.training.validation import default_interval_epochs
 
 CLASSES = ["ant", "bee", "cat"]
 RUN = RunSettings(workers=0, decode_threads=1)
@@ -108,7 +108,7 @@ def test_the_best_score_is_marked_in_metrics_card_and_summary(ruined):
 def test_measuring_it_again_finds_what_training_found(ruined):
     store, version, validation = ruined
     recorded = Metrics.read(version.folder).model_dump()["validation"]
-    assert measure(store, version, validation, "validation", RUN) == recorded
+    assert measure_and_record(store, version, validation, "validation", RUN) == recorded
     found = evaluate(store, version, validation, run=RUN)
     assert {name: found[name] for name in ("top1", "images", "errors")} == {name: recorded[name] for name in ("top1", "images", "errors")}
     assert found["nll"] == pytest.approx(recorded["nll"], rel=1e-6)  # summed in another order
@@ -129,7 +129,7 @@ def test_without_validation_the_last_averaged_weights_are_the_result_whatever_th
 
 def test_validation_images_that_are_trained_on_are_said(tmp_path):
     labeled, validation = sources(tmp_path)
-    said, store = Said(), Store(tmp_path / "store")
+    said, store = RecordingProgress(), Store(tmp_path / "store")
     train(store, "clean", labeled, TrainSettings(**TINY), run=RUN, validation=validation, progress=said)
     assert not any("validation images" in line for line in said.lines)
     for path in sorted((tmp_path / "labeled").rglob("*.png"))[:4]:
@@ -137,7 +137,7 @@ def test_validation_images_that_are_trained_on_are_said(tmp_path):
     mixed = open_source(str(tmp_path / "validation"), labeled=True)
     train(store, "leak", labeled, TrainSettings(**TINY), run=RUN, validation=mixed, progress=said)
     (line,) = (line for line in said.lines if "validation images" in line)
-    assert tells(line, f"warning: {mixed.location}: 4 of 22 validation images are among the labeled ones, …; use others")
+    assert mentions(line, f"warning: {mixed.location}: 4 of 22 validation images are among the labeled ones, …; use others")
 
 
 def test_validation_disturbs_no_step(tiny_store, tmp_path):
@@ -200,7 +200,7 @@ def test_validation_leaves_the_threads_of_training_as_they_were(tiny_store, tmp_
     ("images", "per_epoch", "epochs"), [(50_000, 1_281_167 * 2, 1), (100, 1000, 1), (101, 1000, 2), (10_000, 1000, 100)]
 )
 def test_ten_images_are_trained_on_for_each_that_is_scored(images, per_epoch, epochs):
-    assert sensible_epochs(images, per_epoch) == epochs
+    assert default_interval_epochs(images, per_epoch) == epochs
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_an_interval_without_validation_images_is_wrong_use(tiny_store):
     words = ["train", "--labeled", labeled, "--name", "x", "--model", "test_resnet", "--validate-every", "2", "--store", store.root]
     result = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
     assert result.exit_code == 2
-    assert tells(result.stderr, "--validate-every …; add … --validation SOURCE")
+    assert mentions(result.stderr, "--validate-every …; add … --validation SOURCE")
 
 
 def test_the_command_says_which_step_the_weights_are_of(tmp_path):

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, write_class_folders
-from wording import tells
+from wording import mentions
 
 from nst_data.errors import NstError
 from nst_data.sources import Source, open_source
 from nst_data.store.store import Store
-from nst_train.batches.batches import batches_ahead, training_batches, without
+from nst_train.batches.batches import choose_prefetch_factor, readable_images, training_batches
 from nst_train.interruption import Interrupted, StopRequests
 from nst_train.settings import RunSettings, TrainSettings
 from nst_train.training.train import train
@@ -30,7 +30,7 @@ PIXELS = np.zeros((16, 16, 3), np.uint8)
 
 def batches(folder, transform, workers=1):
     """Steps over 12 labeled images whose transform is given."""
-    labeled = without(open_source(str(write_class_folders(folder / "labeled", ["ant", "bee", "cat"], 4)), labeled=True), {})
+    labeled = readable_images(open_source(str(write_class_folders(folder / "labeled", ["ant", "bee", "cat"], 4)), labeled=True), {})
     return training_batches(TrainSettings(**TINY), labeled, None, {"labeled": transform}, range(8), workers)
 
 
@@ -69,7 +69,7 @@ def test_a_worker_without_memory_is_one_line(tmp_path, cause, left):
 
 
 def test_workers_that_are_stopped_share_the_seconds_that_ending_takes(tmp_path, monkeypatch):
-    monkeypatch.setattr("nst_train.batches.batches._ENDING_SECONDS", 0.2)
+    monkeypatch.setattr("nst_train.batches.batches._SHUTDOWN_SECONDS", 0.2)
     items = batches(tmp_path, lambda encoded, seed: PIXELS, workers=2)
     next(items)
     workers = multiprocessing.active_children()
@@ -95,7 +95,7 @@ def test_a_worker_that_hangs_is_ended_with_the_training(tmp_path):
     with closing(batches(tmp_path, transform)) as items, StopRequests() as stops:
         signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGTERM))
         signal.setitimer(signal.ITIMER_REAL, 1.0)
-        with pytest.raises(Interrupted, match="by SIGTERM"), stops.waiting():
+        with pytest.raises(Interrupted, match="by SIGTERM"), stops.interruptible():
             next(items)
     assert time.monotonic() - since < 30
     with pytest.raises(ProcessLookupError):
@@ -103,12 +103,12 @@ def test_a_worker_that_hangs_is_ended_with_the_training(tmp_path):
 
 
 def test_of_several_processes_one_waits_some_seconds_for_the_others_to_agree(monkeypatch):
-    monkeypatch.setattr("nst_train.interruption.LONGEST_WAIT_SECONDS", 0.05)
+    monkeypatch.setattr("nst_train.interruption.MAX_WAIT_SECONDS", 0.05)
     with StopRequests(lambda own: own) as stops:
         signal.raise_signal(signal.SIGTERM)
-        with pytest.raises(Interrupted, match="by SIGTERM"), stops.waiting():
+        with pytest.raises(Interrupted, match="by SIGTERM"), stops.interruptible():
             time.sleep(10)
-        with stops.waiting():  # what comes in time is no longer counted
+        with stops.interruptible():  # what comes in time is no longer counted
             pass
         time.sleep(0.1)
 
@@ -151,31 +151,31 @@ def test_a_signal_while_a_batch_does_not_come_writes_a_checkpoint_and_ends(tmp_p
 
 def test_batches_that_do_not_fit_are_refused_before_any_work():
     with pytest.raises(NstError, match=r"1,000,000,000 images of 224 px.*[\d,.]+ GB.*`batch_size`"):
-        batches_ahead(10**9, 224, workers=0)
+        choose_prefetch_factor(10**9, 224, workers=0)
     free = shutil.disk_usage("/dev/shm").free
     held = 3 * 3 * 224**2  # bytes of one image in a batch of each of two workers and in the one in use
     images = free // held + 10
     with pytest.raises(NstError, match=r"shared memory \(/dev/shm\).*`workers` 0.*`docker run --shm-size`"):
-        batches_ahead(images, 224, workers=2)
-    batches_ahead(images, 224, workers=0)
-    batches_ahead(images // 2, 224, workers=2)
+        choose_prefetch_factor(images, 224, workers=2)
+    choose_prefetch_factor(images, 224, workers=0)
+    choose_prefetch_factor(images // 2, 224, workers=2)
     with pytest.raises(NstError, match="too small"):
-        batches_ahead(images // 2 + 10, 224, workers=2, processes_here=2)
+        choose_prefetch_factor(images // 2 + 10, 224, workers=2, local_processes=2)
 
 
 def test_workers_hold_fewer_batches_ready_where_shared_memory_has_not_the_room_for_four(monkeypatch):
     batch = 12 * 3 * 16**2
     for room, expected in ((9 * batch, 4), (9 * batch - 1, 2), (5 * batch, 2), (5 * batch - 1, 1), (3 * batch, 1)):
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=room: SimpleNamespace(free=free))
-        assert batches_ahead(12, 16, workers=2) == expected, room
+        assert choose_prefetch_factor(12, 16, workers=2) == expected, room
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=3 * batch - 1))
     with pytest.raises(NstError, match=r"too small: 2 workers need 0\.00 GB"):
-        batches_ahead(12, 16, workers=2)
+        choose_prefetch_factor(12, 16, workers=2)
 
 
 @pytest.mark.parametrize("ahead", [1, 2])
 def test_how_many_batches_a_worker_holds_ready_is_no_more_than_asked_and_changes_none(tmp_path, ahead):
-    labeled = without(open_source(str(write_class_folders(tmp_path / "labeled", ["ant", "bee", "cat"], 4)), labeled=True), {})
+    labeled = readable_images(open_source(str(write_class_folders(tmp_path / "labeled", ["ant", "bee", "cat"], 4)), labeled=True), {})
     made = multiprocessing.get_context("fork").Value("i", 0)
 
     def transform(encoded, seed):
@@ -186,7 +186,7 @@ def test_how_many_batches_a_worker_holds_ready_is_no_more_than_asked_and_changes
     settings = TrainSettings(**TINY)
     alone = list(training_batches(settings, labeled, None, {"labeled": transform}, range(8), 0))
     made.value = 0
-    with closing(training_batches(settings, labeled, None, {"labeled": transform}, range(8), 1, ahead=ahead)) as items:
+    with closing(training_batches(settings, labeled, None, {"labeled": transform}, range(8), 1, prefetch_factor=ahead)) as items:
         first = next(items)
         time.sleep(0.5)
         assert made.value <= TINY["batch_size"] * (1 + ahead)
@@ -210,7 +210,7 @@ def test_where_shared_memory_is_small_training_is_one_line_and_leaves_nothing(tm
     done = with_room(8, *train)  # a batch has 3.1 MB: of each of two workers, and the one in use
     assert done.returncode == 1, done.stderr
     (line,) = done.stderr.splitlines()
-    assert tells(line, "--workers 0, … --batch-size …, … `docker run --shm-size`")
+    assert mentions(line, "--workers 0, … --batch-size …, … `docker run --shm-size`")
     assert Store(tmp_path / "store").unfinished() == []
     done = with_room(16, *train, "--workers", "2", "--epochs", "1")  # one batch of each worker has room, not four
     assert done.returncode == 0, done.stderr

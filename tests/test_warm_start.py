@@ -5,8 +5,8 @@ import torch
 from conftest import TINY, write_class_folders, write_pool, write_tiny_recipe
 from safetensors.torch import load_file
 from torch import nn
-from watched import Said
-from wording import tells
+from watched import RecordingProgress
+from wording import mentions
 
 from nst_data.errors import NstError
 from nst_data.sources import open_source
@@ -18,7 +18,7 @@ from nst_train.noisy_student import self_training
 from nst_train.recipes.reading import load_recipe
 from nst_train.settings import RunSettings, TrainSettings
 from nst_train.training.train import train
-from nst_train.training.warm_start import start_from
+from nst_train.training.warm_start import load_start_weights
 
 RUN = RunSettings(workers=0, decode_threads=1)
 NO_STEP = {"learning_rate": 1e-30, "epochs": 0.1, "ema_decay": 0.0, "weight_decay": 0.0}
@@ -81,16 +81,16 @@ def test_classes_in_another_order_are_refused_where_more_than_the_last_layer_kno
     store, labeled = Store(tmp_path / "store"), write_class_folders(tmp_path / "labeled", ["ant", "bee"], 2)
     train(store, "two", open_source(str(labeled), labeled=True), TrainSettings(**plain), run=RUN)
     settings = TrainSettings(**plain, start="two@gen-0")
-    start_from(create_network(settings, 2), settings, store, ["ant", "bee"], Said())
+    load_start_weights(create_network(settings, 2), settings, store, ["ant", "bee"], RecordingProgress())
     with pytest.raises(NstError, match=r"start two@gen-0: has the classes in another order.*own_auxiliary.*another `model`"):
-        start_from(create_network(settings, 2), settings, store, ["bee", "ant"], Said())
+        load_start_weights(create_network(settings, 2), settings, store, ["bee", "ant"], RecordingProgress())
 
 
 def test_other_classes_start_the_last_layer_anew_and_that_is_said(tiny_store, tmp_path):
     store, _, _ = tiny_store
-    said = Said()
+    said = RecordingProgress()
     warm = started(store, write_class_folders(tmp_path / "labeled", ["one", "two"], 4), said)
-    assert any(tells(line, "tiny-teacher@gen-0 … other classes: the last layer … scratch") for line in said.lines)
+    assert any(mentions(line, "tiny-teacher@gen-0 … other classes: the last layer … scratch") for line in said.lines)
     teacher = weights_of(store.open("tiny-teacher@gen-0"))
     assert weights_of(warm)["fc.weight"].shape == (2, 96)
     torch.testing.assert_close(weights_of(warm)["conv1.0.weight"], teacher["conv1.0.weight"])
@@ -113,14 +113,14 @@ def test_images_that_are_normalized_otherwise_than_the_start_knows_them_are_said
     for name, its_mean in (("own_start", 0.4465), ("own_next", mean)):
         register_network(name, lambda classes: nn.Sequential(nn.Flatten(), nn.Linear(768, classes)), image_size=16, mean=(its_mean,) * 3)
     store, labeled, _ = tiny_store
-    source, values, said = open_source(labeled, labeled=True), TINY | NO_STEP | {"noise": {"stochastic_depth": 0}}, Said()
+    source, values, said = open_source(labeled, labeled=True), TINY | NO_STEP | {"noise": {"stochastic_depth": 0}}, RecordingProgress()
     first = train(store, "own-start", source, TrainSettings(**values | {"model": "own_start"}), run=RUN)
     settings = TrainSettings(**values | {"model": "own_next", "start": first.ref})
     train(store, f"own-next-{mean}", source, settings, run=RUN, progress=said)
-    lines = [line for line in said.lines if tells(line, f"warning: start {first.ref} … mean")]
+    lines = [line for line in said.lines if mentions(line, f"warning: start {first.ref} … mean")]
     assert len(lines) == (mean != 0.4465)
     assert all(
-        tells(line, "by mean 0.447, 0.447, 0.447 and standard deviation 0.5, … own_next … with mean 0.5, … `model`") for line in lines
+        mentions(line, "by mean 0.447, 0.447, 0.447 and standard deviation 0.5, … own_next … with mean 0.5, … `model`") for line in lines
     )
 
 

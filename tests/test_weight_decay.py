@@ -6,15 +6,15 @@ import torch
 from conftest import TINY
 from safetensors.torch import load_file
 from torch import nn
-from watched import Said
-from wording import tells
+from watched import RecordingProgress
+from wording import mentions
 
 from nst_data.errors import UsageError
 from nst_data.sources import open_source
 from nst_train.networks.models import create_network
 from nst_train.networks.own_networks import register_network
 from nst_train.settings import RunSettings, TrainSettings
-from nst_train.training.optimizer import make_optimizer
+from nst_train.training.optimizer import create_optimizer
 from nst_train.training.schedule import Schedule
 from nst_train.training.train import train
 
@@ -22,7 +22,7 @@ from nst_train.training.train import train
 def decayed(network, **changes):
     """The names of what an optimizer decays, and of what it leaves alone."""
     settings = TrainSettings(model="x", **changes)
-    optimizer = make_optimizer(network, settings, Schedule.of(settings, 1_281_167))
+    optimizer = create_optimizer(network, settings, Schedule.of(settings, 1_281_167))
     decay = {id(weight): group["weight_decay"] for group in optimizer.param_groups for weight in group["params"]}
     assert {*decay.values()} == {0.0, settings.weight_decay}
     names = {name for name, weight in network.named_parameters() if decay[id(weight)]}
@@ -69,7 +69,7 @@ def test_a_decayed_bias_shrinks_by_rate_times_decay(on, bias):
     """Momentum SGD without a gradient of the loss: half l2 of a bias of 1, weighed by 0.25, at a rate of 0.5."""
     network = nn.Sequential(nn.Conv2d(3, 2, 1), OtherName(2), nn.Flatten(), nn.Linear(2, 2))
     settings = TrainSettings(model="x", optimizer="momentum", momentum=0, weight_decay=0.25, weight_decay_on=on, learning_rate=0.5)
-    optimizer = make_optimizer(network, settings, Schedule.of(settings.model_copy(update={"batch_size": 256}), 256))
+    optimizer = create_optimizer(network, settings, Schedule.of(settings.model_copy(update={"batch_size": 256}), 256))
     for weight in network.parameters():
         nn.init.ones_(weight)
         weight.grad = torch.zeros_like(weight)
@@ -83,7 +83,7 @@ def test_each_layer_learns_by_a_factor_less_than_the_one_after_it():
         model="test_vit", image_size=16, optimizer="adamw", weight_decay_on="weights", layer_decay=0.5, warmup_epochs=0
     )
     network = create_network(settings, 3)
-    optimizer = make_optimizer(network, settings, Schedule.of(settings, 10))
+    optimizer = create_optimizer(network, settings, Schedule.of(settings, 10))
     scale = {weight: group["lr_scale"] for group in optimizer.param_groups for weight in group["params"]}
     names = dict(network.named_parameters())
     depth = len(network.blocks)
@@ -135,11 +135,11 @@ def test_layer_decay_that_changes_nothing_is_said_in_one_line(tiny_store, capfd,
         | {"weight_decay_on": "weights", "layer_decay": 0.5, "epochs": 0.5, "noise": {"operations": 0, "stochastic_depth": 0}}
         | changes
     )
-    said = Said()
+    said = RecordingProgress()
     train(store, "flat", open_source(labeled, labeled=True), TrainSettings(**values), run=RunSettings(workers=0), progress=said)
     lines = [line for line in said.lines if "layer_decay" in line]
     assert len(lines) == warned
-    assert all(tells(line, "flat@gen- … warning: `layer_decay` changes nothing … remove it") for line in lines)
+    assert all(mentions(line, "flat@gen- … warning: `layer_decay` changes nothing … remove it") for line in lines)
     assert "Layer-wise lr decay" not in capfd.readouterr().err  # timm's own words
 
 

@@ -9,8 +9,8 @@ from image_text import write_clip
 from labels import SETTINGS, write_teacher
 from nst_cli.main import app
 from typer.testing import CliRunner
-from watched import Said
-from wording import tells
+from watched import RecordingProgress
+from wording import mentions
 
 from nst_data import Store, open_source
 from nst_data.errors import NstError, UsageError
@@ -27,8 +27,8 @@ STUDENT = TINY | {"ratio": 2}
 PARTS = {"label": SETTINGS.model_dump(), "select": {"min_confidence": 0.0, "per_class": 8}, "run": {"workers": 0, "decode_threads": 1}}
 
 
-def run(*words):
-    return CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+def run(*arguments):
+    return CliRunner().invoke(app, [str(word) for word in arguments], catch_exceptions=False)
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +58,10 @@ def test_an_epoch_passes_each_entry_once(student):
 
 def test_what_is_said_before_the_steps_counts_no_labeled_images_where_these_are_left_out(tiny_store):
     store, labeled, pool = tiny_store
-    settings, said = TrainSettings(**TINY | {"pseudo_only": True, "batch_size": 50, "epochs": 5}), Said()
+    settings, said = TrainSettings(**TINY | {"pseudo_only": True, "batch_size": 50, "epochs": 5}), RecordingProgress()
     images = {"labeled": open_source(str(labeled), labeled=True), "pool": open_source(str(pool))}
     train(store, "before", settings=settings, pseudo="tiny@gen-1.1", run=RUN, progress=said, **images)
-    assert any(tells(line, "before@gen-0 … 1 step over 20 pseudo-labeled entries") for line in said.lines)
+    assert any(mentions(line, "before@gen-0 … 1 step over 20 pseudo-labeled entries") for line in said.lines)
     assert not [line for line in said.lines if "each step takes" in line]
 
 
@@ -125,7 +125,7 @@ def test_what_needs_labeled_images_says_so(tiny_store, given, says):
 def test_the_command_says_in_one_line_what_is_missing(tiny_store, words, says):
     result = run("train", "--model", "test_resnet", *words, "--store", tiny_store[0].root)
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
-    assert tells(result.stderr, says)
+    assert mentions(result.stderr, says)
 
 
 @pytest.fixture(scope="module")
@@ -178,15 +178,15 @@ def test_a_zero_shot_teacher_stands_for_generation_0_beside_labeled_images_too(i
 
 
 def test_the_words_of_a_recipe_lie_beside_it_or_in_it(images):
-    teacher = load_recipe(write_recipe(images)).teacher.named
+    teacher = load_recipe(write_recipe(images)).teacher.teacher_name
     assert teacher == ZeroShot(
         model=f"local-dir:{images / 'clip'}", class_names=str(images / "names.yaml"), prompts=str(images / "prompts.txt")
     )
     words = TEACHER | {"class_names": {"ant": None, "bee": ["bee", "Biene"]}, "prompts": ["{}"]}
-    assert load_recipe(write_recipe(images, teacher=words)).teacher.named.texts("bee") == ["bee", "Biene"]
+    assert load_recipe(write_recipe(images, teacher=words)).teacher.teacher_name.texts("bee") == ["bee", "Biene"]
     spec = ZeroShot(model="owner/clip", class_names=["ant", "bee"])
     made = Recipe(name="bugs", pool={"source": "pool"}, teacher=spec, generations=[STUDENT])
-    assert made.teacher.named == spec
+    assert made.teacher.teacher_name == spec
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_what_a_recipe_without_labels_cannot_have_is_said_in_one_line(images, tm
     path.write_text(yaml.safe_dump(content))
     with pytest.raises(UsageError) as error:
         load_recipe(path)
-    assert tells(str(error.value), says)
+    assert mentions(str(error.value), says)
     assert "\n" not in str(error.value)
 
 

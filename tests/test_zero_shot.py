@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import write_class_folders, write_pool
 from image_text import tokenizer, write_clip, write_naflex, write_siglip
-from labels import RUN, SETTINGS, rows, write_teacher
+from labels import RUN, SETTINGS, table_rows, write_teacher
 from nst_cli.main import app
 from PIL import Image
 from test_teachers import write_transformer
@@ -26,7 +26,7 @@ from nst_train.classifiers import zero_shot
 from nst_train.classifiers.teachers import load_classifier
 from nst_train.labeling.labeling import Labeling
 from nst_train.settings import LabelSettings
-from nst_train.zero_shot_settings import PROMPTS
+from nst_train.zero_shot_settings import DEFAULT_PROMPTS
 
 NAMES = ["ant", "Kaffee-Bär mit Öl", "t-shirt"]
 SYNONYMS = {"ant": None, "Kaffee-Bär mit Öl": "bear", "t-shirt": ["t-shirt", "tee"]}
@@ -52,12 +52,12 @@ def store(tmp_path):
     return Store(tmp_path / "store")
 
 
-def labeled(store, pool, teacher, corpus="bugs", **settings):
+def label_pool(store, pool, teacher, corpus="bugs", **settings):
     return label(store, corpus, teacher, open_source(str(pool)), LabelSettings(**SETTINGS.model_dump() | settings), run=RUN)
 
 
-def run(*words):
-    return CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+def run(*arguments):
+    return CliRunner().invoke(app, [str(word) for word in arguments], catch_exceptions=False)
 
 
 def answer(teacher, image, tmp_path):
@@ -112,10 +112,10 @@ def test_probabilities_are_the_softmax_of_the_models_own_logits(model, request, 
 def test_a_batch_of_patches_that_is_not_full_is_labeled(naflex, store, tmp_path):
     pool = write_pool(tmp_path / "pool", 1, 5)
     (pool / "broken.png").write_bytes(b"no image")
-    version = labeled(store, pool, ZeroShot(model=naflex, class_names=NAMES))
-    (single,) = rows(labeled(store, write_pool(tmp_path / "one", 1, 1), ZeroShot(model=naflex, class_names=NAMES), "one"))
+    version = label_pool(store, pool, ZeroShot(model=naflex, class_names=NAMES))
+    (single,) = table_rows(label_pool(store, write_pool(tmp_path / "one", 1, 1), ZeroShot(model=naflex, class_names=NAMES), "one"))
     assert (version.manifest.counts.labeled, version.manifest.counts.errors) == (5, 1)
-    assert rows(version)[0]["probs"] == pytest.approx(single["probs"], abs=2e-3)
+    assert table_rows(version)[0]["probs"] == pytest.approx(single["probs"], abs=2e-3)
 
 
 @pytest.mark.slow
@@ -163,10 +163,10 @@ def test_nothing_in_a_template_means_anything_but_the_two_braces():
 
 
 def test_a_pool_is_labeled_like_by_any_teacher(clip, pool, store):
-    version = labeled(store, pool, ZeroShot(model=clip, class_names=SYNONYMS, prompts=["a {}"]))
+    version = label_pool(store, pool, ZeroShot(model=clip, class_names=SYNONYMS, prompts=["a {}"]))
     assert version.manifest.class_names == NAMES
     classifier, entry = load_classifier(ZeroShot(model=clip, class_names=SYNONYMS, prompts=["a {}"]), store)
-    for row in rows(version):
+    for row in table_rows(version):
         pixels = torch.from_numpy(np.array(Image.open(pool / row["key"]))).permute(2, 0, 1)
         probs = classifier.network(classifier.preprocessing.prepare(pixels)[None]).softmax(dim=1)[0].tolist()
         assert row["probs"] == pytest.approx(probs, abs=2e-3)
@@ -177,12 +177,12 @@ def test_a_pool_is_labeled_like_by_any_teacher(clip, pool, store):
     assert kept.texts.synonyms == {"ant": ["ant"], "Kaffee-Bär mit Öl": ["bear"], "t-shirt": ["t-shirt", "tee"]}
     published = published_manifest(version, store).request.inputs.teacher
     assert (published.ref, published.texts, published.digest) == ("clip", entry.texts, entry.digest)
-    again = labeled(store, pool, ZeroShot(model=clip, class_names=SYNONYMS, prompts=["a {}"]))
+    again = label_pool(store, pool, ZeroShot(model=clip, class_names=SYNONYMS, prompts=["a {}"]))
     assert again.ref == version.ref
 
 
 def test_labeled_images_are_not_asked_for_where_a_zero_shot_teacher_labeled_again(clip, pool, store, tmp_path):
-    version = labeled(store, pool, ZeroShot(model=clip, class_names=NAMES, prompts=["a {}"]))
+    version = label_pool(store, pool, ZeroShot(model=clip, class_names=NAMES, prompts=["a {}"]))
     edition = balance(store, version, BalanceSettings(min_confidence=0, per_class=2))
     (tmp_path / "names.txt").write_text("\n".join(NAMES))
     words = ["--teacher", clip, "--class-names", str(tmp_path / "names.txt"), "--store", str(store.root)]
@@ -220,7 +220,7 @@ def test_the_text_side_is_left_behind(clip, tmp_path):
 @pytest.mark.slow
 def test_a_labeling_that_was_stopped_goes_on_to_the_same_bytes(clip, pool, tmp_path, monkeypatch):
     spec = ZeroShot(model=clip, class_names=NAMES)
-    whole = labeled(Store(tmp_path / "whole"), pool, spec)
+    whole = label_pool(Store(tmp_path / "whole"), pool, spec)
     store, write = Store(tmp_path / "stopped"), Labeling._write
 
     def stop_at_the_second_shard(self, batch, prediction):
@@ -231,9 +231,9 @@ def test_a_labeling_that_was_stopped_goes_on_to_the_same_bytes(clip, pool, tmp_p
     with monkeypatch.context() as patch:
         patch.setattr(Labeling, "_write", stop_at_the_second_shard)
         with pytest.raises(KeyboardInterrupt):
-            labeled(store, pool, spec)
+            label_pool(store, pool, spec)
     assert list(store.unfinished()) == ["bugs@gen-1"]
-    resumed = labeled(store, pool, spec)
+    resumed = label_pool(store, pool, spec)
     assert resumed.manifest.files == whole.manifest.files
     assert resumed.manifest.digest == whole.manifest.digest
 
@@ -254,16 +254,16 @@ def test_it_is_exported_with_its_text_side_inside(clip, words, tmp_path):
 
 def test_it_is_not_noised(clip, pool, store):
     with pytest.raises(NstError, match="`noise`: this teacher cannot be noised"):
-        labeled(store, pool, ZeroShot(model=clip, class_names=NAMES), noise=True)
+        label_pool(store, pool, ZeroShot(model=clip, class_names=NAMES), noise=True)
 
 
 @pytest.mark.slow
 def test_it_is_one_of_an_ensemble(clip, pool, store, tmp_path):
     other = write_teacher(tmp_path / "net", ["t-shirt", "ant", NAMES[1]])
     parts = [ZeroShot(model=clip, class_names=NAMES), other]
-    single = [rows(labeled(store, pool, one, f"part-{number}")) for number, one in enumerate(parts)]
-    both = labeled(store, pool, parts, "both")
-    for first, second, mean in zip(*single, rows(both), strict=True):
+    single = [table_rows(label_pool(store, pool, one, f"part-{number}")) for number, one in enumerate(parts)]
+    both = label_pool(store, pool, parts, "both")
+    for first, second, mean in zip(*single, table_rows(both), strict=True):
         second = [second["probs"][index] for index in (1, 2, 0)]
         assert mean["probs"] == pytest.approx(np.mean([first["probs"], second], axis=0), abs=2e-3)
     assert [one.texts is None for one in both.manifest.request.inputs.teachers.values()] == [False, True]
@@ -271,11 +271,11 @@ def test_it_is_one_of_an_ensemble(clip, pool, store, tmp_path):
 
 @pytest.mark.slow
 def test_a_grown_pool_is_labeled_on_without_the_files_of_words(clip, pool, store, tmp_path):
-    first = labeled(store, pool, ZeroShot(model=clip, class_names=SYNONYMS, prompts=["a {}"]))
+    first = label_pool(store, pool, ZeroShot(model=clip, class_names=SYNONYMS, prompts=["a {}"]))
     grown = write_pool(tmp_path / "grown", 3, 4)
     version = extend(store, first, open_source(str(grown)), run=RUN)
-    whole = labeled(store, grown, ZeroShot(model=clip, class_names=SYNONYMS, prompts=["a {}"]), "whole")
-    assert [row["probs"] for row in rows(version)] == [row["probs"] for row in rows(whole)]
+    whole = label_pool(store, grown, ZeroShot(model=clip, class_names=SYNONYMS, prompts=["a {}"]), "whole")
+    assert [row["probs"] for row in table_rows(version)] == [row["probs"] for row in table_rows(whole)]
 
 
 @pytest.fixture
@@ -312,8 +312,8 @@ def test_the_commands_label_calibrate_and_evaluate_by_files_of_words(clip, words
 
 
 def test_the_default_templates_are_those_of_the_docs():
-    assert ZeroShot(model="owner/clip", class_names=NAMES).templates == PROMPTS
-    assert len(PROMPTS) == 7
+    assert ZeroShot(model="owner/clip", class_names=NAMES).templates == DEFAULT_PROMPTS
+    assert len(DEFAULT_PROMPTS) == 7
 
 
 @pytest.mark.parametrize(

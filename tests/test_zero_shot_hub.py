@@ -11,7 +11,7 @@ from conftest import write_pool
 from image_text import write_clip
 from test_open_clip import write_open_clip
 from test_teachers_hub import files_of
-from wording import tells
+from wording import mentions
 
 from nst_data.store.store import Store
 from nst_train import ZeroShot
@@ -65,5 +65,5 @@ def test_a_model_of_the_hub_is_that_of_its_folder_and_a_grown_pool_takes_the_sam
     assert [one.get("digest") for one in answers] == [digests["clip"], digests["open"], digests["clip"], None]
     assert [one.get("revision") for one in answers[:3]] == [commits[name] for name in ("clip", "open", "both")]
     assert answers[0]["rows"] == 6
-    assert tells(answers[3]["error"], "owner/none: … config.json and … safetensors …")
+    assert mentions(answers[3]["error"], "owner/none: … config.json and … safetensors …")
     assert {"tokenizer.json", "model.safetensors", "open_clip_model.safetensors"} <= set(cached)

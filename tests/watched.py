@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from nst_data.progress import Progress
 
 
-class Said(Progress):
+class RecordingProgress(Progress):
     """Keeps what is said."""
 
     def __init__(self):
@@ -15,7 +15,7 @@ class Said(Progress):
         self.lines.append(line)
 
 
-class Ended(Progress):
+class InterruptAfter(Progress):
     """Ends the work by an error, as a kill would, once more than so many images are done."""
 
     def __init__(self, images, error=KeyboardInterrupt):

@@ -8,7 +8,7 @@ def pattern(quoted: str) -> str:
     return ".*".join(re.escape(part.strip()) for part in quoted.split("…"))
 
 
-def tells(message: str, quoted: str) -> bool:
+def mentions(message: str, quoted: str) -> bool:
     return re.search(pattern(quoted), message) is not None
 
 

@@ -10,7 +10,7 @@ from threading import Thread
 
 from .contents import Contents
 from .security import Guard
-from .server import listen, make_app, serve
+from .server import create_app, listen, serve
 
 _LOCAL = ("127.0.0.1", "localhost")
 
@@ -29,10 +29,10 @@ def show(contents: Contents, host: str, port: int | None, opens_browser: bool, f
             warning = "others of the network who have the address can see these images, unencrypted, and answer; ssh -L is safer"
             print(f"nst: --host {host}: {warning}", file=sys.stderr, flush=True)
         if opens_browser and _has_browser():
-            Thread(target=_open, args=(address, door), daemon=True).start()  # some browsers return only when they are closed
+            Thread(target=_open_browser, args=(address, folder), daemon=True).start()  # some browsers return only when they are closed
 
-    with tempfile.TemporaryDirectory(prefix="nst-look-") as door:
-        serve(make_app(contents, guard), listening, announce)
+    with tempfile.TemporaryDirectory(prefix="nst-look-") as folder:
+        serve(create_app(contents, guard), listening, announce)
 
 
 def _has_browser() -> bool:
@@ -40,9 +40,9 @@ def _has_browser() -> bool:
     return sys.platform in ("darwin", "win32") or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
 
 
-def _open(address: str, door: str) -> None:
+def _open_browser(address: str, folder: str) -> None:
     """Open the address through a file in a private folder: as an argument of a command, the token would be visible to all local users."""
-    page = Path(door) / "nst-look.html"
+    page = Path(folder) / "nst-look.html"
     page.write_text(f'<!doctype html><meta http-equiv="refresh" content="0; url={address}"><title>nst look</title>', "utf-8")
     with suppress(webbrowser.Error):
         webbrowser.open(page.as_uri())

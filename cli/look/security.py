@@ -26,9 +26,9 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 _LOCAL = {"127.0.0.1", "localhost"}
-_ASK_AGAIN = 'location.replace("/?" + location.hash)'  # now this page is the origin; after a reload it would still be the other
-_ONCE_MORE = f"<!doctype html><title>nst look</title><script>{_ASK_AGAIN}</script>"
-_ONCE_MORE_POLICY = f"default-src 'none'; script-src 'sha256-{base64.b64encode(hashlib.sha256(_ASK_AGAIN.encode()).digest()).decode()}'"
+_RELOAD_SCRIPT = 'location.replace("/?" + location.hash)'  # now this page is the origin; after a reload it would still be the other
+_RELOAD_PAGE = f"<!doctype html><title>nst look</title><script>{_RELOAD_SCRIPT}</script>"
+_RELOAD_POLICY = f"default-src 'none'; script-src 'sha256-{base64.b64encode(hashlib.sha256(_RELOAD_SCRIPT.encode()).digest()).decode()}'"
 
 
 class Guard:
@@ -39,7 +39,7 @@ class Guard:
         self.cookie = "nst_look_" + hashlib.sha256(self.token.encode()).hexdigest()[:12]  # cookies are shared by all ports
         self._session, self._host = secrets.token_urlsafe(32), host
 
-    def around(self, app: ASGIApp) -> ASGIApp:
+    def wrap(self, app: ASGIApp) -> ASGIApp:
         """Wrap an app so that it only answers permitted requests, with headers that restrict browsers to what it needs."""
 
         async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
@@ -53,39 +53,43 @@ class Guard:
             if scope["type"] == "lifespan":
                 await app(scope, receive, send)
             elif scope["type"] == "http":
-                await (self._refused(Request(scope)) or app)(scope, receive, with_headers)
+                await (self._refusal(Request(scope)) or app)(scope, receive, with_headers)
 
         return guarded
 
-    def _refused(self, request: Request) -> Response | None:
+    def _refusal(self, request: Request) -> Response | None:
         """The response to a request that may not pass, else None; the request with the token gets a cookie and is redirected."""
         host = ",".join(request.headers.getlist("host"))
-        if not self._is_ours(host):
-            return _error(403, f"host {host[:100]!r}: expected 127.0.0.1 or localhost")
+        if not self._is_allowed_host(host):
+            return _error_response(403, f"host {host[:100]!r}: expected 127.0.0.1 or localhost")
         origin = request.headers.get("origin")
         if origin is not None and origin != f"http://{host}":
-            return _error(403, "a page of another origin may not ask this server")
+            return _error_response(403, "a page of another origin may not ask this server")
         is_page = request.url.path == "/" and request.method == "GET"
         site = request.headers.get("sec-fetch-site", "none")
         if site not in ("same-origin", "none") and not is_page:
-            return _error(403, "a page of another origin may not ask this server")
+            return _error_response(403, "a page of another origin may not ask this server")
         if request.method == "POST" and origin is None:
-            return _error(403, "expected a request of the page, which names its origin")
+            return _error_response(403, "expected a request of the page, which names its origin")
         token = request.query_params.get("token")
         if is_page and token is not None:
-            return self._let_in() if _same(token, self.token) else _error(403, "wrong token; open the address that `nst look` printed")
-        if not _same(request.cookies.get(self.cookie, ""), self._session):
+            return (
+                self._grant_session()
+                if _is_equal(token, self.token)
+                else _error_response(403, "wrong token; open the address that `nst look` printed")
+            )
+        if not _is_equal(request.cookies.get(self.cookie, ""), self._session):
             if is_page and site not in ("same-origin", "none"):  # browsers send no strict cookie when a link on another site is followed
-                return HTMLResponse(_ONCE_MORE, 401, {"Content-Security-Policy": _ONCE_MORE_POLICY})
-            return _error(401, "open the address with the token that `nst look` printed")
+                return HTMLResponse(_RELOAD_PAGE, 401, {"Content-Security-Policy": _RELOAD_POLICY})
+            return _error_response(401, "open the address with the token that `nst look` printed")
         return None
 
-    def _let_in(self) -> Response:
+    def _grant_session(self) -> Response:
         response = RedirectResponse("/", 303)
         response.set_cookie(self.cookie, self._session, httponly=True, samesite="strict", path="/")
         return response
 
-    def _is_ours(self, host: str) -> bool:
+    def _is_allowed_host(self, host: str) -> bool:
         try:
             name, _ = urlsplit(f"//{host}").hostname, urlsplit(f"//{host}").port
         except ValueError:
@@ -105,9 +109,9 @@ def _is_address(name: str) -> bool:
         return False
 
 
-def _same(given: str, expected: str) -> bool:
-    return secrets.compare_digest(given.encode(), expected.encode())
+def _is_equal(value: str, expected: str) -> bool:
+    return secrets.compare_digest(value.encode(), expected.encode())
 
 
-def _error(status: int, message: str) -> Response:
+def _error_response(status: int, message: str) -> Response:
     return JSONResponse({"error": message}, status)

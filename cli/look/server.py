@@ -11,7 +11,7 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
-from nst_cli.messages import in_our_words
+from nst_cli.messages import reword_for_cli
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -27,11 +27,11 @@ from .security import Guard
 from .template import PAGE, TYPES, page_files, template
 from .thumbnails import IMAGE_PX, THUMB_PX
 
-_MOST_BYTES_OF_AN_ANSWER = 10_000
+_MAX_ANSWER_BYTES = 10_000
 _GRACE_SECONDS = 2
 
 
-def make_app(contents: Contents, guard: Guard) -> ASGIApp:
+def create_app(contents: Contents, guard: Guard) -> ASGIApp:
     """The app that serves a view."""
 
     def page(request: Request) -> Response:
@@ -53,17 +53,17 @@ def make_app(contents: Contents, guard: Guard) -> ASGIApp:
         return JSONResponse(contents.detail(request.path_params["row"]))
 
     def image(side_px: int) -> Callable[[Request], Response]:
-        def answer(request: Request) -> Response:
+        def respond(request: Request) -> Response:
             try:
                 name, jpeg = contents.jpeg(request.path_params["row"], side_px)
             except (NstError, OSError) as error:
-                return PlainTextResponse(_line(error), 404)
+                return PlainTextResponse(_error_line(error), 404)
             headers = {"ETag": f'"{name}"', "Cache-Control": "private, no-cache"}  # rows of other versions have the same URL
             if request.headers.get("if-none-match") == headers["ETag"]:
                 return Response(status_code=304, headers=headers)
             return Response(jpeg, media_type="image/jpeg", headers=headers)
 
-        return answer
+        return respond
 
     async def answers(request: Request) -> Response:
         if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
@@ -71,7 +71,7 @@ def make_app(contents: Contents, guard: Guard) -> ASGIApp:
         body = b""
         async for piece in request.stream():
             body += piece
-            if len(body) > _MOST_BYTES_OF_AN_ANSWER:
+            if len(body) > _MAX_ANSWER_BYTES:
                 raise HTTPException(400, "an answer is a short line of JSON")
         try:
             payload = json.loads(body)
@@ -90,22 +90,22 @@ def make_app(contents: Contents, guard: Guard) -> ASGIApp:
         Route("/api/answers", answers, methods=["POST"]),
     ]
     handlers: dict[Any, Any] = {HTTPException: _refuse, NstError: _refuse, Exception: _fail}
-    return guard.around(Starlette(routes=routes, exception_handlers=handlers))
+    return guard.wrap(Starlette(routes=routes, exception_handlers=handlers))
 
 
 def _refuse(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
         return JSONResponse({"error": error.detail}, error.status_code)
-    return JSONResponse({"error": _line(error)}, 400)
+    return JSONResponse({"error": _error_line(error)}, 400)
 
 
 def _fail(request: Request, error: Exception) -> Response:
-    return JSONResponse({"error": f"{type(error).__name__}: {_line(error)}"}, 500)
+    return JSONResponse({"error": f"{type(error).__name__}: {_error_line(error)}"}, 500)
 
 
-def _line(error: Exception) -> str:
+def _error_line(error: Exception) -> str:
     text = error.strerror or str(error) if isinstance(error, OSError) else str(error)
-    return " ".join(in_our_words(text).split()) or type(error).__name__
+    return " ".join(reword_for_cli(text).split()) or type(error).__name__
 
 
 DEFAULT_PORT = 8765
@@ -137,7 +137,7 @@ def listen(host: str, port: int | None) -> socket.socket:
 
 
 class _Server(uvicorn.Server):
-    """Leaves signals to `_stopping`, which handles them from before the address is announced."""
+    """Leaves signals to `_stop_on_signals`, which handles them from before the address is announced."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -145,7 +145,7 @@ class _Server(uvicorn.Server):
 
 
 @contextlib.contextmanager
-def _stopping(server: uvicorn.Server) -> Iterator[None]:
+def _stop_on_signals(server: uvicorn.Server) -> Iterator[None]:
     """Stop the server without an error at Ctrl-C or SIGTERM; at the second one immediately."""
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -165,6 +165,6 @@ def serve(app: ASGIApp, listening: socket.socket, announce: Callable[[], None]) 
     options: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False, "date_header": False}
     config = uvicorn.Config(app, **options, ws="none", lifespan="off", proxy_headers=False, timeout_graceful_shutdown=_GRACE_SECONDS)
     server = _Server(config)
-    with _stopping(server):
+    with _stop_on_signals(server):
         announce()
         server.run(sockets=[listening])

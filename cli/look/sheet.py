@@ -7,15 +7,17 @@ from typing import Any
 from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 
-_COLUMNS, _MOST = 6, 24
+_COLUMNS, _MAX_IMAGES = 6, 24
 _SIDE_PX, _CAPTION_PX, _GAP_PX = 150, 22, 8
 _FONT_PX, _COLORS = 13, 128
 
 
-def sheet(page: dict[str, Any]) -> bytes:
+def contact_sheet(page: dict[str, Any]) -> bytes:
     """PNG of at most 24 images, evenly spaced over an exported page, each with its label and confidence; empty if it has no images."""
     shown = [item for item in page["items"] if item["id"] in page["thumbs"] and not item["error"]]
-    chosen = [shown[round(place * (len(shown) - 1) / (_MOST - 1))] for place in range(_MOST)] if len(shown) > _MOST else shown
+    chosen = (
+        [shown[round(place * (len(shown) - 1) / (_MAX_IMAGES - 1))] for place in range(_MAX_IMAGES)] if len(shown) > _MAX_IMAGES else shown
+    )
     if not chosen:
         return b""
     font = ImageFont.truetype(findfont("DejaVu Sans"), _FONT_PX)
@@ -28,18 +30,18 @@ def sheet(page: dict[str, Any]) -> bytes:
         with Image.open(io.BytesIO(base64.b64decode(page["thumbs"][item["id"]].partition(",")[2]))) as thumb:
             thumb.thumbnail((_SIDE_PX, _SIDE_PX))
             picture.paste(thumb, (left + (_SIDE_PX - thumb.width) // 2, top + (_SIDE_PX - thumb.height) // 2))
-        sure = "" if item["confidence"] is None else f" {item['confidence']:.0%}"
-        draw.text((left, top + _SIDE_PX + 4), _fitting(item["label"] or "", sure, font), "black", font)
+        confidence = "" if item["confidence"] is None else f" {item['confidence']:.0%}"
+        draw.text((left, top + _SIDE_PX + 4), _fit_caption(item["label"] or "", confidence, font), "black", font)
     content = io.BytesIO()
     picture.quantize(_COLORS).save(content, "PNG", optimize=True)
     return content.getvalue()
 
 
-def _fitting(label: str, sure: str, font: ImageFont.FreeTypeFont) -> str:
+def _fit_caption(label: str, confidence: str, font: ImageFont.FreeTypeFont) -> str:
     """A caption, cut to the width of its image."""
     label = " ".join(label.split())
-    if font.getlength(label + sure) <= _SIDE_PX:
-        return label + sure
-    while label and font.getlength(f"{label}...{sure}") > _SIDE_PX:
+    if font.getlength(label + confidence) <= _SIDE_PX:
+        return label + confidence
+    while label and font.getlength(f"{label}...{confidence}") > _SIDE_PX:
         label = label[:-1]
-    return f"{label}...{sure}"
+    return f"{label}...{confidence}"

@@ -17,8 +17,8 @@ _QUALITY = 85
 class Thumbnails:
     """A cache of the most recently used JPEGs, up to a number of bytes."""
 
-    def __init__(self, most_bytes: int = _CACHE_BYTES) -> None:
-        self._most, self._bytes, self._lock = most_bytes, 0, threading.Lock()
+    def __init__(self, max_bytes: int = _CACHE_BYTES) -> None:
+        self._most, self._bytes, self._lock = max_bytes, 0, threading.Lock()
         self._made: OrderedDict[tuple[str, int], bytes] = OrderedDict()
 
     def get(self, name: str, side_px: int, read: Callable[[], bytes]) -> bytes:
@@ -33,13 +33,13 @@ class Thumbnails:
                 return self._made[place]
         jpeg = as_jpeg(read(), side_px)
         if name:
-            self._keep(place, jpeg)
+            self._cache(place, jpeg)
         return jpeg
 
-    def _keep(self, place: tuple[str, int], made: bytes) -> None:
+    def _cache(self, key: tuple[str, int], jpeg: bytes) -> None:
         with self._lock:
-            self._bytes += len(made) - len(self._made.pop(place, b""))
-            self._made[place] = made
+            self._bytes += len(jpeg) - len(self._made.pop(key, b""))
+            self._made[key] = jpeg
             while self._bytes > self._most:
                 self._bytes -= len(self._made.popitem(last=False)[1])
 

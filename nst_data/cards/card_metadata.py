@@ -14,15 +14,17 @@ import yaml
 from nst_data.cards.described import Described
 from nst_data.cards.own_text import TAG, read_card
 from nst_data.cards.published import HubPlace, Published, place_of, public_name
-from nst_data.cards.rights import INITIAL_WEIGHTS, rights
+from nst_data.cards.rights import INITIAL_WEIGHTS, input_licenses
 from nst_data.hub.licenses import read_front_matter
 from nst_data.hub.reference import HubReference
 from nst_data.store.counts import EditionCounts, GenerationCounts, ReviewCounts
 from nst_data.store.metrics import Metrics, Result
 
 _BOUNDS = ["1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T"]
-_MOST_NAMES = 1_000  # reading 10,000 names from YAML takes `datasets` 0.5 s; with more classes it reads the names from the parquet files
-_OF_LICENSE = ("license", "license_name", "license_link", "license_details")
+_MAX_CLASS_NAMES = (
+    1_000  # reading 10,000 names from YAML takes `datasets` 0.5 s; with more classes it reads the names from the parquet files
+)
+_LICENSE_KEYS = ("license", "license_name", "license_link", "license_details")
 _OWN_KEY = "nst"  # carried over when the card is rewritten
 # https://huggingface.co/docs/hub/repositories-licenses
 LICENSES = frozenset(
@@ -48,20 +50,24 @@ def license_of(published: Published | None, earlier: Mapping[str, Any]) -> dict[
 
     If none is given, the license of the earlier card.
     """
-    stated = published.license if published else None
-    if stated is None or not stated.strip():
-        keys = [key for key in _OF_LICENSE if isinstance(earlier.get(key), str) or (key == "license" and _is_names(earlier.get(key)))]
+    license_text = published.license if published else None
+    if license_text is None or not license_text.strip():
+        keys = [
+            key
+            for key in _LICENSE_KEYS
+            if isinstance(earlier.get(key), str) or (key == "license" and _is_list_of_strings(earlier.get(key)))
+        ]
         return {key: earlier[key] for key in keys}
-    return _as_license(stated)
+    return _parse_license(license_text)
 
 
-def _as_license(words: str) -> dict[str, Any]:
-    words = " ".join(words.split())
-    name = re.sub(r"[^a-z0-9.]+", "-", words.lower()).strip("-.")[:60].strip("-.")
-    if identifier := next((candidate for candidate in (words.lower(), name) if candidate in LICENSES), None):
+def _parse_license(text: str) -> dict[str, Any]:
+    text = " ".join(text.split())
+    name = re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")[:60].strip("-.")
+    if identifier := next((candidate for candidate in (text.lower(), name) if candidate in LICENSES), None):
         return {"license": identifier}
-    link = {"license_link": words} if re.fullmatch(r"https?://\S+", words) else {}
-    return {"license": "other", "license_name": name or "custom", **link, "license_details": words}
+    link = {"license_link": text} if re.fullmatch(r"https?://\S+", text) else {}
+    return {"license": "other", "license_name": name or "custom", **link, "license_details": text}
 
 
 def earlier_metadata(folder: Path, published: Published | None) -> dict[str, Any]:
@@ -69,12 +75,12 @@ def earlier_metadata(folder: Path, published: Published | None) -> dict[str, Any
 
     A license that the user wrote into the former is converted to the Hub's format, since the Hub refuses cards with other licenses.
     """
-    local, remote = read_front_matter(read_card(folder)), read_front_matter(published.earlier if published else "")
+    local, remote = read_front_matter(read_card(folder)), read_front_matter(published.earlier_card if published else "")
     license = local.get("license")
     if "license" in remote:
-        local = {key: value for key, value in local.items() if key not in _OF_LICENSE}
+        local = {key: value for key, value in local.items() if key not in _LICENSE_KEYS}
     elif isinstance(license, str) and license.strip() and license not in LICENSES | {"other"}:
-        local |= _as_license(license)
+        local |= _parse_license(license)
     return local | remote
 
 
@@ -125,7 +131,7 @@ def model_metadata(described: Described, published: Published | None, earlier: M
     places = {role: place_of(role, entry, published) for role, entry in described.inputs.by_role.items()}
     base, trained_on = _repos(places, "initial_weights"), _repos(places, "edition", "labeled")
     library, weights = library_of(described.folder), described.inputs.by_role.get("initial_weights")
-    is_free = not any(right.restriction for right in rights(described, published) if right.role != INITIAL_WEIGHTS)
+    is_free = not any(right.restriction for right in input_licenses(described, published) if right.role != INITIAL_WEIGHTS)
     inherited = {"license": weights.license} if weights and weights.license in LICENSES and is_free else {}
     return {
         **(license_of(published, earlier) or inherited),
@@ -215,7 +221,7 @@ def _model_index(described: Described, published: Published | None) -> dict[str,
 
 def hub_dataset(result: Result) -> HubReference | None:
     """The Hub dataset, with commit, that a result was measured on; None for other images, for parts, and for images altered by a suite."""
-    reference = HubReference.of_dataset(result.source) if result.source and result.suite is None else None
+    reference = HubReference.parse_dataset(result.source) if result.source and result.suite is None else None
     return reference if reference and re.fullmatch(r"[0-9a-f]{40}", reference.revision or "") else None
 
 
@@ -227,8 +233,8 @@ def _dataset_of(name: str, result: Mapping[str, Any], on_hub: HubReference | Non
     source = result.get("source", name)
     if on_hub is None:
         return {"dataset_type": "imagefolder", "dataset_name": public_name(source), "dataset_split": name}
-    about = {"dataset_config": on_hub.config, "dataset_split": on_hub.split or name, "dataset_revision": on_hub.revision}
-    return {"dataset_type": on_hub.repo, "dataset_name": on_hub.repo, **about}
+    hub_fields = {"dataset_config": on_hub.config, "dataset_split": on_hub.split or name, "dataset_revision": on_hub.revision}
+    return {"dataset_type": on_hub.repo, "dataset_name": on_hub.repo, **hub_fields}
 
 
 def _dataset_info(described: Described, published: Published | None) -> dict[str, Any]:
@@ -247,7 +253,7 @@ def _dataset_info(described: Described, published: Published | None) -> dict[str
         if published and published.anonymous and "key" in schema.names:
             continue  # a different table will be published
         size, rows = sum(_arrow_bytes(footer, schema) for footer in footers), sum(footer.num_rows for footer in footers)
-        features = Features.from_arrow_schema(schema) if len(described.manifest.class_names) <= _MOST_NAMES else None
+        features = Features.from_arrow_schema(schema) if len(described.manifest.class_names) <= _MAX_CLASS_NAMES else None
         splits = SplitDict({"train": SplitInfo("train", num_bytes=size, num_examples=rows)})
         downloaded = sum(file.stat().st_size for file in files)
         infos[table] = DatasetInfo(features=features, splits=splits, download_size=downloaded, dataset_size=size)
@@ -288,5 +294,5 @@ def _size_category(rows: int) -> str:
     return f"{_BOUNDS[power - 1]}<n<{_BOUNDS[power]}" if power < len(_BOUNDS) else "n>1T"
 
 
-def _is_names(value: object) -> bool:
+def _is_list_of_strings(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) for name in value)

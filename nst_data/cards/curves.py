@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nst_data.store.files import replacing
+from nst_data.store.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 METRICS_LOG, CURVES = "metrics.jsonl", "training_curves.png"
 _BLUE, _ORANGE, _GREEN, _GRAY = "#1f6fb4", "#d9731a", "#2c8f3c", "#8a8a8a"
-_MOST_POINTS = 2000
+_MAX_POINTS = 2000
 
 
 def read_metrics_log(path: Path) -> list[dict[str, Any]]:
@@ -28,14 +28,14 @@ def write_curves(folder: Path, title: str, best_epoch: float | None = None) -> b
     from matplotlib.figure import Figure  # importing takes half a second
 
     rows = read_metrics_log(folder / METRICS_LOG)
-    parts = {"loss_labeled": ("loss on labeled images", _BLUE), "loss_pseudo": ("loss on pseudo-labeled images", _ORANGE)}
-    parts = {column: style for column, style in parts.items() if _points(rows, column)}
-    if not parts:
+    loss_columns = {"loss_labeled": ("loss on labeled images", _BLUE), "loss_pseudo": ("loss on pseudo-labeled images", _ORANGE)}
+    loss_columns = {column: style for column, style in loss_columns.items() if _points(rows, column)}
+    if not loss_columns:
         return False
     figure = Figure(figsize=(9.6, 6.2), dpi=100, layout="constrained")
     losses, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     figure.suptitle(title, x=0.02, ha="left")
-    for column, (name, color) in parts.items():
+    for column, (name, color) in loss_columns.items():
         _draw(losses, _points(rows, column), name, color)
     if scores := _points(rows, "validation_top1"):
         _draw(below, [(epoch, 100 * top1) for epoch, top1 in scores], "validation top-1, %", _GREEN)
@@ -51,7 +51,7 @@ def write_curves(folder: Path, title: str, best_epoch: float | None = None) -> b
         rate.legend(loc="lower center", frameon=False)
         rate.grid(visible=False)  # the accuracy axis already has a grid
     below.set_xlabel("epochs of labeled images")
-    with replacing(folder / CURVES) as file:
+    with atomic_write(folder / CURVES) as file:
         figure.savefig(file, format="png", metadata={"Software": None})  # type: ignore[arg-type]
     return True
 
@@ -66,4 +66,4 @@ def _draw(axes: "Axes", points: Sequence[tuple[float, float]], name: str, color:
 def _points(rows: Sequence[dict[str, Any]], column: str) -> list[tuple[float, float]]:
     """(epoch, value) pairs, subsampled but always including the last."""
     points = [(row["epoch"], row[column]) for row in rows if row.get(column) is not None]
-    return points[: -1 : max(1, len(points) // _MOST_POINTS)] + points[-1:]
+    return points[: -1 : max(1, len(points) // _MAX_POINTS)] + points[-1:]

@@ -13,7 +13,7 @@ from nst_data.store.manifest import EditionManifest, GenerationManifest, Manifes
 from nst_data.store.metrics import Metrics
 from nst_data.store.version import Number, Version
 
-_ROOMS = ("corpora", "teachers")
+_KIND_FOLDERS = ("corpora", "teachers")
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Described:
     manifest: Manifest
 
     @classmethod
-    def of(cls, version: Version, target: Path | None = None) -> Self:
+    def from_version(cls, version: Version, target: Path | None = None) -> Self:
         """Describe a sealed version; `target` is its folder in a store, if that is not the folder of its files."""
         return cls(version.folder, target or version.folder, version.manifest)
 
@@ -74,14 +74,14 @@ class Described:
                 return {name: {"labeled": labeled} for name, labeled in images.items()}
         return {}
 
-    def found(self, made_from: Input) -> Version | None:
+    def find_input(self, entry: Input) -> Version | None:
         """The version that an input refers to, if it is in the same store and unchanged."""
-        name, _, number = made_from.ref.partition("@")
-        if not Number.is_one(number) or {"/", "\\"} & set(name) or name in ("", ".", "..") or len(self.target.parents) < 3:
+        name, _, number = entry.ref.partition("@")
+        if not Number.is_valid(number) or {"/", "\\"} & set(name) or name in ("", ".", "..") or len(self.target.parents) < 3:
             return None
-        for room in _ROOMS:
-            version = Version(self.target.parents[2] / room / name / number)
-            if version.is_readable and version.manifest.digest == made_from.digest:
+        for kind_folder in _KIND_FOLDERS:
+            version = Version(self.target.parents[2] / kind_folder / name / number)
+            if version.is_readable and version.manifest.digest == entry.digest:
                 return version
         return None
 
@@ -89,23 +89,23 @@ class Described:
     def parent(self) -> Version | None:
         """The version from which an edition takes its rows, if it is in the store."""
         entry = self.inputs.parent if isinstance(self.inputs, EditionInputs) else None
-        return self.found(entry) if entry else None
+        return self.find_input(entry) if entry else None
 
     def teachers(self) -> dict[str, Input]:
         """The teachers that gave the labels, by role: one, or those of an ensemble. Empty if unknown."""
         parent = None if self.inputs.teachers else self.parent
-        return Described.of(parent).teachers() if parent else self.inputs.teachers
+        return Described.from_version(parent).teachers() if parent else self.inputs.teachers
 
-    def labeled_by(self) -> "Described | None":
+    def labeling_version(self) -> "Described | None":
         """The version that records how the labels were made: itself or, for an edition drawn from a generation, that generation."""
         if not isinstance(self.inputs, EditionInputs) or self.inputs.like:
             return self
-        return Described.of(self.parent) if self.parent else None
+        return Described.from_version(self.parent) if self.parent else None
 
     @property
     def is_adopted(self) -> bool:
         """Whether the labels are known to have been made elsewhere."""
-        labeled_by = self.labeled_by()
+        labeled_by = self.labeling_version()
         return labeled_by is not None and isinstance(labeled_by.inputs, GenerationInputs) and labeled_by.inputs.adopted is not None
 
     @property
@@ -116,14 +116,14 @@ class Described:
     @property
     def calibration(self) -> CalibrationCounts | None:
         """How the labels were calibrated; None if they were not, or if that is unknown."""
-        labeled_by = self.labeled_by()
+        labeled_by = self.labeling_version()
         return labeled_by.manifest.counts.calibration if labeled_by and isinstance(labeled_by.manifest, GenerationManifest) else None
 
     @property
     def newest_review(self) -> ReviewManifest | None:
         """The newest review of the same corpus in the store."""
-        folders = (folder for folder in self.target.parent.glob("review-*") if Number.is_one(folder.name))
-        versions = sorted((Version(folder) for folder in folders), key=lambda version: version.number.order)
+        folders = (folder for folder in self.target.parent.glob("review-*") if Number.is_valid(folder.name))
+        versions = sorted((Version(folder) for folder in folders), key=lambda version: version.number.sort_key)
         reviews = [version.manifest for version in versions if version.is_readable]
         return next((review for review in reversed(reviews) if isinstance(review, ReviewManifest)), None)
 
@@ -136,13 +136,13 @@ class Described:
             if entry is None or entry.ref in seen:
                 return
             seen.add(entry.ref)
-            version = self.found(entry)
-            current = Described.of(version) if version else None
+            version = self.find_input(entry)
+            current = Described.from_version(version) if version else None
             yield role, entry, current
 
     def metrics(self) -> Metrics:
         """The measured results of a teacher; empty if the file is missing or invalid."""
-        return Metrics.read_if_sound(self.folder)
+        return Metrics.read_if_valid(self.folder)
 
 
 def _step_back(inputs: Inputs) -> tuple[str, Input | None]:

@@ -13,30 +13,30 @@ from nst_data.tables.review_table import REASONS as OF_REVIEW
 
 def known_limits(described: Described, published: Published | None = None) -> list[str]:
     """The limits, one or two sentences of markdown each."""
-    limits = [*_of_labels(described)]
+    limits = [*_label_limits(described)]
     match described.manifest:
         case EditionManifest():
-            limits += _of_selection(described, described.manifest)
+            limits += _selection_limits(described, described.manifest)
         case GenerationManifest():
-            limits += _of_pool(described.manifest)
+            limits += _pool_limits(described.manifest)
     if published and published.anonymous:
-        limits.append(_of_anonymity(described))
+        limits.append(_anonymity_limit(described))
     return limits
 
 
-def _of_labels(described: Described) -> Iterator[str]:
-    seen = _seen_by_people(described)
-    unseen = "" if seen and isinstance(described.manifest, GenerationManifest) else " and nobody has checked them"
+def _label_limits(described: Described) -> Iterator[str]:
+    review_note = _review_sentence(described)
+    unchecked_note = "" if review_note and isinstance(described.manifest, GenerationManifest) else " and nobody has checked them"
     if described.may_be_by_people:
         yield "The labels were made elsewhere, by a machine or by people: nst has checked their form, not where they come from."
     else:
         yield (
-            f"The labels are machine-made{unseen}: they carry the teacher's mistakes and biases, "
+            f"The labels are machine-made{unchecked_note}: they carry the teacher's mistakes and biases, "
             "and images that belong to no class are labeled anyway."
         )
-    if seen:
-        yield seen
-    labeled_by = described.labeled_by()
+    if review_note:
+        yield review_note
+    labeled_by = described.labeling_version()
     if described.is_adopted and not described.may_be_by_people:
         yield "How they were made is what the user who adopted them says: nst has checked their form, not where they come from."
     if labeled_by is None:
@@ -53,13 +53,13 @@ def _of_labels(described: Described) -> Iterator[str]:
     classes = len(described.manifest.class_names)
     is_whole = labeled_by is not None and described.is_adopted and not labeled_by.manifest.request.settings.get("top_k")
     is_cut = top_k and not (is_whole and top_k != default_top_k(classes))  # otherwise the table has everything the adopted rows listed
-    cut = f" Of {classes:,} classes the {top_k:,} most probable ones are kept; the rest is lost." if is_cut else ""
-    yield f"Soft labels are rounded to float16: they add up to 1 within rounding only, and what is below 6e-8 is 0.{cut}"
+    truncation_note = f" Of {classes:,} classes the {top_k:,} most probable ones are kept; the rest is lost." if is_cut else ""
+    yield f"Soft labels are rounded to float16: they add up to 1 within rounding only, and what is below 6e-8 is 0.{truncation_note}"
     if labeled_by is not None and labeled_by.manifest.request.is_noised:
         yield "The teacher was noised while it labeled, which costs accuracy."
 
 
-def _seen_by_people(described: Described) -> str:
+def _review_sentence(described: Described) -> str:
     """How many labels people have seen: for an edition when it was drawn, for a generation when its card was written."""
     inputs, counts = described.inputs, described.manifest.counts
     if isinstance(inputs, EditionInputs) and isinstance(counts, EditionCounts) and inputs.reviews:
@@ -72,7 +72,7 @@ def _seen_by_people(described: Described) -> str:
     return f"People have seen {review.counts.answered:,} images of this corpus: `{review.version}` has what they say." if review else ""
 
 
-def _of_pool(generation: GenerationManifest) -> Iterator[str]:
+def _pool_limits(generation: GenerationManifest) -> Iterator[str]:
     counts = generation.counts
     if limit := generation.first_images:
         yield f"Only the first {limit:,} images of the pool were labeled."
@@ -85,12 +85,12 @@ def _of_pool(generation: GenerationManifest) -> Iterator[str]:
     yield "Nothing was excluded: it may contain duplicates, and images of a labeled or test set."
 
 
-def _of_selection(described: Described, edition: EditionManifest) -> Iterator[str]:
+def _selection_limits(described: Described, edition: EditionManifest) -> Iterator[str]:
     inputs, counts = edition.request.inputs, edition.counts
     yield (
         "Byte-identical images appear once, counted in `duplicates`; resized or re-encoded copies of an image count as different images."
     )
-    yield from _of_exclusion(described)
+    yield from _exclusion_limits(described)
     rows = described.per_class()
     copied = sum(row["copies"] > row["unique"] > 0 for row in rows.values())
     if inputs.like:
@@ -102,14 +102,14 @@ def _of_selection(described: Described, edition: EditionManifest) -> Iterator[st
         yield f"{len(counts.classes_without_images):,} of {len(rows):,} classes have no image."
 
 
-def _of_exclusion(described: Described) -> Iterator[str]:
+def _exclusion_limits(described: Described) -> Iterator[str]:
     """What was kept out when the images were selected: of a relabeled edition, when that which it is like was drawn."""
     edition = described.manifest
     assert isinstance(edition, EditionManifest), "nothing else is selected"
     inputs, counts, selection = edition.request.inputs, edition.counts, edition.request.selection
     if inputs.like:
         if described.parent:
-            yield from _of_exclusion(Described.of(described.parent))
+            yield from _exclusion_limits(Described.from_version(described.parent))
         else:
             yield "Whether images that you test on were excluded is not known here: the edition that it relabels says so."
         return
@@ -123,7 +123,7 @@ def _of_exclusion(described: Described) -> Iterator[str]:
         yield f"{counts.held_out_unreadable:,} excluded images could not be read: this edition may contain copies of them."
 
 
-def _of_anonymity(described: Described) -> str:
+def _anonymity_limit(described: Described) -> str:
     cost = (
         "It is anonymous: keys are left out and the hashes of the images are row numbers, so that nobody can test by them whether an image "
         "is in it. That costs the join: the rows cannot be matched with a copy of the pool, or with another generation"

@@ -38,12 +38,14 @@ def own_text(card: str) -> OwnText:
     if 0 <= begin <= end:
         return OwnText(body[begin:end])
     if begin >= 0 > end:
-        return OwnText(_ending(body[begin:]), "the mark that ends your own text was missing; all behind its beginning is kept")
+        return OwnText(_with_final_newline(body[begin:]), "the mark that ends your own text was missing; all behind its beginning is kept")
     if end >= 0:
         text = body.rpartition(_HINT)[2] if begin >= 0 else body[:end].rpartition(_HINT)[2]
-        return OwnText(_ending(text), "the mark that begins your own text was not where it belongs; all that may be yours is kept")
+        return OwnText(
+            _with_final_newline(text), "the mark that begins your own text was not where it belongs; all that may be yours is kept"
+        )
     if body.strip() and not re.search(rf"^- {TAG}\s*$", card.removesuffix(body), re.MULTILINE):
-        return OwnText(_ending("\n" + body), "this card was not written by nst before; all of its text is kept below")
+        return OwnText(_with_final_newline("\n" + body), "this card was not written by nst before; all of its text is kept below")
     return OwnText()
 
 
@@ -58,5 +60,5 @@ def read_card(folder: Path) -> str:
         raise NstError(f"{path}: expected text in UTF-8, found other bytes; save it as UTF-8, or move it away for a new one") from None
 
 
-def _ending(text: str) -> str:
+def _with_final_newline(text: str) -> str:
     return text if text.endswith("\n") else text + "\n"

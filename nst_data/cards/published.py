@@ -7,12 +7,12 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 from nst_data.hub.reference import HubReference
-from nst_data.store.inputs import Input, is_of_model
+from nst_data.store.inputs import Input, is_model_role
 
 _HUB = "https://huggingface.co"
-_LOCAL = re.compile(r"local-dir:|[/~.\\]|[A-Za-z]:[\\/]")
-_OF_NAMES = ("exclude_class", "key", "label_column", "probs")
-_PART = re.compile(r" \([^()]*\)$")  # which part of the images, after the source of a result
+_LOCAL_PATH = re.compile(r"local-dir:|[/~.\\]|[A-Za-z]:[\\/]")
+_NAME_SETTINGS = ("exclude_class", "key", "label_column", "probs")
+_PART_SUFFIX = re.compile(r" \([^()]*\)$")  # which part of the images, after the source of a result
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Published:
     license: str | None = None  # a Hub identifier, or the user's words
     pool_source: str | None = None  # where the pool's images come from, in the user's words
     anonymous: bool = False  # keys omitted and hashes replaced by row numbers
-    earlier: str = ""  # the card currently in the repository, with its original line ends
+    earlier_card: str = ""  # the card currently in the repository, with its original line ends
 
     @property
     def ref(self) -> str:
@@ -53,15 +53,15 @@ class HubPlace:
         return f"{_HUB}/{'datasets/' if self.kind == 'dataset' else ''}{self.repo}{tree}"
 
 
-def place_of(role: str, made_from: Input, published: Published | None) -> HubPlace | None:
+def place_of(role: str, entry: Input, published: Published | None) -> HubPlace | None:
     """Where an input is on the Hub: as found by the push, or as it was read from there. None if it is not known to be there."""
-    kind: Literal["dataset", "model"] = "model" if is_of_model(role) else "dataset"
-    if published and (link := HubReference.of_repository(published.links.get(role, ""))):
+    kind: Literal["dataset", "model"] = "model" if is_model_role(role) else "dataset"
+    if published and (link := HubReference.parse_repository(published.links.get(role, ""))):
         return HubPlace(link.repo, link.revision, kind)
-    reference = HubReference.of_dataset(made_from.ref)
-    if reference is None or not (made_from.revision or made_from.ref.startswith("hf-hub:")):
+    reference = HubReference.parse_dataset(entry.ref)
+    if reference is None or not (entry.revision or entry.ref.startswith("hf-hub:")):
         return None
-    return HubPlace(reference.repo, made_from.revision or reference.revision, kind)
+    return HubPlace(reference.repo, entry.revision or reference.revision, kind)
 
 
 def public_name(ref: str) -> str:
@@ -74,17 +74,17 @@ def public_name(ref: str) -> str:
 def public_setting(name: str, value: Any) -> Any:  # noqa: ANN401 - any JSON value
     """Apply `public_name` to every string in the value of a setting, except names of classes and columns, which may look like paths."""
     if isinstance(value, str):
-        return value if name in _OF_NAMES else public_name(value)
+        return value if name in _NAME_SETTINGS else public_name(value)
     if isinstance(value, Mapping):
         return {key: public_setting(key, item) for key, item in value.items()}
     return [public_setting(name, item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def public_ref(made_from: Input) -> str:
+def public_ref(entry: Input) -> str:
     """Apply `public_name` to an input, or to each source if several were joined."""
-    return " + ".join(map(public_name, made_from.sources or (made_from.ref,)))
+    return " + ".join(map(public_name, entry.sources or (entry.ref,)))
 
 
 def is_local(ref: str) -> bool:
     """Whether a source, teacher or setting names a location on this machine."""
-    return bool(_LOCAL.match(ref)) or ("/" in ref and HubReference.of_dataset(_PART.sub("", ref)) is None)
+    return bool(_LOCAL_PATH.match(ref)) or ("/" in ref and HubReference.parse_dataset(_PART_SUFFIX.sub("", ref)) is None)

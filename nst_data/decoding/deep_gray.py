@@ -13,7 +13,7 @@ from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPL
 _SMALLEST_TAG, _LARGEST_TAG, _NO_DATA_TAG = 340, 341, 42113  # TIFF 6.0, section 19; the last is GDAL's
 _SIGNED = (2,)
 _WHITE_IS_ZERO = 0
-_HALF_A_LEVEL = 0.5 / 255  # tolerated rounding outside [0, 1]: clipping it changes a pixel no more than 8-bit quantization does
+_TOLERANCE = 0.5 / 255  # tolerated rounding outside [0, 1]: clipping it changes a pixel no more than 8-bit quantization does
 
 
 def is_deep_gray(image: Image.Image) -> bool:
@@ -24,12 +24,12 @@ def is_deep_gray(image: Image.Image) -> bool:
 @np.errstate(invalid="ignore")  # for signaling NaNs
 def gray_levels(image: Image.Image) -> NDArray[np.uint8]:
     """Levels, shape (height, width); missing data (NaN, GDAL's no-data value) becomes black. Raises ValueError if the range is unknown."""
-    values = _stored(image).astype(np.float64)
+    values = _stored_pixels(image).astype(np.float64)
     if isinstance(no_data := _tag(image, _NO_DATA_TAG), str):
-        values[values == _number(no_data)] = np.nan
+        values[values == _to_float(no_data)] = np.nan
     missing = np.isnan(values)
     hidden = values == image.info["transparency"] if image.format == "PNG" and "transparency" in image.info else None
-    black, white = _range_of(image, values)
+    black, white = _value_range(image, values)
     values[missing] = black
     values -= black  # in place, since large images take much memory in float64
     values *= 255
@@ -43,7 +43,7 @@ def gray_levels(image: Image.Image) -> NDArray[np.uint8]:
     return levels
 
 
-def _stored(image: Image.Image) -> NDArray[np.generic]:
+def _stored_pixels(image: Image.Image) -> NDArray[np.generic]:
     """Pillow's array, reinterpreted as the type stored in the file."""
     pixels: NDArray[np.generic] = np.asarray(image)
     if image.mode == "L":
@@ -53,7 +53,7 @@ def _stored(image: Image.Image) -> NDArray[np.generic]:
     return pixels
 
 
-def _range_of(image: Image.Image, values: NDArray[np.float64]) -> tuple[float, float]:
+def _value_range(image: Image.Image, values: NDArray[np.float64]) -> tuple[float, float]:
     """The values of black and white."""
     if image.mode.startswith("I;16"):
         return 0, 4095 if _tag(image, BITSPERSAMPLE) == (12,) else 65535
@@ -62,11 +62,11 @@ def _range_of(image: Image.Image, values: NDArray[np.float64]) -> tuple[float, f
     values = values[np.isfinite(values)]
     if len(values) == 0:
         raise ValueError("the image has no finite pixel values")
-    black, white = _number(_tag(image, _SMALLEST_TAG)), _number(_tag(image, _LARGEST_TAG))
+    black, white = _to_float(_tag(image, _SMALLEST_TAG)), _to_float(_tag(image, _LARGEST_TAG))
     if black < white:
         return black, white
     smallest, largest = values.min(), values.max()
-    if smallest >= -_HALF_A_LEVEL and largest <= 1 + _HALF_A_LEVEL:
+    if smallest >= -_TOLERANCE and largest <= 1 + _TOLERANCE:
         return 0, 1
     if smallest >= 0 and largest <= 255 and (values == np.rint(values)).all():
         return 0, 255
@@ -80,7 +80,7 @@ def _tag(image: Image.Image, number: int) -> object:
     return image.tag_v2.get(number) if isinstance(image, TiffImageFile) else None
 
 
-def _number(value: object) -> float:
+def _to_float(value: object) -> float:
     """A tag's value as a float; NaN, which equals nothing, if it is missing, not finite, or not a number."""
     single = value[0] if isinstance(value, tuple) and len(value) == 1 else value
     try:

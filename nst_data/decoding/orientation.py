@@ -12,11 +12,11 @@ from PIL.TiffImagePlugin import TiffImageFile
 from nst_data.decoding.jpeg import jpeg_exif
 
 ORIENTATION_TAG = 0x0112
-LYING = frozenset({5, 6, 7, 8})  # orientations that swap width and height
+TRANSPOSED = frozenset({5, 6, 7, 8})  # orientations that swap width and height
 _AS_STORED = 1
 _BYTE_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
 _INTEGERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i"}  # EXIF specifies SHORT; LONG and BYTE occur in practice
-_IN_PNG_TEXT = "Raw profile type exif"
+_PNG_EXIF_KEY = "Raw profile type exif"
 
 
 def jpeg_orientation(encoded: bytes | memoryview) -> int:
@@ -29,12 +29,12 @@ def orientation_of(image: Image.Image, encoded: bytes | memoryview) -> int:
     if image.format in ("JPEG", "MPO"):
         return jpeg_orientation(encoded)
     if isinstance(image, TiffImageFile):
-        return _valid(image.tag_v2.get(ORIENTATION_TAG))
+        return _valid_orientation(image.tag_v2.get(ORIENTATION_TAG))
     if image.format == "PNG" and "exif" not in image.info:
         image.load()  # EXIF may follow the pixels
     if isinstance(exif := image.info.get("exif"), bytes):  # a PNG text chunk may have this name, too
         return exif_orientation(exif)
-    return exif_orientation(_from_text(image.info.get(_IN_PNG_TEXT)))
+    return exif_orientation(_exif_from_text(image.info.get(_PNG_EXIF_KEY)))
 
 
 def exif_orientation(exif: bytes) -> int:
@@ -52,19 +52,19 @@ def exif_orientation(exif: bytes) -> int:
                 form, offset = f"{order}{_INTEGERS[kind]}", entry + 8
                 if struct.calcsize(form) * count > 4:  # values that do not fit here are stored elsewhere
                     (offset,) = struct.unpack_from(f"{order}I", tiff, offset)
-                return _valid(struct.unpack_from(form, tiff, offset))
+                return _valid_orientation(struct.unpack_from(form, tiff, offset))
     except struct.error:  # truncated
         pass
     return _AS_STORED
 
 
-def _valid(value: object) -> int:
+def _valid_orientation(value: object) -> int:
     if isinstance(value, bytes | tuple) and value:  # how Pillow returns BYTEs and multiple values
         value = value[0]
     return value if isinstance(value, int) and 1 <= value <= 8 else _AS_STORED
 
 
-def _from_text(profile: object) -> bytes:
+def _exif_from_text(profile: object) -> bytes:
     """The EXIF data that ImageMagick writes as text into a PNG: three lines, then hex digits."""
     try:
         return bytes.fromhex("".join(str(profile).split("\n")[3:]))

@@ -20,12 +20,12 @@ from nst_data.store.mirror import FEATURES, FEATURES_NAME, Mirror
 from nst_data.store.store import Store
 from nst_data.tables.shards import ShardPlan
 
-TABLE, ABOUT = "features", FEATURES_NAME
+TABLE, RECORD_FILE = "features", FEATURES_NAME
 FOLDER = FEATURES
 _SHOWN_DIGITS = 12
 
 
-def ref_of(folder: Path) -> str:
+def features_ref(folder: Path) -> str:
     """`features@` and the first digits of the folder's name, as `nst list` shows and `nst remove` accepts."""
     return f"{FOLDER}@{folder.name[:_SHOWN_DIGITS]}"
 
@@ -46,11 +46,11 @@ class FeaturesRequest(BaseModel):
     @property
     def digest(self) -> str:
         """Equal for equal settings, network and source content, wherever the source is located."""
-        about = {"settings": self.settings, "model": self.model.digest, "source": self.source.digest, "layout": _LAYOUT}
-        return json_digest({"kind": "features", **about})
+        identity = {"settings": self.settings, "model": self.model.digest, "source": self.source.digest, "layout": _LAYOUT}
+        return json_digest({"kind": "features", **identity})
 
 
-class About(BaseModel):
+class FeaturesRecord(BaseModel):
     """The content of `features.json`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -78,22 +78,22 @@ class Features:
     def folder(self) -> Path:
         """The folder with all files; for a remote store they are downloaded first."""
         if self.mirror is not None and self.about:
-            self.mirror.bring(self.place)
+            self.mirror.download_version(self.place)
         return self.place
 
     @property
     def location(self) -> str:
         """The folder or URL of the features, for messages."""
-        return str(self.place) if self.mirror is None else self.mirror.tree.at(self.mirror.name_of(self.place))
+        return str(self.place) if self.mirror is None else self.mirror.tree.address_of(self.mirror.name_of(self.place))
 
     @cached_property
-    def about(self) -> About:
+    def about(self) -> FeaturesRecord:
         """The record of what the features were computed from. Raises NstError if it is damaged."""
-        path = self.place / ABOUT
+        path = self.place / RECORD_FILE
         try:
-            return About.model_validate_json(path.read_text("utf-8"))
+            return FeaturesRecord.model_validate_json(path.read_text("utf-8"))
         except (OSError, ValueError):  # includes pydantic's ValidationError
-            remedy = f"`remove_features(store, {ref_of(self.place)!r})`"
+            remedy = f"`remove_features(store, {features_ref(self.place)!r})`"
             raise NstError(f"{path}: the record of what these features were computed from is damaged; {remedy}") from None
 
     def rows(self) -> pa.Table:
@@ -123,25 +123,25 @@ class Features:
         return [folder / name for name in sorted(self.about.files) if name.startswith(f"{TABLE}/")]
 
 
-def find(store: Store, request: FeaturesRequest) -> Features | None:
+def find_features(store: Store, request: FeaturesRequest) -> Features | None:
     """The features of a request if they are finished; in a remote store, by any machine."""
-    place, mirror = folder_of(store, request), store.mirror
+    place, mirror = features_folder(store, request), store.mirror
     for folder in (place.parent, store.root / "runs" / FOLDER):
         clear_abandoned(folder)
     if mirror is not None:
-        mirror.publish_alone(place)
+        mirror.publish_local_features(place)
         if mirror.refresh_version(mirror.name_of(place)):
             discard(mirror.root / "runs" / mirror.name_of(place))  # leftovers of this machine's own run
-            mirror.bring_reading(place)
-    return Features(place, mirror) if (place / ABOUT).is_file() else None
+            mirror.download_source_states(place)
+    return Features(place, mirror) if (place / RECORD_FILE).is_file() else None
 
 
-def folder_of(store: Store, request: FeaturesRequest) -> Path:
+def features_folder(store: Store, request: FeaturesRequest) -> Path:
     """The folder of a request's features, whether or not they exist."""
     return store.root / FOLDER / request.digest[:32]
 
 
-def schema(dimensions: int) -> pa.Schema:
+def features_schema(dimensions: int) -> pa.Schema:
     """The columns of the table `features`."""
     from datasets import Features as Columns
     from datasets import List, Value

@@ -8,22 +8,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nst_data.errors import NstError, UsageError
-from nst_data.features.features import ABOUT, FOLDER, Features, ref_of
-from nst_data.features.under_way import WORK, run_of
-from nst_data.progress import Progress, on_this_terminal
+from nst_data.features.features import FOLDER, RECORD_FILE, Features, features_ref
+from nst_data.features.under_way import WORK, remote_run_of
+from nst_data.progress import Progress, terminal_progress
 from nst_data.store.file_tree import StoredFile
 from nst_data.store.files import discard
 from nst_data.store.mirror import Mirror
 from nst_data.store.store import Store
 from nst_data.tables.shards import wait_for_claims
 
-_LEAST_DIGITS = 4
+_MIN_DIGITS = 4
 _NAME = re.compile(r"[0-9a-f]{32}")
 _REF = re.compile(rf"{FOLDER}@[0-9a-fA-F]+")
 
 
 @dataclass(frozen=True)
-class KeptFeatures:
+class StoredFeatures:
     """The features in one folder of a store. If the store is remote, `mirror` is given, and `files` lists the remote files."""
 
     folder: Path
@@ -33,12 +33,12 @@ class KeptFeatures:
     @property
     def ref(self) -> str:
         """`features@` and the first digits of the folder's name, as `remove_features` accepts."""
-        return ref_of(self.folder)
+        return features_ref(self.folder)
 
     @property
     def is_finished(self) -> bool:
         """Whether all features have been computed."""
-        return (self.folder / ABOUT).is_file()
+        return (self.folder / RECORD_FILE).is_file()
 
     @property
     def location(self) -> str:
@@ -74,12 +74,14 @@ class KeptFeatures:
         return total
 
 
-def kept_features(store: Store) -> list[KeptFeatures]:
+def list_features(store: Store) -> list[StoredFeatures]:
     """All features in a store, sorted by folder name; for a remote store this takes two listings."""
     if store.mirror is not None:
         files = store.mirror.refresh_features()
-        return [KeptFeatures(store.root / FOLDER / name, store.mirror, files[name]) for name in sorted(files) if _NAME.fullmatch(name)]
-    return [KeptFeatures(folder) for folder in sorted((store.root / FOLDER).glob("*")) if _NAME.fullmatch(folder.name) and folder.is_dir()]
+        return [StoredFeatures(store.root / FOLDER / name, store.mirror, files[name]) for name in sorted(files) if _NAME.fullmatch(name)]
+    return [
+        StoredFeatures(folder) for folder in sorted((store.root / FOLDER).glob("*")) if _NAME.fullmatch(folder.name) and folder.is_dir()
+    ]
 
 
 def is_features_ref(ref: str) -> bool:
@@ -102,19 +104,19 @@ def remove_features(store: Store, ref: str, *, progress: Progress | None = None)
         UsageError: No features, or several, match the reference.
         NstError: A process on any machine is computing them.
     """
-    kept, digits = kept_features(store), ref.partition("@")[2].lower()
-    matches = [features for features in kept if features.folder.name.startswith(digits)]
-    available = "there are: " + (", ".join(features.ref for features in matches or kept) or "none")
-    if len(digits) < _LEAST_DIGITS:
-        raise UsageError(f"{ref}: expected {FOLDER}@ and at least {_LEAST_DIGITS} digits, found {len(digits)}; {available}")
+    stored, digits = list_features(store), ref.partition("@")[2].lower()
+    matches = [features for features in stored if features.folder.name.startswith(digits)]
+    available = "there are: " + (", ".join(features.ref for features in matches or stored) or "none")
+    if len(digits) < _MIN_DIGITS:
+        raise UsageError(f"{ref}: expected {FOLDER}@ and at least {_MIN_DIGITS} digits, found {len(digits)}; {available}")
     if len(matches) != 1:
         raise UsageError(f"{ref}: expected one of the features in the store {store.location}, found {len(matches)}; {available}")
-    features, is_finished, say = matches[0], matches[0].is_finished, (progress or on_this_terminal()).say
-    run = None if store.mirror is None else run_of(store.mirror, features.folder)
+    features, is_finished, report = matches[0], matches[0].is_finished, (progress or terminal_progress()).say
+    run = None if store.mirror is None else remote_run_of(store.mirror, features.folder)
     if run is None:
-        wait_for_claims(features.folder / WORK, ref, say)
+        wait_for_claims(features.folder / WORK, ref, report)
     else:
-        run.check_nobody_at_work(ref, say)
+        run.check_not_in_use(ref, report)
     discard(features.folder)  # before the remote files, since files found only on this machine would be uploaded again
     if run is not None:
         if is_finished:

@@ -22,10 +22,10 @@ import numpy as np
 import pyarrow as pa
 
 from nst_data.errors import NstError
-from nst_data.features.features import ABOUT, TABLE, About, FeaturesRequest, folder_of, ref_of, schema
-from nst_data.store.files import discard, fsync_tree, place_once, replacing, write_text
+from nst_data.features.features import RECORD_FILE, TABLE, FeaturesRecord, FeaturesRequest, features_folder, features_ref, features_schema
+from nst_data.store.files import atomic_write, discard, fsync_tree, move_unless_exists, write_text
 from nst_data.store.mirror import REQUEST, Mirror
-from nst_data.store.places import READ
+from nst_data.store.places import READ_FOLDER
 from nst_data.store.remote_run import RemoteRun
 from nst_data.store.store import Store
 from nst_data.tables.shards import ShardPlan, Shards, parquet_writer
@@ -35,7 +35,7 @@ _ROWS_PER_GROUP = 1_000
 
 
 @dataclass(frozen=True)
-class FeaturesUnderWay:
+class FeaturesInProgress:
     """Features that any number of processes compute together. `run` is the work in the remote store, if the store is remote."""
 
     request: FeaturesRequest
@@ -49,20 +49,23 @@ class FeaturesUnderWay:
         """The folder to which shards are written."""
         return self.shards.build
 
-    def at_work(self) -> AbstractContextManager[Any]:
+    def as_worker(self) -> AbstractContextManager[Any]:
         """Within this context, other machines can see that this process is working."""
-        return nullcontext() if self.run is None else self.run.worker()
+        return nullcontext() if self.run is None else self.run.register_worker()
 
-    def share_reading(self) -> None:
+    def share_source_notes(self) -> None:
         """Use the notes on the source taken before its first image was read, by whichever machine came first."""
         if self.run is not None:
-            self.run.remembered_files(self.build / READ)
+            self.run.replace_by_first_stored(self.build / READ_FOLDER)
 
     def write(self, shard: int, rows: Sequence[pa.Table], errors: list[dict[str, Any]]) -> None:
         """Write a whole shard from tables with the columns of `schema`."""
-        table_schema = schema(self.dimensions)
+        table_schema = features_schema(self.dimensions)
         table = pa.concat_tables([table_schema.empty_table(), *rows])
-        with replacing(self.build / self.shards.plan.file(shard), self.shards.parts) as file, parquet_writer(file, table_schema) as writer:
+        with (
+            atomic_write(self.build / self.shards.plan.file(shard), self.shards.temp_folder) as file,
+            parquet_writer(file, table_schema) as writer,
+        ):
             writer.write_table(table, row_group_size=_ROWS_PER_GROUP)
         self.shards.write_note(shard, file.sealed, np.array([table.num_rows]), errors)
 
@@ -72,7 +75,7 @@ class FeaturesUnderWay:
         Raises NotReadyError if an existing shard is being written again.
         """
         files, counts = self.shards.finish(["images"])
-        about = About(
+        record = FeaturesRecord(
             request=self.request,
             images=counts.labeled,
             errors=counts.errors,
@@ -82,40 +85,40 @@ class FeaturesUnderWay:
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         )
         fsync_tree(self.build)
-        write_text(self.build / ABOUT, json.dumps(about.model_dump(mode="json"), indent=2) + "\n")
+        write_text(self.build / RECORD_FILE, json.dumps(record.model_dump(mode="json"), indent=2) + "\n")
         if self.run is None:
             discard(self.shards.work)
             return
-        brought = {self.shards.plan.file(shard) for shard in range(len(self.shards.plan))}
-        if self.run.mirror.publish(self.place, self.build, brought, partial(self.shards.check_are_as_in, files)):
+        shard_files = {self.shards.plan.file(shard) for shard in range(len(self.shards.plan))}
+        if self.run.mirror.publish(self.place, self.build, shard_files, partial(self.shards.check_unchanged, files)):
             self.place.parent.mkdir(parents=True, exist_ok=True)
-            place_once(self.build, self.place)
+            move_unless_exists(self.build, self.place)
         self.run.discard()
 
 
-def begin(store: Store, request: FeaturesRequest, rows: int, rows_per_shard: int, dimensions: int) -> FeaturesUnderWay:
+def start_features(store: Store, request: FeaturesRequest, rows: int, rows_per_shard: int, dimensions: int) -> FeaturesInProgress:
     """Start or resume computing features. Raises NstError if another process has just finished or removed them."""
-    place, plan = folder_of(store, request), ShardPlan(rows, rows_per_shard, TABLE)
+    place, plan = features_folder(store, request), ShardPlan(rows, rows_per_shard, TABLE)
     if store.mirror is None:
         (place / WORK).mkdir(parents=True, exist_ok=True)
-        return FeaturesUnderWay(request, place, Shards(place, place / WORK, plan), dimensions)
-    run = _joined(store.mirror, request, place)
+        return FeaturesInProgress(request, place, Shards(place, place / WORK, plan), dimensions)
+    run = _join_run(store.mirror, request, place)
     folder = store.mirror.root / run.name
-    return FeaturesUnderWay(request, place, Shards(folder / "build", folder / "work", plan, run), dimensions, run)
+    return FeaturesInProgress(request, place, Shards(folder / "build", folder / "work", plan, run), dimensions, run)
 
 
-def run_of(mirror: Mirror, place: Path) -> RemoteRun:
+def remote_run_of(mirror: Mirror, place: Path) -> RemoteRun:
     """The remote run in which the features at a place are made."""
     return RemoteRun(mirror, f"runs/{mirror.name_of(place)}")
 
 
-def _joined(mirror: Mirror, request: FeaturesRequest, place: Path) -> RemoteRun:
-    run = run_of(mirror, place)
+def _join_run(mirror: Mirror, request: FeaturesRequest, place: Path) -> RemoteRun:
+    run = remote_run_of(mirror, place)
     mirror.refresh_version(mirror.name_of(place))  # this machine may have features that were removed meanwhile
     if not mirror.refresh_run(run.name):
         record = {"request": request.model_dump(mode="json"), "begun": secrets.token_hex(8)}  # tells restarted runs apart
         run.claim(json.dumps(record, indent=2))
         if not mirror.refresh_run(run.name):
-            raise NstError(f"{ref_of(place)}: was finished or removed by another process; rerun this command")
-    begun = (mirror.root / run.name / REQUEST).read_bytes()
-    return RemoteRun(mirror, run.name, hashlib.sha256(begun).hexdigest(), begun)
+            raise NstError(f"{features_ref(place)}: was finished or removed by another process; rerun this command")
+    request_bytes = (mirror.root / run.name / REQUEST).read_bytes()
+    return RemoteRun(mirror, run.name, hashlib.sha256(request_bytes).hexdigest(), request_bytes)

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from nst_data.corpora import newest_labels
 from nst_data.errors import NstError, UsageError
-from nst_data.inspection.row_images import EmbeddedImages, Images, PoolImages, images_of
+from nst_data.inspection.row_images import EmbeddedImages, ImageReader, PoolImages, open_images
 from nst_data.store.store import Store, Version
-from nst_data.tables.label_tables import TABLES, check_label_range, collect, damage_is_named, scan_labels
+from nst_data.tables.label_tables import TABLES, check_label_range, collect, scan_labels, translate_table_errors
 from nst_data.tables.review_table import read_review
 from nst_data.tables.schema import soft_label_columns
 from nst_data.tables.shards import table_files
-from nst_data.tables.soft_labels import dense
+from nst_data.tables.soft_labels import dense_probs
 
 _ROWS_AT_ONCE = 1_024
 _COLUMNS = ["id", "key", "image_hash", "label", "confidence"]
@@ -63,24 +63,24 @@ class LabeledImages:
     with_images: bool
 
     @cached_property
-    def _images(self) -> Images:
-        return images_of(self.store, self.version, self.pool, wait_seconds=None)
+    def _images(self) -> ImageReader:
+        return open_images(self.store, self.version, self.pool, wait_seconds=None)
 
     @cached_property
     def _files(self) -> list[Path]:
-        with damage_is_named(self.version.ref):
+        with translate_table_errors(self.version.ref):
             return table_files(self.version.folder, TABLES[self.version.manifest.kind])
 
     @cached_property
     def count(self) -> int:
         """The number of labeled images, without those that could not be read."""
-        with damage_is_named(self.version.ref):
+        with translate_table_errors(self.version.ref):
             return sum(pq.read_metadata(file).num_rows for file in self._files)
 
     def read(self, row: LabeledRow) -> bytes:
         """The encoded bytes of a row's image. Raises NstError if it is missing or differs from the labeled one."""
         try:
-            return self._images.read(row.number, self._number_in_pool(row), row.key, row.image_hash)
+            return self._images.read(row.number, self._pool_row(row), row.key, row.image_hash)
         except OSError as error:
             raise NstError(f"{self.version.ref}: {row.key!r} cannot be read ({error}); restore it and run the same command again") from None
 
@@ -88,9 +88,9 @@ class LabeledImages:
         """The image's file. Raises UsageError if the image is in a tar file, a table or on the Hub."""
         if not isinstance(self._images, PoolImages) or not self._pool_files:
             raise UsageError(f"`link`: the images of {self.version.ref} are not single files on this machine; remove `link`")
-        return Path(self._pool_files[self._images.place_of(self._number_in_pool(row), row.key, row.image_hash)])
+        return Path(self._pool_files[self._images.find_row(self._pool_row(row), row.key, row.image_hash)])
 
-    def _number_in_pool(self, row: LabeledRow) -> int:
+    def _pool_row(self, row: LabeledRow) -> int:
         return row.id
 
     @cached_property
@@ -102,14 +102,14 @@ class LabeledImages:
     def rows(self, with_probs: bool = False) -> Iterator[LabeledRow]:
         """All rows, in the order of the version. Raises NstError if its table is damaged."""
         names, number = self.version.manifest.class_names, 0
-        with damage_is_named(self.version.ref):
+        with translate_table_errors(self.version.ref):
             for file in self._files:
                 with pq.ParquetFile(file) as parquet:
                     plain = [*_COLUMNS, *(["copies"] if "copies" in parquet.schema_arrow.names else [])]
                     columns = [*plain, *(soft_label_columns(parquet.schema_arrow) if with_probs else ())]
                     for batch in parquet.iter_batches(_ROWS_AT_ONCE, columns=columns):
                         check_label_range(pl.Series(batch["label"]), names, self.version.ref)
-                        probs = dense(batch, len(names)) if with_probs else repeat(None, len(batch))
+                        probs = dense_probs(batch, len(names)) if with_probs else repeat(None, len(batch))
                         for row, soft in zip(batch.select(plain).to_pylist(), probs, strict=True):
                             yield LabeledRow(number, class_name=names[row["label"]], probs=soft, **row)
                             number += 1
@@ -125,9 +125,9 @@ class ReviewedImages(LabeledImages):
         return newest_labels(self.store, self.version.name)
 
     @cached_property
-    def _images(self) -> Images:
+    def _images(self) -> ImageReader:
         if self._labels is not None:
-            return images_of(self.store, self._labels, self.pool, wait_seconds=None)
+            return open_images(self.store, self._labels, self.pool, wait_seconds=None)
         if self.pool is None:
             raise UsageError(
                 f"{self.version.ref}: no labels in the store say where its images are; pass the source they are in with `pool`"
@@ -159,5 +159,5 @@ class ReviewedImages(LabeledImages):
             probs = (np.arange(len(names)) == row["label"]).astype(np.float32) if with_probs else None
             yield LabeledRow(id=index, class_name=names[row["label"]], confidence=1.0, probs=probs, **row)
 
-    def _number_in_pool(self, row: LabeledRow) -> int:
+    def _pool_row(self, row: LabeledRow) -> int:
         return sys.maxsize  # unknown in a review: images are found by key or by content

@@ -22,6 +22,6 @@ def quiet(library: Literal["datasets", "huggingface_hub.utils"]) -> Iterator[Non
             module.enable_progress_bars()
 
 
-def bars_on_terminals() -> AbstractContextManager[None]:
+def bars_only_on_terminal() -> AbstractContextManager[None]:
     """Keep progress bars of downloads on a terminal; silence them in a file or a pipe, where they would be noise."""
     return nullcontext() if sys.stderr.isatty() else quiet("huggingface_hub.utils")

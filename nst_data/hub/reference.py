@@ -27,13 +27,13 @@ class HubReference:
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
-        """Like `of_dataset`, for user input. Raises UsageError for a URL of the Hub."""
+        """Like `parse_dataset`, for user input. Raises UsageError for a URL of the Hub."""
         if address := _ADDRESS.match(text):
             raise UsageError(f"{text}: expected a dataset of the Hub as OWNER/NAME; write {address[1]}")
-        return cls.of_dataset(text)
+        return cls.parse_dataset(text)
 
     @classmethod
-    def of_dataset(cls, text: str) -> Self | None:
+    def parse_dataset(cls, text: str) -> Self | None:
         """A reference to a dataset, or None if the text looks like a path. A slash in a revision is written `%2F`: `/` begins the split."""
         match = _DATASET.fullmatch(text)
         if match is None or text.lower().endswith(_FILE_SUFFIXES):
@@ -42,7 +42,7 @@ class HubReference:
         return cls(match["repo"], revision and unquote(revision), match["config"], match["split"])
 
     @classmethod
-    def of_repository(cls, text: str) -> Self | None:
+    def parse_repository(cls, text: str) -> Self | None:
         """A reference `owner/name[@revision]` to a model or version, whose revision may contain slashes; None for any other text."""
         match = _REPOSITORY.fullmatch(text)
         return cls(match["repo"], match["revision"]) if match else None

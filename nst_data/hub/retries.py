@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from nst_data.errors import first_line, secrets_cut
+from nst_data.errors import first_line, redact_secrets
 from nst_data.hub.errors import causes_of
 
 T = TypeVar("T")
@@ -16,27 +16,27 @@ _log = logging.getLogger(__name__)
 
 WAITS_SECONDS = (1, 2, 4, 8)
 _LONGEST_WAIT_SECONDS = 300
-_ITSELF_RETRIED_SECONDS = 10  # in some calls huggingface_hub itself retries connecting for half a minute, which is enough
+_OWN_RETRY_SECONDS = 10  # in some calls huggingface_hub itself retries connecting for half a minute, which is enough
 _TOO_MANY = 429
 
 
-def retried(call: Callable[[], T], waits: Sequence[float] = WAITS_SECONDS, or_path: bool = False) -> T:
+def call_with_retries(call: Callable[[], T], waits: Sequence[float] = WAITS_SECONDS, may_be_path: bool = False) -> T:
     """The result of a call to the Hub, repeated after each wait if the Hub is busy or the connection breaks.
 
-    `or_path` is for references that may have been meant as paths: without a network, a mistyped path is then reported immediately.
+    `may_be_path` is for references that may have been meant as paths: without a network, a mistyped path is then reported immediately.
     """
-    if or_path:
+    if may_be_path:
         check_hub_resolves()
     for wait in waits:
-        began = time.monotonic()
+        start_time = time.monotonic()
         try:
             return call()
         except Exception as error:
-            was_retried = time.monotonic() - began > _ITSELF_RETRIED_SECONDS
-            pause = _pause(error, wait, or_path or was_retried)
+            was_retried = time.monotonic() - start_time > _OWN_RETRY_SECONDS
+            pause = _retry_wait(error, wait, may_be_path or was_retried)
             if pause is None:
                 raise
-            _log.info("the Hub: %s; asked again in %g s", secrets_cut(first_line(error)), pause)
+            _log.info("the Hub: %s; asked again in %g s", redact_secrets(first_line(error)), pause)
             time.sleep(pause)
     return call()
 
@@ -52,18 +52,18 @@ def check_hub_resolves() -> None:
     if constants.HF_HUB_OFFLINE or urllib.request.getproxies().keys() & {"http", "https", "all"}:
         return
     for wait in (1, 2, None):
-        began = time.monotonic()
+        start_time = time.monotonic()
         try:
             socket.getaddrinfo(endpoint.hostname, endpoint.port)  # without a service name, which minimal Linux images cannot resolve
             return
         except socket.gaierror as error:
-            was_asked_again = time.monotonic() - began > 1  # the resolver itself has retried a server that does not answer
-            if wait is None or error.errno != socket.EAI_AGAIN or was_asked_again:
+            was_retried = time.monotonic() - start_time > 1  # the resolver itself has retried a server that does not answer
+            if wait is None or error.errno != socket.EAI_AGAIN or was_retried:
                 raise httpx.ConnectError(str(error)) from error
             time.sleep(wait)  # the resolver is busy, or has just started
 
 
-def _pause(error: Exception, wait: float, gives_up_offline: bool) -> float | None:
+def _retry_wait(error: Exception, wait: float, gives_up_offline: bool) -> float | None:
     """Seconds to wait before repeating a call, or None if repeating it would not help."""
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined] # httpx or httpx2, by version

@@ -12,11 +12,11 @@ import polars as pl
 from nst_data.arguments import with_checked_arguments
 from nst_data.errors import NstError
 from nst_data.sources import match_classes
-from nst_data.sources.labels import places_among
+from nst_data.sources.labels import indices_among
 from nst_data.store.store import Store, Version
-from nst_data.store.version import check_names_images
+from nst_data.store.version import check_not_anonymous
 from nst_data.tables.confidence import confidence_bin
-from nst_data.tables.histogram import BINS, bounds
+from nst_data.tables.histogram import BINS, bin_bounds
 from nst_data.tables.label_tables import check_label_range, collect, scan_labels
 
 ROWS_AT_ONCE = 2**25  # rows of both tables together, about 3 GB; larger tables are compared in parts, by ranges of hashes
@@ -86,10 +86,10 @@ def diff(store: Store, before: Version | str, after: Version | str, *, pairs: in
     """
     first, second = [store.open(ref, "generation", "edition") for ref in (before, after)]
     for version in (first, second):
-        check_names_images(version, "compare")
-    names, what = first.manifest.class_names, f"{first.ref} and {second.ref}"
-    matched = matched_by_name(scan_labels(second), second.manifest.class_names, names, what)
-    return measure(scan_labels(first), matched, names, what, pairs)
+        check_not_anonymous(version, "compare")
+    names, subject = first.manifest.class_names, f"{first.ref} and {second.ref}"
+    matched = match_labels_by_name(scan_labels(second), second.manifest.class_names, names, subject)
+    return measure_churn(scan_labels(first), matched, names, subject, pairs)
 
 
 def one_row_per_image(labels: pl.LazyFrame) -> pl.LazyFrame:
@@ -100,12 +100,12 @@ def one_row_per_image(labels: pl.LazyFrame) -> pl.LazyFrame:
     return selected.group_by("image").agg(pl.col("label", "confidence", *copies).min_by("id"))
 
 
-def in_both(before: pl.LazyFrame, after: pl.LazyFrame) -> pl.LazyFrame:
+def join_common_images(before: pl.LazyFrame, after: pl.LazyFrame) -> pl.LazyFrame:
     """Join two tables from `one_row_per_image` on their common images; columns of the second get the suffix `_after`."""
     return before.join(after, on="image", how="inner", suffix="_after")
 
 
-def count_changes(both: pl.LazyFrame) -> pl.LazyFrame:
+def count_changes(joined: pl.LazyFrame) -> pl.LazyFrame:
     """Count `images` by `label`, `label_after` and `bin` of the earlier confidence, with aggregates over them.
 
     `moved` is the sum of absolute changes in confidence over the `measured` images, for which both confidences are numbers;
@@ -113,18 +113,18 @@ def count_changes(both: pl.LazyFrame) -> pl.LazyFrame:
     """
     confidence, after = (pl.col(name).cast(pl.Float64).fill_nan(None) for name in ("confidence", "confidence_after"))
     moved = (after - confidence).abs()
-    editions = {"copies", "copies_after"} <= set(both.collect_schema())
+    editions = {"copies", "copies_after"} <= set(joined.collect_schema())
     copies_changed = (pl.col("copies") != pl.col("copies_after")).sum() if editions else pl.lit(None, dtype=pl.UInt32).first()
-    return both.group_by("label", "label_after", bin=confidence_bin(confidence)).agg(
+    return joined.group_by("label", "label_after", bin=confidence_bin(confidence)).agg(
         images=pl.len(), moved=moved.sum(), measured=moved.count(), copies_changed=copies_changed
     )
 
 
-def measure(
+def measure_churn(
     before: pl.LazyFrame,
     after: pl.LazyFrame,
     class_names: Sequence[str],
-    what: str = "labels",
+    subject: str = "labels",
     pairs: int = 10,
     rows_at_once: int = ROWS_AT_ONCE,
 ) -> Churn:
@@ -132,42 +132,42 @@ def measure(
 
     `rows_at_once` bounds memory: if the tables have more rows together, they are compared in parts, each of which reads both once.
     """
-    rows = sum(int(frame.item()) for frame in collect(what, before.select(pl.len()), after.select(pl.len())))
-    parts = max(1, -(-rows // rows_at_once))
-    results = [_measure_part(before, after, what, part, parts) for part in range(parts)]
+    rows = sum(int(frame.item()) for frame in collect(subject, before.select(pl.len()), after.select(pl.len())))
+    n_parts = max(1, -(-rows // rows_at_once))
+    results = [_measure_part(before, after, subject, part, n_parts) for part in range(n_parts)]
     changes = pl.concat([result.changes for result in results]).group_by("label", "label_after", "bin").sum()
     for column in ("label", "label_after"):
-        check_label_range(changes[column], class_names, what)
-    both = int(changes["images"].sum())
+        check_label_range(changes[column], class_names, subject)
+    n_both = int(changes["images"].sum())
     moved, measured = float(changes["moved"].sum()), int(changes["measured"].sum())
     editions = all("copies" in frame.collect_schema() for frame in (before, after))
     return Churn(
-        only_before=sum(result.images_before for result in results) - both,
-        only_after=sum(result.images_after for result in results) - both,
-        both=both,
-        changed=_changed(changes),
+        only_before=sum(result.images_before for result in results) - n_both,
+        only_after=sum(result.images_after for result in results) - n_both,
+        both=n_both,
+        changed=_count_changed(changes),
         mean_confidence_change=moved / measured if measured else None,
         copies_changed=int(changes["copies_changed"].sum()) if editions else None,
-        changes=_changes(changes, class_names, pairs),
-        by_class=_by_class(changes, class_names),
-        by_confidence=_by_confidence(changes),
+        changes=_most_frequent_changes(changes, class_names, pairs),
+        by_class=_churn_by_class(changes, class_names),
+        by_confidence=_churn_by_confidence(changes),
     )
 
 
-def matched_by_name(after: pl.LazyFrame, class_names: Sequence[str], expected: Sequence[str], what: str) -> pl.LazyFrame:
+def match_labels_by_name(after: pl.LazyFrame, class_names: Sequence[str], expected: Sequence[str], subject: str) -> pl.LazyFrame:
     """Translate labels from indices into `class_names` to indices into `expected`, the same names in any order, or raise NstError."""
     try:
-        places = pl.Series(match_classes(class_names, expected, what), dtype=pl.Int64)
+        places = pl.Series(match_classes(class_names, expected, subject), dtype=pl.Int64)
     except NstError:
         sides = ((expected, class_names, "the first"), (class_names, expected, "the second"))
         only_in = [
-            f"{len(unmatched)} only in {whose} ({', '.join(unmatched[:10])}{', ...' * (len(unmatched) > 10)})"
-            for names, others, whose in sides
-            if (unmatched := [name for name, place in zip(names, places_among(names, others), strict=True) if place is None])
+            f"{len(unmatched)} only in {side} ({', '.join(unmatched[:10])}{', ...' * (len(unmatched) > 10)})"
+            for names, other_names, side in sides
+            if (unmatched := [name for name, place in zip(names, indices_among(names, other_names), strict=True) if place is None])
         ]
         if only_in:
             differences = " and ".join(only_in)
-            raise NstError(f"{what}: expected the same classes in both, found {differences}; choose two with the same classes") from None
+            raise NstError(f"{subject}: expected the same classes in both, found {differences}; choose two with the same classes") from None
         raise
     return after.with_columns(label=pl.col("label").replace_strict(pl.arange(0, len(places), eager=True), places, default=pl.col("label")))
 
@@ -179,14 +179,14 @@ class _Part:
     images_after: int
 
 
-def _measure_part(before: pl.LazyFrame, after: pl.LazyFrame, what: str, part: int, parts: int) -> _Part:
-    """Compare the images in one of `parts` equal ranges of hashes."""
-    first, second = (one_row_per_image(_hashes_between(labels, part, parts)) for labels in (before, after))
-    changes, *images = collect(what, count_changes(in_both(first, second)), first.select(pl.len()), second.select(pl.len()))
+def _measure_part(before: pl.LazyFrame, after: pl.LazyFrame, subject: str, part: int, parts: int) -> _Part:
+    """Compare the images in one of `n_parts` equal ranges of hashes."""
+    first, second = (one_row_per_image(_filter_hash_range(labels, part, parts)) for labels in (before, after))
+    changes, *images = collect(subject, count_changes(join_common_images(first, second)), first.select(pl.len()), second.select(pl.len()))
     return _Part(changes, *(int(frame.item()) for frame in images))
 
 
-def _hashes_between(labels: pl.LazyFrame, part: int, parts: int) -> pl.LazyFrame:
+def _filter_hash_range(labels: pl.LazyFrame, part: int, parts: int) -> pl.LazyFrame:
     if parts == 1:
         return labels
     low, high = (f"{(number << 128) // parts:032x}" for number in (part, part + 1))
@@ -197,29 +197,29 @@ def _hashes_between(labels: pl.LazyFrame, part: int, parts: int) -> pl.LazyFrame
 _differs = pl.col("label") != pl.col("label_after")
 
 
-def _changed(changes: pl.DataFrame) -> int:
+def _count_changed(changes: pl.DataFrame) -> int:
     return int(changes.filter(_differs)["images"].sum())
 
 
-def _changes(changes: pl.DataFrame, class_names: Sequence[str], number: int) -> list[Change]:
+def _most_frequent_changes(changes: pl.DataFrame, class_names: Sequence[str], limit: int) -> list[Change]:
     """The most frequent changes first; ties in class order."""
     pairs = changes.filter(_differs).group_by("label", "label_after").agg(pl.col("images").sum())
-    ranked = pairs.sort("images", "label", "label_after", descending=[True, False, False]).head(number)
+    ranked = pairs.sort("images", "label", "label_after", descending=[True, False, False]).head(limit)
     return [Change(class_names[label], class_names[label_after], images) for label, label_after, images in ranked.iter_rows()]
 
 
-def _shares(changes: pl.DataFrame, column: str) -> pl.DataFrame:
+def _changed_shares(changes: pl.DataFrame, column: str) -> pl.DataFrame:
     changed = pl.col("images").filter(_differs).sum()
     grouped = changes.group_by(column).agg(pl.col("images").sum(), changed=changed)
     return grouped.with_columns(share=pl.col("changed") / pl.col("images"))
 
 
-def _by_class(changes: pl.DataFrame, class_names: Sequence[str]) -> list[ClassChurn]:
+def _churn_by_class(changes: pl.DataFrame, class_names: Sequence[str]) -> list[ClassChurn]:
     """Largest share first; ties by number of images, largest first."""
-    ranked = _shares(changes, "label").sort("share", "images", "label", descending=[True, True, False])
+    ranked = _changed_shares(changes, "label").sort("share", "images", "label", descending=[True, True, False])
     return [ClassChurn(class_names[label], images, changed, share) for label, images, changed, share in ranked.iter_rows()]
 
 
-def _by_confidence(changes: pl.DataFrame) -> list[ConfidenceChurn]:
-    by_bin = {number: values for number, *values in _shares(changes, "bin").iter_rows()}
-    return [ConfidenceChurn(*bounds(number), *by_bin.get(number, (0, 0, None))) for number in range(BINS)]
+def _churn_by_confidence(changes: pl.DataFrame) -> list[ConfidenceChurn]:
+    by_bin = {number: values for number, *values in _changed_shares(changes, "bin").iter_rows()}
+    return [ConfidenceChurn(*bin_bounds(number), *by_bin.get(number, (0, 0, None))) for number in range(BINS)]

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from nst_data.store.manifest import EditionManifest, GenerationManifest
 from nst_data.store.version import Version
-from nst_data.tables.label_tables import damage_is_named, scan_labels
+from nst_data.tables.label_tables import scan_labels, translate_table_errors
 from nst_data.tables.schema import soft_label_columns, top_k_of
 from nst_data.tables.shards import table_files
 
 SAMPLE_ROWS = 10_000_000
-_FEW_FILES = 100  # the footers of up to this many files are read, to sample by row group instead of by file
-_OPEN_FILES = 32
+_MAX_FOOTERS = 100  # the footers of up to this many files are read, to sample by row group instead of by file
+_MAX_OPEN_FILES = 32
 
 
 class _Piece(NamedTuple):
@@ -32,20 +32,22 @@ class _Piece(NamedTuple):
 
 
 class LabelRows:
-    """The rows of a generation or an edition, in order; if there are more than `most`, an even sample of its files or row groups.
+    """The rows of a generation or an edition, in order; if there are more than `max_rows`, an even sample of its files or row groups.
 
-    `of` counts all rows, including those outside the sample. Row numbers are positions among the rows that were taken.
+    `total_rows` counts all rows, including those outside the sample. Row numbers are positions among the rows that were taken.
     """
 
-    def __init__(self, version: Version, most: int = SAMPLE_ROWS) -> None:
+    def __init__(self, version: Version, max_rows: int = SAMPLE_ROWS) -> None:
         self.version = version
         self.schema = scan_labels(version).collect_schema()
         manifest = version.manifest
-        self.of = manifest.counts.unique if isinstance(manifest, EditionManifest) else GenerationManifest.of(manifest).counts.labeled
+        self.total_rows = (
+            manifest.counts.unique if isinstance(manifest, EditionManifest) else GenerationManifest.from_manifest(manifest).counts.labeled
+        )
         self._lock = threading.Lock()
-        self._opened = lru_cache(_OPEN_FILES)(pq.ParquetFile)
-        with damage_is_named(version.ref):
-            self._pieces = list(self._taken(table_files(version.folder, self.table), most))
+        self._opened = lru_cache(_MAX_OPEN_FILES)(pq.ParquetFile)
+        with translate_table_errors(version.ref):
+            self._pieces = list(self._select_pieces(table_files(version.folder, self.table), max_rows))
         sizes = [rows for piece in self._pieces for rows in piece.rows]
         self._groups = [(piece.file, group) for piece in self._pieces for group in piece.groups]
         self._starts: NDArray[np.int64] = np.cumsum([0, *sizes])
@@ -61,7 +63,7 @@ class LabelRows:
     @property
     def is_sample(self) -> bool:
         """Whether only part of the rows is taken."""
-        return len(self) < self.of
+        return len(self) < self.total_rows
 
     @cached_property
     def top_k(self) -> int | None:
@@ -75,27 +77,29 @@ class LabelRows:
 
     def read(self, columns: Sequence[str]) -> pl.DataFrame:
         """Read some columns of all rows."""
-        with damage_is_named(self.version.ref):
+        with translate_table_errors(self.version.ref):
             empty = self._arrow_schema.empty_table().select(list(columns))
             tables = [pq.ParquetFile(piece.file).read_row_groups(piece.groups, columns=list(columns)) for piece in self._pieces]
             return pl.DataFrame(pa.concat_tables([empty, *tables]))
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Read some columns of all rows, batch by batch."""
-        with damage_is_named(self.version.ref):
+        with translate_table_errors(self.version.ref):
             for piece in self._pieces:
                 yield from pq.ParquetFile(piece.file).iter_batches(row_groups=piece.groups, columns=list(columns))
 
     def take(self, rows: Sequence[int], columns: Sequence[str]) -> pl.DataFrame:
         """Read some columns of the rows at the given positions, in the given order."""
-        wanted = np.asarray(rows, np.int64)
-        places = np.searchsorted(self._starts, wanted, side="right") - 1
+        row_numbers = np.asarray(rows, np.int64)
+        places = np.searchsorted(self._starts, row_numbers, side="right") - 1
         tables, order = [], []
-        with damage_is_named(self.version.ref), self._lock:
+        with translate_table_errors(self.version.ref), self._lock:
             for place in np.unique(places).tolist():
                 file, group = self._groups[place]
                 positions = np.flatnonzero(places == place)
-                tables.append(self._opened(file).read_row_group(group, columns=list(columns)).take(wanted[positions] - self._starts[place]))
+                tables.append(
+                    self._opened(file).read_row_group(group, columns=list(columns)).take(row_numbers[positions] - self._starts[place])
+                )
                 order.append(positions)
         empty = self._arrow_schema.empty_table().select(list(columns))
         table: pl.DataFrame = pl.DataFrame(pa.concat_tables([empty, *tables]))
@@ -103,29 +107,29 @@ class LabelRows:
 
     @cached_property
     def _arrow_schema(self) -> pa.Schema:
-        with damage_is_named(self.version.ref):
+        with translate_table_errors(self.version.ref):
             return pq.read_schema(table_files(self.version.folder, self.table)[0])
 
-    def _taken(self, files: list[Path], most: int) -> Iterator[_Piece]:
-        if self.of > most and len(files) > _FEW_FILES:  # spread over the whole pool, which is sorted by name
-            files = [files[place] for place in _evenly(len(files), max(1, most * len(files) // self.of))]
-            yield from map(_whole, files)
+    def _select_pieces(self, files: list[Path], max_rows: int) -> Iterator[_Piece]:
+        if self.total_rows > max_rows and len(files) > _MAX_FOOTERS:  # spread over the whole pool, which is sorted by name
+            files = [files[place] for place in _evenly_spaced(len(files), max(1, max_rows * len(files) // self.total_rows))]
+            yield from map(_full_piece, files)
             return
-        pieces = [_whole(file) for file in files]
-        if self.of <= most:
+        pieces = [_full_piece(file) for file in files]
+        if self.total_rows <= max_rows:
             yield from pieces
             return
         groups = [(piece.file, group, rows) for piece in pieces for group, rows in zip(piece.groups, piece.rows, strict=True)]
-        for place in _evenly(len(groups), max(1, most * len(groups) // self.of)):
+        for place in _evenly_spaced(len(groups), max(1, max_rows * len(groups) // self.total_rows)):
             file, group, rows = groups[place]
             yield _Piece(file, [group], [rows])
 
 
-def _whole(file: Path) -> _Piece:
+def _full_piece(file: Path) -> _Piece:
     footer = pq.read_metadata(file)
     return _Piece(file, list(range(footer.num_row_groups)), [footer.row_group(group).num_rows for group in range(footer.num_row_groups)])
 
 
-def _evenly(count: int, wanted: int) -> list[int]:
-    """`wanted` evenly spaced integers below `count`."""
-    return [(2 * place + 1) * count // (2 * wanted) for place in range(wanted)]
+def _evenly_spaced(count: int, number: int) -> list[int]:
+    """`number` evenly spaced integers below `count`."""
+    return [(2 * place + 1) * count // (2 * number) for place in range(number)]

@@ -4,11 +4,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-_PIECE = 2_000_000
+_ROWS_AT_ONCE = 2_000_000
 _LAST = np.uint32(2**32 - 1)
 
 
-def _order_keys(values: pl.Series, rows: pl.Series, largest_first: bool) -> NDArray[np.uint64]:
+def _sort_keys(values: pl.Series, rows: pl.Series, largest_first: bool) -> NDArray[np.uint64]:
     """Integers that sort like the values, which must not be negative, then by row; rows without a value come last."""
     numbers = values.cast(pl.Float32).fill_null(np.nan).to_numpy()
     is_missing = np.isnan(numbers)
@@ -27,11 +27,11 @@ def first_rows(values: pl.DataFrame, largest_first: bool, offset: int, limit: in
 
     Works piece by piece, which takes little memory.
     """
-    stop, least = offset + limit, np.empty(0, np.uint64)
-    for start in range(0, values.height, _PIECE):
-        piece = values.slice(start, _PIECE)
-        keys = np.concatenate([least, _order_keys(piece.to_series(1), piece.to_series(0), largest_first)])
+    stop, smallest_keys = offset + limit, np.empty(0, np.uint64)
+    for start in range(0, values.height, _ROWS_AT_ONCE):
+        piece = values.slice(start, _ROWS_AT_ONCE)
+        keys = np.concatenate([smallest_keys, _sort_keys(piece.to_series(1), piece.to_series(0), largest_first)])
         if stop < len(keys):
             keys.partition(stop)
-        least = keys[:stop].copy()
-    return (np.sort(least)[offset:] & np.uint64(_LAST)).astype(np.int64)
+        smallest_keys = keys[:stop].copy()
+    return (np.sort(smallest_keys)[offset:] & np.uint64(_LAST)).astype(np.int64)

@@ -11,15 +11,15 @@ import polars as pl
 
 from nst_data.arguments import with_checked_arguments
 from nst_data.errors import NstError
-from nst_data.inspection.review_quality import ReviewQuality, review_quality
-from nst_data.inspection.truth import Truth, read_truth, truth_of_review
-from nst_data.progress import Progress, on_this_terminal
+from nst_data.inspection.review_quality import ReviewQuality, measure_review_quality
+from nst_data.inspection.truth import Truth, read_truth, truth_from_review
+from nst_data.progress import Progress, terminal_progress
 from nst_data.sources import Source, match_classes
 from nst_data.sources.labels import ClassNames
 from nst_data.store.store import Store, Version
-from nst_data.store.version import check_names_images, is_review
+from nst_data.store.version import check_not_anonymous, is_review_ref
 from nst_data.tables.confidence import confidence_bin
-from nst_data.tables.histogram import BINS, bounds
+from nst_data.tables.histogram import BINS, bin_bounds
 from nst_data.tables.label_tables import check_label_range, collect, scan_labels
 
 ECE_BINS = 15  # as in nst_train.classifiers.calibration, so that the two errors are comparable
@@ -77,30 +77,32 @@ class Quality:
     review: ReviewQuality | None = None  # only if the truth is a review
 
 
-def with_truth(labels: pl.LazyFrame, truth: pl.LazyFrame, by: str) -> pl.LazyFrame:
-    """Keep the labels whose value in column `by` occurs in the truth, adding `truth` (int64). `by` must be unique in the truth."""
+def join_truth(labels: pl.LazyFrame, truth: pl.LazyFrame, by: str) -> pl.LazyFrame:
+    """Keep the labels whose value in column `join_column` occurs in the truth, adding `truth` (int64). `join_column` must be unique in the
+    truth.
+    """
     return labels.select(by, "label", "confidence").join(truth.select(by, "truth"), on=by, how="inner")
 
 
-def confusion(judged: pl.LazyFrame) -> pl.LazyFrame:
+def count_confusions(joined: pl.LazyFrame) -> pl.LazyFrame:
     """Count `images` for each pair of `label` and `truth` that occurs."""
-    return judged.group_by("label", "truth").agg(images=pl.len())
+    return joined.group_by("label", "truth").agg(images=pl.len())
 
 
-def reliability(judged: pl.LazyFrame, bins: int) -> pl.LazyFrame:
+def reliability(joined: pl.LazyFrame, bins: int) -> pl.LazyFrame:
     """`bin`, `images`, `correct` and the sum of `confidence`, one row per non-empty bin."""
     confidence = pl.col("confidence").cast(pl.Float64)
     return (
-        judged.group_by(bin=confidence_bin(confidence, bins))
+        joined.group_by(bin=confidence_bin(confidence, bins))
         .agg(images=pl.len(), correct=(pl.col("label") == pl.col("truth")).sum(), confidence=confidence.sum())
         .filter(pl.col("bin").is_not_null())
     )
 
 
-def calibration_error(reliability: pl.DataFrame) -> float:
+def calibration_error(bins: pl.DataFrame) -> float:
     """Expected calibration error over the bins (Guo et al. 2017, equation 3), in [0, 1]; 0 if there are no images."""
-    distances = (reliability["confidence"] - reliability["correct"]).abs().sum()
-    return float(distances) / max(1, int(reliability["images"].sum()))
+    distances = (bins["confidence"] - bins["correct"]).abs().sum()
+    return float(distances) / max(1, int(bins["images"].sum()))
 
 
 @with_checked_arguments
@@ -135,38 +137,38 @@ def quality(
         UsageError: The version is a teacher or is anonymous, or `truth` was opened without labels.
         NstError: The two have no images in common.
     """
-    version, progress = store.open(version, "generation", "edition"), progress or on_this_terminal()
-    check_names_images(version, "compare")
+    version, progress = store.open(version, "generation", "edition"), progress or terminal_progress()
+    check_not_anonymous(version, "compare")
     names = version.manifest.class_names
-    if isinstance(truth, Version) or (isinstance(truth, str) and is_review(truth)):
+    if isinstance(truth, Version) or (isinstance(truth, str) and is_review_ref(truth)):
         review = store.open(truth, "review")
         places = match_classes(review.manifest.class_names, names, review.ref, subset=True)
-        result = measure(scan_labels(version), truth_of_review(review, places), names, version.ref, pairs)
-        return replace(result, review=review_quality(store, version, review, places))
+        result = measure_quality(scan_labels(version), truth_from_review(review, places), names, version.ref, pairs)
+        return replace(result, review=measure_review_quality(store, version, review, places))
     location = truth if isinstance(truth, Source) else str(truth)
     columns = {"image_column": image_column, "label_column": label_column}
     true_labels = read_truth(location, version, store, class_names=class_names, **columns, progress=progress)
-    return measure(scan_labels(version), true_labels, names, version.ref, pairs)
+    return measure_quality(scan_labels(version), true_labels, names, version.ref, pairs)
 
 
-def measure(labels: pl.LazyFrame, truth: Truth, class_names: Sequence[str], what: str = "labels", pairs: int = 10) -> Quality:
+def measure_quality(labels: pl.LazyFrame, truth: Truth, class_names: Sequence[str], subject: str = "labels", pairs: int = 10) -> Quality:
     """Measure labels (`label`, `confidence` and the column that the truth is joined by) that index into `class_names`.
 
-    Lists the `pairs` most frequent mistakes. Raises NstError, naming `what`, if labels and truth have no images in common.
+    Lists the `pairs` most frequent mistakes. Raises NstError, naming `subject`, if labels and truth have no images in common.
     """
-    by = truth.by
-    judged = with_truth(labels, truth.table.lazy(), by)
+    join_column = truth.join_column
+    judged = join_truth(labels, truth.table.lazy(), join_column)
     confusions, bins, ece_bins, rows = collect(
-        what, confusion(judged), reliability(judged, BINS), reliability(judged, ECE_BINS), labels.select(pl.len())
+        subject, count_confusions(judged), reliability(judged, BINS), reliability(judged, ECE_BINS), labels.select(pl.len())
     )
     joined = int(confusions["images"].sum())
     if not joined:
-        raise NstError(f"{what}: none of its images is in the truth, joined by {by}; expected a source that holds some of them")
-    check_label_range(confusions["label"], class_names, what)
+        raise NstError(f"{subject}: none of its images is in the truth, joined by {join_column}; expected a source that holds some of them")
+    check_label_range(confusions["label"], class_names, subject)
     correct = int(confusions.filter(pl.col("label") == pl.col("truth"))["images"].sum())
     return Quality(
         truth=truth.location,
-        joined_by=by,
+        joined_by=join_column,
         truth_rows=truth.rows,
         ambiguous=truth.ambiguous,
         unreadable=truth.unreadable,
@@ -174,33 +176,33 @@ def measure(labels: pl.LazyFrame, truth: Truth, class_names: Sequence[str], what
         joined=joined,
         accuracy=correct / joined,
         calibration_error=calibration_error(ece_bins),
-        by_confidence=_by_confidence(bins),
+        by_confidence=_confidence_bins(bins),
         wrong_pairs=_wrong_pairs(confusions, class_names, pairs),
-        precision=_precision(confusions, class_names),
+        precision=_class_precisions(confusions, class_names),
     )
 
 
-def _by_confidence(table: pl.DataFrame) -> list[ConfidenceBin]:
+def _confidence_bins(table: pl.DataFrame) -> list[ConfidenceBin]:
     by_bin = {number: (images, correct, confidence) for number, images, correct, confidence in table.iter_rows()}
     bins = []
     for number in range(BINS):
         images, correct, confidence = by_bin.get(number, (0, 0, 0.0))
         means = (correct / images, confidence / images) if images else (None, None)
-        bins.append(ConfidenceBin(*bounds(number), images, *means))
+        bins.append(ConfidenceBin(*bin_bounds(number), images, *means))
     return bins
 
 
-def _wrong_pairs(pairs: pl.DataFrame, class_names: Sequence[str], number: int) -> list[WrongPair]:
+def _wrong_pairs(pairs: pl.DataFrame, class_names: Sequence[str], limit: int) -> list[WrongPair]:
     """The most frequent pairs first; ties in class order."""
     wrong = pairs.filter(pl.col("label") != pl.col("truth")).sort("images", "label", "truth", descending=[True, False, False])
-    return [WrongPair(class_names[label], class_names[truth], images) for label, truth, images in wrong.head(number).iter_rows()]
+    return [WrongPair(class_names[label], class_names[truth], images) for label, truth, images in wrong.head(limit).iter_rows()]
 
 
-def _precision(pairs: pl.DataFrame, class_names: Sequence[str]) -> list[ClassPrecision]:
+def _class_precisions(pairs: pl.DataFrame, class_names: Sequence[str]) -> list[ClassPrecision]:
     """Lowest precision first; ties by number of images, largest first."""
-    right = pl.col("images").filter(pl.col("label") == pl.col("truth")).sum()
+    n_correct = pl.col("images").filter(pl.col("label") == pl.col("truth")).sum()
     classes = (
-        pairs.group_by("label").agg(pl.col("images").sum(), correct=right).with_columns(precision=pl.col("correct") / pl.col("images"))
+        pairs.group_by("label").agg(pl.col("images").sum(), correct=n_correct).with_columns(precision=pl.col("correct") / pl.col("images"))
     )
     ranked = classes.sort("precision", "images", "label", descending=[False, True, False])
     return [ClassPrecision(class_names[label], images, correct, precision) for label, images, correct, precision in ranked.iter_rows()]

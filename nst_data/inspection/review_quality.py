@@ -31,7 +31,7 @@ class Share:
     high: float
 
     @classmethod
-    def of(cls, correct: int, images: int, population: int | None = None) -> "Share | None":
+    def from_counts(cls, correct: int, images: int, population: int | None = None) -> "Share | None":
         """Wilson's interval (1927), with a finite-population correction if the sample was drawn without replacement from a `population`."""
         if not images:
             return None
@@ -63,10 +63,10 @@ class ReviewQuality:
     excluded_at_random: Mapping[str, int]
 
 
-def review_quality(store: Store, version: Version, review: Version, places: NDArray[np.int64]) -> ReviewQuality:
-    """Measure a generation or an edition; `places` maps the review's classes to the version's."""
+def measure_review_quality(store: Store, version: Version, review: Version, class_indices: NDArray[np.int64]) -> ReviewQuality:
+    """Measure a generation or an edition; `class_indices` maps the review's classes to the version's."""
     answers = read_review(review)
-    answers = answers.with_columns(truth=pl.Series(places).gather(answers["label"])).drop("label", "key")
+    answers = answers.with_columns(truth=pl.Series(class_indices).gather(answers["label"])).drop("label", "key")
     labels = scan_labels(version).select("image_hash", "label")
     joined, images = collect(
         version.ref,
@@ -74,25 +74,27 @@ def review_quality(store: Store, version: Version, review: Version, places: NDAr
         labels.select(pl.col("image_hash").n_unique()),
     )
     drawn = joined.filter(pl.col("picked_by") == RANDOM)
-    stands_for = {seen_in: _images_stood_for(store, seen_in, version, int(images.item())) for seen_in in drawn["seen_in"].unique()}
+    stands_for = {seen_in: _images_represented(store, seen_in, version, int(images.item())) for seen_in in drawn["seen_in"].unique()}
     population = max(stands_for.values(), default=0)  # of several draws use what represents most: the pool may have grown
     drawn_from = [seen_in for seen_in, number in stands_for.items() if number == population > 0]
     at_random = drawn.filter(pl.col("seen_in").is_in(drawn_from, nulls_equal=True))
     picked = joined.with_columns(picked_by=pl.col("picked_by").fill_null(BROWSING))
-    by_pick = {str(how): _share(rows) for (how,), rows in sorted(picked.group_by("picked_by"))}
-    shown = population - at_random["excluded"].count() * population // max(1, at_random.height)  # the estimated number that show a class
+    by_pick = {str(picked_by): _measure_share(rows) for (picked_by,), rows in sorted(picked.group_by("picked_by"))}
+    n_with_class = population - at_random["excluded"].count() * population // max(
+        1, at_random.height
+    )  # the estimated number that show a class
     return ReviewQuality(
         images=int(images.item()),
         answered=joined.height,
-        excluded=_excluded(joined),
-        by_pick={how: share for how, share in by_pick.items() if share},
-        estimate=_share(at_random, shown),
+        excluded=_count_excluded(joined),
+        by_pick={picked_by: share for picked_by, share in by_pick.items() if share},
+        estimate=_measure_share(at_random, n_with_class),
         estimated=population,
-        excluded_at_random=_excluded(at_random),
+        excluded_at_random=_count_excluded(at_random),
     )
 
 
-def _images_stood_for(store: Store, seen_in: str | None, version: Version, images: int) -> int:
+def _images_represented(store: Store, seen_in: str | None, version: Version, images: int) -> int:
     """How many of a version's `images` a random draw from the version `seen_in` represents.
 
     All if that is the same version, unknown, or not in the store; none if it is another edition, which is a selection. For a generation of
@@ -111,10 +113,10 @@ def _images_stood_for(store: Store, seen_in: str | None, version: Version, image
     return int(shared.item())
 
 
-def _share(rows: pl.DataFrame, population: int | None = None) -> Share | None:
+def _measure_share(rows: pl.DataFrame, population: int | None = None) -> Share | None:
     judged = rows.drop_nulls("truth")
-    return Share.of(int((judged["label"] == judged["truth"]).sum()), judged.height, population)
+    return Share.from_counts(int((judged["label"] == judged["truth"]).sum()), judged.height, population)
 
 
-def _excluded(rows: pl.DataFrame) -> dict[str, int]:
+def _count_excluded(rows: pl.DataFrame) -> dict[str, int]:
     return {reason: int((rows["excluded"] == reason).sum()) for reason in EXCLUDED}

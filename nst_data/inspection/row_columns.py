@@ -13,11 +13,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from nst_data.inspection.label_rows import LabelRows
-from nst_data.store.files import clear_abandoned, replacing
+from nst_data.store.files import atomic_write, clear_abandoned
 from nst_data.store.store import Store
 
-_KEPT_FROM_ROWS = 200_000  # smaller tables are recomputed quickly
-_MOST_UNASKED = 500_000_000  # probabilities to process before anything has asked for the result
+_MIN_CACHED_ROWS = 200_000  # smaller tables are recomputed quickly
+_MAX_PRECOMPUTED = 500_000_000  # probabilities to process before anything has asked for the result
 
 
 class RowColumns:
@@ -29,21 +29,21 @@ class RowColumns:
         self._locks: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
 
-    def has(self, name: str) -> bool:
+    def is_computed(self, name: str) -> bool:
         """Whether a column has been computed already."""
         return name in self._made
 
-    def soft(self) -> pl.DataFrame:
+    def margins_and_entropies(self) -> pl.DataFrame:
         """`margin` between the two most probable classes, and `entropy` in nats, float32."""
-        return self._once("soft", self._soft)
+        return self._compute_once("soft", self._compute_margins_and_entropies)
 
-    def key_places(self) -> pl.Series:
+    def key_ranks(self) -> pl.Series:
         """The rank of each row when sorted bytewise by `key`, uint32."""
-        return self._once("key-places", lambda: pl.DataFrame({"key": places_in_order(self.rows.read(["key"])["key"])}))["key"]
+        return self._compute_once("key-places", lambda: pl.DataFrame({"key": rank_texts(self.rows.read(["key"])["key"])}))["key"]
 
     def hashes(self) -> pl.Series:
         """The first 16 hex digits of each `image_hash` as an integer, uint64."""
-        return self._once("hashes", self._hashes)["hash"]
+        return self._compute_once("hashes", self._compute_hashes)["hash"]
 
     def places_of(self, hashes: Iterable[str]) -> dict[str, list[int]]:
         """The positions of each `image_hash` that occurs in the rows."""
@@ -55,46 +55,46 @@ class RowColumns:
 
     def phashes(self) -> NDArray[np.int64]:
         """The perceptual hashes of a generation's rows, int64."""
-        return self._once("phashes", lambda: self.rows.read(["phash"]), kept=False)["phash"].to_numpy()
+        return self._compute_once("phashes", lambda: self.rows.read(["phash"]), is_cached=False)["phash"].to_numpy()
 
-    def labels_of(self, other: LabelRows, places: NDArray[np.int64]) -> pl.DataFrame:
-        """`label2` (int32, mapped by `places`) and `confidence2` of the same images in another version, null where it lacks them."""
+    def labels_of(self, other: LabelRows, class_indices: NDArray[np.int64]) -> pl.DataFrame:
+        """`label2` (int32, mapped by `class_indices`) and `confidence2` of the same images in another version, null where it lacks them."""
         digest = other.version.manifest.digest[:16]
-        return self._once(f"labels-of-{digest}", lambda: self._labels_of(other, places))
+        return self._compute_once(f"labels-of-{digest}", lambda: self._compute_labels_of(other, class_indices))
 
-    def prepare(self) -> None:
+    def precompute(self) -> None:
         """Compute in advance what filters need, unless that is expensive."""
         self.hashes()
         width = self.rows.top_k or len(self.rows.version.manifest.class_names)
-        if len(self.rows) * width <= _MOST_UNASKED:
-            self.soft()
+        if len(self.rows) * width <= _MAX_PRECOMPUTED:
+            self.margins_and_entropies()
 
-    def _once(self, name: str, make: Callable[[], pl.DataFrame], kept: bool = True) -> pl.DataFrame:
+    def _compute_once(self, name: str, compute: Callable[[], pl.DataFrame], is_cached: bool = True) -> pl.DataFrame:
         with self._lock:
             lock = self._locks.setdefault(name, threading.Lock())
         with lock:
             if name not in self._made:
-                self._made[name] = self._kept(name, make) if kept and len(self.rows) >= _KEPT_FROM_ROWS else make()
+                self._made[name] = self._load_or_compute(name, compute) if is_cached and len(self.rows) >= _MIN_CACHED_ROWS else compute()
             return self._made[name]
 
-    def _kept(self, name: str, make: Callable[[], pl.DataFrame]) -> pl.DataFrame:
+    def _load_or_compute(self, name: str, compute: Callable[[], pl.DataFrame]) -> pl.DataFrame:
         manifest = self.rows.version.manifest
         path = self._folder / f"{manifest.digest[:32]}-{len(self.rows)}-{name}.arrow"
-        if (cached := _read(path, len(self.rows))) is not None:
+        if (cached := _read_cached(path, len(self.rows))) is not None:
             return cached
-        frame = make()
+        frame = compute()
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             clear_abandoned(self._folder)
             table = frame.rechunk().to_arrow()
-            with replacing(path) as file, pa.ipc.new_file(file, table.schema) as writer:
+            with atomic_write(path) as file, pa.ipc.new_file(file, table.schema) as writer:
                 writer.write_table(table)
         except OSError:  # full or read-only disk: keep the column in memory
             return frame
-        cached = _read(path, len(self.rows))
+        cached = _read_cached(path, len(self.rows))
         return frame if cached is None else cached
 
-    def _soft(self) -> pl.DataFrame:
+    def _compute_margins_and_entropies(self) -> pl.DataFrame:
         margins, entropies = [np.empty(0, np.float32)], [np.empty(0, np.float32)]
         probs_column, classes = self.rows.soft_columns[-1], len(self.rows.version.manifest.class_names)
         for batch in self.rows.batches([probs_column]):
@@ -105,27 +105,27 @@ class RowColumns:
             entropies.append(entropy)
         return pl.DataFrame({"margin": np.concatenate(margins), "entropy": np.concatenate(entropies)})
 
-    def _hashes(self) -> pl.DataFrame:
-        parts = [pl.Series(dtype=pl.UInt64)]
+    def _compute_hashes(self) -> pl.DataFrame:
+        chunks = [pl.Series(dtype=pl.UInt64)]
         for batch in self.rows.batches(["image_hash"]):
-            parts.append(hash_numbers(pl.Series(batch.column(0))))
-        return pl.DataFrame({"hash": pl.concat(parts)})
+            chunks.append(hash_numbers(pl.Series(batch.column(0))))
+        return pl.DataFrame({"hash": pl.concat(chunks)})
 
-    def _labels_of(self, other: LabelRows, places: NDArray[np.int64]) -> pl.DataFrame:
+    def _compute_labels_of(self, other: LabelRows, class_indices: NDArray[np.int64]) -> pl.DataFrame:
         """Join by row number if the pool is the same, else by the first half of the hash; the other table is read once, in batches."""
         own_pool, other_pool = (rows.version.manifest.request.inputs.pool for rows in (self.rows, other))
-        by = "id" if own_pool and other_pool and own_pool.digest == other_pool.digest else "image_hash"
-        wanted = self.rows.read(["id"])["id"].to_numpy() if by == "id" else self.hashes().to_numpy()
-        if len(wanted) < 2 or (wanted[1:] > wanted[:-1]).all():
-            keys, inverse = wanted, None
+        join_column = "id" if own_pool and other_pool and own_pool.digest == other_pool.digest else "image_hash"
+        row_keys = self.rows.read(["id"])["id"].to_numpy() if join_column == "id" else self.hashes().to_numpy()
+        if len(row_keys) < 2 or (row_keys[1:] > row_keys[:-1]).all():
+            keys, inverse = row_keys, None
         else:
-            keys, inverse = np.unique(wanted, return_inverse=True)
+            keys, inverse = np.unique(row_keys, return_inverse=True)
         labels, confidences = np.full(len(keys), -1, np.int32), np.full(len(keys), np.nan, np.float32)
-        for batch in other.batches([by, "label", "confidence"]):
-            values = batch.column(0).to_numpy() if by == "id" else hash_numbers(pl.Series(batch.column(0))).to_numpy()
+        for batch in other.batches([join_column, "label", "confidence"]):
+            values = batch.column(0).to_numpy() if join_column == "id" else hash_numbers(pl.Series(batch.column(0))).to_numpy()
             positions = np.minimum(np.searchsorted(keys, values), max(len(keys) - 1, 0))
             is_match = keys[positions] == values if len(keys) else np.zeros(len(values), np.bool_)
-            labels[positions[is_match]] = places[np.clip(batch.column(1).to_numpy()[is_match], 0, len(places) - 1)]
+            labels[positions[is_match]] = class_indices[np.clip(batch.column(1).to_numpy()[is_match], 0, len(class_indices) - 1)]
             confidences[positions[is_match]] = batch.column(2).to_numpy()[is_match]
         if inverse is not None:
             labels, confidences = labels[inverse], confidences[inverse]
@@ -134,13 +134,13 @@ class RowColumns:
         return table.select(pl.when(is_known).then(pl.all()))
 
 
-def margin_and_entropy(probs: NDArray[np.float32], classes: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def margin_and_entropy(probs: NDArray[np.float32], n_classes: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Margin between the two largest probabilities, and entropy in nats, of soft labels of shape (rows, K).
 
-    Probability missing from a row is spread evenly over the `classes` that are not stored.
+    Probability missing from a row is spread evenly over the `n_classes` that are not stored.
     """
     entropy = -(probs * np.log(np.maximum(probs, 1e-12))).sum(axis=1)
-    unstored, remainder = classes - probs.shape[1], np.clip(1 - probs.sum(axis=1), 0, 1)
+    unstored, remainder = n_classes - probs.shape[1], np.clip(1 - probs.sum(axis=1), 0, 1)
     if unstored > 0:
         entropy -= remainder * np.log(np.maximum(remainder / unstored, 1e-12))
     largest = probs if probs.shape[1] > 1 else np.stack([remainder / max(unstored, 1), probs[:, 0]], axis=1)
@@ -161,14 +161,14 @@ def grouped(pairs: Iterable[tuple[str, int]]) -> dict[str, list[int]]:
     return groups
 
 
-def places_in_order(texts: pl.Series) -> pl.Series:
+def rank_texts(texts: pl.Series) -> pl.Series:
     """The rank of each string in bytewise order, uint32; ties keep their order."""
     return texts.rank("ordinal").cast(pl.UInt32)
 
 
-def _read(path: Path, rows: int) -> pl.DataFrame | None:
+def _read_cached(path: Path, n_rows: int) -> pl.DataFrame | None:
     try:
         table = pl.DataFrame(pa.ipc.open_file(pa.memory_map(str(path))).read_all())
     except (OSError, pa.ArrowException):
         return None
-    return table if table.height == rows else None
+    return table if table.height == n_rows else None

@@ -10,17 +10,20 @@ from nst_data.store.version import Version
 from nst_data.tables.label_tables import collect, scan_labels
 
 
-def said_of(images: Mapping[str, int], shown: Version, other: Version, columns: Sequence[str]) -> dict[str, tuple[Any, ...]]:
+def read_columns_by_hash(
+    pool_rows: Mapping[str, int], viewed: Version, other: Version, columns: Sequence[str]
+) -> dict[str, tuple[Any, ...]]:
     """Some `columns` of another version by `image_hash`, without images that it lacks.
 
-    `images` maps each hash to its row in the pool of `shown`. If both versions label the same pool, only row groups around these are read.
+    `pool_rows` maps each hash to its row in the pool of `viewed`. If both versions label the same pool, only row groups around these are
+    read.
     """
-    if shown.ref != other.ref and (is_anonymous(shown.manifest) or is_anonymous(other.manifest)):
+    if viewed.ref != other.ref and (is_anonymous(viewed.manifest) or is_anonymous(other.manifest)):
         return {}  # anonymous versions have row numbers in place of hashes
-    pools = [version.manifest.request.inputs.pool for version in (shown, other)]
-    condition = pl.col("image_hash").is_in(list(images))
-    if images and pools[0] and pools[1] and pools[0].digest == pools[1].digest:
-        numbers = list(images.values())
+    pools = [version.manifest.request.inputs.pool for version in (viewed, other)]
+    condition = pl.col("image_hash").is_in(list(pool_rows))
+    if pool_rows and pools[0] and pools[1] and pools[0].digest == pools[1].digest:
+        numbers = list(pool_rows.values())
         condition &= pl.col("id").is_between(min(numbers), max(numbers)) & pl.col("id").is_in(numbers)
     (table,) = collect(other.ref, scan_labels(other).filter(condition).select("image_hash", *columns))
     return {row[0]: row[1:] for row in reversed(table.rows())}

@@ -8,7 +8,7 @@ import polars as pl
 
 from nst_data.errors import NstError
 from nst_data.images import image_hash
-from nst_data.inspection.row_columns import places_in_order
+from nst_data.inspection.row_columns import rank_texts
 from nst_data.sources import Source, labels_in
 from nst_data.sources.hashing import image_hashes
 
@@ -17,7 +17,7 @@ class SourceRows:
     """The rows of a source that was opened with its labels."""
 
     def __init__(self, source: Source) -> None:
-        self.source, self.of, self.is_sample = source, len(source), False
+        self.source, self.total_rows, self.is_sample = source, len(source), False
         self._known: dict[int, str] = {}
 
     def __len__(self) -> int:
@@ -34,9 +34,9 @@ class SourceRows:
         return pl.DataFrame(data, schema=dict.fromkeys(columns, pl.String))
 
     @cached_property
-    def key_places(self) -> pl.Series:
+    def key_ranks(self) -> pl.Series:
         """The rank of each row when sorted bytewise by `key`, uint32."""
-        return places_in_order(pl.Series("key", [self.source.key(row) for row in range(len(self))], dtype=pl.String))
+        return rank_texts(pl.Series("key", [self.source.key(row) for row in range(len(self))], dtype=pl.String))
 
     @cached_property
     def hashes(self) -> pl.Series:

@@ -17,8 +17,8 @@ from nst_data.sources import Source, labels_in, match_classes, open_source
 from nst_data.sources.cells import holds_images
 from nst_data.sources.features import feature_names
 from nst_data.sources.hashing import image_hashes
-from nst_data.sources.labels import ClassNames, class_values, file_of, label_column, labels_of, names_in, renamed
-from nst_data.sources.patterns import is_pattern, matching
+from nst_data.sources.labels import ClassNames, class_values, label_column, labels_of, names_origin, read_class_names, rename_classes
+from nst_data.sources.patterns import is_pattern, matching_files
 from nst_data.store.manifest import GenerationManifest
 from nst_data.store.parent import parent_of
 from nst_data.store.store import Store, Version
@@ -30,14 +30,14 @@ _SAMPLE_ROWS = 32
 
 @dataclass(frozen=True)
 class Truth:
-    """`table` has the column `by` (`key`, `image_hash` or `id`, unique) and `truth`, an index into the class names of the labels.
+    """`table` has the column `join_column` (`key`, `image_hash` or `id`, unique) and `truth`, an index into the class names of the labels.
 
     `rows` counts the rows of the source. The table excludes `ambiguous` ones, whose key or bytes occur with several classes, and
     `unreadable` ones.
     """
 
     location: str
-    by: str
+    join_column: str
     table: pl.DataFrame
     rows: int
     ambiguous: int = 0
@@ -71,10 +71,10 @@ def read_truth(
     return _from_source(source, version, progress or Progress())
 
 
-def truth_of_review(review: Version, places: NDArray[np.int64]) -> Truth:
-    """People's answers as truth; `places` maps the review's classes to those of the labels."""
+def truth_from_review(review: Version, class_indices: NDArray[np.int64]) -> Truth:
+    """People's answers as truth; `class_indices` maps the review's classes to those of the labels."""
     rows = read_review(review).drop_nulls("label")
-    table = rows.select("image_hash", truth=pl.Series(places)[rows["label"]])
+    table = rows.select("image_hash", truth=pl.Series(class_indices)[rows["label"]])
     return Truth(review.ref, "image_hash", table, table.height)
 
 
@@ -82,39 +82,39 @@ def _from_source(source: Source, version: Version, progress: Progress) -> Truth:
     classes = match_classes(source.class_names or [], version.manifest.class_names, source.location, subset=True)
     truth = classes[labels_in(source)]
     keyed = pl.DataFrame({"key": [source.key(row) for row in range(len(source))], "row": np.arange(len(source)), "truth": truth})
-    if _keys_name_the_same_images(version, source, keyed):
-        table, ambiguous = _one_class_each(keyed, "key")
+    if _keys_match(version, source, keyed):
+        table, ambiguous = _drop_ambiguous(keyed, "key")
         return Truth(source.location, "key", table, len(source), ambiguous)
-    hashes = _hashes(source, progress)
-    table, ambiguous = _one_class_each(pl.DataFrame({"image_hash": hashes, "truth": truth}).drop_nulls(), "image_hash")
+    hashes = _hash_images(source, progress)
+    table, ambiguous = _drop_ambiguous(pl.DataFrame({"image_hash": hashes, "truth": truth}).drop_nulls(), "image_hash")
     return Truth(source.location, "image_hash", table, len(source), ambiguous, hashes.null_count())
 
 
 def _from_tables(
-    location: str, files: list[str], version: Version, store: Store, class_names: ClassNames | None, asked: str | None
+    location: str, files: list[str], version: Version, store: Store, class_names: ClassNames | None, requested_column: str | None
 ) -> Truth:
-    table, column = _read(location, files, asked)
-    given_names = names_in(class_names) if class_names is not None else []
-    labels, names = labels_of(table[column], feature_names(table.schema, column), location, column, len(given_names))
+    table, column = _read_tables(location, files, requested_column)
+    custom_names = read_class_names(class_names) if class_names is not None else []
+    labels, names = labels_of(table[column], feature_names(table.schema, column), location, column, len(custom_names))
     if class_names is not None:
-        labels, names = renamed(labels, names, location, given_names, file_of(class_names))
+        labels, names = rename_classes(labels, names, location, custom_names, names_origin(class_names))
     truth = match_classes(names, version.manifest.class_names, location, subset=True)[labels]
-    by = next((name for name in ("image_hash", "key") if name in table.column_names), "id")
-    if by == "id":
-        _check_rows(len(labels), version, store, location)
-    values = np.arange(len(labels)) if by == "id" else table[by].cast(pa.string())
-    joined, ambiguous = _one_class_each(pl.DataFrame({by: values, "truth": truth}), by)
-    return Truth(location, by, joined, len(labels), ambiguous)
+    join_column = next((name for name in ("image_hash", "key") if name in table.column_names), "id")
+    if join_column == "id":
+        _check_row_count(len(labels), version, store, location)
+    values = np.arange(len(labels)) if join_column == "id" else table[join_column].cast(pa.string())
+    joined, ambiguous = _drop_ambiguous(pl.DataFrame({join_column: values, "truth": truth}), join_column)
+    return Truth(location, join_column, joined, len(labels), ambiguous)
 
 
-def _one_class_each(rows: pl.DataFrame, by: str) -> tuple[pl.DataFrame, int]:
-    """Deduplicate by `by`, and count the rows whose value has several classes, which are dropped."""
+def _drop_ambiguous(rows: pl.DataFrame, by: str) -> tuple[pl.DataFrame, int]:
+    """Deduplicate by `join_column`, and count the rows whose value has several classes, which are dropped."""
     grouped = rows.group_by(by).agg(pl.col("truth").first(), classes=pl.col("truth").n_unique(), rows=pl.len())
     several = pl.col("classes") > 1
     return grouped.filter(~several).select(by, "truth"), int(grouped.filter(several)["rows"].sum())
 
 
-def _keys_name_the_same_images(version: Version, source: Source, keyed: pl.DataFrame) -> bool:
+def _keys_match(version: Version, source: Source, keyed: pl.DataFrame) -> bool:
     """Whether all keys of one side occur on the other and, in a sample, stand for the same bytes."""
     labels = scan_labels(version)
     joined = labels.select("key", "image_hash").join(keyed.lazy().unique("key").select("key", "row"), on="key")
@@ -134,7 +134,7 @@ def _keys_name_the_same_images(version: Version, source: Source, keyed: pl.DataF
     return True
 
 
-def _hashes(source: Source, progress: Progress) -> pl.Series:
+def _hash_images(source: Source, progress: Progress) -> pl.Series:
     """The `image_hash` of each row, null if it cannot be read."""
     hashes: list[str | None] = [None] * len(source)
     with progress.task(f"read {source.location}", len(source), "images") as task:
@@ -147,7 +147,7 @@ def _hashes(source: Source, progress: Progress) -> pl.Series:
 def _tables_without_images(location: str) -> list[str]:
     """The parquet files that a path or a pattern names if they contain no images, else an empty list."""
     path = Path(location).absolute()
-    files = [str(path)] if path.is_file() else matching(location) if not path.exists() and is_pattern(location) else []
+    files = [str(path)] if path.is_file() else matching_files(location) if not path.exists() and is_pattern(location) else []
     if not files or any(Path(file).suffix.lower() != ".parquet" for file in files):
         return []
     with suppress(pa.ArrowException, OSError):  # `open_source` reports damaged files
@@ -156,11 +156,11 @@ def _tables_without_images(location: str) -> list[str]:
     return []
 
 
-def _read(location: str, files: list[str], asked: str | None) -> tuple[pa.Table, str]:
+def _read_tables(location: str, files: list[str], requested_column: str | None) -> tuple[pa.Table, str]:
     """Read the label column and possible join columns of all files, and return the name of the label column."""
     try:
         schemas = [pq.read_schema(file) for file in files]
-        label = label_column(schemas[0], location, asked)
+        label = label_column(schemas[0], location, requested_column)
         if any(feature_names(schema, label) != feature_names(schemas[0], label) for schema in schemas):
             raise NstError(f"{location}: expected one set of classes in all files, found others than in {files[0]}")
         columns = [name for name in ("image_hash", "key") if name in schemas[0].names and name != label]
@@ -174,10 +174,10 @@ def _read(location: str, files: list[str], asked: str | None) -> tuple[pa.Table,
         raise NstError(f"{location}: expected parquet files of one schema, found {first_line(error)}") from None
 
 
-def _check_rows(rows: int, version: Version, store: Store, location: str) -> None:
+def _check_row_count(rows: int, version: Version, store: Store, location: str) -> None:
     """Raises UsageError unless labels without images have exactly one row per row of the pool (or more, if labeling had a limit)."""
     remedy = "give the labeled images, or labels with a column `key` or `image_hash`"
-    generation = _labeling_of_its_pool(version, store)
+    generation = _find_labeling(version, store)
     if generation is None:
         raise UsageError(
             f"{location}: has labels without images, and the generation that {version.ref} was drawn from is not in the store "
@@ -189,7 +189,7 @@ def _check_rows(rows: int, version: Version, store: Store, location: str) -> Non
         raise UsageError(f"{location}: expected {expected} labels, one for each row of the pool of {version.ref}, found {rows:,}; {remedy}")
 
 
-def _labeling_of_its_pool(version: Version, store: Store) -> GenerationManifest | None:
+def _find_labeling(version: Version, store: Store) -> GenerationManifest | None:
     """The generation that a version derives from, if it labels the same pool; None if it does not, or is not in the store."""
     pool, labels = version.manifest.request.inputs.pool, version
     while not isinstance(manifest := labels.manifest, GenerationManifest):

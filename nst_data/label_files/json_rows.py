@@ -5,14 +5,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from nst_data.errors import NstError, brief
+from nst_data.errors import NstError, short_repr
 from nst_data.label_files import label_studio
 from nst_data.label_files.choosing import KEY, KNOWN_COLUMNS, LABEL, NUMBERS
-from nst_data.label_files.json_cells import holds_both
-from nst_data.sources.image_table import of_coco
-from nst_data.sources.text_tables import LINES, JsonText, json_lines
+from nst_data.label_files.json_cells import object_contents
+from nst_data.sources.image_table import read_coco
+from nst_data.sources.text_tables import JSON_LINES_SUFFIXES, JsonText, json_lines
 
-_OF_COCO = ("info", "licenses", "annotations", "categories")
+_COCO_SECTIONS = ("info", "licenses", "annotations", "categories")
 
 Row = dict[str, Any]
 _FIRST_LINE_BYTES = 2**20
@@ -35,17 +35,17 @@ class JsonRows:
         self.may_lack_labels = False
 
     def __iter__(self) -> Iterator[Row]:
-        if Path(self.location).suffix.lower() in LINES or _is_lines(self.location):
+        if Path(self.location).suffix.lower() in JSON_LINES_SUFFIXES or _is_json_lines(self.location):
             for _, row in json_lines(self.location):
                 yield row
             return
         with ExitStack() as stack:
             text = JsonText(stack.enter_context(open(self.location, encoding="utf-8-sig")))
-            yield from self._elements(text) if text.peek() == "[" else self._entries(text)
+            yield from self._rows_in_list(text) if text.peek() == "[" else self._rows_in_object(text)
 
-    def _elements(self, text: JsonText) -> Iterator[Row]:
-        for number, _ in enumerate(text.elements()):
-            row = text.value()
+    def _rows_in_list(self, document: JsonText) -> Iterator[Row]:
+        for number, _ in enumerate(document.elements()):
+            row = document.value()
             if isinstance(row, list) and row and isinstance(row[0], dict):
                 raise NstError(
                     f"{self.location}: lists labels without naming images, as a pipeline returns them; "
@@ -57,54 +57,54 @@ class JsonRows:
             self.may_lack_labels |= is_task
             yield label_studio.row_of(row, self.location) if is_task else row
 
-    def _entries(self, text: JsonText) -> Iterator[Row]:
+    def _rows_in_object(self, document: JsonText) -> Iterator[Row]:
         columns: list[str] = []
         sections: dict[str, Any] = {}
-        for key in text.entries():
-            opening = text.peek()
+        for key in document.object_keys():
+            opening = document.peek()
             if key == "samples" and opening == "[":  # FiftyOneDataset
                 self.may_lack_labels = True
-                yield from self._elements(text)
+                yield from self._rows_in_list(document)
             elif key == "labels" and opening == "{":  # FiftyOneImageClassificationDataset
                 self.may_lack_labels = True
-                for image in text.entries():
-                    yield {KEY: image, **_named(text.value())}
+                for image in document.object_keys():
+                    yield {KEY: image, **_as_columns(document.value())}
             elif key == "images" and opening == "[":
-                yield from of_coco(self.location, self.location).iter_rows(named=True)
+                yield from read_coco(self.location, self.location).iter_rows(named=True)
                 return
-            elif key in _OF_COCO and opening in "{[":  # sections of COCO's JSON that precede the images
-                sections[key] = text.value()
+            elif key in _COCO_SECTIONS and opening in "{[":  # sections of COCO's JSON that precede the images
+                sections[key] = document.value()
             elif key == "columns" and opening == "[":  # pandas' `split`
-                columns = [str(name) for name in text.value()]
+                columns = [str(name) for name in document.value()]
             elif key == "data" and columns and opening == "[":
-                yield from (dict(zip(columns, _values(text.value()), strict=True)) for _ in text.elements())
+                yield from (dict(zip(columns, _check_is_list(document.value()), strict=True)) for _ in document.elements())
             elif key in ("classes", "index") and opening in "[n":
-                names = text.value()
+                names = document.value()
                 self.class_names = [str(name) for name in names] if key == "classes" and names else self.class_names
             else:
-                yield {KEY: key, **_named(text.value())}
-        yield from ({KEY: key, **_named(value)} for key, value in sections.items())
-        text.end()
+                yield {KEY: key, **_as_columns(document.value())}
+        yield from ({KEY: key, **_as_columns(value)} for key, value in sections.items())
+        document.check_end()
 
 
-def _is_lines(location: str) -> bool:
+def _is_json_lines(location: str) -> bool:
     """Whether a file with another suffix holds JSON lines: its first line is a complete object, and more text follows."""
     with open(location, "rb") as file:
         first, rest = file.readline(_FIRST_LINE_BYTES).strip(), file.read(1)
     return first.startswith(b"{") and first.endswith(b"}") and bool(rest.strip() or rest == b"{")
 
 
-def _values(row: Any) -> list[Any]:  # noqa: ANN401
+def _check_is_list(row: Any) -> list[Any]:  # noqa: ANN401
     if not isinstance(row, list):
-        raise ValueError(f"expected a list of values for each row of `data`, found {brief(row)[:40]}")
+        raise ValueError(f"expected a list of values for each row of `data`, found {short_repr(row)[:40]}")
     return row
 
 
-def _named(value: Any) -> Row:  # noqa: ANN401 - any JSON value
+def _as_columns(value: Any) -> Row:  # noqa: ANN401 - any JSON value
     """The value given for an image in an object, as columns."""
     if isinstance(value, dict):
         are_columns = KNOWN_COLUMNS & {name.removesuffix("_0") for name in value}
-        return value if are_columns or holds_both(value) is None else {NUMBERS: value}  # a number per class
+        return value if are_columns or object_contents(value) is None else {NUMBERS: value}  # a number per class
     if isinstance(value, list) and value and isinstance(value[0], int | float):
         return {NUMBERS: value}
     return {LABEL: value}

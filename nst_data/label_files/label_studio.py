@@ -7,7 +7,7 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from nst_data.errors import NstError
 
-ABOUT = ("image_hash", "picked_by", "seen_in")  # what tasks exported by nst record about an image, in addition to its key
+IMAGE_FIELDS = ("image_hash", "picked_by", "seen_in")  # what tasks exported by nst record about an image, in addition to its key
 ANSWERS, PREDICTIONS = "annotations", "predictions"
 ADDRESS = re.compile(r"\w[\w+.-]*://|/data/(?:local-files|upload)/")
 _SERVED = "/data/local-files/"
@@ -16,22 +16,24 @@ _UPLOADED = re.compile(r"^[0-9a-f]{8}-")  # prefix that the server adds to the n
 Task = Mapping[str, Any]
 
 
-def is_task(row: Task) -> bool:
+def is_task(task: Task) -> bool:
     """Whether a JSON object is a task with predictions or answers."""
-    return isinstance(row.get("data"), dict) and (ANSWERS in row or PREDICTIONS in row)
+    return isinstance(task.get("data"), dict) and (ANSWERS in task or PREDICTIONS in task)
 
 
 def row_of(task: Task, location: str) -> dict[str, Any]:
-    """A task's `key`, what it records `ABOUT` the image, its prediction and its answer, either of which may be None.
+    """A task's `key`, what it records `IMAGE_FIELDS` the image, its prediction and its answer, either of which may be None.
 
     Both have a `label` and a `score` (None for answers). Raises NstError if several predictions, or several answers, disagree.
     """
-    where = f"{location}: task {task.get('id', '')} ({key_of(task)!r})"
+    task_location = f"{location}: task {task.get('id', '')} ({key_of(task)!r})"
     return {
         "key": key_of(task),
-        **{name: task["data"][name] for name in ABOUT if isinstance(task["data"].get(name), str)},
-        ANSWERS: _one(_of_results(task.get(ANSWERS), where), f"{where}: expected one answer"),
-        PREDICTIONS: _one(_of_results(task.get(PREDICTIONS), where), f"{where}: expected the prediction of one model"),
+        **{name: task["data"][name] for name in IMAGE_FIELDS if isinstance(task["data"].get(name), str)},
+        ANSWERS: _single_result(_chosen_labels(task.get(ANSWERS), task_location), f"{task_location}: expected one answer"),
+        PREDICTIONS: _single_result(
+            _chosen_labels(task.get(PREDICTIONS), task_location), f"{task_location}: expected the prediction of one model"
+        ),
     }
 
 
@@ -50,31 +52,31 @@ def path_of(address: str) -> str:
     scheme, _, rest = address.partition("://")
     if rest and scheme not in ("http", "https"):  # the key of an object in a bucket, unchanged
         return rest[rest.find("/") :] if "/" in rest else rest
-    parts = urlsplit(address)
-    query_paths = parse_qs(parts.query).get("d") if parts.path == _SERVED else None
-    path = query_paths[0] if query_paths else unquote(parts.path)
+    url = urlsplit(address)
+    query_paths = parse_qs(url.query).get("d") if url.path == _SERVED else None
+    path = query_paths[0] if query_paths else unquote(url.path)
     folder, slash, name = path.rpartition("/")
     return folder + slash + (_UPLOADED.sub("", name) if "/upload/" in address else name)
 
 
-def served(path: str) -> str:
+def served_address(path: str) -> str:
     """The address of a file below the folder served by Label Studio."""
     return f"{_SERVED}?d={quote(path)}"
 
 
-def chosen(class_name: str) -> dict[str, Any]:
+def choice_result(class_name: str) -> dict[str, Any]:
     """The JSON result of a prediction or an answer that chooses one class."""
     return {"result": [{"from_name": "class", "to_name": "image", "type": "choices", "value": {"choices": [class_name]}}]}
 
 
-def _of_results(results: Any, where: str) -> Iterator[dict[str, Any]]:  # noqa: ANN401 - any JSON value
+def _chosen_labels(results: Any, location: str) -> Iterator[dict[str, Any]]:  # noqa: ANN401 - any JSON value
     for result in results if isinstance(results, list) else ():
         if not isinstance(result, dict) or result.get("was_cancelled"):
             continue
-        parts = result.get("result")
-        chosen = [choice for part in (parts if isinstance(parts, list) else ()) for choice in _choices(part)]
+        items = result.get("result")
+        chosen = [choice for item in (items if isinstance(items, list) else ()) for choice in _choices(item)]
         if len(chosen) > 1:
-            raise NstError(f"{where}: expected one class, found {', '.join(map(repr, chosen))}")
+            raise NstError(f"{location}: expected one class, found {', '.join(map(repr, chosen))}")
         if chosen:
             yield {"label": chosen[0], "score": result.get("score")}
 
@@ -85,9 +87,9 @@ def _choices(part: Any) -> list[str]:  # noqa: ANN401
     return [str(choice) for choice in choices] if isinstance(choices, list) else []
 
 
-def _one(found: Iterator[dict[str, Any]], expected: str) -> dict[str, Any] | None:
+def _single_result(results: Iterator[dict[str, Any]], expected: str) -> dict[str, Any] | None:
     different: list[dict[str, Any]] = []
-    for result in found:
+    for result in results:
         if result not in different:
             different.append(result)
     if len(different) > 1:

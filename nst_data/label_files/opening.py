@@ -8,11 +8,11 @@ from typing import Any
 import pyarrow as pa
 
 from nst_data.errors import NstError, UsageError
-from nst_data.label_files.choosing import KEY, KNOWN_COLUMNS, LABEL, Asked, key_column, label_columns
+from nst_data.label_files.choosing import KEY, KNOWN_COLUMNS, LABEL, ColumnOptions, key_column, label_columns
 from nst_data.label_files.delimited import read_delimited
-from nst_data.label_files.json_cells import holds_both as holds_both_of_json
-from nst_data.label_files.json_tables import read_json, table_of
-from nst_data.label_files.rows import LabelRows, Spooled
+from nst_data.label_files.json_cells import object_contents as holds_both_of_json
+from nst_data.label_files.json_tables import build_table, read_json
+from nst_data.label_files.rows import LabelRows, LabelSpool
 from nst_data.sources import Source, open_source, open_table
 from nst_data.sources.addressed import AddressedImages
 from nst_data.sources.addresses import local_path
@@ -20,7 +20,7 @@ from nst_data.sources.folder import ImageFolder
 from nst_data.sources.image_table import SUFFIXES as TEXT
 from nst_data.sources.tar import TarFiles
 from nst_data.sources.text_tables import DELIMITERS
-from nst_data.tables.label_columns import LabelColumns, has_field, holds_both
+from nst_data.tables.label_columns import LabelColumns, has_numbers, holds_label_objects
 
 _PICKLED = frozenset((".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".npy", ".npz"))
 _EXPECTED = (
@@ -41,10 +41,12 @@ class TarRows:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return ({**document, KEY: self.source.key(row)} for row, document in self.source.documents())
 
-    def have_labels(self, asked: Asked) -> bool:
+    def has_labels(self, options: ColumnOptions) -> bool:
         """Whether the first row has columns of labels; if not, labels may be in `.cls` members."""
         first = next(iter(self), {})
-        return any(name in KNOWN_COLUMNS | {asked.probs, asked.label_column} or holds_both_of_json(value) for name, value in first.items())
+        return any(
+            name in KNOWN_COLUMNS | {options.probs, options.label_column} or holds_both_of_json(value) for name, value in first.items()
+        )
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,11 @@ class LabelTable:
     @property
     def remarks(self) -> list[str]:
         """Lines for the user about labels that are left out."""
-        lacking = self.source.unlabeled if isinstance(self.source, LabelRows) else 0
-        return [f"{lacking:,} images in it have no label and are left out"] if lacking else []
+        n_unlabeled = self.source.unlabeled if isinstance(self.source, LabelRows) else 0
+        return [f"{n_unlabeled:,} images in it have no label and are left out"] if n_unlabeled else []
 
 
-def holds_no_images(location: str) -> bool:
+def is_label_file(location: str) -> bool:
     """Whether labels are in a file format that holds no images. Raises UsageError for pickled and NumPy files, which are not read."""
     suffix = Path(location).suffix.lower()
     if suffix in _PICKLED and not Path(location).is_dir():
@@ -72,55 +74,55 @@ def holds_no_images(location: str) -> bool:
     return suffix in TEXT and not Path(location).is_dir()
 
 
-def open_labels(location: str, asked: Asked) -> LabelTable:
+def open_labels(location: str, options: ColumnOptions) -> LabelTable:
     """Open labels that refer to the images of a pool by key. Raises NstError or UsageError if there are no labels."""
     location = local_path(location)
     suffix, path = Path(location).suffix.lower(), Path(location).absolute()
-    if holds_no_images(location):
+    if is_label_file(location):
         if not path.is_file():
             raise NstError(f"{location}: no such file; {_EXPECTED}")
-        rows, key, columns = read_delimited(str(path), asked) if suffix in DELIMITERS else read_json(str(path), asked)
+        rows, key, columns = read_delimited(str(path), options) if suffix in DELIMITERS else read_json(str(path), options)
         return LabelTable(rows, columns, key, rows)
     if path.is_file() and suffix not in (".parquet", ".tar"):
         raise UsageError(f"{location}: {_EXPECTED}")
-    return of_source(open_table(location), asked, with_key=True)
+    return labels_of_source(open_table(location), options, with_key=True)
 
 
-def of_source(source: Source, asked: Asked, with_key: bool) -> LabelTable:
+def labels_of_source(source: Source, options: ColumnOptions, with_key: bool) -> LabelTable:
     """The labels in the columns of a table or, for class folders and tar files, those of the images.
 
     With `with_key`, they label images elsewhere, referred to by key. Raises NstError or UsageError if there are no labels.
     """
-    if isinstance(source, TarFiles) and (documents := TarRows(source)).have_labels(asked):
-        rows, _, columns = table_of(source.location, documents, replace(asked, key=KEY))
+    if isinstance(source, TarFiles) and (documents := TarRows(source)).has_labels(options):
+        rows, _, columns = build_table(source.location, documents, replace(options, key=KEY))
         return LabelTable(rows, columns, KEY, source)
     if isinstance(source, ImageFolder | TarFiles):
-        if column := asked.probs or asked.label_column:
+        if column := options.probs or options.label_column:
             source.columns([column])
-        return _of_images(source, with_key)
+        return _labels_of_images(source, with_key)
     kinds = {field.name: field.type for field in source.column_types()}
     key = (
-        key_column([name for name, kind in kinds.items() if _may_be_key(kind) or name == asked.key], source.location, asked)
+        key_column([name for name, kind in kinds.items() if _may_be_key(kind) or name == options.key], source.location, options)
         if with_key
         else None
     )
-    with_both = {name: _beside(kind) for name, kind in kinds.items() if holds_both(kind)}
-    return LabelTable(source, label_columns([name for name in kinds if name != key], with_both, source.location, asked), key, source)
+    with_both = {name: _number_kinds(kind) for name, kind in kinds.items() if holds_label_objects(kind)}
+    return LabelTable(source, label_columns([name for name in kinds if name != key], with_both, source.location, options), key, source)
 
 
 def _may_be_key(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind))
 
 
-def _beside(kind: pa.DataType) -> set[str]:
-    return {part for part, logits in (("numbers", False), ("logits", True)) if has_field(kind, logits)}
+def _number_kinds(kind: pa.DataType) -> set[str]:
+    return {field for field, logits in (("numbers", False), ("logits", True)) if has_numbers(kind, logits)}
 
 
-def _of_images(source: Source, with_key: bool) -> LabelTable:
+def _labels_of_images(source: Source, with_key: bool) -> LabelTable:
     """One class per image of a labeled source; keys are those of the images in it."""
-    labeled = source if source.labels is not None else _opened_again(source, labeled=True)
+    labeled = source if source.labels is not None else _reopen(source, labeled=True)
     assert labeled.labels is not None, "asked for"
-    names, spooled = pa.array(labeled.class_names, pa.string()), Spooled(KEY, LabelColumns((LABEL,)))
+    names, spooled = pa.array(labeled.class_names, pa.string()), LabelSpool(KEY, LabelColumns((LABEL,)))
     is_folder = isinstance(source, ImageFolder)
     for start in range(0, len(labeled), _BATCH_ROWS):
         numbers = labeled.labels[start : start + _BATCH_ROWS]
@@ -131,9 +133,9 @@ def _of_images(source: Source, with_key: bool) -> LabelTable:
             None,
         )
     rows = LabelRows(labeled.location, spooled.table(), labeled.class_names if is_folder else None)
-    images = source if source.labels is None else _opened_again(source, labeled=False)
+    images = source if source.labels is None else _reopen(source, labeled=False)
     return LabelTable(rows, spooled.columns, KEY if with_key else None, images)
 
 
-def _opened_again(source: Source, labeled: bool) -> Source:
-    return source.as_listed(labeled) if isinstance(source, AddressedImages) else open_source(source.location, labeled=labeled)
+def _reopen(source: Source, labeled: bool) -> Source:
+    return source.reopen(labeled) if isinstance(source, AddressedImages) else open_source(source.location, labeled=labeled)

@@ -10,9 +10,9 @@ import pyarrow.compute as pc
 from nst_data.errors import NstError
 from nst_data.label_files.label_studio import ADDRESS, path_of
 from nst_data.sources import Row, Source
-from nst_data.sources.listing import Spool, listed
-from nst_data.sources.source import Wanted
-from nst_data.tables.label_columns import LabelColumns, shown
+from nst_data.sources.listing import Spool, build_listing
+from nst_data.sources.source import RowIndices
+from nst_data.tables.label_columns import LabelColumns, format_columns
 
 _BATCH_ROWS = 4_096
 
@@ -26,7 +26,7 @@ class LabelRows(Source):
             raise NstError(f"{location}: expected a label for each image, found {'no label' if unlabeled else 'no row'}")
         self._table, self._class_names, self.unlabeled = table, list(class_names or ()), unlabeled
         path = Path(location)
-        self._name, self._listing = path.name, listed([([path.name], [path.stat().st_size if path.is_file() else 0])])
+        self._name, self._listing = path.name, build_listing([([path.name], [path.stat().st_size if path.is_file() else 0])])
 
     def __len__(self) -> int:
         return int(self._table.num_rows)
@@ -39,14 +39,14 @@ class LabelRows(Source):
         """Always raises NstError, as there are no images."""
         raise NstError(f"{self.location}: lists image paths but contains no images")
 
-    def rows(self, wanted: Wanted) -> Iterator[Row]:
+    def rows(self, needed: RowIndices) -> Iterator[Row]:
         """Always raises NstError, as there are no images."""
         raise NstError(f"{self.location}: lists image paths but contains no images")
 
     def columns(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """The named columns, as slices of the spooled table."""
         distinct = list(dict.fromkeys(names))
-        self._check_there(distinct, self._table.schema, self.location)
+        self._check_columns(distinct, self._table.schema, self.location)
         return iter(self._table.select(distinct).to_batches(_BATCH_ROWS))
 
     def class_columns(self) -> dict[str, list[str]]:
@@ -54,17 +54,17 @@ class LabelRows(Source):
         return dict.fromkeys(self._table.column_names, self._class_names) if self._class_names else {}
 
 
-class Spooled:
+class LabelSpool:
     """Collects keys, classes and numbers in pieces; `columns` are the label columns of the resulting table."""
 
-    def __init__(self, key: str, chosen: LabelColumns) -> None:
+    def __init__(self, key: str, columns: LabelColumns) -> None:
         self._key = key
-        self._classes = shown(chosen.classes) if chosen.classes else None
-        numbers = shown(chosen.numbers) if chosen.numbers else None
-        self._numbers = f"{numbers}.{'logits' if chosen.logits else 'score'}" if numbers and numbers == self._classes else numbers
+        self._classes = format_columns(columns.classes) if columns.classes else None
+        numbers = format_columns(columns.numbers) if columns.numbers else None
+        self._numbers = f"{numbers}.{'logits' if columns.logits else 'score'}" if numbers and numbers == self._classes else numbers
         names = [name for name in (self._classes, self._numbers) if name]
         classes, numbers_of = ((name,) if name else () for name in (self._classes, self._numbers))
-        self.columns = replace(chosen, classes=classes, numbers=numbers_of)
+        self.columns = replace(columns, classes=classes, numbers=numbers_of)
         self._names = [self._key, *names]
         self._spool: Spool | None = None
 

@@ -12,12 +12,12 @@ _BRACKETS = "[]() \n\t"
 _WORDS = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^\s,\[\]()'"]+"""
 
 
-def numbers_of(columns: Sequence[pa.Array], are_lists: Sequence[bool]) -> list[pa.Array]:
+def parse_numbers(columns: Sequence[pa.Array], are_lists: Sequence[bool]) -> list[pa.Array]:
     """The columns as floats or lists of floats. Raises pa.ArrowInvalid for other text."""
     return [_list_of_numbers(column) if is_list else _float(column) for column, is_list in zip(columns, are_lists, strict=True)]
 
 
-def classes_of(columns: Sequence[pa.Array], are_lists: Sequence[bool], by_number: bool) -> list[pa.Array]:
+def parse_classes(columns: Sequence[pa.Array], are_lists: Sequence[bool], by_number: bool) -> list[pa.Array]:
     """The columns as text, numbers if `by_number`, or lists of these. Raises pa.ArrowInvalid for a cell that should be a number."""
     texts = [
         _list_of_words(column) if is_list else pc.utf8_trim_whitespace(column) for column, is_list in zip(columns, are_lists, strict=True)
@@ -43,7 +43,7 @@ def may_be_lists(column: pa.Array) -> bool:
     return pc.all(are_lists).as_py() is not False  # None if all are empty
 
 
-def has_words_apart(column: pa.Array) -> bool:
+def has_list_separators(column: pa.Array) -> bool:
     """Whether some cell has quoted or comma-separated words, which single classes such as `[unknown]` or `(men's shoes)` lack."""
     return bool(pc.any(pc.match_substring_regex(column, r"""[\[(\s]['"]|,""")).as_py())
 

@@ -7,14 +7,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from nst_data.safe_names import cell
-from nst_data.store.files import replacing
+from nst_data.safe_names import escape_formula
+from nst_data.store.files import atomic_write
 
 
 def csv_line(values: Iterable[Any], separator: str = ",") -> bytes:
     """A row of CSV, escaped so that no spreadsheet runs a cell as a formula; None becomes an empty cell."""
     line = io.StringIO()
-    cells = [cell(value) if isinstance(value, str) else value for value in values]
+    cells = [escape_formula(value) if isinstance(value, str) else value for value in values]
     csv.writer(line, delimiter=separator, lineterminator="\n").writerow(cells)
     return line.getvalue().encode()
 
@@ -31,5 +31,5 @@ def as_json(content: object) -> bytes:
 
 def write_json(path: Path, content: object) -> None:
     """Write a JSON document."""
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write(as_json(content))

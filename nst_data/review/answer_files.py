@@ -18,7 +18,7 @@ from nst_data.label_files import label_studio
 from nst_data.label_files.json_rows import JsonRows
 from nst_data.label_files.writing import as_json, csv_line, json_line
 from nst_data.review.answers import EXCLUDED, Answer, AnswerLog, Answers, answers_folder, check_class
-from nst_data.sources.text_tables import DELIMITERS, delimited, header, json_lines, readable
+from nst_data.sources.text_tables import DELIMITERS, delimited_batches, header, json_lines, translate_read_errors
 from nst_data.store.files import write_output
 from nst_data.store.store import Store, Version
 from nst_data.tables.label_tables import collect, scan_labels
@@ -26,7 +26,7 @@ from nst_data.tables.review_table import read_review
 
 COLUMNS = ("image_hash", "key", "class", "excluded", "picked_by", "seen_in", "reviewer", "time")
 _SUFFIXES = (*DELIMITERS, ".jsonl", ".json")
-_READ = (*_SUFFIXES, ".parquet")  # `nst pick` can write its lists as parquet
+_READABLE_SUFFIXES = (*_SUFFIXES, ".parquet")  # `nst pick` can write its lists as parquet
 _HASH = re.compile(r"[0-9a-f]{32}")
 
 
@@ -52,38 +52,40 @@ def import_answers(store: Store, corpus: str, file: Path | str, *, reviewer: str
         UsageError: The file is of an unsupported kind, or the corpus has neither labels nor answers and another has a similar name.
     """
     path = Path(file)
-    rows = [_parsed(row, where) for row, where in _rows(path) if not _is_open(row)]
-    _check_is_no_slip(store, corpus)
+    rows = [_parse_row(row, location) for row, location in _read_rows(path) if not _is_unanswered(row)]
+    _check_corpus_name(store, corpus)
     labels = newest_labels(store, corpus)
     all_classes = {name for version in label_versions(store, corpus) for name in version.manifest.class_names}
-    rows = [(_as_excluded(row, all_classes), where) for row, where in rows]
+    rows = [(_as_excluded(row, all_classes), location) for row, location in rows]
     with_classes = labels_with_classes(store, corpus, [row.class_name for row, _ in rows if row.class_name])
     classes = with_classes.manifest.class_names if with_classes else []
-    for row, where in rows:
+    for row, location in rows:
         if row.class_name is not None and classes:
             try:
                 check_class(row.class_name, classes)
             except UsageError as error:
-                raise NstError(f"{where}: {error}") from None
-    images = _found(labels, [row for row, _ in rows]) if labels else {}
+                raise NstError(f"{location}: {error}") from None
+    images = _find_images(labels, [row for row, _ in rows]) if labels else {}
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
     log, answers, first_answers = AnswerLog(store, corpus, reviewer), [], dict[str, tuple[Answer, str]]()
-    for row, where in rows:
+    for row, location in rows:
         image_hash, key = images.get(row.image_hash or row.key, (row.image_hash, row.key or row.image_hash))
         if not image_hash:
             there = f"{labels.ref} has no image {row.key!r}" if labels else f"no labels of {corpus} are in the store to find {row.key!r} in"
-            raise NstError(f"{where}: {there}; name its `image_hash`")
+            raise NstError(f"{location}: {there}; name its `image_hash`")
         if not _HASH.fullmatch(image_hash):
-            raise NstError(f"{where}: `image_hash` is {image_hash!r}, expected 32 digits of 0-9 and a-f, as labels have it; name its `key`")
-        answer = replace(row, image_hash=image_hash, key=key, time=now)
-        earlier, there = first_answers.setdefault(image_hash, (answer, where))
-        if earlier.says != answer.says:
             raise NstError(
-                f"{where}: says {answer.words!r} of {key!r}, and {there}, {earlier.words!r} of the same image; remove one of them"
+                f"{location}: `image_hash` is {image_hash!r}, expected 32 digits of 0-9 and a-f, as labels have it; name its `key`"
+            )
+        answer = replace(row, image_hash=image_hash, key=key, time=now)
+        earlier, there = first_answers.setdefault(image_hash, (answer, location))
+        if earlier.verdict != answer.verdict:
+            raise NstError(
+                f"{location}: says {answer.text!r} of {key!r}, and {there}, {earlier.text!r} of the same image; remove one of them"
             )
         answers.append(answer)
     distinct = {(answer.image_hash, answer.picked_by, answer.seen_in): answer for answer in answers}.values()
-    new_answers = [answer for answer in distinct if not log.knows(answer)]
+    new_answers = [answer for answer in distinct if not log.contains(answer)]
     if new_answers:
         log.extend(new_answers)
     return len(new_answers), len(answers) - len(new_answers)
@@ -107,7 +109,7 @@ def export_answers(store: Store, what: str, file: Path | str) -> int:
     """
     path = Path(file)
     _check_suffix(path)
-    rows = list(_of_review(store.open(what, "review")) if "@" in what else _of_corpus(store, what))
+    rows = list(_review_rows(store.open(what, "review")) if "@" in what else _corpus_rows(store, what))
     if not rows:
         raise NstError(f"{what}: there is no answer to export yet")
     suffix = path.suffix.lower()
@@ -127,21 +129,21 @@ def _as_tasks(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One Label Studio task per image, with the answers about it."""
     tasks: dict[str, dict[str, Any]] = {}
     for row in rows:
-        data = {"image": row["key"], "key": row["key"], **{name: row[name] for name in label_studio.ABOUT if row[name]}}
+        data = {"image": row["key"], "key": row["key"], **{name: row[name] for name in label_studio.IMAGE_FIELDS if row[name]}}
         task = tasks.setdefault(row["image_hash"], {"data": data, label_studio.ANSWERS: []})
-        task[label_studio.ANSWERS].append(label_studio.chosen(row["class"] or row["excluded"]))
+        task[label_studio.ANSWERS].append(label_studio.choice_result(row["class"] or row["excluded"]))
     return list(tasks.values())
 
 
-def _of_corpus(store: Store, corpus: str) -> Iterator[Mapping[str, Any]]:
+def _corpus_rows(store: Store, corpus: str) -> Iterator[Mapping[str, Any]]:
     answers = Answers(store, corpus)
     answers.refresh()
     for image_hash in answers.images():
-        for answer in answers.of(image_hash):
+        for answer in answers.current_answers(image_hash):
             yield {**vars(answer), "class": answer.class_name}
 
 
-def _of_review(review: Version) -> Iterator[Mapping[str, Any]]:
+def _review_rows(review: Version) -> Iterator[Mapping[str, Any]]:
     names = review.manifest.class_names
     for row in read_review(review).iter_rows(named=True):
         yield {**row, "class": None if row["label"] is None else names[row["label"]], "reviewer": None, "time": None}
@@ -152,18 +154,18 @@ def _check_suffix(path: Path, suffixes: Sequence[str] = _SUFFIXES) -> None:
         raise UsageError(f"{path}: expected a file that ends in {', '.join(suffixes)}")
 
 
-def _rows(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
+def _read_rows(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
     """Each row, with its location in the file for error messages."""
-    _check_suffix(path, _READ)
+    _check_suffix(path, _READABLE_SUFFIXES)
     suffix, location = path.suffix.lower(), str(path)
     if not path.is_file():
-        raise UsageError(f"{path}: no such file; expected one that ends in {', '.join(_READ)}")
-    with readable(location, "answers of people, a row for each"):
+        raise UsageError(f"{path}: no such file; expected one that ends in {', '.join(_READABLE_SUFFIXES)}")
+    with translate_read_errors(location, "answers of people, a row for each"):
         if suffix == ".json":
-            yield from _of_tasks(location)
+            yield from _task_rows(location)
         elif suffix in DELIMITERS:
             _check_columns(path, header(location, DELIMITERS[suffix]), "a header with")
-            rows = (row for batch in delimited(location, DELIMITERS[suffix]) for row in batch.to_pylist())
+            rows = (row for batch in delimited_batches(location, DELIMITERS[suffix]) for row in batch.to_pylist())
             for number, row in enumerate(rows, start=1):
                 yield {name: value or "" for name, value in row.items()}, f"{path}, row {number}"
         elif suffix == ".parquet":
@@ -184,7 +186,7 @@ def _check_columns(path: Path, names: Sequence[str], expected: str) -> None:
         raise NstError(f"{path}: expected {expected} `image_hash` or `key`, and `class` or `excluded`; found {columns}")
 
 
-def _of_tasks(location: str) -> Iterator[tuple[Mapping[str, Any], str]]:
+def _task_rows(location: str) -> Iterator[tuple[Mapping[str, Any], str]]:
     """The answers in Label Studio tasks; tasks without an answer are skipped."""
     for number, row in enumerate(JsonRows(location)):
         if label_studio.ANSWERS not in row:
@@ -194,7 +196,7 @@ def _of_tasks(location: str) -> Iterator[tuple[Mapping[str, Any], str]]:
             yield {**row, "class": answer["label"]}, f"{location}, task {number}"
 
 
-def _is_open(row: Mapping[str, Any]) -> bool:
+def _is_unanswered(row: Mapping[str, Any]) -> bool:
     """Whether a row of a pick list has not been filled in: it has a `class` column, which is empty, and no `excluded`."""
     return "class" in row and row["class"] in ("", None) and not row.get("excluded")
 
@@ -206,22 +208,22 @@ def _as_excluded(answer: Answer, classes: Collection[str]) -> Answer:
     return replace(answer, class_name=None, excluded=answer.class_name)
 
 
-def _parsed(row: Mapping[str, Any], where: str) -> tuple[Answer, str]:
+def _parse_row(row: Mapping[str, Any], location: str) -> tuple[Answer, str]:
     values = {name: row.get(name) or None for name in COLUMNS}  # empty CSV cells count as missing
     values["picked_by"] = values["picked_by"] or row.get("by") or None  # the column name in lists of `nst pick`
     if invalid := [name for name, value in values.items() if not isinstance(value, str | None)]:
-        raise NstError(f"{where}: `{invalid[0]}` is {values[invalid[0]]!r}, expected text")
+        raise NstError(f"{location}: `{invalid[0]}` is {values[invalid[0]]!r}, expected text")
     if not (values["image_hash"] or values["key"]):
-        raise NstError(f"{where}: names no image; expected its `image_hash` or `key`")
+        raise NstError(f"{location}: names no image; expected its `image_hash` or `key`")
     if (values["class"] is None) == (values["excluded"] is None):
-        raise NstError(f"{where}: expected either a `class` or why it is `excluded`")
+        raise NstError(f"{location}: expected either a `class` or why it is `excluded`")
     if values["excluded"] not in (None, *EXCLUDED):
-        raise NstError(f"{where}: `excluded` is {values['excluded']!r}, expected {' or '.join(map(repr, EXCLUDED))}")
+        raise NstError(f"{location}: `excluded` is {values['excluded']!r}, expected {' or '.join(map(repr, EXCLUDED))}")
     image_hash, key, class_name, excluded, picked_by, seen_in, *_ = (values[name] for name in COLUMNS)
-    return Answer(image_hash or "", key or "", class_name, excluded, picked_by=picked_by, seen_in=seen_in), where
+    return Answer(image_hash or "", key or "", class_name, excluded, picked_by=picked_by, seen_in=seen_in), location
 
 
-def _check_is_no_slip(store: Store, corpus: str) -> None:
+def _check_corpus_name(store: Store, corpus: str) -> None:
     """Raises UsageError if the store knows nothing of a corpus but has one with a similar name."""
     if answers_folder(store, corpus).is_dir() or store.versions(corpus):
         return
@@ -231,7 +233,7 @@ def _check_is_no_slip(store: Store, corpus: str) -> None:
         raise UsageError(f"{corpus}: the store has no labels or answers of that name; did you mean {similar[0]}?")
 
 
-def _found(labels: Version, rows: Sequence[Answer]) -> dict[str, tuple[str, str]]:
+def _find_images(labels: Version, rows: Sequence[Answer]) -> dict[str, tuple[str, str]]:
     """The (hash, key) of each image in the labels, under the hash or key by which a row names it."""
     hashes = [row.image_hash for row in rows if row.image_hash]
     keys = [row.key for row in rows if not row.image_hash]

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from nst_data.errors import NstError, UsageError
-from nst_data.safe_names import mistaken_for
+from nst_data.safe_names import find_lookalike
 from nst_data.store.files import fsync, fsync_folder
 from nst_data.store.store import Store, check_name
-from nst_data.tables.review_table import EXCLUDED, RANDOM, Excluded, draw_rank
+from nst_data.tables.review_table import EXCLUDED, RANDOM, Excluded, sample_rank
 
-__all__ = ["EXCLUDED", "RANDOM", "Answer", "AnswerLog", "Answers", "Excluded", "Settled", "settled"]
+__all__ = ["EXCLUDED", "RANDOM", "Answer", "AnswerLog", "Answers", "Excluded", "ResolvedAnswers", "resolve_answers"]
 
 
 @dataclass(frozen=True)
@@ -36,22 +36,22 @@ class Answer:
     reviewer: str = ""
 
     @property
-    def says(self) -> tuple[str | None, Excluded | None]:
+    def verdict(self) -> tuple[str | None, Excluded | None]:
         """The part of an answer on which reviewers have to agree."""
         return self.class_name, self.excluded
 
     @property
-    def words(self) -> str:
+    def text(self) -> str:
         """The answer in a word or two, for messages."""
         return self.class_name or self.excluded or "undo"
 
 
 @dataclass(frozen=True)
-class Settled:
+class ResolvedAnswers:
     """The combined answers of all reviewers: one per image that they agree on, by image hash, and all answers about each disputed image.
 
     An image that was ever picked at random remains part of the random sample, however it was picked for later answers; otherwise the sample
-    would lose the images that look odd. If it was drawn several times, the draw with the highest `draw_rank` counts.
+    would lose the images that look odd. If it was drawn several times, the draw with the highest `sample_rank` counts.
     """
 
     answers: Mapping[str, Answer]
@@ -72,53 +72,53 @@ class Answers:
         for path in reviewer_files(self.folder):
             self._changed |= self._of_reviewer.setdefault(path.stem, _ReviewerFile(path)).refresh()
 
-    def take_changed(self) -> set[str]:
+    def pop_changed(self) -> set[str]:
         """Return the hashes of the images with new answers since the last call."""
         changed, self._changed = self._changed, set()
         return changed
 
-    def has_by(self, image_hash: str, reviewer: str) -> bool:
+    def has_answer(self, image_hash: str, reviewer: str) -> bool:
         """Whether a reviewer has an answer about an image."""
         file = self._of_reviewer.get(reviewer)
         return bool(file and file.standing.get(image_hash))
 
-    def of(self, image_hash: str) -> list[Answer]:
+    def current_answers(self, image_hash: str) -> list[Answer]:
         """The current answer of each reviewer who has one about an image."""
         return [file.standing[image_hash][-1] for file in self._of_reviewer.values() if file.standing.get(image_hash)]
 
-    def draws_of(self, image_hash: str) -> set[str | None]:
+    def random_draws(self, image_hash: str) -> set[str | None]:
         """The versions from which an image was picked at random, over all answers that were given to such picks."""
-        return {answer.seen_in for answer in self._all_of(image_hash) if answer.picked_by == RANDOM}
+        return {answer.seen_in for answer in self._all_answers(image_hash) if answer.picked_by == RANDOM}
 
     def images(self) -> list[str]:
         """The hashes of all images with an answer, ordered by reviewer and then by when each image was first answered."""
         return list(dict.fromkeys(image for file in self._of_reviewer.values() for image, answers in file.standing.items() if answers))
 
-    def settled(self) -> Settled:
+    def resolve(self) -> ResolvedAnswers:
         """The agreed answers and the disputed images."""
         agreed, disputed, reviewers = dict[str, Answer](), dict[str, Sequence[Answer]](), dict[str, Sequence[str]]()
         for image_hash in self.images():
-            answers, settled_answer = self.said_of(image_hash)
+            answers, settled_answer = self.resolve_image(image_hash)
             if settled_answer is None:
                 disputed[image_hash] = answers
             else:
                 agreed[image_hash], reviewers[image_hash] = settled_answer, [answer.reviewer for answer in answers]
-        return Settled(agreed, disputed, reviewers)
+        return ResolvedAnswers(agreed, disputed, reviewers)
 
-    def said_of(self, image_hash: str) -> tuple[list[Answer], Answer | None]:
+    def resolve_image(self, image_hash: str) -> tuple[list[Answer], Answer | None]:
         """Each reviewer's answer about an image, and the settled answer: None if they differ or there are none.
 
         If reviewers agree, the latest of their answers is used.
         """
-        answers = self.of(image_hash)
-        if len({answer.says for answer in answers}) != 1:
+        answers = self.current_answers(image_hash)
+        if len({answer.verdict for answer in answers}) != 1:
             return answers, None
         latest = max(answers, key=lambda answer: answer.time)
-        draws = [answer for answer in self._all_of(image_hash) if answer.picked_by == RANDOM]
-        draw = max(reversed(draws), key=lambda answer: draw_rank(answer.seen_in), default=latest)
+        draws = [answer for answer in self._all_answers(image_hash) if answer.picked_by == RANDOM]
+        draw = max(reversed(draws), key=lambda answer: sample_rank(answer.seen_in), default=latest)
         return answers, latest if draw is latest else replace(latest, picked_by=draw.picked_by, seen_in=draw.seen_in)
 
-    def _all_of(self, image_hash: str) -> Iterator[Answer]:
+    def _all_answers(self, image_hash: str) -> Iterator[Answer]:
         """All answers about an image that were not undone, including superseded ones."""
         return (answer for file in self._of_reviewer.values() for answer in file.standing.get(image_hash, ()))
 
@@ -129,7 +129,7 @@ class AnswerLog:
     def __init__(self, store: Store, corpus: str, reviewer: str = "reviewer", *, class_names: Sequence[str] | None = None) -> None:
         """`append` accepts only `class_names`, if given. Raises UsageError if the reviewer's name is not a safe and unique file name."""
         self._path = answers_folder(store, corpus) / f"{_check_reviewer(reviewer)}.jsonl"
-        if existing := mistaken_for(reviewer, [path.stem for path in reviewer_files(self._path.parent)]):
+        if existing := find_lookalike(reviewer, [path.stem for path in reviewer_files(self._path.parent)]):
             raise UsageError(
                 f"reviewer {reviewer!r}: {existing!r} has answered, which is the same name on file systems that do not distinguish case; "
                 f"use {existing!r}, or choose another"
@@ -182,12 +182,12 @@ class AnswerLog:
         answers = self._file.standing.get(image_hash)
         return answers[-1] if answers else None
 
-    def knows(self, answer: Answer) -> bool:
+    def contains(self, answer: Answer) -> bool:
         """Whether this is already the reviewer's answer and, if the image was picked at random, the same draw has been answered before."""
         self._file.refresh()
         answers = self._file.standing.get(answer.image_hash, [])
         is_known_draw = answer.picked_by != RANDOM or any((reply.picked_by, reply.seen_in) == (RANDOM, answer.seen_in) for reply in answers)
-        return is_known_draw and bool(answers) and answers[-1].says == answer.says
+        return is_known_draw and bool(answers) and answers[-1].verdict == answer.verdict
 
     def extend(self, answers: Sequence[Answer]) -> None:
         """Append many validated answers at once; they are on disk when this returns. Raises NstError."""
@@ -197,7 +197,7 @@ class AnswerLog:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
             try:
-                _write(descriptor, lines)
+                _append_lines(descriptor, lines)
                 fsync(descriptor)
             finally:
                 os.close(descriptor)
@@ -208,11 +208,11 @@ class AnswerLog:
             raise NstError(f"{self._path}: the answer could not be written ({error.strerror}); fix that and answer again") from None
 
 
-def settled(store: Store, corpus: str) -> Settled:
+def resolve_answers(store: Store, corpus: str) -> ResolvedAnswers:
     """The combined answers of all reviewers of a corpus so far. Raises NstError if a file is damaged."""
     answers = Answers(store, corpus)
     answers.refresh()
-    return answers.settled()
+    return answers.resolve()
 
 
 def answers_folder(store: Store, corpus: str) -> Path:
@@ -228,8 +228,8 @@ def reviewer_files(folder: Path) -> list[Path]:
 def check_class(class_name: str, class_names: Sequence[str]) -> None:
     """Raises UsageError if the corpus does not have this class."""
     if class_name not in class_names:
-        shown = ", ".join(class_names[:20]) + ", ..." * (len(class_names) > 20)
-        raise UsageError(f"the corpus has no class {class_name!r}; expected one of {shown}")
+        choices = ", ".join(class_names[:20]) + ", ..." * (len(class_names) > 20)
+        raise UsageError(f"the corpus has no class {class_name!r}; expected one of {choices}")
 
 
 def _check_reviewer(reviewer: str) -> str:
@@ -262,7 +262,7 @@ class _ReviewerFile:
         complete, changed = added[: added.rfind(b"\n") + 1], set[str]()
         for line in complete.splitlines():
             self._lines += 1
-            answer = self._parsed(line)
+            answer = self._parse(line)
             if answer is None:
                 continue
             changed.add(answer.image_hash)
@@ -274,7 +274,7 @@ class _ReviewerFile:
         self._read += len(complete)
         return changed
 
-    def _parsed(self, line: bytes) -> Answer | None:
+    def _parse(self, line: bytes) -> Answer | None:
         """Parse a line; None for a line cut short when its writer was killed (the next writer starts a new line)."""
         try:
             value = json.loads(line)
@@ -295,14 +295,14 @@ def _as_line(answer: Answer) -> str:
     return json.dumps({name: values[name] for name in names if name in required or values[name]}) + "\n"
 
 
-def _from_json(given: Any, reviewer: str) -> Answer | None:  # noqa: ANN401 - any JSON value
+def _from_json(value: Any, reviewer: str) -> Answer | None:  # noqa: ANN401 - any JSON value
     """Parse a JSON value; None if it is not an answer."""
-    if not isinstance(given, dict):
+    if not isinstance(value, dict):
         return None
-    texts = [given.get(name) for name in ("class", "picked_by", "seen_in", "time")]
-    class_name, excluded, undo = given.get("class"), given.get("excluded"), given.get("undo", False)
+    texts = [value.get(name) for name in ("class", "picked_by", "seen_in", "time")]
+    class_name, excluded, undo = value.get("class"), value.get("excluded"), value.get("undo", False)
     is_answer = (class_name is not None) + (excluded is not None) + (undo is True) == 1 and excluded in (None, *EXCLUDED)
-    image_hash, key = given.get("image_hash"), given.get("key")
+    image_hash, key = value.get("image_hash"), value.get("key")
     if not (is_answer and isinstance(image_hash, str) and isinstance(key, str)):
         return None
     if not all(isinstance(text, str | None) for text in texts):
@@ -310,7 +310,7 @@ def _from_json(given: Any, reviewer: str) -> Answer | None:  # noqa: ANN401 - an
     return Answer(image_hash, key, class_name, excluded, bool(undo), texts[1], texts[2], texts[3] or "", reviewer)
 
 
-def _write(descriptor: int, lines: bytes) -> None:
+def _append_lines(descriptor: int, lines: bytes) -> None:
     """Append lines in a single write, so that concurrent writers do not interleave; start a new line after one that was cut short."""
     size = os.fstat(descriptor).st_size
     if size and os.pread(descriptor, 1, size - 1) != b"\n":

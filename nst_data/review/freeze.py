@@ -10,8 +10,8 @@ from nst_data.arguments import with_checked_arguments
 from nst_data.cards import cards
 from nst_data.corpora import label_versions, labels_with_classes
 from nst_data.errors import NstError, UsageError
-from nst_data.progress import Progress, as_text, on_this_terminal
-from nst_data.review.answers import Answer, Settled, answers_folder, check_class, settled
+from nst_data.progress import Progress, escape_unprintable, terminal_progress
+from nst_data.review.answers import Answer, ResolvedAnswers, answers_folder, check_class, resolve_answers
 from nst_data.store.counts import ReviewCounts
 from nst_data.store.inputs import Input, ReviewInputs
 from nst_data.store.manifest import ReviewRequest, json_digest
@@ -21,7 +21,7 @@ from nst_data.tables.schema import review_schema
 from nst_data.tables.shards import ShardPlan, write_parquet
 
 _ROWS_PER_SHARD = 1_000_000
-_MOST_NAMED = 20
+_MAX_NAMED = 20
 
 
 @with_checked_arguments
@@ -48,9 +48,9 @@ def freeze(
     Raises:
         NstError: There are no answers; reviewers disagree about an image, which is named; or an answer has a class unknown to the corpus.
     """
-    progress = progress or on_this_terminal()
-    answers = settled(store, corpus)
-    _check_settled(corpus, answers)
+    progress = progress or terminal_progress()
+    answers = resolve_answers(store, corpus)
+    _check_undisputed(corpus, answers)
     if not answers.answers:
         raise NstError(f"{answers_folder(store, corpus)}: there is no answer about {corpus} yet; give answers on the review page")
     answered = {a.class_name for a in answers.answers.values() if a.class_name}
@@ -63,62 +63,68 @@ def freeze(
             try:
                 check_class(answer.class_name, classes)
             except UsageError as error:
-                raise NstError(f"{corpus}: {answer.reviewer}'s answer about {as_text(answer.key)!r}: {error}; answer it again") from None
-    staging = store.begin(_request(answers, not anonymous), corpus)
+                raise NstError(
+                    f"{corpus}: {answer.reviewer}'s answer about {escape_unprintable(answer.key)!r}: {error}; answer it again"
+                ) from None
+    staging = store.find_or_stage(_build_request(answers, not anonymous), corpus)
     if isinstance(staging, Version):
         progress.say(f"{staging.ref} already exists: same answers")
         return staging
-    return staging.shared(lambda: _write(staging, answers, classes, not anonymous))
+    return staging.run_as_worker(lambda: _write_review(staging, answers, classes, not anonymous))
 
 
-def _check_settled(corpus: str, answers: Settled) -> None:
+def _check_undisputed(corpus: str, answers: ResolvedAnswers) -> None:
     if not answers.disputed:
         return
     descriptions = [
-        f"{as_text(dispute[-1].key)!r} ({', '.join(f'{answer.reviewer}: {as_text(answer.words)}' for answer in dispute)})"
+        f"{escape_unprintable(dispute[-1].key)!r} "
+        f"({', '.join(f'{answer.reviewer}: {escape_unprintable(answer.text)}' for answer in dispute)})"
         for dispute in answers.disputed.values()
     ]
-    more = f" and {len(descriptions) - _MOST_NAMED:,} more" if len(descriptions) > _MOST_NAMED else ""
+    remainder = f" and {len(descriptions) - _MAX_NAMED:,} more" if len(descriptions) > _MAX_NAMED else ""
     images = f"{len(descriptions):,} images are" if len(descriptions) > 1 else "1 image is"
     raise NstError(
-        f"{corpus}: {images} disputed: {', '.join(descriptions[:_MOST_NAMED])}{more}; one of the reviewers must change or undo their answer"
+        f"{corpus}: {images} disputed: {', '.join(descriptions[:_MAX_NAMED])}{remainder}; one of the reviewers must change or undo their "
+        "answer"
     )
 
 
-def _request(answers: Settled, with_reviewers: bool) -> ReviewRequest:
+def _build_request(answers: ResolvedAnswers, with_reviewers: bool) -> ReviewRequest:
     """The request is identified by the answers themselves, not by when they were given."""
     rows = [
-        [image_hash, *answer.says, answer.picked_by, answer.seen_in, sorted(answers.reviewers[image_hash]) if with_reviewers else []]
+        [image_hash, *answer.verdict, answer.picked_by, answer.seen_in, sorted(answers.reviewers[image_hash]) if with_reviewers else []]
         for image_hash, answer in sorted(answers.answers.items())
     ]
     people = sorted({name for names in answers.reviewers.values() for name in names})
-    who = ", ".join(people) if with_reviewers else f"{len(people):,} reviewer{'s' * (len(people) > 1)}"
-    entry = Input(ref=f"answers of {who}", digest=json_digest(rows))
+    reviewers = ", ".join(people) if with_reviewers else f"{len(people):,} reviewer{'s' * (len(people) > 1)}"
+    entry = Input(ref=f"answers of {reviewers}", digest=json_digest(rows))
     return ReviewRequest(settings={"reviewers_named": with_reviewers}, inputs=ReviewInputs(answers=entry))
 
 
-def _write(staging: Staging, answers: Settled, classes: list[str], with_reviewers: bool) -> Version:
+def _write_review(staging: Staging, answers: ResolvedAnswers, classes: list[str], with_reviewers: bool) -> Version:
     since = time.monotonic()
     rows = sorted(answers.answers.items())
     schema = review_schema(classes, with_reviewers)
     places = {name: place for place, name in enumerate(classes)}
     plan, files = ShardPlan(len(rows), _ROWS_PER_SHARD, REVIEW), {}
-    with staging.refusable():
+    with staging.discard_on_error():
         for shard in range(len(plan)):
-            records = [_row(answer, places, sorted(answers.reviewers[answer.image_hash])) for _, answer in rows[slice(*plan.bounds(shard))]]
+            records = [
+                _review_row(answer, places, sorted(answers.reviewers[answer.image_hash])) for _, answer in rows[slice(*plan.bounds(shard))]
+            ]
             table = pa.Table.from_pylist(records, schema=schema)
             files[plan.file(shard)] = write_parquet(staging.build / plan.file(shard), [table], schema, staging.work)
     staging.add_seconds(since)
-    manifest = staging.describe(files, classes, _counts(answers, classes, with_reviewers))
+    manifest = staging.build_manifest(files, classes, _count_answers(answers, classes, with_reviewers))
     cards.write_dataset_card(staging, manifest)
     return staging.seal(manifest)
 
 
-def _row(answer: Answer, places: dict[str, int], reviewers: list[str]) -> dict[str, object]:
+def _review_row(answer: Answer, class_indices: dict[str, int], reviewers: list[str]) -> dict[str, object]:
     return {
         "image_hash": answer.image_hash,
         "key": answer.key,
-        "label": None if answer.class_name is None else places[answer.class_name],
+        "label": None if answer.class_name is None else class_indices[answer.class_name],
         "excluded": answer.excluded,
         "picked_by": answer.picked_by,
         "seen_in": answer.seen_in,
@@ -127,7 +133,7 @@ def _row(answer: Answer, places: dict[str, int], reviewers: list[str]) -> dict[s
     }
 
 
-def _counts(answers: Settled, classes: list[str], with_reviewers: bool) -> ReviewCounts:
+def _count_answers(answers: ResolvedAnswers, classes: list[str], with_reviewers: bool) -> ReviewCounts:
     all_answers = answers.answers.values()
     label_counts = Counter(answer.class_name for answer in all_answers)
     reason_counts = Counter(answer.excluded for answer in all_answers)

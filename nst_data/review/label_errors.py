@@ -25,14 +25,14 @@ def confident_joint(probs: Probs, labels: Labels) -> Int[np.ndarray, "given true
     self_confidence = np.bincount(labels, probs[np.arange(len(labels)), labels].astype(np.float64), classes)
     images = np.bincount(labels, minlength=classes)
     thresholds = np.where(images > 0, self_confidence / np.maximum(images, 1), np.inf)
-    reached = np.where(probs >= thresholds, probs, -1)
-    is_confident = reached.max(axis=1) >= 0
+    confident_probs = np.where(probs >= thresholds, probs, -1)
+    is_confident = confident_probs.max(axis=1) >= 0
     joint = np.zeros((classes, classes), np.int64)
-    np.add.at(joint, (labels[is_confident], reached.argmax(axis=1)[is_confident]), 1)
+    np.add.at(joint, (labels[is_confident], confident_probs.argmax(axis=1)[is_confident]), 1)
     return joint
 
 
-def estimated_errors(joint: Int[np.ndarray, "given true"], labels: Labels) -> float:
+def estimate_errors(joint: Int[np.ndarray, "given true"], labels: Labels) -> float:
     """Estimate the number of wrong labels: off-diagonal counts of the joint, each row scaled to the images with that label (equation 3)."""
     images = np.bincount(labels, minlength=len(joint))
     confident = joint.sum(axis=1)

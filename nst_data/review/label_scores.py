@@ -17,7 +17,7 @@ def uncertainties(images: DistinctImages, soft_labels: SoftLabels, by: str) -> S
     """The `uncertainty` of each image's soft label."""
     scores = np.zeros(len(images), np.float32)
     for numbers, probs in soft_labels:
-        places = images.places(numbers)
+        places = images.positions_of(numbers)
         scores[places[places >= 0]] = uncertainty(by, probs[places >= 0])
     return scores
 
@@ -29,7 +29,7 @@ def earlier_generations(store: Store, version: Version) -> list[Version]:
     return [v for v in earlier if v.manifest.kind == "generation"]
 
 
-def churn(images: DistinctImages, earlier: Iterable[DistinctImages]) -> Scores:
+def churn_scores(images: DistinctImages, earlier: Iterable[DistinctImages]) -> Scores:
     """How often an image's label changed between consecutive generations, relative to how often it could have; in [0, 1].
 
     Among images whose labels changed equally often, less confident ones score higher.
@@ -43,7 +43,7 @@ def churn(images: DistinctImages, earlier: Iterable[DistinctImages]) -> Scores:
         np.add(changes, comparable & (last_labels != labels), out=changes)
 
     for generation in earlier:
-        places = generation.places(images.numbers)
+        places = generation.positions_of(images.numbers)
         labels = np.where(places >= 0, generation.labels[places], -1)
         count(labels)
         last_labels = np.where(labels >= 0, labels, last_labels)
@@ -56,7 +56,7 @@ def ensemble_suspicion(images: DistinctImages, generations: Iterable[SoftLabels]
     sums, votes = np.zeros(len(images), np.float32), np.zeros(len(images), np.float32)
     for soft_labels in generations:
         for numbers, probs in soft_labels:
-            places = images.places(numbers)
+            places = images.positions_of(numbers)
             rows = np.flatnonzero(places >= 0)
             sums[places[rows]] += probs[rows, images.labels[places[rows]]]
             votes[places[rows]] += 1

@@ -19,9 +19,9 @@ from nst_data.images import image_hash, image_suffix
 from nst_data.progress import Progress
 from nst_data.review.distinct_images import DistinctImages, image_number
 from nst_data.review.queues import as_parquet
-from nst_data.safe_names import cell
+from nst_data.safe_names import escape_formula
 from nst_data.sources import Source
-from nst_data.store.files import names_in, not_overwritten, replacing
+from nst_data.store.files import atomic_write, list_names, overwrite_error
 from nst_data.store.version import Version
 from nst_data.tables.label_tables import collect, scan_labels
 
@@ -48,17 +48,17 @@ class Picks:
         return [{"rank": rank, **row} for rank, row in enumerate(self.rows.to_dicts(), start=1)]
 
 
-def described(version: Version, numbers: NDArray[np.uint64], scores: NDArray[np.float32] | None, by: str) -> pl.DataFrame:
+def pick_rows(version: Version, numbers: NDArray[np.uint64], scores: NDArray[np.float32] | None, by: str) -> pl.DataFrame:
     """Rows of picks for image numbers in order; without `scores` the `score` column is null."""
     labels = scan_labels(version).select("id", "image_hash", "key", "label", "confidence", number=image_number(pl.col("image_hash")))
     (chosen,) = collect(version.ref, labels.filter(pl.col("number").is_in(numbers.tolist())))
     ranked = pl.DataFrame({"number": numbers, "rank": np.arange(len(numbers))})
     rows = chosen.sort("id").unique("number", keep="first").join(ranked, on="number").sort("rank")
     confidences = rows["confidence"].to_numpy()
-    return with_labels(rows, rows["label"].to_numpy(), confidences, version.manifest.class_names, scores, by, version.ref)
+    return to_pick_rows(rows, rows["label"].to_numpy(), confidences, version.manifest.class_names, scores, by, version.ref)
 
 
-def with_labels(
+def to_pick_rows(
     rows: pl.DataFrame,
     labels: NDArray[np.int64],
     confidences: NDArray[np.float32],
@@ -79,21 +79,21 @@ def with_labels(
     )
 
 
-def hashes_of(version: Version, images: DistinctImages, suspicion: NDArray[np.float32]) -> pl.DataFrame:
+def suspicion_table(version: Version, images: DistinctImages, suspicion: NDArray[np.float32]) -> pl.DataFrame:
     """`image_hash` and `suspicion` of each image of a version."""
     hashes = scan_labels(version).select("image_hash", number=image_number(pl.col("image_hash")))
     (table,) = collect(version.ref, hashes.unique("number").sort("number"))
     return table.select("image_hash", suspicion=pl.Series(suspicion, dtype=pl.Float32))
 
 
-def write_list(picks: Picks, path: Path) -> None:
+def write_pick_list(picks: Picks, path: Path) -> None:
     """Write the picks as CSV, JSONL or parquet, depending on the suffix, with empty `class` and `excluded` columns to fill in.
 
     Raises UsageError for another suffix, a missing folder, or an existing file that may have been filled in.
     """
     empty = pl.lit(None, dtype=pl.String)
     rows = picks.rows.select("key", "image_hash", "label", "confidence", "by", "score", "seen_in", **{"class": empty, "excluded": empty})
-    suffix = check_list_name(path)
+    suffix = check_list_path(path)
     if suffix == ".parquet":
         content = as_parquet(rows)
     elif suffix == ".jsonl":
@@ -101,13 +101,15 @@ def write_list(picks: Picks, path: Path) -> None:
     else:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerows([rows.columns, *([cell(value) if isinstance(value, str) else value for value in row] for row in rows.rows())])
+        writer.writerows(
+            [rows.columns, *([escape_formula(value) if isinstance(value, str) else value for value in row] for row in rows.rows())]
+        )
         content = text.getvalue().encode()
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write(content)
 
 
-def check_list_name(path: Path) -> str:
+def check_list_path(path: Path) -> str:
     """Return the suffix of a list, which determines its format.
 
     Raises UsageError if the path cannot be written, or exists and is not a pick list without answers.
@@ -119,26 +121,26 @@ def check_list_name(path: Path) -> str:
         raise UsageError(f"{path}: there is no folder {path.absolute().parent}; make it first")
     if path.is_dir():
         raise UsageError(f"{path}: expected a file, found a folder")
-    if path.exists() and not _is_open_list(path, suffix):
-        raise not_overwritten(path)
+    if path.exists() and not _is_unanswered_list(path, suffix):
+        raise overwrite_error(path)
     return suffix
 
 
-def _is_open_list(path: Path, kind: str) -> bool:
+def _is_unanswered_list(path: Path, suffix: str) -> bool:
     """Whether a file is a pick list that contains no answers."""
     try:
-        if kind == ".csv":
+        if suffix == ".csv":
             rows = pl.read_csv(path, infer_schema=False, glob=False)
         else:
-            rows = pl.read_parquet(path, glob=False) if kind == ".parquet" else pl.read_ndjson(path.read_bytes())
+            rows = pl.read_parquet(path, glob=False) if suffix == ".parquet" else pl.read_ndjson(path.read_bytes())
     except (OSError, pl.exceptions.PolarsError):
         return False
     return {"class", "excluded"} <= set(rows.columns) and rows.select("class", "excluded").null_count().row(0) == (len(rows), len(rows))
 
 
-def check_folder(folder: Path) -> None:
+def check_copy_folder(folder: Path) -> None:
     """Raises UsageError if the folder for copies is not empty."""
-    if folder.exists() and (not folder.is_dir() or names_in(folder)):
+    if folder.exists() and (not folder.is_dir() or list_names(folder)):
         raise UsageError(f"{folder}: expected an empty folder, or none; choose another `copy_to`")
 
 
@@ -149,8 +151,8 @@ def copy_images(picks: Picks, source: Source, folder: Path, progress: Progress) 
 
     Raises NstError if an image cannot be read or its bytes differ from those of the image that was picked.
     """
-    check_folder(folder)
-    rows = _rows_in(source, picks.rows)
+    check_copy_folder(folder)
+    rows = _find_rows(source, picks.rows)
     folder.mkdir(parents=True, exist_ok=True)
     digits = len(str(len(rows)))
     with progress.task(f"copy to {folder}", len(rows), "images") as task:
@@ -159,13 +161,13 @@ def copy_images(picks: Picks, source: Source, folder: Path, progress: Progress) 
                 content = source.read(row)
             except OSError as error:
                 raise NstError(f"{source.location}: {key!r} cannot be read ({error.strerror})") from None
-            source.check(row, content, hashed)
-            with replacing(folder / f"{rank:0{digits}}-{_file_name(key, content)}") as file:
+            source.check_content(row, content, hashed)
+            with atomic_write(folder / f"{rank:0{digits}}-{_file_name(key, content)}") as file:
                 file.write(content)
             task.advance(1)
 
 
-def _rows_in(source: Source, picks: pl.DataFrame) -> NDArray[np.int64]:
+def _find_rows(source: Source, picks: pl.DataFrame) -> NDArray[np.int64]:
     keys, hashes, rows = picks["key"].to_arrow(), picks["image_hash"].to_arrow(), np.empty(len(picks), np.int64)
     with suppress(NstError):
         rows = source.rows_of(picks["key"].to_list())

@@ -8,8 +8,8 @@ from pathlib import Path
 import polars as pl
 
 from nst_data.errors import NstError, UsageError
-from nst_data.safe_names import mistaken_for
-from nst_data.store.files import replacing
+from nst_data.safe_names import find_lookalike
+from nst_data.store.files import atomic_write
 from nst_data.store.store import Store, check_name
 
 PICK_COLUMNS = {
@@ -36,10 +36,10 @@ class Queue:
 
     def rows(self) -> pl.DataFrame:
         """The picks with `PICK_COLUMNS`, in the order in which to look at them. Raises NstError if the file is damaged."""
-        return _read(self.path)
+        return _read_picks(self.path)
 
 
-def queues(store: Store, corpus: str) -> list[Queue]:
+def list_queues(store: Store, corpus: str) -> list[Queue]:
     """The queues of a corpus, sorted by name."""
     paths = _folder(store, corpus, "queues").glob("[!.]*.parquet")  # skips the `._NAME` files that macOS adds on foreign file systems
     complete = (Queue(path.stem, path) for path in paths if path.stat().st_size)  # an empty file is still being written
@@ -48,30 +48,30 @@ def queues(store: Store, corpus: str) -> list[Queue]:
 
 def read_queue(store: Store, corpus: str, name: str) -> Queue:
     """The queue with the given name. Raises UsageError if there is none."""
-    for queue in queues(store, corpus):
+    for queue in list_queues(store, corpus):
         if queue.name == name:
             return queue
-    names = ", ".join(queue.name for queue in queues(store, corpus)) or "none"
+    names = ", ".join(queue.name for queue in list_queues(store, corpus)) or "none"
     raise UsageError(f"queue {name!r}: expected one of {corpus}'s queues, there is {names}")
 
 
-def keep_queue(store: Store, corpus: str, picks: pl.DataFrame, name: str | None = None) -> str:
+def save_queue(store: Store, corpus: str, picks: pl.DataFrame, name: str | None = None) -> str:
     """Keep picks as a queue and return its name: `name`, or else how they were picked, plus a number if that name is taken.
 
     Identical picks are kept only once. Raises UsageError if the queue `name` exists with other picks.
     """
-    by_name = {queue.name: queue for queue in queues(store, corpus)}
+    by_name = {queue.name: queue for queue in list_queues(store, corpus)}
     base = check_name(name) if name is not None else str(picks["by"][0])
     for number in count(1):
         candidate = base if number == 1 else f"{base}-{number}"
-        stored_name = mistaken_for(candidate, by_name) or candidate
+        stored_name = find_lookalike(candidate, by_name) or candidate
         if stored_name not in by_name:
-            if _write(store, corpus, candidate, picks):
+            if _write_new(store, corpus, candidate, picks):
                 return candidate
             if name is None:
                 continue
-            raise UsageError(f"queue {name!r}: another process is writing it; run this again, or delete {_file(store, corpus, name)}")
-        if stored_name == candidate and _are_equal(by_name[candidate].rows(), _whole(picks)):
+            raise UsageError(f"queue {name!r}: another process is writing it; run this again, or delete {_queue_file(store, corpus, name)}")
+        if stored_name == candidate and _are_equal(by_name[candidate].rows(), _with_all_columns(picks)):
             return candidate
         if name is not None:
             conflict = "one of that name" if stored_name == name else f"{stored_name!r}, on some file systems the same name,"
@@ -79,13 +79,13 @@ def keep_queue(store: Store, corpus: str, picks: pl.DataFrame, name: str | None 
     raise AssertionError("one of the names is free")
 
 
-def _are_equal(kept: pl.DataFrame, picks: pl.DataFrame) -> bool:
+def _are_equal(stored: pl.DataFrame, picks: pl.DataFrame) -> bool:
     """Whether two tables hold the same picks, ignoring `seen_in` if it is unknown for the kept ones."""
-    unknown = ["seen_in"] if kept["seen_in"].null_count() == len(kept) else []
-    return kept.drop(unknown).equals(picks.drop(unknown))
+    unknown = ["seen_in"] if stored["seen_in"].null_count() == len(stored) else []
+    return stored.drop(unknown).equals(picks.drop(unknown))
 
 
-def _whole(picks: pl.DataFrame) -> pl.DataFrame:
+def _with_all_columns(picks: pl.DataFrame) -> pl.DataFrame:
     """Add a null `seen_in` column if missing, and put the columns in the order of `PICK_COLUMNS`."""
     missing = {"seen_in": pl.lit(None, pl.String)} if "seen_in" not in picks.columns else {}
     return picks.with_columns(**missing).select(list(PICK_COLUMNS))
@@ -98,16 +98,16 @@ def as_parquet(table: pl.DataFrame) -> bytes:
     return file.getvalue()
 
 
-def _write(store: Store, corpus: str, name: str, picks: pl.DataFrame) -> bool:
+def _write_new(store: Store, corpus: str, name: str, picks: pl.DataFrame) -> bool:
     """Write a new queue; False if another process has claimed the name. An empty file serves as the claim until it is replaced."""
-    path, content = _file(store, corpus, name), as_parquet(_whole(picks))
+    path, content = _queue_file(store, corpus, name), as_parquet(_with_all_columns(picks))
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         path.touch(exist_ok=False)
     except FileExistsError:
         return False
     try:
-        with replacing(path) as file:
+        with atomic_write(path) as file:
             file.write(content)
     except BaseException:
         path.unlink(missing_ok=True)
@@ -115,16 +115,16 @@ def _write(store: Store, corpus: str, name: str, picks: pl.DataFrame) -> bool:
     return True
 
 
-def keep_suspicion(store: Store, corpus: str, version: str, suspicion: pl.DataFrame) -> None:
+def save_suspicion(store: Store, corpus: str, version: str, suspicion: pl.DataFrame) -> None:
     """Keep the probability that each label of a version is wrong: `image_hash` and `suspicion`, float32 in [0, 1]."""
     path = _suspicion_file(store, corpus, version)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write(as_parquet(suspicion.select("image_hash", "suspicion")))
 
 
-def suspicion_of(store: Store, corpus: str, version: str) -> pl.LazyFrame | None:
-    """The scores kept by `keep_suspicion` for a version, such as `gen-2`, or for labeled images (`LABELED`); None if there are none."""
+def load_suspicion(store: Store, corpus: str, version: str) -> pl.LazyFrame | None:
+    """The scores kept by `save_suspicion` for a version, such as `gen-2`, or for labeled images (`LABELED`); None if there are none."""
     path = _suspicion_file(store, corpus, version)
     return pl.scan_parquet(path, glob=False) if path.is_file() else None
 
@@ -133,7 +133,7 @@ def _suspicion_file(store: Store, corpus: str, version: str) -> Path:
     return _folder(store, corpus, "scores") / f"{version}.suspicion.parquet"
 
 
-def _file(store: Store, corpus: str, name: str) -> Path:
+def _queue_file(store: Store, corpus: str, name: str) -> Path:
     return _folder(store, corpus, "queues") / f"{name}.parquet"
 
 
@@ -145,8 +145,8 @@ def _scan(path: Path) -> pl.LazyFrame:
     return pl.scan_parquet(path, glob=False)
 
 
-def _read(path: Path) -> pl.DataFrame:
+def _read_picks(path: Path) -> pl.DataFrame:
     try:
-        return _whole(_scan(path).collect())
+        return _with_all_columns(_scan(path).collect())
     except (pl.exceptions.PolarsError, OSError):
         raise NstError(f"{path}: expected a queue of images, found it damaged; delete it and pick again") from None

@@ -17,7 +17,7 @@ from nst_data.tables.review_table import ANSWERED, read_review
 from nst_data.tables.schema import answered_schema
 from nst_data.tables.shards import write_parquet
 
-_AT_ONCE = 100  # images in memory
+_IMAGES_AT_ONCE = 100  # images in memory
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class AnsweredRows:
     class_names: list[str]
 
     @classmethod
-    def of(cls, generation: Version, reviews: Version, held_out: Mapping[str, AbstractSet[str]]) -> Self:
+    def from_review(cls, generation: Version, reviews: Version, held_out: Mapping[str, AbstractSet[str]]) -> Self:
         """The answered images that are not held out. Raises NstError for a class that the generation does not have."""
         names = generation.manifest.class_names
         order = match_classes(reviews.manifest.class_names, names, reviews.ref, subset=True)
-        left_out = pl.Series(sorted(set().union(*held_out.values())), dtype=pl.String)
-        labels = read_review(reviews).drop_nulls("label").filter(~pl.col("image_hash").is_in(left_out.implode()))
+        excluded_hashes = pl.Series(sorted(set().union(*held_out.values())), dtype=pl.String)
+        labels = read_review(reviews).drop_nulls("label").filter(~pl.col("image_hash").is_in(excluded_hashes.implode()))
         labels = labels.select("image_hash", label=pl.Series(order)[labels["label"]])
         (answered,) = collect(
             generation.ref, scan_labels(generation).select("id", "key", "image_hash").join(labels.lazy(), on="image_hash")
@@ -43,20 +43,22 @@ class AnsweredRows:
     def __len__(self) -> int:
         return self.rows.height
 
-    def write(self, staging: Staging, pool: Source | None, is_as_labeled: bool) -> dict[str, SealedFile]:
+    def write(self, staging: Staging, pool: Source | None, ids_are_pool_rows: bool) -> dict[str, SealedFile]:
         """Write the table, with the images of a `pool`, if given. Raises NstError for an image that has changed."""
         file, schema = f"{ANSWERED}/train-00000-of-00001.parquet", answered_schema(self.class_names, with_images=pool is not None)
-        tables = [self.rows.to_arrow()] if pool is None else self._with_images(pool, is_as_labeled)
+        tables = [self.rows.to_arrow()] if pool is None else self._with_images(pool, ids_are_pool_rows)
         cast_tables = (table.select(schema.names).cast(schema) for table in tables)
         return {file: write_parquet(staging.build / file, cast_tables, schema, staging.work)}
 
-    def _with_images(self, pool: Source, is_as_labeled: bool) -> Iterator[pa.Table]:
-        numbers = self.rows["id"].to_numpy() if is_as_labeled else pool.rows_of(self.rows["key"].to_list())
-        for start in range(0, len(self), _AT_ONCE):
-            part = self.rows.slice(start, _AT_ONCE)
+    def _with_images(self, pool: Source, ids_are_pool_rows: bool) -> Iterator[pa.Table]:
+        numbers = self.rows["id"].to_numpy() if ids_are_pool_rows else pool.rows_of(self.rows["key"].to_list())
+        for start in range(0, len(self), _IMAGES_AT_ONCE):
+            chunk = self.rows.slice(start, _IMAGES_AT_ONCE)
             images = []
-            for number, key, image_hash in zip(numbers[start : start + _AT_ONCE].tolist(), part["key"], part["image_hash"], strict=True):
+            for number, key, image_hash in zip(
+                numbers[start : start + _IMAGES_AT_ONCE].tolist(), chunk["key"], chunk["image_hash"], strict=True
+            ):
                 encoded = pool.read(number)
-                pool.check(number, encoded, image_hash)
+                pool.check_content(number, encoded, image_hash)
                 images.append({"bytes": encoded, "path": key})
-            yield part.to_arrow().append_column("image", pa.array(images, pa.struct([("bytes", pa.binary()), ("path", pa.string())])))
+            yield chunk.to_arrow().append_column("image", pa.array(images, pa.struct([("bytes", pa.binary()), ("path", pa.string())])))

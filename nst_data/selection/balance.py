@@ -14,10 +14,10 @@ import polars as pl
 from narwhals.typing import IntoLazyFrameT, LazyFrameT
 
 from nst_data.errors import NstError, UsageError
-from nst_data.selection.cutoffs import TIES, cutoffs
+from nst_data.selection.cutoffs import TIE_BREAKERS, find_cutoffs
 from nst_data.selection.filters import reject
 from nst_data.selection.seeded_order import ORDER_SIZE, with_seeded_order
-from nst_data.tables.engines import collected, with_class_values
+from nst_data.tables.engines import collect_small, with_class_values
 
 COPIES = "copies"  # the purpose of the seeded order in which rows get one more copy
 RELEASED_BINS = 100  # of confidence, 0.01 wide
@@ -26,7 +26,7 @@ RELEASED_BINS = 100  # of confidence, 0.01 wide
 def most_confident(
     labels: IntoLazyFrameT,
     per_class: int,
-    ties: Sequence[str] = TIES,
+    ties: Sequence[str] = TIE_BREAKERS,
     counted: pl.DataFrame | None = None,
     hashes: IntoLazyFrameT | None = None,
 ) -> IntoLazyFrameT:
@@ -47,9 +47,9 @@ def most_confident(
     """
     _check_at_least("per_class", per_class, 0)
     rows = _with_int64_labels(nw.from_native(labels))
-    cuts = cutoffs(_still_in(rows), "confidence", per_class, ties, counted, None if hashes is None else nw.from_native(hashes))
-    judged = nw.from_native(reject(cuts.beside(rows).to_native(), "over_quota", cuts.is_past))
-    return cuts.without(judged).to_native()
+    cuts = find_cutoffs(_remaining_rows(rows), "confidence", per_class, ties, counted, None if hashes is None else nw.from_native(hashes))
+    judged = nw.from_native(reject(cuts.with_cutoffs(rows).to_native(), "over_quota", cuts.is_past_cutoff))
+    return cuts.drop_cutoffs(judged).to_native()
 
 
 def add_copies(selected: IntoLazyFrameT, per_class: int, seed: int, max_copies: int | None = None) -> IntoLazyFrameT:
@@ -71,26 +71,26 @@ def add_copies(selected: IntoLazyFrameT, per_class: int, seed: int, max_copies: 
     if max_copies is not None:
         _check_at_least("max_copies", max_copies, 1)
     rows = with_seeded_order(_with_int64_labels(nw.from_native(selected)), seed, COPIES, "nst_order")
-    return deal_copies(rows, per_class, max_copies).drop("nst_order").to_native()
+    return assign_copies(rows, per_class, max_copies).drop("nst_order").to_native()
 
 
-def deal_copies(rows: LazyFrameT, per_class: int, max_copies: int | None, labels: LazyFrameT | None = None) -> LazyFrameT:
+def assign_copies(rows: LazyFrameT, per_class: int, max_copies: int | None, labels: LazyFrameT | None = None) -> LazyFrameT:
     """Add `copies` as `add_copies` does, by the seeded order `nst_order`. `labels` has the `image_hash` of each `id`, if `rows` has not."""
-    counts = dict(collected(rows.group_by("label").agg(nw.len())).iter_rows())
+    counts = dict(collect_small(rows.group_by("label").agg(nw.len())).iter_rows())
     if counts and max(counts.values()) > per_class:
         raise NstError(
             f"expected at most {per_class:,} rows in each class, found {max(counts.values()):,}; select them by most_confident first"
         )
     targets = {label: min(per_class, count * (max_copies or per_class)) for label, count in counts.items()}
     rows = rows.with_columns(nst_first=(ORDER_SIZE - 1 - nw.col("nst_order")) / (ORDER_SIZE + 1))
-    cuts = cutoffs(rows, "nst_first", {label: targets[label] % count for label, count in counts.items()}, labels=labels)
+    cuts = find_cutoffs(rows, "nst_first", {label: targets[label] % count for label, count in counts.items()}, labels=labels)
     class_copies = pl.DataFrame(
         {"label": list(counts), "copies": [targets[label] // count for label, count in counts.items()]},
         schema={"label": pl.Int64, "copies": pl.Int64},
     )
-    rows = with_class_values(cuts.beside(rows), class_copies)
-    rows = rows.with_columns(copies=(nw.col("copies") + nw.when(cuts.is_past).then(0).otherwise(1)).cast(nw.Int32))
-    return cuts.without(rows).drop("nst_first")
+    rows = with_class_values(cuts.with_cutoffs(rows), class_copies)
+    rows = rows.with_columns(copies=(nw.col("copies") + nw.when(cuts.is_past_cutoff).then(0).otherwise(1)).cast(nw.Int32))
+    return cuts.drop_cutoffs(rows).drop("nst_first")
 
 
 def balance_as_released(labels: IntoLazyFrameT, per_class: int, seed: int, max_copies: int | None = None) -> IntoLazyFrameT:
@@ -104,35 +104,35 @@ def balance_as_released(labels: IntoLazyFrameT, per_class: int, seed: int, max_c
     if "reason" in rows.collect_schema().names():  # dropped rows have no bin, and their confidence may not be a number
         confidence = nw.when(nw.col("reason").is_null()).then(confidence)
     bins = (confidence * RELEASED_BINS).cast(nw.Int32)
-    counted = collected(_still_in(rows).group_by("label", bins.alias("bin")).agg(rows=nw.len()))
-    rows = with_class_values(rows, _as_released(counted, per_class, max_copies))
-    one_more = nw.col("nst_order") * nw.col("nst_rows") < nw.col("nst_rest") * ORDER_SIZE
-    copies = nw.when(bins >= nw.col("nst_bin")).then(nw.col("nst_copies") + one_more.cast(nw.Int64)).otherwise(0)
+    counted = collect_small(_remaining_rows(rows).group_by("label", bins.alias("bin")).agg(rows=nw.len()))
+    rows = with_class_values(rows, _released_copies_per_class(counted, per_class, max_copies))
+    gets_extra_copy = nw.col("nst_order") * nw.col("nst_rows") < nw.col("nst_rest") * ORDER_SIZE
+    copies = nw.when(bins >= nw.col("nst_bin")).then(nw.col("nst_copies") + gets_extra_copy.cast(nw.Int64)).otherwise(0)
     rows = rows.with_columns(copies=copies.cast(nw.Int32))
     rows = rows.drop("nst_order", "nst_rows", "nst_rest", "nst_bin", "nst_copies")
     return reject(rows.to_native(), "over_quota", nw.col("copies") == 0)
 
 
-def _as_released(counted: pl.DataFrame, per_class: int, max_copies: int | None) -> pl.DataFrame:
+def _released_copies_per_class(bin_counts: pl.DataFrame, per_class: int, max_copies: int | None) -> pl.DataFrame:
     """For each class: its lowest bin, the number of rows from there up, the copies of each, and the rest that is distributed at random."""
-    ranked = counted.sort("bin", descending=True).with_columns(total=pl.col("rows").cast(pl.Int64).cum_sum().over("label"))
+    ranked = bin_counts.sort("bin", descending=True).with_columns(total=pl.col("rows").cast(pl.Int64).cum_sum().over("label"))
     is_needed = pl.col("total") - pl.col("rows") < per_class  # a bin is taken if those above it were not enough
-    taken = ranked.filter(is_needed).group_by("label").agg(nst_bin=pl.col("bin").min(), nst_rows=pl.col("total").max())
+    selected = ranked.filter(is_needed).group_by("label").agg(nst_bin=pl.col("bin").min(), nst_rows=pl.col("total").max())
     max_total = pl.col("nst_rows") * (max_copies or per_class)
     target = pl.min_horizontal(pl.lit(per_class), max_total)
-    return taken.with_columns(nst_copies=target // pl.col("nst_rows"), nst_rest=target % pl.col("nst_rows"))
+    return selected.with_columns(nst_copies=target // pl.col("nst_rows"), nst_rest=target % pl.col("nst_rows"))
 
 
-def quota_of_quantile(counts: Mapping[int, int], quantile: float) -> int:
+def quota_from_quantile(counts: Mapping[int, int], quantile: float) -> int:
     """The smallest class count that at least this share of the classes with images does not exceed."""
     ordered = sorted(count for count in counts.values() if count)
     # exact: 0.55 of 100 classes is 55, while the float 0.55 is a little more
     return ordered[max(0, math.ceil(Fraction(str(quantile)) * len(ordered)) - 1)] if ordered else 1
 
 
-def _check_at_least(setting: str, number: int, lowest: int) -> None:
-    if number < lowest:
-        raise UsageError(f"`{setting}`: expected a whole number of at least {lowest}, found {number}")
+def _check_at_least(setting: str, number: int, minimum: int) -> None:
+    if number < minimum:
+        raise UsageError(f"`{setting}`: expected a whole number of at least {minimum}, found {number}")
 
 
 def _with_int64_labels(rows: LazyFrameT) -> LazyFrameT:
@@ -140,5 +140,5 @@ def _with_int64_labels(rows: LazyFrameT) -> LazyFrameT:
     return rows if dtype == nw.Int64 else rows.with_columns(nw.col("label").cast(nw.Int64))
 
 
-def _still_in(rows: LazyFrameT) -> LazyFrameT:
+def _remaining_rows(rows: LazyFrameT) -> LazyFrameT:
     return rows.filter(nw.col("reason").is_null()) if "reason" in rows.collect_schema().names() else rows

@@ -14,23 +14,23 @@ from narwhals.typing import LazyFrameT
 from numpy.typing import NDArray
 
 from nst_data.tables.engines import (
-    beside,
-    collected,
+    collect_small,
     count_numbers,
-    rows_at,
+    frame_like,
+    rows_with_ids,
     with_class_values,
     with_hash_number,
-    with_place,
     with_row_values,
+    with_text_index,
 )
 
 BINS = 512  # counts by class and bin stay in the processor's cache
-TIES = ("image_hash", "id")
-_RANKED_ROWS = 2**23  # at most this many are sorted in memory
-_POINT = BINS**-6.0  # 2**-54: different float32 values above 2**-31 are further apart
+TIE_BREAKERS = ("image_hash", "id")
+_MAX_SORTED_ROWS = 2**23  # at most this many are sorted in memory
+_MIN_WIDTH = BINS**-6.0  # 2**-54: different float32 values above 2**-31 are further apart
 _HASH_DIGITS = 7
-_NONE = 2.0  # a cutoff that no value reaches
-_HASH, _OVER = "nst_hash", "nst_over_cut"
+_UNREACHABLE = 2.0  # a cutoff that no value reaches
+_HASH_COLUMN, _EXCESS_COLUMN = "nst_hash", "nst_over_cut"
 
 
 def bin_of(value: nw.Expr) -> nw.Expr:
@@ -38,23 +38,24 @@ def bin_of(value: nw.Expr) -> nw.Expr:
     return (value * BINS).cast(nw.Int32)
 
 
-def places_of(reasons: Sequence[str]) -> int:
+def codes_per_label(reasons: Sequence[str]) -> int:
     """How many different numbers stand for the rows of one label in `count_bins`: one number is counted faster than two."""
     return BINS + 1 + len(reasons)
 
 
 def count_bins(
-    rows: LazyFrameT, number: nw.Expr, reasons: Sequence[str] = (), keep: Callable[[pl.DataFrame], None] | None = None
+    rows: LazyFrameT, bin_expr: nw.Expr, reasons: Sequence[str] = (), on_batch: Callable[[pl.DataFrame], None] | None = None
 ) -> pl.DataFrame:
     """Count `rows` by `label` and `bin`, a number from 0 to BINS; those with a `reason`, one of `reasons`, by that instead.
 
-    `keep`, for Polars only, is called with the `number` of all rows in order: `label` * `places_of(reasons)` + `bin` for rows with a bin.
+    `on_batch`, for Polars only, is called with the `bin_expr` of all rows in order: `label` * `places_of(reasons)` + `bin` for rows with a
+    bin.
     """
-    places = places_of(reasons)
+    places = codes_per_label(reasons)
     if reasons:
-        rows = with_place(rows, "reason", reasons, "nst_place")
-        number = nw.coalesce(BINS + 1 + nw.col("nst_place").cast(nw.Int64), number.cast(nw.Int64))
-    counted = count_numbers(rows, nw.col("label") * places + number, keep)
+        rows = with_text_index(rows, "reason", reasons, "nst_place")
+        bin_expr = nw.coalesce(BINS + 1 + nw.col("nst_place").cast(nw.Int64), bin_expr.cast(nw.Int64))
+    counted = count_numbers(rows, nw.col("label") * places + bin_expr, on_batch)
     counted = counted.select("rows", label=pl.col("number") // places, place=pl.col("number") % places)
     reason = (pl.col("place") - BINS - 1).replace_strict(range(len(reasons)), reasons, default=None, return_dtype=pl.String)
     bin_ = pl.when(pl.col("place") <= BINS).then("place")
@@ -65,110 +66,117 @@ def count_bins(
 class Cutoffs:
     """The last of the first rows of each class, for classes that have more rows.
 
-    Rows are ordered by `keys`, the largest first. `last` has each class's `label` and the keys of its last row; `over` are the `id`s of
-    rows with exactly these keys that come after it. `in_last_bins` are all rows in the bins in which classes end; None if they are many.
+    Rows are ordered by `keys`, the largest first. `last_rows` has each class's `label` and the keys of its last row; `excess_ties` are the
+    `id`s of rows with exactly these keys that come after it. `last_bin_rows` are all rows in the bins in which classes end; None if they are
+    many.
     """
 
     keys: tuple[str, ...]
-    last: pl.DataFrame
-    over: pl.DataFrame
-    in_last_bins: pl.DataFrame | None = None
+    last_rows: pl.DataFrame
+    excess_ties: pl.DataFrame
+    last_bin_rows: pl.DataFrame | None = None
 
     @property
-    def ends(self) -> NDArray[np.int64] | None:
+    def ids_in_last_bins(self) -> NDArray[np.int64] | None:
         """The increasing `id`s of the first rows in the bins in which classes end; None if these bins hold many rows."""
-        if self.in_last_bins is None:
+        if self.last_bin_rows is None:
             return None
-        return np.sort(collected(self.first(nw.from_native(self.in_last_bins.lazy())))["id"].to_numpy())
+        return np.sort(collect_small(self.select_first(nw.from_native(self.last_bin_rows.lazy())))["id"].to_numpy())
 
-    def beside(self, rows: LazyFrameT) -> LazyFrameT:
-        """The rows with the columns `nst_..._cut` that `is_past` reads: null for a class that has no more rows."""
-        if _HASH in self.keys:
+    def with_cutoffs(self, rows: LazyFrameT) -> LazyFrameT:
+        """The rows with the columns `nst_..._cut` that `is_past_cutoff` reads: null for a class that has no more rows."""
+        if _HASH_COLUMN in self.keys:
             rows = _with_hash_key(rows)
-        rows = with_class_values(rows, self.last.rename({key: _cut(key) for key in self.keys}))
+        rows = with_class_values(rows, self.last_rows.rename({key: _cutoff_column(key) for key in self.keys}))
         return (
-            with_row_values(rows, beside(rows, self.over.with_columns(pl.lit(value=True).alias(_OVER))), _OVER) if len(self.over) else rows
+            with_row_values(rows, frame_like(rows, self.excess_ties.with_columns(pl.lit(value=True).alias(_EXCESS_COLUMN))), _EXCESS_COLUMN)
+            if len(self.excess_ties)
+            else rows
         )
 
     @property
-    def is_past(self) -> nw.Expr:
-        """Whether a row returned by `beside` comes after the last one of its class."""
-        past = nw.col(_OVER).fill_null(value=False) if len(self.over) else nw.lit(value=False)
+    def is_past_cutoff(self) -> nw.Expr:
+        """Whether a row returned by `with_cutoffs` comes after the last one of its class."""
+        past = nw.col(_EXCESS_COLUMN).fill_null(value=False) if len(self.excess_ties) else nw.lit(value=False)
         for key in reversed(self.keys):
             value = nw.col(key)  # of the cutoff's type
-            past = (value < nw.col(_cut(key))) | ((value == nw.col(_cut(key))) & past)
+            past = (value < nw.col(_cutoff_column(key))) | ((value == nw.col(_cutoff_column(key))) & past)
         return past.fill_null(value=False)
 
-    def first(self, rows: LazyFrameT) -> LazyFrameT:
+    def select_first(self, rows: LazyFrameT) -> LazyFrameT:
         """The rows that do not come after the last one of their class."""
-        return self.without(self.beside(rows).filter(~self.is_past))
+        return self.drop_cutoffs(self.with_cutoffs(rows).filter(~self.is_past_cutoff))
 
-    def without(self, rows: LazyFrameT) -> LazyFrameT:
-        """Drop the columns that `beside` added."""
-        return rows.drop(*map(_cut, self.keys), *([_HASH] if _HASH in self.keys else []), *([_OVER] if len(self.over) else []))
+    def drop_cutoffs(self, rows: LazyFrameT) -> LazyFrameT:
+        """Drop the columns that `with_cutoffs` added."""
+        return rows.drop(
+            *map(_cutoff_column, self.keys),
+            *([_HASH_COLUMN] if _HASH_COLUMN in self.keys else []),
+            *([_EXCESS_COLUMN] if len(self.excess_ties) else []),
+        )
 
 
-def _cut(key: str) -> str:
+def _cutoff_column(key: str) -> str:
     return f"nst_{key.removeprefix('nst_')}_cut"
 
 
-def cutoffs(
+def find_cutoffs(
     rows: LazyFrameT,
     by: str,
     quotas: int | Mapping[int, int],
-    ties: Sequence[str] = TIES,
-    counted: pl.DataFrame | None = None,
+    ties: Sequence[str] = TIE_BREAKERS,
+    bin_counts: pl.DataFrame | None = None,
     labels: LazyFrameT | None = None,
-    still_in: Callable[[LazyFrameT], LazyFrameT] = lambda rows: rows,
+    select_remaining: Callable[[LazyFrameT], LazyFrameT] = lambda rows: rows,
 ) -> Cutoffs:
     """Where the first `quotas` rows of each class end.
 
     Rows are ordered by `by` (in [0, 1], the largest first), then by `ties`, the smallest first; no two rows are equal in all of these.
-    `counted` is the number of `rows` by `label` and `bin` (`bin_of`), if known; `labels` has the columns `id` and `ties`, if
-    `rows` has not. The columns that break ties are read only for the rows that tie. `still_in` filters `rows` to those that count,
+    `bin_counts` is the number of `rows` by `label` and `bin` (`bin_of`), if known; `labels` has the columns `id` and `ties`, if
+    `rows` has not. The columns that break ties are read only for the rows that tie. `select_remaining` filters `rows` to those that count,
     if not all do: it is applied only to the few rows around which a class may end.
     """
     labels = rows if labels is None else labels
-    if counted is None:
-        counted = count_bins(still_in(rows), bin_of(nw.col(by)))
+    if bin_counts is None:
+        bin_counts = count_bins(select_remaining(rows), bin_of(nw.col(by)))
     if isinstance(quotas, int):
-        quotas = dict.fromkeys(counted["label"].unique(), quotas)
+        quotas = dict.fromkeys(bin_counts["label"].unique(), quotas)
     needed = pl.DataFrame({"label": list(quotas), "needed": list(quotas.values())}, schema={"label": pl.Int64, "needed": pl.Int64})
-    candidates = counted.group_by("label").agg(pl.col("rows").sum())
+    candidates = bin_counts.group_by("label").agg(pl.col("rows").sum())
     crowded = candidates.join(needed, on="label").filter(pl.col("rows") > pl.col("needed"))
-    box = _Box.around(by, crowded.filter(pl.col("needed") > 0).select("label", "needed")).narrowed(counted)
-    zero_quota = crowded.filter(pl.col("needed") == 0).select("label", pl.lit(_NONE).alias(by))
+    box = _Box.full_range(by, crowded.filter(pl.col("needed") > 0).select("label", "needed")).narrow(bin_counts)
+    zero_quota = crowded.filter(pl.col("needed") == 0).select("label", pl.lit(_UNREACHABLE).alias(by))
     if not box.rows:
         no_rows = pl.DataFrame(schema={"label": pl.Int64, by: pl.Float32, "id": pl.Int64})
         return Cutoffs((by,), zero_quota, no_rows.select("id"), no_rows)
     first_box = box
-    box = _small_enough(box, rows, still_in)
+    box = _narrow_until_sortable(box, rows, select_remaining)
     has_hashes = ties[0] == "image_hash" and "image_hash" in rows.collect_schema().names()
-    if box.rows > _RANKED_ROWS and has_hashes:  # such as labels that all have the same confidence
-        box = _small_enough(box.with_hash(), rows, still_in)
-    candidates = collected(still_in(box.inside(rows)).select("label", *box.keys, "id"))
-    last, over = _last_needed(box, candidates, labels, ties)
-    zero_last = zero_quota.select("label", *(pl.lit(_NONE, last.schema[key]).alias(key) for key in box.keys))
-    return Cutoffs(box.keys, pl.concat([last, zero_last]), over, candidates if box is first_box else None)
+    if box.rows > _MAX_SORTED_ROWS and has_hashes:  # such as labels that all have the same confidence
+        box = _narrow_until_sortable(box.with_hash(), rows, select_remaining)
+    candidates = collect_small(select_remaining(box.rows_inside(rows)).select("label", *box.keys, "id"))
+    last, excess = _find_last_rows(box, candidates, labels, ties)
+    zero_last = zero_quota.select("label", *(pl.lit(_UNREACHABLE, last.schema[key]).alias(key) for key in box.keys))
+    return Cutoffs(box.keys, pl.concat([last, zero_last]), excess, candidates if box is first_box else None)
 
 
-def _small_enough(box: "_Box", rows: LazyFrameT, still_in: Callable[[LazyFrameT], LazyFrameT]) -> "_Box":
-    while box.rows > _RANKED_ROWS and not box.is_a_point:
-        box = box.narrowed(box.count(still_in(box.inside(rows))))
+def _narrow_until_sortable(box: "_Box", rows: LazyFrameT, select_remaining: Callable[[LazyFrameT], LazyFrameT]) -> "_Box":
+    while box.rows > _MAX_SORTED_ROWS and not box.is_point:
+        box = box.narrow(box.count(select_remaining(box.rows_inside(rows))))
     return box
 
 
-def _last_needed(box: "_Box", found: pl.DataFrame, labels: LazyFrameT, ties: Sequence[str]) -> tuple[pl.DataFrame, pl.DataFrame]:
+def _find_last_rows(box: "_Box", candidates: pl.DataFrame, labels: LazyFrameT, ties: Sequence[str]) -> tuple[pl.DataFrame, pl.DataFrame]:
     """For each class of the box, the keys of the last row that it needs, and the `id`s of all rows with these keys that come after it.
 
-    `found` are the rows in the box: `label`, its keys and `id`.
+    `candidates` are the rows in the box: `label`, its keys and `id`.
     """
     keys = list(box.keys)
-    if not box.is_a_point:  # narrowed once more in memory: a bin of a bin is sorted in no time
-        box = box.narrowed(box.count(box.inside(nw.from_native(found.lazy()))))
-        found = collected(box.inside(nw.from_native(found.lazy())).select("label", *keys, "id"))
+    if not box.is_point:  # narrowed once more in memory: a bin of a bin is sorted in no time
+        box = box.narrow(box.count(box.rows_inside(nw.from_native(candidates.lazy()))))
+        candidates = collect_small(box.rows_inside(nw.from_native(candidates.lazy())).select("label", *keys, "id"))
     rank = pl.int_range(1, pl.len() + 1).over("label")
-    ranked = found.sort(*keys, descending=True).with_columns(rank=rank).join(box.classes.select("label", "needed"), on="label")
+    ranked = candidates.sort(*keys, descending=True).with_columns(rank=rank).join(box.classes.select("label", "needed"), on="label")
     last = ranked.filter(pl.col("rank") == pl.col("needed")).select("label", *keys)
     tied = ranked.join(last, on=["label", *keys]).with_columns(
         least=pl.col("rank").min().over("label"), most=pl.col("rank").max().over("label")
@@ -176,7 +184,7 @@ def _last_needed(box: "_Box", found: pl.DataFrame, labels: LazyFrameT, ties: Seq
     tied = tied.filter(pl.col("needed") < pl.col("most")).select("id", "label", more=pl.col("needed") - pl.col("least") + 1)
     if len(tied):
         if set(ties) > {"id"}:
-            tied = tied.join(collected(rows_at(labels, tied["id"]).select("id", *{*ties} - {"id"})), on="id")
+            tied = tied.join(collect_small(rows_with_ids(labels, tied["id"]).select("id", *{*ties} - {"id"})), on="id")
         tied = tied.sort(*ties).filter(rank > pl.col("more"))
     return last, tied.select("id")
 
@@ -195,40 +203,40 @@ class _Box:
     rows: int
 
     @classmethod
-    def around(cls, by: str, needed: pl.DataFrame) -> "_Box":
+    def full_range(cls, by: str, needed: pl.DataFrame) -> "_Box":
         """The box of all values."""
         return cls((by,), needed.with_columns(pl.lit(0.0).alias(f"{by}_low")), 1.0, 0)
 
     @property
-    def is_a_point(self) -> bool:
-        return bool(self.width <= _POINT)
+    def is_point(self) -> bool:
+        return bool(self.width <= _MIN_WIDTH)
 
     def with_hash(self) -> "_Box":
         """Narrow by hash from here on, the smallest first."""
-        return _Box((*self.keys, _HASH), self.classes.with_columns(pl.lit(0.0).alias(f"{_HASH}_low")), 1.0, self.rows)
+        return _Box((*self.keys, _HASH_COLUMN), self.classes.with_columns(pl.lit(0.0).alias(f"{_HASH_COLUMN}_low")), 1.0, self.rows)
 
-    def inside(self, rows: LazyFrameT) -> LazyFrameT:
+    def rows_inside(self, rows: LazyFrameT) -> LazyFrameT:
         """The rows in the intervals, with the columns of `classes`."""
-        if _HASH in self.keys and _HASH not in rows.collect_schema().names():
+        if _HASH_COLUMN in self.keys and _HASH_COLUMN not in rows.collect_schema().names():
             rows = _with_hash_key(rows)
         inside = with_class_values(rows, self.classes)
         for key in self.keys:
             above = nw.col(key).cast(nw.Float64) - nw.col(f"{key}_low")  # exact, whereas `low` + 2**-54 would be rounded to `low`
-            inside = inside.filter((above >= 0) & (above < (self.width if key == self.keys[-1] else _POINT)))
+            inside = inside.filter((above >= 0) & (above < (self.width if key == self.keys[-1] else _MIN_WIDTH)))
         return inside
 
-    def count(self, inside: LazyFrameT) -> pl.DataFrame:
-        """Count the rows returned by `inside` by `label` and `bin`, of which an interval has BINS."""
+    def count(self, rows_inside: LazyFrameT) -> pl.DataFrame:
+        """Count the rows returned by `rows_inside` by `label` and `bin`, of which an interval has BINS."""
         key = self.keys[-1]
         place = (nw.col(key).cast(nw.Float64) - nw.col(f"{key}_low")) / self.width
-        return count_bins(inside, bin_of(place))
+        return count_bins(rows_inside, bin_of(place))
 
-    def narrowed(self, counted: pl.DataFrame) -> "_Box":
+    def narrow(self, bin_counts: pl.DataFrame) -> "_Box":
         """The box of the bins that contain the last rows."""
         low = f"{self.keys[-1]}_low"
         rows_before = pl.col("rows").cum_sum().over("label") - pl.col("rows")
         last_bins = (
-            counted.join(self.classes, on="label")
+            bin_counts.join(self.classes, on="label")
             .sort("bin", descending=True)
             .with_columns(before=rows_before)
             .filter(pl.col("before") < pl.col("needed"), pl.col("needed") <= pl.col("before") + pl.col("rows"))
@@ -239,4 +247,6 @@ class _Box:
 
 def _with_hash_key(rows: LazyFrameT) -> LazyFrameT:
     """Add a number in [0, 1), computed from the first digits of `image_hash`, that is larger for a smaller hash."""
-    return with_hash_number(rows, _HASH, _HASH_DIGITS).with_columns((1 - (nw.col(_HASH) + 1) / 16**_HASH_DIGITS).alias(_HASH))
+    return with_hash_number(rows, _HASH_COLUMN, _HASH_DIGITS).with_columns(
+        (1 - (nw.col(_HASH_COLUMN) + 1) / 16**_HASH_DIGITS).alias(_HASH_COLUMN)
+    )

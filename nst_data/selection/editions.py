@@ -19,27 +19,27 @@ from numpy.typing import NDArray
 from nst_data.arguments import with_checked_arguments
 from nst_data.cards import cards
 from nst_data.errors import NstError, UsageError
-from nst_data.prefetch import cpus_of_this_process, in_threads
-from nst_data.progress import Progress, on_this_terminal
+from nst_data.prefetch import cpus_of_this_process, map_batches_in_threads
+from nst_data.progress import Progress, terminal_progress
 from nst_data.reuse import reuse
 from nst_data.selection.answered_rows import AnsweredRows
-from nst_data.selection.overlap import HeldOut, Overlap, near_duplicates
-from nst_data.selection.selected_rows import ADDED, label_batches, rows_in_order
+from nst_data.selection.overlap import HeldOut, Overlap, find_near_duplicates
+from nst_data.selection.selected_rows import ADDED_COLUMNS, label_batches, rows_in_order
 from nst_data.selection.selection import REASONS, UNANSWERED, Selection, select
-from nst_data.self_contained.writing import is_begun, shard_counts, write_self_contained
+from nst_data.self_contained.writing import has_chunks, shard_counts, write_self_contained
 from nst_data.settings import BalanceSettings, ReadableSettings
 from nst_data.sources import Source
-from nst_data.sources.changes import Reading
+from nst_data.sources.changes import ReadRecord
 from nst_data.sources.labeled_pool import open_labeled_pool, pool_entry
 from nst_data.sources.unreadable import check_readable
-from nst_data.store.counts import ClassCounts, EditionCounts, NearDuplicates, in_words
-from nst_data.store.files import clear_abandoned, temporary
+from nst_data.store.counts import ClassCounts, EditionCounts, NearDuplicates, describe_reason
+from nst_data.store.files import clear_abandoned, temporary_path
 from nst_data.store.inputs import EditionInputs, Input
 from nst_data.store.manifest import EditionRequest, GenerationManifest, SealedFile
 from nst_data.store.store import Number, Staging, Store, Version
-from nst_data.store.version import check_names_images
+from nst_data.store.version import check_not_anonymous
 from nst_data.tables import engines
-from nst_data.tables.label_tables import damage_is_named, scan_labels
+from nst_data.tables.label_tables import scan_labels, translate_table_errors
 from nst_data.tables.review_table import REASONS as OF_REVIEW
 from nst_data.tables.review_table import hashes_by_reason
 from nst_data.tables.schema import (
@@ -52,14 +52,14 @@ from nst_data.tables.schema import (
     top_k_of,
 )
 from nst_data.tables.shards import ShardPlan, table_files, write_parquet
-from nst_data.tables.spark import SparkWork, Work
+from nst_data.tables.spark import Runner, SparkRunner
 
 SHARD_BYTES = 256 * 2**20
-_MOST_WRITERS = 3  # each holds a shard in memory
-_OVERLAP = "choose a pool with images that are not excluded, or exclude fewer"
+_MAX_WRITERS = 3  # each holds a shard in memory
+_OVERLAP_ADVICE = "choose a pool with images that are not excluded, or exclude fewer"
 _ADVICE = {
-    "held_out": _OVERLAP,
-    "near_held_out": _OVERLAP,
+    "held_out": _OVERLAP_ADVICE,
+    "near_held_out": _OVERLAP_ADVICE,
     **dict.fromkeys(OF_REVIEW.values(), "label more images than people have answered about"),
     "excluded_class": "exclude fewer classes with `exclude_class`",
     "not_sampled": "raise `fraction`",
@@ -133,28 +133,30 @@ def balance(
         )
     generation, settings = store.open(version, "generation"), settings or BalanceSettings()
     reviews = None if reviews is None else store.open(reviews, "review")
-    progress, roles = progress or on_this_terminal(), _roles(exclude)
-    check_classes_are_known(settings, generation.manifest.class_names)
+    progress, roles = progress or terminal_progress(), _sources_by_role(exclude)
+    check_known_classes(settings, generation.manifest.class_names)
     if exclude or reviews:
-        check_names_images(generation, "balance")
+        check_not_anonymous(generation, "balance")
     request = balance_request(generation, settings, exclude, pool, reviews)
 
     def check(sealed: Version) -> None:
         for role, source in roles.items():
-            reading, remedy = Reading(sealed.folder, role), f"`store.remove({sealed.ref!r})` and balance again"
-            reading.check(source, reading.kept(), f"{sealed.ref} was made", remedy, progress)
+            reading, remedy = ReadRecord(sealed.folder, role), f"`store.remove({sealed.ref!r})` and balance again"
+            reading.check_unchanged(source, reading.stored_hashes(), f"{sealed.ref} was made", remedy, progress)
 
     number = None if edition is None else Number(generation.number.generation, edition)
-    how = reuse(store, request, generation.name, number, progress, check)
-    staging = store.begin(request, generation.name, generation.number.generation, edition)
+    reuse_text = reuse(store, request, generation.name, number, progress, check)
+    staging = store.find_or_stage(request, generation.name, generation.number.generation, edition)
     if isinstance(staging, Version):
         check(staging)
-        progress.say(f"{staging.ref} {how}: same generation, images and settings")
+        progress.say(f"{staging.ref} {reuse_text}: same generation, images and settings")
         return staging
     for role, source in roles.items():
-        Reading(staging.build, role).begin(source)
+        ReadRecord(staging.build, role).record_stamps(source)
     images = _Images(store, generation, pool)
-    return staging.shared(lambda: _make(staging, generation, settings, exclude, reviews, images, progress, engine, max_unreadable))
+    return staging.run_as_worker(
+        lambda: _build_edition(staging, generation, settings, exclude, reviews, images, progress, engine, max_unreadable)
+    )
 
 
 def balance_request(
@@ -165,7 +167,7 @@ def balance_request(
     reviews: Version | None = None,
 ) -> EditionRequest:
     """The request that `balance` makes to the store."""
-    entry = GenerationManifest.of(generation.manifest).request.inputs.pool
+    entry = GenerationManifest.from_manifest(generation.manifest).request.inputs.pool
     excluded = excluded_inputs(exclude)
     answered = {"reviews": reviews.lineage} if reviews else {}
     inputs = EditionInputs(generation=generation.lineage, pool=pool_entry(entry, pool), **excluded, **answered)
@@ -174,16 +176,16 @@ def balance_request(
 
 def excluded_inputs(exclude: Sequence[Source]) -> dict[str, Input]:
     """The entries for held-out sources in a request, by role."""
-    return {role: Input(ref=source.location, digest=source.images_fingerprint) for role, source in _roles(exclude).items()}
+    return {role: Input(ref=source.location, digest=source.images_fingerprint) for role, source in _sources_by_role(exclude).items()}
 
 
-def _roles(exclude: Sequence[Source]) -> dict[str, Source]:
+def _sources_by_role(exclude: Sequence[Source]) -> dict[str, Source]:
     """The held-out sources by their role among the inputs, whatever the order in which they are given."""
     ordered = sorted(exclude, key=lambda source: source.images_fingerprint)
     return {f"exclude_{index}": source for index, source in enumerate(ordered, start=1)}
 
 
-def check_classes_are_known(settings: BalanceSettings, class_names: Sequence[str]) -> None:
+def check_known_classes(settings: BalanceSettings, class_names: Sequence[str]) -> None:
     """Raise UsageError for settings that name a class which the teacher does not know."""
     known_names = set(class_names)
     for option, names in (("`exclude_class`", settings.exclude_class), ("`class_min_confidence`", settings.class_min_confidence)):
@@ -195,7 +197,7 @@ def check_classes_are_known(settings: BalanceSettings, class_names: Sequence[str
                 raise UsageError(f"{option}: the teacher has no class {name!r}; {hint}")
 
 
-def _make(
+def _build_edition(
     staging: Staging,
     generation: Version,
     settings: BalanceSettings,
@@ -207,56 +209,56 @@ def _make(
     max_unreadable: float,
 ) -> Version:
     started, class_names = time.monotonic(), generation.manifest.class_names
-    with staging.refusable(is_begun), _workspace(staging) as work, _work(engine, progress) as at_work:
+    with staging.discard_on_error(has_chunks), _workspace(staging) as work, _engine_context(engine, progress) as at_work:
         top_k = _check_table(generation)
-        with damage_is_named(generation.ref):
+        with translate_table_errors(generation.ref):
             tables = table_files(generation.folder, "pseudo_labels")
             labels = at_work.result(lambda: engines.scan(tables, SELECTION_COLUMNS, engine.name, engine.master))
         if settings.embed_images:
             images.open("`embed_images` writes the images too")
-        near_too, shown = not settings.exact_overlap_only, progress if exclude else None
+        with_near_duplicates, shown_progress = not settings.exact_overlap_only, progress if exclude else None
 
-        def keep_hashes(source: Source, hashes: NDArray[np.void]) -> None:
-            role = next(role for role, excluded in _roles(exclude).items() if excluded is source)
-            Reading(staging.build, role).keep(hashes)
+        def store_hashes(source: Source, hashes: NDArray[np.void]) -> None:
+            role = next(role for role, excluded in _sources_by_role(exclude).items() if excluded is source)
+            ReadRecord(staging.build, role).store_hashes(hashes)
 
-        held_out = HeldOut.read(exclude, near_too, shown, None, max_unreadable, keep_hashes)
-        near = _near_duplicates(generation, held_out, images, progress) if len(held_out.index) else Overlap()
+        held_out = HeldOut.read(exclude, with_near_duplicates, shown_progress, None, max_unreadable, store_hashes)
+        overlap = _find_near_duplicates(generation, held_out, images, progress) if len(held_out.index) else Overlap()
         check_readable(
             f"{generation.ref}: its pool",
-            near.compared,
-            near.unreadable,
+            overlap.compared,
+            overlap.unreadable,
             max_unreadable,
-            near.first,
+            overlap.first_unreadable,
             "candidate duplicates of excluded images",
         )
-        left_out = {"held_out": held_out.image_hashes, "near_held_out": near.image_hashes}
-        answered = AnsweredRows.of(generation, reviews, left_out) if reviews else None
-        left_out |= hashes_by_reason(reviews) if reviews else {}
-        with damage_is_named(generation.ref):
-            selection = at_work.result(lambda: select(labels, settings, class_names, left_out, work, generation.ref))
+        excluded_hashes = {"held_out": held_out.image_hashes, "near_held_out": overlap.image_hashes}
+        answered = AnsweredRows.from_review(generation, reviews, excluded_hashes) if reviews else None
+        excluded_hashes |= hashes_by_reason(reviews) if reviews else {}
+        with translate_table_errors(generation.ref):
+            selection = at_work.result(lambda: select(labels, settings, class_names, excluded_hashes, work, generation.ref))
         at_work.close()  # what follows may take hours, in which a cluster can do other work
-        counts = _counts(selection, generation, settings, near, held_out.unreadable, top_k, answered)
-        files = _write(staging, generation, selection, settings, counts, images, progress)
+        counts = _edition_counts(selection, generation, settings, overlap, held_out.unreadable, top_k, answered)
+        files = _write_selected(staging, generation, selection, settings, counts, images, progress)
         shards = {"shards": shard_counts([staging.build / name for name in files])} if settings.embed_images else {}
         if answered and len(answered):
-            files |= answered.write(staging, images.open("") if settings.embed_images else None, images.are_as_labeled)
+            files |= answered.write(staging, images.open("") if settings.embed_images else None, images.ids_are_pool_rows)
     counts = EditionCounts(**counts.model_dump(), **shards)
     staging.add_seconds(started)
-    manifest = staging.describe(files, class_names, counts)
+    manifest = staging.build_manifest(files, class_names, counts)
     cards.write_dataset_card(staging, manifest)
     return staging.seal(manifest)
 
 
-def _work(engine: Engine, progress: Progress) -> Work:
-    return SparkWork(progress) if engine.name == "spark" else Work()
+def _engine_context(engine: Engine, progress: Progress) -> Runner:
+    return SparkRunner(progress) if engine.name == "spark" else Runner()
 
 
 @contextmanager
 def _workspace(staging: Staging) -> Iterator[Path]:
     """A folder for intermediate results of the selection, a separate one for each process."""
     clear_abandoned(staging.work)
-    folder = temporary(staging.work / "selection")
+    folder = temporary_path(staging.work / "selection")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     try:
@@ -273,11 +275,11 @@ def _check_table(generation: Version) -> int | None:
         problem = "is missing" if mismatched[0] in sealed else "was not there when the version was sealed"
         raise NstError(f"{generation.ref}: {mismatched[0]} {problem}; `store.open({generation.ref!r}).verify()` shows all that changed")
     (first_name, first_file), *_ = files.items()
-    with damage_is_named(f"{generation.ref}: {first_name}"):
+    with translate_table_errors(f"{generation.ref}: {first_name}"):
         top_k = top_k_of(pq.read_schema(first_file))
     expected = pseudo_labels_schema(generation.manifest.class_names, top_k)
     for name, file in files.items():
-        with damage_is_named(f"{generation.ref}: {name}"):
+        with translate_table_errors(f"{generation.ref}: {name}"):
             check_columns(file, expected, f"{generation.ref}: {name}")
     return top_k
 
@@ -289,51 +291,53 @@ class _Images:
         self._store, self._generation, self._pool = store, generation, pool
 
     @property
-    def are_as_labeled(self) -> bool:
+    def ids_are_pool_rows(self) -> bool:
         """Whether a row's `id` is its row number in the pool."""
-        return self.open("").fingerprint == GenerationManifest.of(self._generation.manifest).request.inputs.pool.digest
+        return self.open("").fingerprint == GenerationManifest.from_manifest(self._generation.manifest).request.inputs.pool.digest
 
-    def open(self, why: str) -> Source:
-        """Open the pool. Raises NstError with `why` if it is not there."""
+    def open(self, reason: str) -> Source:
+        """Open the pool. Raises NstError with `reason` if it is not there."""
         if self._pool is None:
             self._pool = open_labeled_pool(
-                self._generation, self._store.indexes, f"was made from it, and {why}; pass its current location with `pool`"
+                self._generation, self._store.indexes, f"was made from it, and {reason}; pass its current location with `pool`"
             )
         return self._pool
 
 
-def _near_duplicates(generation: Version, held_out: HeldOut, images: _Images, progress: Progress) -> Overlap:
+def _find_near_duplicates(generation: Version, held_out: HeldOut, images: _Images, progress: Progress) -> Overlap:
     """Find near-duplicates. Raises NstError if there are candidates but no pool with their images."""
 
     def locate(candidates: pa.Table) -> tuple[Source, NDArray[np.int64]]:
-        why = f"{candidates.num_rows:,} images that may be near-duplicates of excluded ones must be compared"
-        pool = images.open(f"{why} (`exact_overlap_only` keeps them)")
-        return pool, candidates["id"].to_numpy() if images.are_as_labeled else pool.rows_of(candidates["key"].to_pylist())
+        reason = f"{candidates.num_rows:,} images that may be near-duplicates of excluded ones must be compared"
+        pool = images.open(f"{reason} (`exact_overlap_only` keeps them)")
+        return pool, candidates["id"].to_numpy() if images.ids_are_pool_rows else pool.rows_of(candidates["key"].to_pylist())
 
-    return near_duplicates(label_batches(generation, OVERLAP_COLUMNS.names), held_out, locate, progress)
+    return find_near_duplicates(label_batches(generation, OVERLAP_COLUMNS.names), held_out, locate, progress)
 
 
-def _counts(
+def _edition_counts(
     selection: Selection,
     generation: Version,
     settings: BalanceSettings,
-    near: Overlap,
+    overlap: Overlap,
     held_out_unreadable: int,
     top_k: int | None,
     answered: AnsweredRows | None,
 ) -> EditionCounts:
     """Count what happened to all rows. Raises NstError if none is left."""
-    labeled, manifest = selection.labeled, GenerationManifest.of(generation.manifest)
+    labeled, manifest = selection.labeled_counts, GenerationManifest.from_manifest(generation.manifest)
     class_names = manifest.class_names
-    chosen = {label: (images, copies) for label, images, copies in selection.chosen.select("label", "images", "copies").iter_rows()}
-    by_reason = dict(selection.dropped.group_by("reason").agg(pl.col("rows").sum()).iter_rows())
+    chosen = {
+        label: (images, copies) for label, images, copies in selection.selected_counts.select("label", "images", "copies").iter_rows()
+    }
+    by_reason = dict(selection.dropped_counts.group_by("reason").agg(pl.col("rows").sum()).iter_rows())
     considered = (*REASONS, *(OF_REVIEW.values() if answered is not None else ()), *({UNANSWERED} & by_reason.keys()))
     dropped = {reason: by_reason.get(reason, 0) for reason in considered}
     unique = sum(images for images, _ in chosen.values())
     if not labeled:
         raise NstError(f"{generation.ref}: expected labels, found none: no image was labeled; its table errors says why")
     if not unique:
-        reasons = ", ".join(f"{rows:,} {in_words(reason)}" for reason, rows in dropped.items() if rows)
+        reasons = ", ".join(f"{rows:,} {describe_reason(reason)}" for reason, rows in dropped.items() if rows)
         advice = "; ".join(dict.fromkeys(_ADVICE[reason] for reason, rows in dropped.items() if rows and reason in _ADVICE))
         if dropped["low_confidence"] == sum(labeled.values()):
             highest = scan_labels(generation).select(pl.col("confidence").max()).collect().item()
@@ -352,7 +356,7 @@ def _counts(
         quota=selection.quota,
         classes_without_images=[name for name, row in per_class.items() if not row.unique and name not in settings.exclude_class],
         per_class=per_class,
-        near_duplicates=NearDuplicates(compared=near.compared, unreadable=near.unreadable),
+        near_duplicates=NearDuplicates(compared=overlap.compared, unreadable=overlap.unreadable),
         held_out_unreadable=held_out_unreadable,
         answered=len(answered) if answered else 0,
         teacher_parameters=manifest.counts.teacher_parameters,
@@ -360,7 +364,7 @@ def _counts(
     )
 
 
-def _write(
+def _write_selected(
     staging: Staging,
     generation: Version,
     selection: Selection,
@@ -374,36 +378,36 @@ def _write(
     schema = balanced_schema(class_names, counts.top_k)
     tables = rows_in_order(generation, selection.files, schema)
     if settings.embed_images:
-        for _ in label_batches(generation, [name for name in schema.names if name not in ADDED]):
+        for _ in label_batches(generation, [name for name in schema.names if name not in ADDED_COLUMNS]):
             pass  # reject an invalid table now, not after hours of reading images
         with_images = balanced_schema(class_names, counts.top_k, with_images=True)
-        pool, is_same = images.open(""), images.are_as_labeled
+        pool, is_same = images.open(""), images.ids_are_pool_rows
         return write_self_contained(staging, tables, counts.unique, pool, is_same, with_images, settings.shard_mb, settings.seed, progress)
     plan = ShardPlan(counts.unique, min(1_000_000, SHARD_BYTES // soft_label_bytes(schema)), "balanced")
 
-    def write(part: tuple[str, list[pa.Table]]) -> SealedFile:
-        return write_parquet(staging.build / part[0], part[1], schema, staging.work)
+    def write(shard: tuple[str, list[pa.Table]]) -> SealedFile:
+        return write_parquet(staging.build / shard[0], shard[1], schema, staging.work)
 
-    threads = min(_MOST_WRITERS, cpus_of_this_process())
-    return {name: sealed for (name, _), sealed in in_threads(write, _parts(plan, tables), threads)}
+    threads = min(_MAX_WRITERS, cpus_of_this_process())
+    return {name: sealed for (name, _), sealed in map_batches_in_threads(write, _shard_tables(plan, tables), threads)}
 
 
-def _parts(plan: ShardPlan, tables: Iterator[pa.Table]) -> Iterator[tuple[str, list[pa.Table]]]:
+def _shard_tables(plan: ShardPlan, tables: Iterator[pa.Table]) -> Iterator[tuple[str, list[pa.Table]]]:
     """Yield each shard's path and rows."""
     for shard in range(len(plan)):
-        part, tables = _take(tables, plan.size(shard))
-        yield plan.file(shard), part
+        shard_tables, tables = _split_stream(tables, plan.size(shard))
+        yield plan.file(shard), shard_tables
     for _ in tables:
         pass  # rows after the last selected one are checked like the rest
 
 
-def _take(tables: Iterator[pa.Table], rows: int) -> tuple[list[pa.Table], Iterator[pa.Table]]:
-    """The first `rows` rows of a stream of tables, and the rest of the stream."""
-    taken = []
+def _split_stream(tables: Iterator[pa.Table], n_rows: int) -> tuple[list[pa.Table], Iterator[pa.Table]]:
+    """The first `n_rows` rows of a stream of tables, and the rest of the stream."""
+    first_tables = []
     for table in tables:
-        if table.num_rows >= rows:
-            taken.append(table.slice(0, rows))
-            return taken, itertools.chain([table.slice(rows)], tables)
-        taken.append(table)
-        rows -= table.num_rows
-    return taken, tables
+        if table.num_rows >= n_rows:
+            first_tables.append(table.slice(0, n_rows))
+            return first_tables, itertools.chain([table.slice(n_rows)], tables)
+        first_tables.append(table)
+        n_rows -= table.num_rows
+    return first_tables, tables

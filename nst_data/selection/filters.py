@@ -19,7 +19,7 @@ import polars as pl
 from narwhals.typing import IntoLazyFrameT, LazyFrameT
 
 from nst_data.selection.seeded_order import ORDER_SIZE, with_seeded_order
-from nst_data.tables.engines import beside, is_polars, row_values, with_class_values, with_row_values
+from nst_data.tables.engines import frame_like, is_polars, row_value_joiner, with_class_values, with_row_values
 from nst_data.tables.hash_numbers import HashNumbers
 
 
@@ -41,7 +41,7 @@ def held_out_rows(labels: IntoLazyFrameT, image_hashes: Collection[str]) -> Into
     """The `id`s of the rows of images whose bytes have these hashes."""
     rows = nw.from_native(labels).select("id", "image_hash")
     hashes = pl.DataFrame({"image_hash": sorted(image_hashes)}, schema={"image_hash": pl.String})
-    return rows.join(beside(rows, hashes), on="image_hash", how="inner").select("id").to_native()
+    return rows.join(frame_like(rows, hashes), on="image_hash", how="inner").select("id").to_native()
 
 
 def reject_rows(labels: IntoLazyFrameT, ids: IntoLazyFrameT, reason: str) -> IntoLazyFrameT:
@@ -51,23 +51,23 @@ def reject_rows(labels: IntoLazyFrameT, ids: IntoLazyFrameT, reason: str) -> Int
     return _reject(with_row_values(rows, marked, "nst_found"), reason, nw.col("nst_found")).drop("nst_found").to_native()
 
 
-def repeated_images(labels: IntoLazyFrameT, work: Path | None = None) -> IntoLazyFrameT:
+def repeated_images(labels: IntoLazyFrameT, work_folder: Path | None = None) -> IntoLazyFrameT:
     """The rows of images that occur more than once, equal byte for byte: `id`, the image's `first_id`, and its `duplicates` (int32).
 
-    `work` is a folder for intermediate files, by default the system's folder for temporary files.
+    `work_folder` is a folder for intermediate files, by default the system's folder for temporary files.
     """
     native: Any = labels
     if is_polars(nw.from_native(labels)):
-        if work:
-            work.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=work) as folder:
-            hashes = HashNumbers.written(native, Path(folder, "image_hashes"))
+        if work_folder:
+            work_folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=work_folder) as folder:
+            hashes = HashNumbers.write(native, Path(folder, "image_hashes"))
             if hashes is not None:
-                return cast("IntoLazyFrameT", hashes.repeated().lazy())
-    return repeated_texts(labels)
+                return cast("IntoLazyFrameT", hashes.find_repeated().lazy())
+    return repeated_images_in_memory(labels)
 
 
-def repeated_texts(labels: IntoLazyFrameT) -> IntoLazyFrameT:
+def repeated_images_in_memory(labels: IntoLazyFrameT) -> IntoLazyFrameT:
     """The result of `repeated_images` for any text in `image_hash`; all of it is in memory at once."""
     rows = nw.from_native(labels).select("id", "image_hash")
     groups = rows.group_by("image_hash").agg(first_id=nw.col("id").min(), duplicates=nw.len())
@@ -85,14 +85,14 @@ def reject_duplicates(labels: IntoLazyFrameT, repeated: IntoLazyFrameT | None = 
     Returns:
         All rows, with `duplicates` (int32): how many rows have the same image.
     """
-    return duplicate_filter(repeated_images(labels) if repeated is None else repeated)(labels)
+    return build_duplicate_filter(repeated_images(labels) if repeated is None else repeated)(labels)
 
 
-def duplicate_filter(repeated: IntoLazyFrameT) -> Callable[[IntoLazyFrameT], IntoLazyFrameT]:
+def build_duplicate_filter(repeated: IntoLazyFrameT) -> Callable[[IntoLazyFrameT], IntoLazyFrameT]:
     """`reject_duplicates` for use on several subsets: `repeated`, the result of `repeated_images` for all rows, is read only once."""
     is_first = nw.col("id") == nw.col("first_id")
     repeats = nw.when(is_first).then(nw.col("duplicates")).otherwise(-nw.col("duplicates"))
-    with_repeats = row_values(nw.from_native(repeated).select("id", nst_repeats=repeats), "nst_repeats")
+    with_repeats = row_value_joiner(nw.from_native(repeated).select("id", nst_repeats=repeats), "nst_repeats")
 
     def reject_repeated(labels: IntoLazyFrameT) -> IntoLazyFrameT:
         rows = with_repeats(nw.from_native(labels)).with_columns(duplicates=nw.col("nst_repeats").fill_null(1).abs())
@@ -137,13 +137,13 @@ def reject_unsure(
     """
     rows = nw.from_native(labels)
     if not per_class:
-        return _reject(rows, "low_confidence", _not_above(nw.lit(min_confidence), keep_equal)).to_native()
+        return _reject(rows, "low_confidence", _is_not_above(nw.lit(min_confidence), keep_equal)).to_native()
     thresholds = pl.DataFrame(
         {"label": list(per_class), "nst_least": list(per_class.values())}, schema={"label": pl.Int64, "nst_least": pl.Float64}
     )
     rows = with_class_values(rows, thresholds)
-    unsure = _not_above(nw.col("nst_least").fill_null(min_confidence), keep_equal)
-    return _reject(rows, "low_confidence", unsure).drop("nst_least").to_native()
+    is_unsure = _is_not_above(nw.col("nst_least").fill_null(min_confidence), keep_equal)
+    return _reject(rows, "low_confidence", is_unsure).drop("nst_least").to_native()
 
 
 def reject_outside(labels: IntoLazyFrameT, low: float, high: float) -> IntoLazyFrameT:
@@ -157,7 +157,7 @@ def reject_outside(labels: IntoLazyFrameT, low: float, high: float) -> IntoLazyF
     Returns:
         All rows; the dropped ones are `outside_range`.
     """
-    below = _not_above(nw.lit(low)) if low > 0 else nw.lit(value=False)
+    below = _is_not_above(nw.lit(low)) if low > 0 else nw.lit(value=False)
     return reject(labels, "outside_range", below | (_confidence() > high))
 
 
@@ -165,14 +165,14 @@ def _confidence() -> nw.Expr:
     return nw.col("confidence").cast(nw.Float64)  # float64: 0.3 as float32 is above 0.3, and engines differ in how they compare the two
 
 
-def _not_above(least: nw.Expr, keep_equal: bool = False) -> nw.Expr:
-    too_low = _confidence() < least if keep_equal else _confidence() <= least
-    return _confidence().is_null() | _confidence().is_nan() | too_low
+def _is_not_above(threshold: nw.Expr, keep_equal: bool = False) -> nw.Expr:
+    is_too_low = _confidence() < threshold if keep_equal else _confidence() <= threshold
+    return _confidence().is_null() | _confidence().is_nan() | is_too_low
 
 
-def _reject(rows: LazyFrameT, reason: str, where: nw.Expr) -> LazyFrameT:
+def _reject(rows: LazyFrameT, reason: str, condition: nw.Expr) -> LazyFrameT:
     dtype = rows.collect_schema().get("reason")
     if dtype is None:
-        return rows.with_columns(reason=nw.when(where).then(nw.lit(reason)))
+        return rows.with_columns(reason=nw.when(condition).then(nw.lit(reason)))
     current = nw.col("reason")
-    return rows.with_columns(reason=nw.when(current.is_null() & where).then(nw.lit(reason, dtype=dtype)).otherwise(current))
+    return rows.with_columns(reason=nw.when(current.is_null() & condition).then(nw.lit(reason, dtype=dtype)).otherwise(current))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 MAX_DISTANCE = 7
 _BANDS, _BITS = 4, 16
 _PROBES = np.array([0, *(1 << np.arange(_BITS))], dtype=np.int64)
-_AT_ONCE = 2**20  # pairs that are compared at once: this bounds memory, however often a hash occurs
+_PAIRS_AT_ONCE = 2**20  # pairs that are compared at once: this bounds memory, however often a hash occurs
 
 
 class HashIndex:
@@ -31,15 +31,17 @@ class HashIndex:
         near = np.zeros(len(unique), dtype=np.bool_)
         for band in self._bands:
             remaining = np.flatnonzero(~near)
-            for queries, _ in band.near(unique[remaining]):
+            for queries, _ in band.find_near_pairs(unique[remaining]):
                 near[remaining[queries]] = True
         return near[group]
 
-    def near(self, one: int) -> NDArray[np.int64]:
+    def find_near(self, query_hash: int) -> NDArray[np.int64]:
         """The increasing positions in the index of all hashes within MAX_DISTANCE bits of this one."""
-        query = np.array([one], dtype=np.int64).view(np.uint64)
-        groups = np.unique(np.concatenate([numbers for band in self._bands for _, numbers in band.near(query)] or [np.empty(0, np.int64)]))
-        return np.sort(_ranges(self._members, self._starts[groups], self._starts[groups + 1]))
+        query = np.array([query_hash], dtype=np.int64).view(np.uint64)
+        groups = np.unique(
+            np.concatenate([numbers for band in self._bands for _, numbers in band.find_near_pairs(query)] or [np.empty(0, np.int64)])
+        )
+        return np.sort(_gather_ranges(self._members, self._starts[groups], self._starts[groups + 1]))
 
 
 class _Band:
@@ -47,14 +49,14 @@ class _Band:
 
     def __init__(self, hashes: NDArray[np.uint64], band: int) -> None:
         self._shift = np.uint64(band * _BITS)
-        values = self._values(hashes)
+        values = self._band_values(hashes)
         self._order = np.argsort(values, kind="stable")
         self._hashes = hashes[self._order]
         self._starts = np.concatenate([[0], np.cumsum(np.bincount(values, minlength=1 << _BITS))])
 
-    def near(self, hashes: NDArray[np.uint64]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    def find_near_pairs(self, hashes: NDArray[np.uint64]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
         """Yield (position in `hashes`, number of a hash in the index) of the pairs that this band finds, piece by piece."""
-        buckets = (self._values(hashes)[:, None] ^ _PROBES).ravel()
+        buckets = (self._band_values(hashes)[:, None] ^ _PROBES).ravel()
         first, stop = self._starts[buckets], self._starts[buckets + 1]
         occupied = np.flatnonzero(stop > first)
         queries, first, stop = occupied // len(_PROBES), first[occupied], stop[occupied]
@@ -62,19 +64,19 @@ class _Band:
         start = 0
         while start < len(ends):
             offset = ends[start - 1] if start else 0
-            end = max(start + 1, int(np.searchsorted(ends, offset + _AT_ONCE, side="right")))
-            position = _ranges(None, first[start:end], stop[start:end])
+            end = max(start + 1, int(np.searchsorted(ends, offset + _PAIRS_AT_ONCE, side="right")))
+            position = _gather_ranges(None, first[start:end], stop[start:end])
             query = np.repeat(queries[start:end], stop[start:end] - first[start:end])
             near = np.bitwise_count(self._hashes[position] ^ hashes[query]) <= MAX_DISTANCE
             yield query[near], self._order[position[near]]
             start = end
 
-    def _values(self, hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
+    def _band_values(self, hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
         return (hashes >> self._shift & np.uint64((1 << _BITS) - 1)).astype(np.int64)
 
 
-def _ranges(values: NDArray[np.int64] | None, first: NDArray[np.int64], stop: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The numbers from each `first` up to its `stop`, one range after the other; with `values`, the values at these positions."""
-    lengths = stop - first
-    numbers = np.repeat(first - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
+def _gather_ranges(values: NDArray[np.int64] | None, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The numbers from each `starts` up to its `stops`, one range after the other; with `values`, the values at these positions."""
+    lengths = stops - starts
+    numbers = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
     return numbers if values is None else values[numbers]

@@ -12,16 +12,16 @@ from numpy.typing import NDArray
 from nst_data.arguments import with_checked_arguments
 from nst_data.errors import NstError, UsageError
 from nst_data.images import phash
-from nst_data.prefetch import each_in_threads
-from nst_data.progress import Progress, as_text, on_this_terminal
+from nst_data.prefetch import map_in_threads
+from nst_data.progress import Progress, escape_unprintable, terminal_progress
 from nst_data.selection.hash_index import HashIndex
-from nst_data.selection.overlap import LEAST_CONTRAST, Looks, looked_at
+from nst_data.selection.overlap import MIN_CONTRAST, ImageDescriptors, read_hash_and_thumbnail
 from nst_data.sources import Source, labels_in
 from nst_data.sources.subset import Subset
-from nst_data.store.files import replacing
+from nst_data.store.files import atomic_write
 from nst_data.store.store import Store
 
-_LOOKS_AT_ONCE = 4096
+_IMAGES_AT_ONCE = 4096
 
 
 @with_checked_arguments
@@ -60,18 +60,18 @@ def hold_out(
         raise UsageError(f"`share`: expected a number above 0 and below 1, such as 0.2, found {share!r}")
     if seed < 0:
         raise UsageError(f"`seed`: expected 0 or more, found {seed}")
-    progress, labels, names = progress or on_this_terminal(), labels_in(labeled), labeled.class_names or []
+    progress, labels, names = progress or terminal_progress(), labels_in(labeled), labeled.class_names or []
     split_id = f"{labeled.fingerprint} {labeled.stamp} {share} {seed}"
     file = Path(kept) / f"{hashlib.sha256(split_id.encode()).hexdigest()}.npy" if kept else None
     if file and file.exists():
         rows = np.load(file)
     else:
-        hashes, groups = _groups(labeled, progress, threads)
-        rows = rows_to_hold_out(hashes, groups, labels, share, seed)
+        hashes, groups = _group_near_duplicates(labeled, progress, threads)
+        rows = select_holdout_rows(hashes, groups, labels, share, seed)
         with suppress(OSError):  # a read-only store
             if file and writes:
                 file.parent.mkdir(parents=True, exist_ok=True)
-                with replacing(file) as out:
+                with atomic_write(file) as out:
                     np.lib.format.write_array(out, rows)
     if not len(rows):
         raise NstError(
@@ -79,22 +79,22 @@ def hold_out(
             "use other images to test on, or remove `holdout`"
         )
     progress.say(f"{labeled.location}: {len(rows):,} of {len(labeled):,} labeled images are held out as test images")
-    images, held = np.bincount(labels, minlength=len(names)), np.bincount(labels[rows], minlength=len(names))
-    if untested := [as_text(name) for name, total, out in zip(names, images, held, strict=True) if total and not out]:
-        shown = ", ".join(untested[:5]) + ", ..." * (len(untested) > 5)
+    images, n_held_out = np.bincount(labels, minlength=len(names)), np.bincount(labels[rows], minlength=len(names))
+    if untested := [escape_unprintable(name) for name, total, out in zip(names, images, n_held_out, strict=True) if total and not out]:
+        examples = ", ".join(untested[:5]) + ", ..." * (len(untested) > 5)
         classes = f"{len(untested):,} classes are" if len(untested) > 1 else "1 class is"
-        progress.say(f"{labeled.location}: {classes} not tested, with fewer than two distinct images: {shown}")
+        progress.say(f"{labeled.location}: {classes} not tested, with fewer than two distinct images: {examples}")
     remaining = np.setdiff1d(np.arange(len(labeled)), rows)
     description = f"holdout {share:g}, seed {seed}"
     return Subset(labeled, remaining, f"all but {description}"), Subset(labeled, rows, description)
 
 
-def kept_holdouts(store: Store) -> Path:
+def holdout_folder(store: Store) -> Path:
     """The folder in which a store keeps which images are held out."""
     return store.root / "runs" / "holdout"
 
 
-def rows_to_hold_out(
+def select_holdout_rows(
     hashes: Sequence[str], groups: NDArray[np.int64], labels: NDArray[np.int64], share: float, seed: int
 ) -> NDArray[np.int64]:
     """The increasing numbers of the held-out rows.
@@ -110,42 +110,42 @@ def rows_to_hold_out(
         classes = {int(labels[row]) for row in rows}
         if len(classes) == 1:
             by_class.setdefault(classes.pop(), []).append(rows)
-    held = [row for label in sorted(by_class) for row in _of_class(by_class[label], hashes, share, seed)]
-    return np.array(sorted(held), dtype=np.int64)
+    held_out = [row for label in sorted(by_class) for row in _sample_class(by_class[label], hashes, share, seed)]
+    return np.array(sorted(held_out), dtype=np.int64)
 
 
-def _of_class(alike: list[list[int]], hashes: Sequence[str], share: float, seed: int) -> Iterator[int]:
+def _sample_class(groups: list[list[int]], hashes: Sequence[str], share: float, seed: int) -> Iterator[int]:
     """Yield the rows of whole groups, drawn in a seeded order, up to the share."""
 
     def order(rows: list[int]) -> bytes:
         return hashlib.sha256(f"holdout {seed} {min(hashes[row] for row in rows)}".encode()).digest()
 
-    images, drawn, held = sum(map(len, alike)), sorted(alike, key=order), 0
+    images, drawn, n_held_out = sum(map(len, groups)), sorted(groups, key=order), 0
     limit = max(1, math.floor(share * images + 0.5))
     for rows in drawn:
-        if held + len(rows) <= limit and held + len(rows) < images:
-            held += len(rows)
+        if n_held_out + len(rows) <= limit and n_held_out + len(rows) < images:
+            n_held_out += len(rows)
             yield from rows
     smallest = min(drawn, key=len)
-    if not held and 2 * len(smallest) <= images:  # each group is more than the share: some images are copied many times
+    if not n_held_out and 2 * len(smallest) <= images:  # each group is more than the share: some images are copied many times
         yield from smallest
 
 
-def _groups(labeled: Source, progress: Progress, threads: int | None) -> tuple[list[str], NDArray[np.int64]]:
+def _group_near_duplicates(labeled: Source, progress: Progress, threads: int | None) -> tuple[list[str], NDArray[np.int64]]:
     """The `image_hash` of each row, and a number shared by rows whose images are equal or near-duplicates."""
     hashes: list[str] = []
     first_rows: dict[str, int] = {}  # image_hash to its first row
     thumbnails: list[NDArray[np.uint8]] = []
-    looks, phashes, rows = list[Looks](), list[NDArray[np.int64]](), list[int]()
+    descriptors, phashes, rows = list[ImageDescriptors](), list[NDArray[np.int64]](), list[int]()
 
-    def look() -> None:
+    def flush() -> None:
         stacked = np.stack(thumbnails)
-        looks.append(Looks.of(stacked))
+        descriptors.append(ImageDescriptors.from_thumbnails(stacked))
         phashes.append(phash(stacked))
         thumbnails.clear()
 
     with progress.task("hold out test images", len(labeled), "images") as task:
-        results = each_in_threads(lambda row: looked_at(row, True), labeled.rows(range(len(labeled))), threads)
+        results = map_in_threads(lambda row: read_hash_and_thumbnail(row, True), labeled.rows(range(len(labeled))), threads)
         for row, (hashed, thumbnail) in enumerate(results):
             task.advance(1)
             hashes.append(hashed if hashed and thumbnail is not None else "")
@@ -153,35 +153,35 @@ def _groups(labeled: Source, progress: Progress, threads: int | None) -> tuple[l
                 first_rows[hashes[row]] = row
                 rows.append(row)
                 thumbnails.append(thumbnail)
-                if len(thumbnails) == _LOOKS_AT_ONCE:
-                    look()
+                if len(thumbnails) == _IMAGES_AT_ONCE:
+                    flush()
         if thumbnails:
-            look()
+            flush()
     groups = np.array([first_rows.get(hashed, row) for row, hashed in enumerate(hashes)], dtype=np.int64)
     if rows:
-        columns = [np.concatenate(column) for column in zip(*looks, strict=True)]
-        roots = _joined(len(rows), _near_pairs(Looks(*columns), np.concatenate(phashes)))
+        columns = [np.concatenate(column) for column in zip(*descriptors, strict=True)]
+        roots = _connected_roots(len(rows), _near_pairs(ImageDescriptors(*columns), np.concatenate(phashes)))
         root_rows = dict(zip(rows, (rows[root] for root in roots), strict=True))
         groups = np.array([root_rows.get(first, first) for first in groups.tolist()], dtype=np.int64)
     return hashes, groups
 
 
-def _near_pairs(looks: Looks, phashes: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+def _near_pairs(descriptors: ImageDescriptors, phashes: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
     """Yield pairs of images that show the same; plain images have nothing to compare and are left out."""
-    clear = np.flatnonzero(looks.contrasts >= LEAST_CONTRAST)
-    index = HashIndex(phashes[clear])
-    for image in clear.tolist():
-        near = clear[index.near(int(phashes[image]))]
+    high_contrast = np.flatnonzero(descriptors.contrasts >= MIN_CONTRAST)
+    index = HashIndex(phashes[high_contrast])
+    for image in high_contrast.tolist():
+        near = high_contrast[index.find_near(int(phashes[image]))]
         near = near[near > image]
-        for start in range(0, len(near), _LOOKS_AT_ONCE):
-            piece = near[start : start + _LOOKS_AT_ONCE]
-            for other in piece[looks.taken(piece).resemble(looks.taken(slice(image, image + 1)))].tolist():
+        for start in range(0, len(near), _IMAGES_AT_ONCE):
+            piece = near[start : start + _IMAGES_AT_ONCE]
+            for other in piece[descriptors.take(piece).matches(descriptors.take(slice(image, image + 1)))].tolist():
                 yield image, other
 
 
-def _joined(images: int, pairs: Iterable[tuple[int, int]]) -> list[int]:
+def _connected_roots(n_images: int, pairs: Iterable[tuple[int, int]]) -> list[int]:
     """For each image, the first of those connected with it."""
-    root = list(range(images))
+    root = list(range(n_images))
 
     def find(image: int) -> int:
         while root[image] != image:
@@ -189,7 +189,7 @@ def _joined(images: int, pairs: Iterable[tuple[int, int]]) -> list[int]:
             image = root[image]
         return image
 
-    for one, other in pairs:
-        first, second = sorted((find(one), find(other)))
+    for left, right in pairs:
+        first, second = sorted((find(left), find(right)))
         root[second] = first
-    return [find(image) for image in range(images)]
+    return [find(image) for image in range(n_images)]

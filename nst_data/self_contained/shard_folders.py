@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nst_data.sources.plain_pages import close_files
-from nst_data.store.files import fsync_tree, place_once
+from nst_data.store.files import fsync_tree, move_unless_exists
 
 Prepare = Callable[[Path, int], None]
-Wanted = Callable[[int], Sequence[int]]
+NeededShards = Callable[[int], Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -34,31 +34,31 @@ class ShardFolders:
         """State for spawned workers, which prepare no shards and open the ones they read themselves."""
         return self.__dict__ | {"prepare": None, "_open": {}}
 
-    def place(self, shard: int) -> Path:
+    def shard_folder(self, shard: int) -> Path:
         """The folder of a shard, once it is available."""
         return self.folder / f"{shard:05d}"
 
     def wait_for(self, shard: int) -> Path:
         """Wait until a shard is available and return its folder."""
-        return self.place(shard)
+        return self.shard_folder(shard)
 
     @contextmanager
-    def kept(self, start: int, wanted: Wanted) -> Iterator[Callable[[int], None]]:
+    def keep_available(self, start: int, needed: NeededShards) -> Iterator[Callable[[int], None]]:
         """Keep the shards needed at the current position available in this context; call the yielded function to report the position."""
         yield lambda position: None
 
     def add(self, shard: int) -> None:
         """Prepare a shard unless it is available; another process may finish it first."""
-        if self.place(shard).is_dir():
+        if self.shard_folder(shard).is_dir():
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=".part.", dir=self.folder))
+        temp_folder = Path(tempfile.mkdtemp(prefix=".part.", dir=self.folder))
         try:
-            self.prepare(part, shard)
-            fsync_tree(part)
-            place_once(part, self.place(shard))
+            self.prepare(temp_folder, shard)
+            fsync_tree(temp_folder)
+            move_unless_exists(temp_folder, self.shard_folder(shard))
         finally:
-            shutil.rmtree(part, ignore_errors=True)
+            shutil.rmtree(temp_folder, ignore_errors=True)
 
     def shard_of(self, image: int) -> int:
         """The shard that contains an image."""
@@ -81,7 +81,7 @@ class ShardFolders:
             values[is_in_shard] = self.column(shard, name)[images[is_in_shard] - self.starts[shard]]
         return values
 
-    def close_all_but(self, shards: Sequence[int]) -> None:
+    def close_except(self, shards: Sequence[int]) -> None:
         """Close all other shards, so that their disk space is released once they are deleted."""
         closing = self._open.keys() - set(shards)
         for shard in closing:

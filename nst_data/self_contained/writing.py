@@ -18,11 +18,11 @@ import pyarrow.parquet as pq
 import xxhash
 
 from nst_data.errors import NstError
-from nst_data.prefetch import cpus_of_this_process, each_in_threads
+from nst_data.prefetch import cpus_of_this_process, map_in_threads
 from nst_data.progress import Progress, Task
 from nst_data.sources import Row, Source
 from nst_data.store.counts import ShardCounts
-from nst_data.store.files import clear_abandoned, disk_use, replacing, space_warning, write_text
+from nst_data.store.files import atomic_write, clear_abandoned, format_size, space_warning, write_text
 from nst_data.store.manifest import SealedFile
 from nst_data.store.staging import Staging
 from nst_data.tables.schema import soft_label_bytes
@@ -30,7 +30,7 @@ from nst_data.tables.shards import ShardPlan, parquet_writer
 
 CHUNK_BYTES = 2**28
 ROW_GROUP_ROWS, ROW_GROUP_BYTES = 100, 2**27  # the Hub's viewer reads whole row groups
-_WORK = "self_contained"
+_WORK_FOLDER = "self_contained"
 _ROW_BYTES = 200  # key, hash and numbers of a row
 _SAMPLES, _SAMPLE_ROWS = 16, 16
 
@@ -55,15 +55,15 @@ def write_self_contained(
     """
     progress = progress or Progress()
     images = _Images(pool, is_same_pool, soft_label_bytes(schema) + _ROW_BYTES, threads or cpus_of_this_process())
-    work = staging.work / _WORK
+    work = staging.work / _WORK_FOLDER
     work.mkdir(exist_ok=True)
     clear_abandoned(work)
-    shuffle = _Shuffle(work, _shards(staging, count, images, shard_mb, progress), seed, _chunks(work))
-    with progress.task(f"read images of {staging.ref}", count, "images", shuffle.done) as task:
-        if shuffle.done < count:
-            for table, encoded in images.chunks(rows, shuffle.done, task):
+    shuffle = _Shuffle(work, _shard_count(staging, count, images, shard_mb, progress), seed, _completed_chunks(work))
+    with progress.task(f"read images of {staging.ref}", count, "images", shuffle.rows_done) as task:
+        if shuffle.rows_done < count:
+            for table, encoded in images.chunks(rows, shuffle.rows_done, task):
                 shuffle.write_chunk(table, encoded)
-    assert shuffle.done == count, "every row has its image"
+    assert shuffle.rows_done == count, "every row has its image"
     plan = ShardPlan(shuffle.shards, 1, "balanced")
     (staging.build / plan.table).mkdir(exist_ok=True)
     files = {}
@@ -80,25 +80,25 @@ def shard_counts(files: Sequence[Path]) -> ShardCounts:
     return ShardCounts(images=[len(column) for column in copies], entries=[int(pc.sum(column, min_count=0).as_py()) for column in copies])
 
 
-def is_begun(staging: Staging) -> bool:
+def has_chunks(staging: Staging) -> bool:
     """Whether an earlier run left chunks to resume from."""
-    return bool(_chunks(staging.work / _WORK))
+    return bool(_completed_chunks(staging.work / _WORK_FOLDER))
 
 
-def _chunks(work: Path) -> list[Path]:
+def _completed_chunks(work: Path) -> list[Path]:
     """The completed chunks, in order."""
     return sorted(work.glob("[!.]*.arrow"))
 
 
-def _shards(staging: Staging, count: int, images: "_Images", shard_mb: int, progress: Progress) -> int:
+def _shard_count(staging: Staging, count: int, images: "_Images", shard_mb: int, progress: Progress) -> int:
     """The number of shards, estimated and reported once, when the work starts."""
     plan = staging.work / "self_contained.json"
     if not plan.exists():
         size = count * images.mean_row_bytes()
         warning = space_warning(staging.work, 2 * size)
-        progress.say(f"{staging.ref}: {count:,} images, {disk_use(size)}, twice that on disk while they are shuffled{warning}")
-        staging.remembered(plan.stem, {"shards": int(np.clip(-(-size // (shard_mb * 10**6)), 1, count))})
-    return int(staging.remembered(plan.stem, {})["shards"])
+        progress.say(f"{staging.ref}: {count:,} images, {format_size(size)}, twice that on disk while they are shuffled{warning}")
+        staging.get_or_store(plan.stem, {"shards": int(np.clip(-(-size // (shard_mb * 10**6)), 1, count))})
+    return int(staging.get_or_store(plan.stem, {})["shards"])
 
 
 @dataclass(frozen=True)
@@ -119,15 +119,15 @@ class _Images:
                     sizes.append(len(row.read()))
         return float(np.mean(sizes or [0])) + self.row_bytes
 
-    def chunks(self, rows: Iterable[pa.Table], done: int, task: Task) -> Iterator[tuple[pa.Table, list[bytes]]]:
-        """Yield the rows after the first `done` with their images, one chunk at a time; the image list is cleared for the next chunk.
+    def chunks(self, rows: Iterable[pa.Table], n_done: int, task: Task) -> Iterator[tuple[pa.Table, list[bytes]]]:
+        """Yield the rows after the first `n_done` with their images, one chunk at a time; the image list is cleared for the next chunk.
 
         Rows keep their order, so that work can be resumed with any copy of the pool.
         """
         tables: list[pa.Table] = []
         images: list[bytes] = []
         size = 0
-        for table in _after(done, rows):
+        for table in _skip_rows(n_done, rows):
             start = 0
             for stop, encoded in enumerate(self._read(table), start=1):
                 task.advance(1)
@@ -146,34 +146,34 @@ class _Images:
         """Yield the images of some rows, while threads read a few megabytes ahead."""
         images, size = 1, 2**20  # images read and their total size, starting as if one image of 1 MiB had been read
 
-        def at_once() -> int:
+        def batch_size() -> int:
             return int(np.clip(2**20 * images // size, 1, 64))
 
-        pairs = zip(self._find(table), table["image_hash"].to_pylist(), strict=True)
-        for encoded in each_in_threads(lambda pair: self._checked(*pair), pairs, self.threads, at_once):
+        pairs = zip(self._find_rows(table), table["image_hash"].to_pylist(), strict=True)
+        for encoded in map_in_threads(lambda pair: self._read_checked(*pair), pairs, self.threads, batch_size):
             images, size = images + 1, size + len(encoded)
             yield encoded
 
-    def _find(self, table: pa.Table) -> Iterator[Row]:
+    def _find_rows(self, table: pa.Table) -> Iterator[Row]:
         numbers = table["id"].to_numpy() if self.is_same_pool else self.pool.rows_of(table["key"].to_pylist())
         for run in np.split(numbers, np.flatnonzero(np.diff(numbers) <= 0) + 1):  # another copy of the pool may have another order
             yield from self.pool.rows(run)
 
-    def _checked(self, row: Row, hashed: str) -> bytes:
+    def _read_checked(self, row: Row, expected_hash: str) -> bytes:
         try:
             encoded = bytes(row.read())  # copy views, which would keep neighboring images in memory
         except (OSError, NstError) as error:
-            raise self.pool.unreadable(row.id, error) from None
-        self.pool.check(row.id, encoded, hashed)
+            raise self.pool.unreadable_error(row.id, error) from None
+        self.pool.check_content(row.id, encoded, expected_hash)
         return encoded
 
 
-def _after(done: int, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Skip the first `done` rows."""
+def _skip_rows(n_rows: int, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Skip the first `n_rows` rows."""
     for table in tables:
-        if done < table.num_rows:
-            yield table.slice(done)
-        done = max(0, done - table.num_rows)
+        if n_rows < table.num_rows:
+            yield table.slice(n_rows)
+        n_rows = max(0, n_rows - table.num_rows)
 
 
 @dataclass(frozen=True)
@@ -186,19 +186,19 @@ class _Shuffle:
     chunks: list[Path]  # completed chunks; their boundaries do not depend on who writes them, so that several processes can
 
     @property
-    def done(self) -> int:
+    def rows_done(self) -> int:
         """The number of rows in completed chunks."""
         return int(self.chunks[-1].stem) if self.chunks else 0
 
     def write_chunk(self, table: pa.Table, images: Sequence[bytes]) -> None:
         """Stage 1: write the next rows, grouped by shard."""
-        shards = np.array([place * self.shards >> 64 for place in self._places(table)])
+        shards = np.array([place * self.shards >> 64 for place in self._shuffle_positions(table)])
         order = np.argsort(shards, kind="stable")
         ends = np.searchsorted(shards[order], np.arange(self.shards), side="right")
         (rows,) = table.replace_schema_metadata(None).take(pa.array(order)).combine_chunks().to_batches()
         schema = rows.schema.append(pa.field("image", pa.binary()))
-        chunk = self.work / f"{self.done + len(images):012d}.arrow"
-        with replacing(chunk) as file, pa.ipc.new_file(file, schema) as writer:
+        chunk = self.work / f"{self.rows_done + len(images):012d}.arrow"
+        with atomic_write(chunk) as file, pa.ipc.new_file(file, schema) as writer:
             for start, stop in zip([0, *ends[:-1]], ends, strict=True):
                 encoded = pa.array([images[index] for index in order[start:stop]], pa.binary())
                 writer.write_batch(pa.record_batch([*rows.slice(start, stop - start).columns, encoded], schema=schema))
@@ -208,7 +208,7 @@ class _Shuffle:
         """Stage 2: write one shard; the note that marks it as complete is written last."""
         note = self.work / f"{path.name}.json"
         if not note.exists():
-            with replacing(path, self.work) as file, parquet_writer(file, schema) as writer:
+            with atomic_write(path, self.work) as file, parquet_writer(file, schema) as writer:
                 for group in self._row_groups([_record_batch(chunk, shard) for chunk in self.chunks], schema):
                     writer.write_table(group)
             write_text(note, file.sealed.model_dump_json())
@@ -220,7 +220,7 @@ class _Shuffle:
         images = [(column, row) for column in columns for row in range(len(column))]
         size = pc.sum(pc.binary_length(pa.chunked_array(columns)), min_count=0).as_py()
         table = pa.Table.from_batches(batches).drop_columns("image")
-        order = np.lexsort((table["image_hash"].to_numpy(), np.array(self._places(table), np.uint64)))
+        order = np.lexsort((table["image_hash"].to_numpy(), np.array(self._shuffle_positions(table), np.uint64)))
         table = table.take(pa.array(order)).combine_chunks()
         rows = int(np.clip(ROW_GROUP_BYTES * len(images) // max(1, size), 1, ROW_GROUP_ROWS))
         fields = list(schema.field("image").type)
@@ -230,7 +230,7 @@ class _Shuffle:
             image = pa.StructArray.from_arrays([pa.array(encoded, pa.binary()), group["key"].combine_chunks()], fields=fields)
             yield group.append_column("image", image).select(schema.names).cast(schema)
 
-    def _places(self, table: pa.Table) -> list[int]:
+    def _shuffle_positions(self, table: pa.Table) -> list[int]:
         """The place of each row in the shuffle, out of 2^64."""
         return [xxhash.xxh3_64_intdigest(hashed.encode(), self.seed) for hashed in table["image_hash"].to_pylist()]
 

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nst_data.errors import NstError
-from nst_data.hub.licenses import without_names
-from nst_data.store.files import replacing
+from nst_data.hub.licenses import strip_custom_names
+from nst_data.store.files import atomic_write
 from nst_data.store.inputs import Input
 from nst_data.store.manifest import ANONYMOUS, Manifest, SealedFile, content_digest
 from nst_data.store.version import VERSION_REF, Version
@@ -35,12 +35,12 @@ def anonymous_copy(version: Version, manifest: Manifest, folder: Path, advance: 
         row_count = 0
         (folder / table).mkdir(parents=True)
         for file in table_files(version.folder, table):
-            with pq.ParquetFile(file) as parquet, replacing(folder / table / file.name) as out:
+            with pq.ParquetFile(file) as parquet, atomic_write(folder / table / file.name) as out:
                 schema = parquet.schema_arrow
                 with parquet_writer(out, schema) as writer:
                     for group in range(parquet.num_row_groups):
                         rows = parquet.read_row_group(group)
-                        writer.write_table(_without_traces(rows, row_count), row_group_size=max(1, rows.num_rows))
+                        writer.write_table(_anonymize_rows(rows, row_count), row_group_size=max(1, rows.num_rows))
                         row_count += rows.num_rows
             files[f"{table}/{file.name}"] = out.sealed
             advance(1)
@@ -50,14 +50,14 @@ def anonymous_copy(version: Version, manifest: Manifest, folder: Path, advance: 
 def without_sources(version: Version, manifest: Manifest, files: dict[str, SealedFile]) -> Manifest:
     """The manifest of a version with the given files, in which only inputs that are versions are named."""
 
-    def named(_: str, entry: Input) -> Input:
+    def anonymize_input(_: str, entry: Input) -> Input:
         return (
             entry
             if VERSION_REF.fullmatch(entry.ref)
-            else Input(ref="not said", digest="", license=without_names(entry.license) if entry.license else None)
+            else Input(ref="not said", digest="", license=strip_custom_names(entry.license) if entry.license else None)
         )
 
-    inputs = manifest.request.inputs.changed(named)
+    inputs = manifest.request.inputs.map_entries(anonymize_input)
     original = Input(ref=version.ref, digest=version.manifest.digest)
     inputs = type(inputs)(**inputs.by_role | {"original": original})
     request = manifest.request.model_copy(update={"settings": manifest.request.settings | {ANONYMOUS: True}, "inputs": inputs})
@@ -65,8 +65,8 @@ def without_sources(version: Version, manifest: Manifest, files: dict[str, Seale
     return manifest.model_copy(update={"request": request, "files": files, "digest": digest})
 
 
-def _without_traces(rows: pa.Table, first: int) -> pa.Table:
-    numbers = np.arange(first, first + rows.num_rows)
+def _anonymize_rows(rows: pa.Table, first_row: int) -> pa.Table:
+    numbers = np.arange(first_row, first_row + rows.num_rows)
     columns = {
         "id": pa.array(numbers),
         "key": pa.array([""] * rows.num_rows),

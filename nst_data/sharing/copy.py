@@ -5,13 +5,13 @@ from pathlib import Path
 
 from nst_data.arguments import with_checked_arguments
 from nst_data.errors import NstError
-from nst_data.progress import Progress, on_this_terminal
-from nst_data.sharing.pull import check_space, version_there
+from nst_data.progress import Progress, terminal_progress
+from nst_data.sharing.pull import check_space, find_existing
 from nst_data.store.copying import copy_file, copy_verified
 from nst_data.store.files import discard, fsync_tree, hash_file, write_text
 from nst_data.store.manifest import Kind
-from nst_data.store.ownership import beside, owned
-from nst_data.store.store import PULLS, Store
+from nst_data.store.ownership import hold_ownership, ownership_path
+from nst_data.store.store import PULLS_FOLDER, Store
 from nst_data.store.version import Version
 
 
@@ -37,18 +37,18 @@ def copy(
         UsageError: There is no such version.
         NstError: A file does not match its checksum (nothing is kept then), the number is taken there, or the disk is too full.
     """
-    progress, version = progress or on_this_terminal(), store.open(version, *kinds)
+    progress, version = progress or terminal_progress(), store.open(version, *kinds)
     manifest, name = version.manifest, version.name
-    run = destination.root / "runs" / PULLS / name / version.place.name
+    run = destination.root / "runs" / PULLS_FOLDER / name / version.local_folder.name
     run.parent.mkdir(parents=True, exist_ok=True)
-    with owned(beside(run), version.ref, progress.say, wait=True):
-        existing = version_there(destination, name, manifest)
+    with hold_ownership(ownership_path(run), version.ref, progress.say, wait=True):
+        existing = find_existing(destination, name, manifest)
         if existing is not None:
             discard(run)
             progress.say(f"{existing.ref} already exists in {destination.location}: same content")
             return existing
         check_space(destination, manifest, run)
-        _begin(run, manifest.digest)
+        _prepare_run(run, manifest.digest)
         total = sum(sealed.bytes for sealed in manifest.files.values())
         with progress.task(f"copy {version.ref}", total, "bytes") as task:
             for file, sealed in manifest.files.items():
@@ -62,16 +62,16 @@ def copy(
             if file not in manifest.files:
                 copy_file(path, run / "build" / file)
         fsync_tree(run / "build")
-        target = destination.target(manifest.kind, name, manifest.version)
+        target = destination.version_folder(manifest.kind, name, manifest.version)
         target.parent.mkdir(parents=True, exist_ok=True)
-        copied = destination.place(run / "build", target)
+        copied = destination.install_version(run / "build", target)
         discard(run)
     if copied.manifest.digest != manifest.digest:
         raise NstError(f"{copied.ref} was created in {destination.location} meanwhile with different content")
     return copied
 
 
-def _begin(run: Path, digest: str) -> None:
+def _prepare_run(run: Path, digest: str) -> None:
     """Keep the files already copied if they belong to this version; otherwise start from scratch."""
     mark = run / "digest"
     if not mark.is_file() or mark.read_text("utf-8") != digest:

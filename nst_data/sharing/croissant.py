@@ -15,7 +15,7 @@ from nst_data.cards.card_metadata import earlier_metadata, license_of
 from nst_data.cards.described import Described
 from nst_data.cards.known_limits import known_limits
 from nst_data.cards.published import HubPlace, Published, place_of, public_ref
-from nst_data.cards.reproduction import command
+from nst_data.cards.reproduction import reproduction_command
 from nst_data.store.inputs import EditionInputs, Input
 from nst_data.store.manifest import ReviewManifest
 from nst_data.store.version import VERSION_REF, Number
@@ -31,14 +31,14 @@ _PREFIXES = {
     "dct": "http://purl.org/dc/terms/",
     "prov": "http://www.w3.org/ns/prov#",
 }
-_OF_CROISSANT = (
+_CROISSANT_TERMS = (
     *("citeAs", "column", "equivalentProperty", "extract", "field", "fileProperty", "fileObject", "fileSet", "format", "includes"),
     *("isLiveDataset", "jsonPath", "key", "md5", "parentField", "path", "recordSet", "references", "regex", "repeated", "replace"),
     *("samplingRate", "separator", "source", "subField", "transform"),
 )
 _CONTEXT = {
     **_PREFIXES,
-    **{name: f"cr:{name}" for name in _OF_CROISSANT},
+    **{name: f"cr:{name}" for name in _CROISSANT_TERMS},
     "conformsTo": "dct:conformsTo",
     "data": {"@id": "cr:data", "@type": "@json"},
     "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
@@ -73,14 +73,18 @@ def croissant(described: Described, published: Published) -> str:
         "url": HubPlace(published.repo, published.tag, "dataset").url,
         "creator": {"@type": "sc:Organization", "name": published.repo.partition("/")[0]},
         "datePublished": manifest.created,
-        "version": _semantic(manifest.version),
+        "version": _semantic_version(manifest.version),
         **_license(described, published),
         **dict(_annotation(described, published)),
         "prov:wasDerivedFrom": list(_sources(described, published)),
         "prov:wasGeneratedBy": {
             "@type": "prov:Activity",
             "prov:wasAssociatedWith": {"@type": "prov:SoftwareAgent", "name": _software(described)},
-            **({"description": command_line} if (command_line := command(described, published)) and not published.anonymous else {}),
+            **(
+                {"description": command_line}
+                if (command_line := reproduction_command(described, published)) and not published.anonymous
+                else {}
+            ),
         },
         "distribution": list(_files(described, published)),
         "recordSet": [_table(described, table) for table in described.tables],
@@ -95,7 +99,7 @@ _KINDS = {
 }
 
 
-def _semantic(version: str) -> str:
+def _semantic_version(version: str) -> str:
     """The version as Croissant recommends it, `gen-1.2` as `1.2.0`."""
     number = Number.parse(version)
     return f"{number.generation}.{number.edition or 0}.0"
@@ -114,18 +118,18 @@ def _license(described: Described, published: Published) -> dict[str, str]:
 def _annotation(described: Described, published: Published) -> Iterator[tuple[str, Any]]:
     """Who labeled the images, with which tools, and known limitations."""
     manifest, names = described.manifest, described.manifest.class_names
-    classes = ", ".join(names[:_CLASSES]) + (f" and {len(names) - _CLASSES:,} more" if len(names) > _CLASSES else "")
+    classes = ", ".join(names[:_MAX_CLASSES]) + (f" and {len(names) - _MAX_CLASSES:,} more" if len(names) > _MAX_CLASSES else "")
     if isinstance(manifest, ReviewManifest):
         yield "rai:dataAnnotationProtocol", f"People looked at single images and gave a class, or none. Classes: {classes}"
         yield "rai:dataAnnotationPlatform", [_software(described)]
         return
     teachers = [teacher for teacher in described.teachers().values() if _may_be_named(teacher, published)]
-    labeled_by = described.labeled_by()
-    how = "Soft labels by a machine." if labeled_by is None else _OF_TEACHERS
+    labeled_by = described.labeling_version()
+    protocol = "Soft labels by a machine." if labeled_by is None else _TEACHER_PROTOCOL
     if described.is_adopted:
-        how = "Labels that were made elsewhere and adopted from a table."
-    how += " This is a selection of them." if isinstance(described.inputs, EditionInputs) else ""
-    yield "rai:dataAnnotationProtocol", f"{how} Classes: {classes}"
+        protocol = "Labels that were made elsewhere and adopted from a table."
+    protocol += " This is a selection of them." if isinstance(described.inputs, EditionInputs) else ""
+    yield "rai:dataAnnotationProtocol", f"{protocol} Classes: {classes}"
     tools = [public_ref(teacher) + (f" at revision {teacher.revision}" if teacher.revision else "") for teacher in teachers]
     if tools := ([] if described.is_adopted else [_software(described)]) + tools:
         yield "rai:machineAnnotationTools", tools
@@ -133,15 +137,15 @@ def _annotation(described: Described, published: Published) -> Iterator[tuple[st
     yield "rai:dataLimitations", known_limits(described, published)
 
 
-_OF_TEACHERS = "Soft labels: the class probabilities that the teacher gives, averaged where there are several teachers."
+_TEACHER_PROTOCOL = "Soft labels: the class probabilities that the teacher gives, averaged where there are several teachers."
 
 
-_CLASSES = 20  # number of classes that are named
+_MAX_CLASSES = 20  # number of classes that are named
 
 
-def _may_be_named(one: Input, published: Published) -> bool:
+def _may_be_named(entry: Input, published: Published) -> bool:
     """For an anonymous version, only inputs that are versions: names omitted from its manifest could still be found through the store."""
-    return not published.anonymous or VERSION_REF.fullmatch(one.ref) is not None
+    return not published.anonymous or VERSION_REF.fullmatch(entry.ref) is not None
 
 
 def _sources(described: Described, published: Published) -> Iterator[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from nst_data.cards.card_metadata import hub_dataset
-from nst_data.errors import ODD_YAML, NstError
+from nst_data.errors import OTHER_YAML_ERRORS, NstError
 from nst_data.hub.repository import Repository
 from nst_data.store.metrics import Metrics
 
@@ -36,9 +36,9 @@ def eval_results(metrics: Metrics) -> str | None:
 def _tasks(repo: str, commit: str) -> list[dict[str, Any]]:
     """The tasks of a benchmark; empty for any other dataset, or if its `eval.yaml` cannot be read now."""
     try:
-        text = Repository.named(repo, "dataset").text("eval.yaml", commit)
+        text = Repository.from_id(repo, "dataset").read_text("eval.yaml", commit)
         content = yaml.safe_load(text) if text else None
-    except (NstError, yaml.YAMLError, *ODD_YAML):
+    except (NstError, yaml.YAMLError, *OTHER_YAML_ERRORS):
         return []
     tasks = content.get("tasks") if isinstance(content, dict) else None
     return [task for task in tasks or () if isinstance(task, dict) and isinstance(task.get("id"), str)] if isinstance(tasks, list) else []

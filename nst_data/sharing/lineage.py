@@ -7,13 +7,13 @@ from typing import Any
 from nst_data.arguments import with_checked_arguments
 from nst_data.errors import NstError
 from nst_data.hub.repository import Repository
-from nst_data.sharing.public_form import links
-from nst_data.sharing.pull import find
+from nst_data.sharing.public_form import hub_links
+from nst_data.sharing.pull import find_remote_version
 from nst_data.sharing.remote_manifest import manifest_at
-from nst_data.store.inputs import Input, is_of_model
+from nst_data.store.inputs import Input, is_model_role
 from nst_data.store.manifest import Manifest
 from nst_data.store.metrics import Metrics
-from nst_data.store.places import places_of
+from nst_data.store.places import read_places
 from nst_data.store.store import Store
 from nst_data.store.version import VERSION_REF, Version
 
@@ -58,16 +58,16 @@ def lineage(store: Store, version: Version | str) -> LineageNode:
         NstError: There is no such version.
     """
     reference = version if isinstance(version, str) else version.ref
-    local = _Here(candidate for candidate in store.versions() if candidate.is_readable)
-    walk = _Walk(local, follows_links="/" in reference)
+    local = _LocalVersions(candidate for candidate in store.versions() if candidate.is_readable)
+    walk = _TreeBuilder(local, follows_links="/" in reference)
     if "/" not in reference:
         opened = store.open(version)
-        return walk.version("", opened.manifest, opened)
-    repository, revision, _, manifest = find(reference)
-    return walk.version("", manifest, local.get(manifest.digest, f"{manifest.name}@{manifest.version}"), f"{repository.id}@{revision}")
+        return walk.version_node("", opened.manifest, opened)
+    repository, revision, _, manifest = find_remote_version(reference)
+    return walk.version_node("", manifest, local.get(manifest.digest, f"{manifest.name}@{manifest.version}"), f"{repository.id}@{revision}")
 
 
-class _Here:
+class _LocalVersions:
     """The versions of a store by digest and, if several names have the same content, by name."""
 
     def __init__(self, versions: Iterable[Version]) -> None:
@@ -81,34 +81,34 @@ class _Here:
         return next((version for version in versions if version.ref == ref), versions[0] if versions else None)
 
 
-class _Walk:
+class _TreeBuilder:
     """Builds the tree. With `follows_links`, set for a Hub reference, repositories named in downloaded manifests are queried too."""
 
-    def __init__(self, here: "_Here", follows_links: bool) -> None:
-        self._here, self._follows_links, self._seen = here, follows_links, set[str]()
+    def __init__(self, local_versions: "_LocalVersions", follows_links: bool) -> None:
+        self._here, self._follows_links, self._seen = local_versions, follows_links, set[str]()
 
-    def version(self, role: str, manifest: Manifest, version: Version | None, place: str | None = None) -> LineageNode:
+    def version_node(self, role: str, manifest: Manifest, version: Version | None, place: str | None = None) -> LineageNode:
         """The node of a version and of everything it was made from; the inputs of a version that already occurred are not repeated."""
         if version is not None:
-            place = places[-1].ref if (places := places_of(version.place)) else place
+            place = places[-1].ref if (places := read_places(version.local_folder)) else place
         node = LineageNode(role, f"{manifest.name}@{manifest.version}", manifest.kind, manifest.digest, manifest.created[:10], place)
         if version is not None and manifest.kind == "teacher":
-            node.top1 = Metrics.read_if_sound(version.place).test_top1
+            node.top1 = Metrics.read_if_valid(version.local_folder).test_top1
         if manifest.digest in self._seen:
             node.is_repeated = bool(manifest.request.inputs.by_role)
             return node
         self._seen.add(manifest.digest)
-        on_the_hub = links(manifest)
+        links_by_role = hub_links(manifest)
         # sources that an edition shares with its generation are shown with the generation
         node.inputs = [
-            self._input(input_role, entry, on_the_hub.get(input_role))
+            self._input_node(input_role, entry, links_by_role.get(input_role))
             for input_role, entry in sorted(manifest.request.inputs.by_role.items())
         ]
         return node
 
-    def _input(self, role: str, entry: Input, place: str | None) -> LineageNode:
+    def _input_node(self, role: str, entry: Input, place: str | None) -> LineageNode:
         if version := self._here.get(entry.digest, entry.ref):
-            return self.version(role, version.manifest, version, place)
+            return self.version_node(role, version.manifest, version, place)
         is_version = entry.repo is not None or VERSION_REF.fullmatch(entry.ref) is not None or role.startswith("teacher")
         node = LineageNode(role, entry.ref, "version" if is_version else "source", entry.digest, place=place)
         if not is_version:
@@ -121,16 +121,16 @@ class _Walk:
             return node
         repo, _, revision = place.partition("@")
         try:
-            return self._remote(role, entry, repo, entry.revision or revision, place) or node
+            return self._remote_node(role, entry, repo, entry.revision or revision, place) or node
         except NstError as error:
             node.note = str(error)
             return node
 
-    def _remote(self, role: str, entry: Input, repo: str, revision: str, place: str) -> LineageNode | None:
+    def _remote_node(self, role: str, entry: Input, repo: str, revision: str, place: str) -> LineageNode | None:
         """The node of a version that exists only on the Hub; None for a model that nst did not make."""
-        manifest = manifest_at(Repository.named(repo, "model" if is_of_model(role) else "dataset"), revision)
+        manifest = manifest_at(Repository.from_id(repo, "model" if is_model_role(role) else "dataset"), revision)
         return (
-            self.version(role, manifest, self._here.get(manifest.digest, f"{manifest.name}@{manifest.version}"), place)
+            self.version_node(role, manifest, self._here.get(manifest.digest, f"{manifest.name}@{manifest.version}"), place)
             if manifest
             else None
         )

@@ -14,23 +14,23 @@ from nst_data.arguments import with_checked_arguments
 from nst_data.errors import NstError, UsageError
 from nst_data.hub.quiet import quiet
 from nst_data.hub.repository import Repository
-from nst_data.progress import Progress, on_this_terminal
+from nst_data.progress import Progress, terminal_progress
 from nst_data.sharing.remote_manifest import manifest_at
 from nst_data.store.files import discard, fsync_tree, hash_file, write_text
 from nst_data.store.manifest import MANIFEST_NAME, Kind, Manifest
 from nst_data.store.metrics import Metrics
-from nst_data.store.ownership import beside, owned
-from nst_data.store.places import METRICS, PLACES, Place, remember_place
-from nst_data.store.store import PULLS, Store, check_name
+from nst_data.store.ownership import hold_ownership, ownership_path
+from nst_data.store.places import METRICS_NAME, PLACES_NAME, Place, record_place
+from nst_data.store.store import PULLS_FOLDER, Store, check_name
 from nst_data.store.version import Number, Version
 
 # files of a version that are not sealed
-_BESIDE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\.(md|png|csv|jsonl)|metrics\.json", re.ASCII)
-_MOST_BESIDE_BYTES = 64 * 2**20
-_AT_ONCE = 8
+_UNSEALED_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\.(md|png|csv|jsonl)|metrics\.json", re.ASCII)
+_MAX_UNSEALED_BYTES = 64 * 2**20
+_DOWNLOAD_THREADS = 8
 
 
-def find(reference: str, *kinds: Kind) -> tuple[Repository, str, str, Manifest]:
+def find_remote_version(reference: str, *kinds: Kind) -> tuple[Repository, str, str, Manifest]:
     """The version that `owner/name[@revision]` refers to: (repository, tag or commit, commit, manifest). Downloads only the manifest.
 
     Without a revision, this is the tag with the highest version number among the given kinds; for a branch, which moves, the commit
@@ -45,10 +45,10 @@ def find(reference: str, *kinds: Kind) -> tuple[Repository, str, str, Manifest]:
     if kinds == ("teacher",):
         repository = Repository(repository.id, "model")
     elif not kinds:
-        repository = repository.of_either_kind()
+        repository = repository.resolve_kind()
     tags = repository.tags()
     if revision is None:
-        revision = _newest(tags, kinds)
+        revision = _newest_tag(tags, kinds)
         if revision is None:
             hint = f"; there is {', '.join(sorted(tags)[:10])}" if tags else ""
             expected = " or ".join(kinds) or "version"
@@ -70,11 +70,11 @@ def find(reference: str, *kinds: Kind) -> tuple[Repository, str, str, Manifest]:
     return repository, revision if revision in tags else commit, commit, manifest
 
 
-def _newest(tags: Mapping[str, str], kinds: Sequence[Kind]) -> str | None:
+def _newest_tag(tags: Mapping[str, str], kinds: Sequence[Kind]) -> str | None:
     """The tag with the highest version number among those possible for these kinds, or None if there is none."""
-    numbers = {tag: Number.parse(tag) for tag in tags if Number.is_one(tag)}
+    numbers = {tag: Number.parse(tag) for tag in tags if Number.is_valid(tag)}
     candidates = [tag for tag, number in numbers.items() if not kinds or _kinds_of(number) & set(kinds)]
-    return max(candidates, key=lambda tag: numbers[tag].order, default=None)
+    return max(candidates, key=lambda tag: numbers[tag].sort_key, default=None)
 
 
 def _kinds_of(number: Number) -> set[Kind]:
@@ -101,16 +101,18 @@ def pull(store: Store, reference: str, *, name: str | None = None, kinds: Sequen
         UsageError: The reference names nothing of these kinds.
         NstError: A file does not match its checksum (nothing is kept then), the name is taken, or the Hub refuses.
     """
-    progress = progress or on_this_terminal()
-    repository, revision, commit, manifest = find(reference, *kinds)
+    progress = progress or terminal_progress()
+    repository, revision, commit, manifest = find_remote_version(reference, *kinds)
     if "@" not in reference:
         progress.say(f"{repository.id}: the newest version is {revision}")
     name = check_name(name or manifest.name)
-    folder = store.root / "runs" / PULLS / name / manifest.version
+    folder = store.root / "runs" / PULLS_FOLDER / name / manifest.version
     folder.parent.mkdir(parents=True, exist_ok=True)
-    sign = owned(beside(folder), f"{name}@{manifest.version}", progress.say, wait=True)  # processes that waited find it in the store
+    sign = hold_ownership(
+        ownership_path(folder), f"{name}@{manifest.version}", progress.say, wait=True
+    )  # processes that waited find it in the store
     with sign, quiet("huggingface_hub.utils"):
-        version = version_there(store, name, manifest)
+        version = find_existing(store, name, manifest)
         place = Place(repository.id, revision, commit, manifest.digest, pulled=version is None)
         if version is None:
             _check_sizes(repository, commit, manifest)
@@ -119,14 +121,14 @@ def pull(store: Store, reference: str, *, name: str | None = None, kinds: Sequen
         else:
             discard(folder)
             progress.say(f"{version.ref} already exists: same content")
-        remember_place(version.place, place)
-        version.changed_beside(PLACES)
+        record_place(version.local_folder, place)
+        version.publish_unsealed(PLACES_NAME)
     return version
 
 
-def version_there(store: Store, name: str, manifest: Manifest) -> Version | None:
+def find_existing(store: Store, name: str, manifest: Manifest) -> Version | None:
     """The version if the store already has it, else None. Raises NstError if other content, sealed or in progress, has its number."""
-    store.check_name_is_free_for(name, manifest.kind)
+    store.check_name_available(name, manifest.kind)
     for version in store.versions(name):
         if str(version.number) == manifest.version:
             if version.is_readable and version.manifest.digest == manifest.digest:
@@ -143,7 +145,7 @@ def version_there(store: Store, name: str, manifest: Manifest) -> Version | None
 
 def _check_sizes(repository: Repository, commit: str, manifest: Manifest) -> None:
     """Raise NstError, before anything is downloaded, if file sizes on the Hub differ from the manifest."""
-    sizes = repository.sizes(commit, recursive=True)
+    sizes = repository.file_sizes(commit, recursive=True)
     for name, sealed in sorted(manifest.files.items()):
         if sizes.get(name) != sealed.bytes:
             problem = "is not there" if name not in sizes else f"has {sizes[name]:,} bytes, its manifest says {sealed.bytes:,}"
@@ -169,7 +171,7 @@ def _download(
     build.mkdir(parents=True, exist_ok=True)
     write_text(folder / "commit", f"{repository.id} {commit}")
     total = sum(sealed.bytes for sealed in manifest.files.values())
-    with progress.task(f"pull {name}@{manifest.version}", total, "bytes") as task, ThreadPoolExecutor(_AT_ONCE) as threads:
+    with progress.task(f"pull {name}@{manifest.version}", total, "bytes") as task, ThreadPoolExecutor(_DOWNLOAD_THREADS) as threads:
         files_by_future = {threads.submit(_fetch, repository, commit, build, file): file for file in sorted(manifest.files)}
         try:
             for future in as_completed(files_by_future):
@@ -187,16 +189,16 @@ def _download(
                 f"{repository.id}@{commit[:12]}: {error} does not match its manifest: damaged on the server or in transit; "
                 "nothing was kept; pull it again"
             ) from None
-    for file in _beside(repository, commit):
+    for file in _unsealed_files(repository, commit):
         _fetch(repository, commit, build, file)
-    _drop_odd_metrics(build)
+    _delete_invalid_metrics(build)
     shutil.rmtree(build / ".cache", ignore_errors=True)
     write_text(build / MANIFEST_NAME, manifest.model_copy(update={"name": name}).model_dump_json(indent=2) + "\n")
-    remember_place(build, place)  # placed together with it: nothing is ever opened because a pulled manifest names it
+    record_place(build, place)  # placed together with it: nothing is ever opened because a pulled manifest names it
     fsync_tree(build)
-    target = store.target(manifest.kind, name, manifest.version)
+    target = store.version_folder(manifest.kind, name, manifest.version)
     target.parent.mkdir(parents=True, exist_ok=True)
-    version = store.place(build, target)
+    version = store.install_version(build, target)
     discard(folder)
     if version.manifest.digest != manifest.digest:
         raise NstError(f"{version.ref} was created meanwhile with different content; pull under another name: `name` NAME")
@@ -211,16 +213,16 @@ def _fetch(repository: Repository, commit: str, folder: Path, file: str) -> None
     repository.download(file, commit, folder)
 
 
-def _beside(repository: Repository, commit: str) -> list[str]:
+def _unsealed_files(repository: Repository, commit: str) -> list[str]:
     """The card, pictures, metrics and logs of a version: small files with plain names."""
-    sizes = repository.sizes(commit, recursive=True)
-    files = [path for path in sizes if _BESIDE.fullmatch(path) and path != PLACES]
-    return sorted(files) if sum(sizes[path] for path in files) < _MOST_BESIDE_BYTES else []
+    sizes = repository.file_sizes(commit, recursive=True)
+    files = [path for path in sizes if _UNSEALED_FILE.fullmatch(path) and path != PLACES_NAME]
+    return sorted(files) if sum(sizes[path] for path in files) < _MAX_UNSEALED_BYTES else []
 
 
-def _drop_odd_metrics(folder: Path) -> None:
+def _delete_invalid_metrics(folder: Path) -> None:
     """Remove the metrics file if it is not valid: metrics are not sealed, so no checksum covers it."""
     try:
         Metrics.read(folder)
     except NstError:
-        (folder / METRICS).unlink()
+        (folder / METRICS_NAME).unlink()

@@ -18,20 +18,20 @@ from nst_data.cards.described import Described
 from nst_data.cards.label_pictures import CONFIDENCE, write_pictures
 from nst_data.cards.own_text import own_text
 from nst_data.cards.published import Published
-from nst_data.cards.rights import rights
+from nst_data.cards.rights import input_licenses
 from nst_data.errors import NstError, UsageError
 from nst_data.hub.quiet import quiet
 from nst_data.hub.repository import Repository
-from nst_data.progress import Progress, on_this_terminal
+from nst_data.progress import Progress, terminal_progress
 from nst_data.sharing.anonymous import anonymous_copy, without_sources
 from nst_data.sharing.croissant import CROISSANT, croissant
 from nst_data.sharing.eval_results import EVAL_RESULTS, eval_results
-from nst_data.sharing.public_form import absolute_key, links, public_metrics, published_manifest
-from nst_data.sharing.remote_manifest import UntrustedError, kind_of_repo, manifest_at
-from nst_data.store.files import clear_abandoned, temporary, write_text
+from nst_data.sharing.public_form import find_absolute_key, hub_links, public_metrics, published_manifest
+from nst_data.sharing.remote_manifest import UntrustedError, manifest_at, repo_kind
+from nst_data.store.files import clear_abandoned, temporary_path, write_text
 from nst_data.store.manifest import MANIFEST_NAME, Manifest, is_anonymous
 from nst_data.store.metrics import Metrics
-from nst_data.store.places import METRICS, PLACES, Place, places_of, remember_place
+from nst_data.store.places import METRICS_NAME, PLACES_NAME, Place, read_places, record_place
 from nst_data.store.store import Store
 from nst_data.store.version import Number, Version
 
@@ -39,12 +39,18 @@ if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd
 
 CARD = "README.md"
-_OF_NST = (MANIFEST_NAME, METRICS, EVAL_RESULTS, "metrics.jsonl", "summary.csv")  # files of a version other than tables and pictures
+_NST_FILES = (
+    MANIFEST_NAME,
+    METRICS_NAME,
+    EVAL_RESULTS,
+    "metrics.jsonl",
+    "summary.csv",
+)  # files of a version other than tables and pictures
 _SHARD = re.compile(r"(errors|pseudo_labels|balanced|answered|review)/train-\d{5,}-of-\d{5,}\.parquet")
-_OF_SUITES = "reliability|severity|epsilon|corruptions|perturbations"
-_PICTURE = re.compile(rf"(confidence|class_counts|look|training_curves|generations|[\w.-]*({_OF_SUITES}))\.png")
-_BY_NST = '"name": "nst '  # marks a croissant.json that nst wrote
-_AT_ONCE = 8  # files uploaded concurrently
+_SUITE_PICTURES = "reliability|severity|epsilon|corruptions|perturbations"
+_PICTURE = re.compile(rf"(confidence|class_counts|look|training_curves|generations|[\w.-]*({_SUITE_PICTURES}))\.png")
+_NST_CROISSANT_MARK = '"name": "nst '  # marks a croissant.json that nst wrote
+_UPLOAD_BATCH_SIZE = 8  # files uploaded concurrently
 
 
 @dataclass(frozen=True)
@@ -94,9 +100,9 @@ def push(
         NstError: The tag has other content, the version is damaged, or the Hub refuses; the next push skips files that are already
             uploaded.
     """
-    version, progress = store.open(version), progress or on_this_terminal()
+    version, progress = store.open(version), progress or terminal_progress()
     settings = PushSettings(public, anonymous, license, pool_source)
-    repository, tag = Repository.named(repo, kind_of_repo(version.manifest.kind)), check_tag(tag or str(version.number))
+    repository, tag = Repository.from_id(repo, repo_kind(version.manifest.kind)), check_tag(tag or str(version.number))
     if settings.anonymous and is_anonymous(version.manifest):
         raise UsageError(f"`anonymous`: {version.ref} already holds no keys and no hashes; remove `anonymous`")
     if settings.anonymous and version.manifest.kind == "review":
@@ -104,19 +110,19 @@ def push(
             f"`anonymous`: {version.ref} identifies its images only by their hashes; remove `anonymous`. "
             "Frozen with `anonymous`, a review does not name its reviewers"
         )
-    if not settings.anonymous and (key := absolute_key(version)):
+    if not settings.anonymous and (key := find_absolute_key(version)):
         progress.say(
             f"warning: {version.ref}: keys of its images are absolute paths, such as {key!r}, which others will see; "
             "push with `anonymous`, or label a list with relative paths"
         )
-    with quiet("huggingface_hub.utils"), _as_published(store, version, repository.id, settings, progress) as form:
-        _make_room(repository, settings, progress)
-        outgoing = _Outgoing(repository, form, version, tag, settings, _links(store, version, form.manifest), progress)
+    with quiet("huggingface_hub.utils"), _published_form(store, version, repository.id, settings, progress) as form:
+        _ensure_repository(repository, settings, progress)
+        outgoing = _VersionPush(repository, form, version, tag, settings, _input_links(store, version, form.manifest), progress)
         commit = repository.tags().get(tag)
         if commit is not None:
-            place = _same_or_error(repository, tag, commit, form.manifest)
+            place = _place_if_same(repository, tag, commit, form.manifest)
             progress.say(f"{place.ref} already exists: same content")
-            outgoing.renew(commit)
+            outgoing.update_main(commit)
         else:
             commit = outgoing.commit()
             if not repository.tag(tag, commit):  # another process was faster, or a failed attempt did succeed
@@ -125,54 +131,54 @@ def push(
                     raise NstError(
                         f"{repository.id}: the Hub refuses the tag {tag} and has none of that name; push again, or with `tag` NAME"
                     )
-            place = _same_or_error(repository, tag, commit, form.manifest)
-    remember_place(version.folder, place)
-    version.changed_beside(PLACES)
+            place = _place_if_same(repository, tag, commit, form.manifest)
+    record_place(version.folder, place)
+    version.publish_unsealed(PLACES_NAME)
     return place
 
 
-def parents_first(versions: Iterable[Version]) -> list[Version]:
+def sort_parents_first(versions: Iterable[Version]) -> list[Version]:
     """Sort versions by creation time, for pushing: a version links to its inputs if they are on the Hub before it."""
-    return sorted(versions, key=lambda version: (version.manifest.created, version.number.order))
+    return sorted(versions, key=lambda version: (version.manifest.created, version.number.sort_key))
 
 
 def is_pushed(version: Version, repo_id: str, tag: str | None = None) -> bool:
     """Whether the store records that a version is in the repository under the tag; the Hub is not queried."""
-    return any((place.repo, place.tag) == (repo_id, tag or str(version.number)) for place in places_of(version.place))
+    return any((place.repo, place.tag) == (repo_id, tag or str(version.number)) for place in read_places(version.local_folder))
 
 
 def check_tag(tag: str) -> str:
     """The tag, if git and the Hub accept it. Raises UsageError otherwise."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}", tag) or tag.endswith((".", ".lock")) or ".." in tag:
         raise UsageError(f"tag {tag!r}: expected letters, digits, '.', '_' and '-', beginning with a letter or digit, as in gen-1.1")
-    if Number.is_one(tag) and str(Number.parse(tag)) != tag:
+    if Number.is_valid(tag) and str(Number.parse(tag)) != tag:
         raise UsageError(f"tag {tag!r}: looks like a version number but is not one; expected {Number.parse(tag)}")
     return tag
 
 
 @contextmanager
-def _as_published(store: Store, version: Version, repo: str, settings: PushSettings, progress: Progress) -> Iterator[Version]:
+def _published_form(store: Store, version: Version, repo: str, settings: PushSettings, progress: Progress) -> Iterator[Version]:
     """The version in its published form, in a temporary folder: links to unchanged files, and rewritten copies of the others."""
     manifest = published_manifest(version, store, repo if settings.anonymous else None)
     pushes = store.root / "runs" / "pushes"
     pushes.mkdir(parents=True, exist_ok=True)
     clear_abandoned(pushes)
-    top = temporary(pushes / f"{version.ref}.{secrets.token_hex(4)}")
-    folder = top / version.name / version.place.name
+    top = temporary_path(pushes / f"{version.ref}.{secrets.token_hex(4)}")
+    folder = top / version.name / version.local_folder.name
     folder.mkdir(parents=True)
     try:
-        file_names = [path.name for path in version.folder.iterdir() if path.is_file() and path.name[0] != "." and path.name != PLACES]
+        file_names = [path.name for path in version.folder.iterdir() if path.is_file() and path.name[0] != "." and path.name != PLACES_NAME]
         if settings.anonymous and manifest.kind == "teacher":
             manifest = without_sources(version, manifest, manifest.files)
         elif settings.anonymous:
             with progress.task(f"leave keys and hashes out of {version.ref}", len(manifest.files), "files") as task:
                 manifest = anonymous_copy(version, manifest, folder, task.advance)
         # the user's own text in a card may reveal anything
-        unlinked = {MANIFEST_NAME, METRICS} | ({CARD} if settings.anonymous else set())
+        unlinked = {MANIFEST_NAME, METRICS_NAME} | ({CARD} if settings.anonymous else set())
         for name in {*file_names, *version.manifest.files} - unlinked:
             if not (folder / name).exists():
                 (folder / name).parent.mkdir(exist_ok=True)
-                _link(folder / name, version.folder / name)
+                _link_or_copy(folder / name, version.folder / name)
         write_text(folder / MANIFEST_NAME, manifest.model_dump_json(indent=2) + "\n")
         if (metrics := public_metrics(version, settings.anonymous)).root:
             metrics.write(folder)
@@ -181,15 +187,15 @@ def _as_published(store: Store, version: Version, repo: str, settings: PushSetti
         shutil.rmtree(top, ignore_errors=True)
 
 
-def _link(place: Path, file: Path) -> None:
-    """Make a file available at `place`: as a link, or as a copy if the file system has no links."""
+def _link_or_copy(target: Path, source: Path) -> None:
+    """Make a file available at `target`: as a link, or as a copy if the file system has no links."""
     try:
-        place.symlink_to(file)
+        target.symlink_to(source)
     except OSError:  # exFAT, FAT and some network disks
-        shutil.copyfile(file, place)
+        shutil.copyfile(source, target)
 
 
-def _make_room(repository: Repository, settings: PushSettings, progress: Progress) -> None:
+def _ensure_repository(repository: Repository, settings: PushSettings, progress: Progress) -> None:
     """Create the repository if it does not exist; raise UsageError if it is more visible than the user allows."""
     is_private = repository.is_private()
     if is_private is None:
@@ -200,7 +206,7 @@ def _make_room(repository: Repository, settings: PushSettings, progress: Progres
         raise UsageError(f"{repository.id} is public on the Hub: anyone could see this; add `public`, or use another repository")
 
 
-def _same_or_error(repository: Repository, tag: str, commit: str, manifest: Manifest) -> Place:
+def _place_if_same(repository: Repository, tag: str, commit: str, manifest: Manifest) -> Place:
     existing = manifest_at(repository, commit)
     if existing is None or existing.digest != manifest.digest:
         content = f"content with digest {existing.digest[:12]}" if existing else "something that is no version of nst"
@@ -212,7 +218,7 @@ def _same_or_error(repository: Repository, tag: str, commit: str, manifest: Mani
 
 
 @dataclass(frozen=True)
-class _Outgoing:
+class _VersionPush:
     """A version being pushed: `form` is its published form, `version` the one in the store."""
 
     repository: Repository
@@ -220,7 +226,7 @@ class _Outgoing:
     version: Version
     tag: str
     settings: PushSettings
-    on_the_hub: Mapping[str, str]
+    input_links: Mapping[str, str]
     progress: Progress
 
     def commit(self) -> str:
@@ -236,14 +242,14 @@ class _Outgoing:
             adds = [CommitOperationAdd(name, str(path)) for name, path in files.items()]
             _upload(repository, [add for add in adds if add.path_in_repo in manifest.files], manifest, self.progress)
             old_manifest = manifest_at(repository, parent) if MANIFEST_NAME in remote_names else None
-            stale = [name for name in remote_names if name not in files and _is_of_nst(name, old_manifest)]
+            stale = [name for name in remote_names if name not in files and _belongs_to_nst(name, old_manifest)]
             operations: list[CommitOperationAdd | CommitOperationDelete] = [*adds, *(CommitOperationDelete(name) for name in stale)]
             commit = repository.commit(operations, f"{manifest.name} {manifest.version}", parent)
             if commit is not None:
                 return commit
 
-    def renew(self, tagged: str) -> None:
-        """Update files on the main branch that are not sealed, for a version that is already tagged at the commit `tagged`."""
+    def update_main(self, tagged_commit: str) -> None:
+        """Update files on the main branch that are not sealed, for a version that is already tagged at the commit `tagged_commit`."""
         parent, remote_names = self.repository.head()
         try:
             on_main = manifest_at(self.repository, parent) if MANIFEST_NAME in remote_names else None
@@ -255,12 +261,12 @@ class _Outgoing:
         if on_main.digest == manifest.digest:
             self._write_card(parent, remote_names)
             extra = [CROISSANT] if (self.form.folder / CROISSANT).exists() else []
-            changed = self._changed(parent, CARD, *extra, METRICS, MANIFEST_NAME)
+            changed = self._changed_files(parent, CARD, *extra, METRICS_NAME, MANIFEST_NAME)
         else:
-            changed = self._changed(tagged, METRICS, MANIFEST_NAME)
+            changed = self._changed_files(tagged_commit, METRICS_NAME, MANIFEST_NAME)
         if not changed:
             return
-        if on_main.digest != manifest.digest and Number.parse(on_main.version).order >= Number.parse(manifest.version).order:
+        if on_main.digest != manifest.digest and Number.parse(on_main.version).sort_key >= Number.parse(manifest.version).sort_key:
             self.progress.say(
                 f"{', '.join(changed)} of {self.tag} changed, but main already shows the later {on_main.version}; not uploaded"
             )
@@ -268,10 +274,10 @@ class _Outgoing:
         self.commit()
         self.progress.say(f"updated on main: {', '.join(changed)}; tag {self.tag} is unchanged")
 
-    def _changed(self, commit: str, *names: str) -> list[str]:
+    def _changed_files(self, commit: str, *names: str) -> list[str]:
         """The given small files whose content in the repository at a commit differs."""
         texts = {name: path.read_bytes().decode() for name in names if (path := self.form.folder / name).exists()}
-        return [name for name in names if texts.get(name) != self.repository.text(name, commit)]
+        return [name for name in names if texts.get(name) != self.repository.read_text(name, commit)]
 
     def _write_scores(self) -> None:
         """Write the scores for leaderboards of the Hub, if a benchmark was measured."""
@@ -281,35 +287,37 @@ class _Outgoing:
             path.parent.mkdir(exist_ok=True)
             write_text(path, scores)
 
-    def _write_card(self, parent: str, there: list[str]) -> None:
+    def _write_card(self, parent: str, remote_names: list[str]) -> None:
         """Write the card, keeping what users wrote into the existing one."""
         manifest = self.form.manifest
-        earlier = self.repository.text(CARD, parent) if CARD in there else None
-        details = (self.on_the_hub, self.settings.license, self.settings.pool_source, is_anonymous(manifest), earlier or "")
+        earlier = self.repository.read_text(CARD, parent) if CARD in remote_names else None
+        details = (self.input_links, self.settings.license, self.settings.pool_source, is_anonymous(manifest), earlier or "")
         published = Published(self.repository.id, self.tag, *details)
         if manifest.kind == "teacher":
             card = cards.model_card(self.form, published, self.version.folder)
         else:
             if not (self.form.folder / CONFIDENCE).exists():  # the version was sealed without pictures
-                write_pictures(Described.of(self.form, self.version.folder))
+                write_pictures(Described.from_version(self.form, self.version.folder))
             card = cards.dataset_card(self.form, published, target=self.version.folder)
-            if CROISSANT not in there or _BY_NST in (self.repository.text(CROISSANT, parent) or ""):  # else users wrote their own
-                write_text(self.form.folder / CROISSANT, croissant(Described.of(self.form, self.version.folder), published))
-        for right in rights(Described.of(self.form, self.version.folder), published):
+            if CROISSANT not in remote_names or _NST_CROISSANT_MARK in (
+                self.repository.read_text(CROISSANT, parent) or ""
+            ):  # else users wrote their own
+                write_text(self.form.folder / CROISSANT, croissant(Described.from_version(self.form, self.version.folder), published))
+        for right in input_licenses(Described.from_version(self.form, self.version.folder), published):
             if right.restriction:
                 subject = " ".join(filter(None, [right.role, right.name]))
                 self.progress.say(f"warning: {self.version.ref}: the {subject} is licensed {right.license}: {right.restriction}")
-        if problem := own_text(published.earlier).problem:
+        if problem := own_text(published.earlier_card).problem:
             self.progress.say(f"{self.repository.id}: {problem}")
         write_text(self.form.folder / CARD, card)
 
 
-def _upload(repository: Repository, adds: list["CommitOperationAdd"], manifest: Manifest, progress: Progress) -> None:
+def _upload(repository: Repository, additions: list["CommitOperationAdd"], manifest: Manifest, progress: Progress) -> None:
     """Upload the sealed files after verifying their checksums. Raises NstError for a file that has changed since it was sealed."""
     ref, total = f"{manifest.name}@{manifest.version}", sum(sealed.bytes for sealed in manifest.files.values())
     with progress.task(f"push {ref}", total, "bytes") as task:
-        for start in range(0, len(adds), _AT_ONCE):
-            batch = adds[start : start + _AT_ONCE]
+        for start in range(0, len(additions), _UPLOAD_BATCH_SIZE):
+            batch = additions[start : start + _UPLOAD_BATCH_SIZE]
             for add in batch:
                 if add.upload_info.sha256.hex() != manifest.files[add.path_in_repo].sha256:
                     raise NstError(
@@ -319,16 +327,18 @@ def _upload(repository: Repository, adds: list["CommitOperationAdd"], manifest: 
             task.advance(sum(manifest.files[add.path_in_repo].bytes for add in batch))
 
 
-def _is_of_nst(name: str, before: Manifest | None) -> bool:
+def _belongs_to_nst(name: str, old_manifest: Manifest | None) -> bool:
     """Whether a file of the repository belongs to an earlier version, rather than being something that users keep there."""
-    is_known = name in _OF_NST or any(form.fullmatch(name) for form in (_SHARD, _PICTURE))
-    return is_known or (before is not None and name in before.files)
+    is_known = name in _NST_FILES or any(form.fullmatch(name) for form in (_SHARD, _PICTURE))
+    return is_known or (old_manifest is not None and name in old_manifest.files)
 
 
-def _links(store: Store, version: Version, manifest: Manifest) -> dict[str, str]:
+def _input_links(store: Store, version: Version, manifest: Manifest) -> dict[str, str]:
     """Locations of its inputs on the Hub and, for an edition whose generation is in the store, of the teachers too."""
-    parent = Described.of(version).parent
+    parent = Described.from_version(version).parent
     if parent is None:
-        return links(manifest)
+        return hub_links(manifest)
     labeled_by = published_manifest(parent, store)
-    return {role: place for role, place in links(labeled_by).items() if role in labeled_by.request.inputs.teachers} | links(manifest)
+    return {role: place for role, place in hub_links(labeled_by).items() if role in labeled_by.request.inputs.teachers} | hub_links(
+        manifest
+    )

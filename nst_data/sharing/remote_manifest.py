@@ -8,24 +8,24 @@ from pydantic_core import PydanticSerializationError
 
 from nst_data.errors import NstError, UsageError
 from nst_data.hub.repository import RepoKind, Repository, TooLargeError
-from nst_data.safe_names import folded
+from nst_data.safe_names import fold_name
 from nst_data.store.manifest import MANIFEST_NAME, Kind, Manifest, content_digest, parse_manifest
-from nst_data.store.places import METRICS, PLACES, READ
+from nst_data.store.places import METRICS_NAME, PLACES_NAME, READ_FOLDER
 from nst_data.store.store import check_name
 from nst_data.store.version import Number
 
-_NOT_SEALED = (MANIFEST_NAME, PLACES, METRICS, READ)
+_UNSEALED_NAMES = (MANIFEST_NAME, PLACES_NAME, METRICS_NAME, READ_FOLDER)
 _DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d")
 # an adapter_config.json, for example, would make transformers load whatever it names
-_OF_TEACHER = re.compile(r"config\.json|preprocessor_config\.json|[A-Za-z0-9][A-Za-z0-9_.-]*\.safetensors(\.index\.json)?", re.ASCII)
-_FILE = re.compile(r"([A-Za-z0-9_]+/)?[A-Za-z0-9][A-Za-z0-9_.-]*\.(parquet|safetensors|json|txt)", re.ASCII)
+_TEACHER_FILE = re.compile(r"config\.json|preprocessor_config\.json|[A-Za-z0-9][A-Za-z0-9_.-]*\.safetensors(\.index\.json)?", re.ASCII)
+_CORPUS_FILE = re.compile(r"([A-Za-z0-9_]+/)?[A-Za-z0-9][A-Za-z0-9_.-]*\.(parquet|safetensors|json|txt)", re.ASCII)
 
 
 class UntrustedError(NstError):
     """A manifest on the Hub is damaged, malicious or from a later version of nst."""
 
 
-def kind_of_repo(kind: Kind) -> RepoKind:
+def repo_kind(kind: Kind) -> RepoKind:
     """The type of repository for a kind of version: teachers are models, everything else is a dataset."""
     return "model" if kind == "teacher" else "dataset"
 
@@ -36,14 +36,14 @@ def manifest_at(repository: Repository, commit: str) -> Manifest | None:
     Raises UntrustedError for a manifest that cannot be trusted.
     """
     try:
-        text = repository.text(MANIFEST_NAME, commit)
+        text = repository.read_text(MANIFEST_NAME, commit)
     except TooLargeError as error:
         raise UntrustedError(str(error)) from None
     if text is None:
         return None
     try:
         manifest = parse_manifest(text, f"{repository.id}@{commit[:12]}: {MANIFEST_NAME}")
-        check_foreign(manifest, repository)
+        check_remote_manifest(manifest, repository)
         manifest.model_dump_json()
     except NstError as error:
         raise UntrustedError(str(error)) from None
@@ -52,7 +52,7 @@ def manifest_at(repository: Repository, commit: str) -> Manifest | None:
     return manifest.marked_as_pulled()
 
 
-def check_foreign(manifest: Manifest, repository: Repository) -> None:
+def check_remote_manifest(manifest: Manifest, repository: Repository) -> None:
     """Raise NstError for a downloaded manifest with anything that nst does not write, such as names that lead out of the store."""
     try:
         check_name(manifest.name)
@@ -60,18 +60,20 @@ def check_foreign(manifest: Manifest, repository: Repository) -> None:
         is_number = str(number) == manifest.version and number.is_review == (manifest.kind == "review")
     except UsageError:
         is_number = False
-    pattern = _OF_TEACHER if manifest.kind == "teacher" else _FILE
-    odd = next((name for name in manifest.files if not pattern.fullmatch(name) or folded(name.partition("/")[0]) in _NOT_SEALED), None)
-    one, other = _colliding(manifest.files)
+    pattern = _TEACHER_FILE if manifest.kind == "teacher" else _CORPUS_FILE
+    foreign_name = next(
+        (name for name in manifest.files if not pattern.fullmatch(name) or fold_name(name.partition("/")[0]) in _UNSEALED_NAMES), None
+    )
+    first, second = _find_colliding_names(manifest.files)
     if not is_number:
         problem = f"the name {manifest.name[:40]!r} and version {manifest.version[:40]!r}"
-    elif kind_of_repo(manifest.kind) != repository.kind:
+    elif repo_kind(manifest.kind) != repository.kind:
         problem = f"a {manifest.kind} in a {repository.kind} repository"
-    elif odd is not None:
-        problem = f"the file name {odd[:80]!r}"
-    elif one != other:
-        problem = f"the names {one[:80]!r} and {other[:80]!r}, which are one on some disks"
-    elif not all(text.isprintable() for text in _texts(manifest.model_dump())):
+    elif foreign_name is not None:
+        problem = f"the file name {foreign_name[:80]!r}"
+    elif first != second:
+        problem = f"the names {first[:80]!r} and {second[:80]!r}, which are one on some disks"
+    elif not all(text.isprintable() for text in _iter_strings(manifest.model_dump())):
         problem = "a name that holds control characters"
     elif not _DATE.match(manifest.created):
         problem = "no date"
@@ -82,23 +84,23 @@ def check_foreign(manifest: Manifest, repository: Repository) -> None:
     raise NstError(f"{repository.id}: its manifest has {problem}, which nst does not write: damaged or malicious; nothing was kept")
 
 
-def _colliding(files: Iterable[str]) -> tuple[str, str]:
+def _find_colliding_names(files: Iterable[str]) -> tuple[str, str]:
     """Two names of files or folders that differ only in case; two empty strings if there are none."""
     seen: dict[str, str] = {}
     for name in files:
-        for part in (name.partition("/")[0], name):
-            if seen.setdefault(folded(part), part) != part:
-                return seen[folded(part)], part
+        for path in (name.partition("/")[0], name):
+            if seen.setdefault(fold_name(path), path) != path:
+                return seen[fold_name(path)], path
     return "", ""
 
 
-def _texts(value: Any) -> Iterator[str]:  # noqa: ANN401 - any JSON value
+def _iter_strings(value: Any) -> Iterator[str]:  # noqa: ANN401 - any JSON value
     """All strings in a value, including keys."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
         for key, item in value.items():
-            yield from (str(key), *_texts(item))
+            yield from (str(key), *_iter_strings(item))
     elif isinstance(value, list | tuple):
         for item in value:
-            yield from _texts(item)
+            yield from _iter_strings(item)

@@ -10,10 +10,10 @@ from nst_data.hub.repository import Repository, TooLargeError
 from nst_data.sharing.remote_manifest import UntrustedError, manifest_at
 from nst_data.store.manifest import Manifest
 from nst_data.store.metrics import Metrics
-from nst_data.store.places import METRICS
+from nst_data.store.places import METRICS_NAME
 from nst_data.store.version import Number
 
-_AT_ONCE = 8
+_THREADS = 8
 
 
 @dataclass(frozen=True)
@@ -50,27 +50,27 @@ class RemoteVersion:
 
 def remote_versions(repo_id: str) -> list[RemoteVersion]:
     """All tags of a dataset or model: versions in order, then other tags. Raises NstError if the Hub has no such repository."""
-    repository = Repository.named(repo_id).of_either_kind()
+    repository = Repository.from_id(repo_id).resolve_kind()
     tags = repository.tags()
 
-    def look(tag: str) -> RemoteVersion:
+    def inspect_tag(tag: str) -> RemoteVersion:
         manifest, metrics, problem = None, None, ""
         try:
             manifest = manifest_at(repository, tags[tag])
-            metrics = repository.text(METRICS, tags[tag]) if manifest is not None and manifest.kind == "teacher" else None
+            metrics = repository.read_text(METRICS_NAME, tags[tag]) if manifest is not None and manifest.kind == "teacher" else None
         except (UntrustedError, TooLargeError) as error:
             problem = str(error)
         return RemoteVersion(tag, tags[tag], manifest, _test_top1(metrics), problem)
 
-    with ThreadPoolExecutor(_AT_ONCE) as threads:
-        return list(threads.map(look, sorted(tags, key=_order)))
+    with ThreadPoolExecutor(_THREADS) as threads:
+        return list(threads.map(inspect_tag, sorted(tags, key=_tag_sort_key)))
 
 
-def _order(tag: str) -> tuple[bool, tuple[int, ...], str]:
-    return (False, Number.parse(tag).order, tag) if Number.is_one(tag) else (True, (), tag)
+def _tag_sort_key(tag: str) -> tuple[bool, tuple[int, ...], str]:
+    return (False, Number.parse(tag).sort_key, tag) if Number.is_valid(tag) else (True, (), tag)
 
 
 def _test_top1(metrics: str | None) -> float | None:
     with contextlib.suppress(NstError):
-        return Metrics.parse(metrics or "{}", METRICS).test_top1
+        return Metrics.parse(metrics or "{}", METRICS_NAME).test_top1
     return None

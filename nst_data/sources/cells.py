@@ -12,7 +12,7 @@ from nst_data.sources.features import Features, columns_of_kind
 from nst_data.sources.files import read_file
 from nst_data.sources.source import Content
 
-ByPath = Callable[[str], Content]
+PathResolver = Callable[[str], Content]
 _NOTHING = "no image in this row"
 NO_IMAGES = ""  # given as the image column when a table is opened for its other columns
 
@@ -21,34 +21,34 @@ class NoImagesError(NstError):
     """The table has no image column."""
 
 
-def image_column(schema: pa.Schema, location: str, asked: str | None, features: Features | None = None) -> tuple[str, tuple[str, ...]]:
+def image_column(schema: pa.Schema, location: str, requested: str | None, features: Features | None = None) -> tuple[str, tuple[str, ...]]:
     """The image column, and what pins the choice: its name if several columns could hold images. NO_IMAGES skips the search.
 
     Among several candidates, the one that `datasets` declares an Image in the schema or in a card's `features` is chosen.
 
     Raises NstError if there is none, UsageError if the requested column does not exist or the choice is ambiguous.
     """
-    if asked == NO_IMAGES:
+    if requested == NO_IMAGES:
         return NO_IMAGES, ()
     candidates: list[str] = [field.name for field in schema if holds_images(field.type)]
-    if asked is None and not candidates:
-        raise NoImagesError(f"{location}: expected an image column (binary, or a struct with bytes), found {_columns(schema)}")
-    if asked is None and len(candidates) > 1:
+    if requested is None and not candidates:
+        raise NoImagesError(f"{location}: expected an image column (binary, or a struct with bytes), found {_describe_columns(schema)}")
+    if requested is None and len(candidates) > 1:
         declared = [name for name in columns_of_kind("Image", schema, features) if name in candidates]
         if len(declared) == 1:
             return declared[0], (declared[0],)
         raise UsageError(f"{location}: expected one image column, found {', '.join(candidates)}; name one with `image_column`")
-    if asked is not None and asked not in candidates:
-        problem = f"`{asked}` is {schema.field(asked).type}" if asked in schema.names else f"found {_columns(schema)}"
+    if requested is not None and requested not in candidates:
+        problem = f"`{requested}` is {schema.field(requested).type}" if requested in schema.names else f"found {_describe_columns(schema)}"
         raise UsageError(
-            f"{location}: `image_column` {asked}: {problem}; expected a column of images (binary, or a struct with bytes)"
+            f"{location}: `image_column` {requested}: {problem}; expected a column of images (binary, or a struct with bytes)"
             + (f", as in {', '.join(candidates)}" if candidates else "")
         )
-    column = asked or candidates[0]
+    column = requested or candidates[0]
     return column, (column,) if len(candidates) > 1 else ()
 
 
-def _columns(schema: pa.Schema) -> str:
+def _describe_columns(schema: pa.Schema) -> str:
     return ", ".join(f"`{field.name}` ({field.type})" for field in schema) or "no column"
 
 
@@ -69,11 +69,11 @@ def is_binary(kind: pa.DataType) -> bool:
 
 
 class Cells:
-    """The cells of one array: binary, or a struct of bytes and path. `by_path` resolves cells that have a path but no bytes."""
+    """The cells of one array: binary, or a struct of bytes and path. `resolve_path` resolves cells that have a path but no bytes."""
 
-    def __init__(self, column: pa.Array, by_path: ByPath) -> None:
+    def __init__(self, column: pa.Array, resolve_path: PathResolver) -> None:
         self._paths: pa.Array | None = None
-        self._find = by_path
+        self._resolve_path = resolve_path
         if isinstance(column.type, pa.BaseExtensionType):
             column = column.storage
         self._dictionary: pa.Array | None = None
@@ -97,36 +97,36 @@ class Cells:
         """The bytes, or the reason why there are none."""
         if self._dictionary is not None:
             index = self._places[cell]
-            return NstError(_NOTHING) if index is None else Cells(self._dictionary.slice(index, 1), self._find)[0]
+            return NstError(_NOTHING) if index is None else Cells(self._dictionary.slice(index, 1), self._resolve_path)[0]
         if self._null is not None and self._null[cell]:
-            return self._by_path(cell)
+            return self._read_by_path(cell)
         return self._data[self._ends[cell] : self._ends[cell + 1]]
 
-    def _by_path(self, cell: int) -> Content:
+    def _read_by_path(self, cell: int) -> Content:
         try:
             path = self._paths[cell].as_py() if self._paths is not None else None
         except UnicodeDecodeError:
             return NstError("names a file, but not in UTF-8")
         if not isinstance(path, str):
             return NstError(_NOTHING)
-        return self._find(path)
+        return self._resolve_path(path)
 
 
-def cell_of(column: pa.ChunkedArray, cell: int, by_path: ByPath) -> Content:
+def cell_content(column: pa.ChunkedArray, cell: int, resolve_path: PathResolver) -> Content:
     """A single cell of a chunked column."""
     for chunk in column.chunks:
         if cell < len(chunk):
-            return Cells(chunk.slice(cell, 1), by_path)[0]
+            return Cells(chunk.slice(cell, 1), resolve_path)[0]
         cell -= len(chunk)
     raise IndexError(f"row {cell} after the last")
 
 
-def below(folder: Path) -> ByPath:
+def path_resolver(folder: Path) -> PathResolver:
     """Resolve paths in cells relative to a folder; paths that lead out of it yield an error."""
-    return partial(_below, folder)
+    return partial(_resolve_below, folder)
 
 
-def _below(folder: Path, path: str) -> Content:
+def _resolve_below(folder: Path, path: str) -> Content:
     if not is_below(path):
         return NstError(f"names the file {path!r}, which is not below the folder of its table")
     return partial(read_file, str(folder / PurePosixPath(path)))
@@ -134,10 +134,10 @@ def _below(folder: Path, path: str) -> Content:
 
 def is_below(path: str) -> bool:
     """Whether a path in a cell stays below its folder."""
-    parts = PurePosixPath(path)
-    return not (parts.is_absolute() or ".." in parts.parts or "\0" in path)
+    pure_path = PurePosixPath(path)
+    return not (pure_path.is_absolute() or ".." in pure_path.parts or "\0" in path)
 
 
-def nowhere(path: str) -> Content:
+def refuse_path(path: str) -> Content:
     """Resolve no path: cells of a downloaded file must not refer to other files."""
     return NstError(f"names the file {path!r} and holds no bytes")

@@ -21,16 +21,16 @@ from nst_data.errors import NstError
 from nst_data.progress import Progress
 from nst_data.sources.hashing import image_hashes
 from nst_data.sources.source import Source
-from nst_data.store.files import replacing, write_text
-from nst_data.store.places import READ
+from nst_data.store.files import atomic_write, write_text
+from nst_data.store.places import READ_FOLDER
 
 _SAMPLED_ROWS = 10_000  # for tables and tar files, where one changed file may hold many images
 _SAMPLED_ELSEWHERE = 1_000  # if a source with the same names and sizes is at another location
 _PIECE = 65_536
 _BEFORE_VERB = re.compile(" was | were ")
-_ODD = (ValueError, KeyError, TypeError, OverflowError)  # raised by reading a record that nst did not write
+_INVALID_RECORD = (ValueError, KeyError, TypeError, OverflowError)  # raised by reading a record that nst did not write
 
-Known = Iterable[tuple[NDArray[np.int64], NDArray[np.bytes_]]]  # increasing row numbers, and the 16 bytes of each `image_hash`
+KnownHashes = Iterable[tuple[NDArray[np.int64], NDArray[np.bytes_]]]  # increasing row numbers, and the 16 bytes of each `image_hash`
 HASH = np.dtype("V16")
 
 
@@ -41,31 +41,31 @@ class Times(NamedTuple):
     changed: int
 
 
-class _Noted(NamedTuple):
+class _Record(NamedTuple):
     location: str  # empty if unknown
     stamps: NDArray[np.uint64] | None  # one per file, or
     times: Times | None  # as recorded by earlier versions of nst
 
 
-class Reading:
+class ReadRecord:
     """The record of how one source (`role`) was read for the version in `folder`, which may be in progress or sealed."""
 
     def __init__(self, folder: Path, role: str) -> None:
-        self._about, self._stamps, self._hashes = (folder / READ / f"{role}.{kind}" for kind in ("json", "stamps.npy", "npy"))
+        self._about, self._stamps, self._hashes = (folder / READ_FOLDER / f"{role}.{kind}" for kind in ("json", "stamps.npy", "npy"))
 
-    def begin(self, source: Source) -> None:
+    def record_stamps(self, source: Source) -> None:
         """Record the stamps of the source's files before any image is read, unless they are already recorded."""
         if not self._about.exists():
-            self._note(source, source.stamps())
+            self._write_record(source, source.stamps())
 
-    def keep(self, hashes: NDArray[np.void]) -> None:
+    def store_hashes(self, hashes: NDArray[np.void]) -> None:
         """Store the hash of each image, shape (rows,), if no table of the version has it; zeros for an image that cannot be read."""
         self._hashes.parent.mkdir(exist_ok=True)
-        with replacing(self._hashes) as file:
+        with atomic_write(self._hashes) as file:
             np.lib.format.write_array(file, hashes)
 
-    def kept(self) -> Known:
-        """The hashes that `keep` stored, without images that could not be read."""
+    def stored_hashes(self) -> KnownHashes:
+        """The hashes that `store_hashes` stored, without images that could not be read."""
         if self._hashes.exists():
             hashes = np.load(self._hashes, mmap_mode="r")
             for start in range(0, len(hashes), _PIECE):
@@ -74,103 +74,105 @@ class Reading:
                 yield start + rows, piece[rows]
 
     def known_hashes(self) -> NDArray[np.bytes_]:
-        """The 16 bytes of each `image_hash` that `keep` stored, as "S16", shape (images,); empty if it stored none."""
-        pieces = [hashes.view("S16") for _, hashes in self.kept()]
+        """The 16 bytes of each `image_hash` that `store_hashes` stored, as "S16", shape (images,); empty if it stored none."""
+        pieces = [hashes.view("S16") for _, hashes in self.stored_hashes()]
         return np.concatenate([np.empty(0, "S16"), *pieces])
 
-    def check(
+    def check_unchanged(
         self,
         source: Source,
-        known: Known,
-        what: str,
+        known: KnownHashes,
+        event: str,
         remedy: str,
         progress: Progress,
-        made: str | None = None,
-        notes: bool = True,
+        sealed_at: str | None = None,
+        update_record: bool = True,
     ) -> None:
         """Raise NstError if the content of images differs from the `known` hashes.
 
         Images in files whose stamp differs from the recorded one are compared, and the new stamps recorded if nothing has changed; of a
-        source at another location a sample is compared. In messages, `what` says what was made from the images and `remedy` what to do.
-        `made` is when the version was sealed, used if it has no record. Without `notes` nothing is written.
+        source at another location a sample is compared. In messages, `event` says what was made from the images and `remedy` what to do.
+        `sealed_at` is when the version was sealed, used if it has no record. Without `update_record` nothing is written.
         """
-        record = self._read(made)
+        record = self._read_record(sealed_at)
         if record is None:
             return
-        stamps, is_there = source.stamps(), record.location in ("", source.location)
-        if is_there:
-            files = _other_files(source, record, stamps)
+        stamps, is_same_location = source.stamps(), record.location in ("", source.location)
+        if is_same_location:
+            files = _changed_files(source, record, stamps)
             rows = np.arange(len(source)) if files is None else source.rows_of_files(files)
-            most = len(source) if source.rows_per_file == 1 else _SAMPLED_ROWS
-            reason = f"{'the' if files is None else f'{len(files):,}'} file{'s' * (files is None or len(files) > 1)} changed since {what}"
+            max_compared = len(source) if source.rows_per_file == 1 else _SAMPLED_ROWS
+            reason = f"{'the' if files is None else f'{len(files):,}'} file{'s' * (files is None or len(files) > 1)} changed since {event}"
         else:
-            rows, most, reason = np.arange(len(source)), _SAMPLED_ELSEWHERE, f"{record.location} was read before, when {what}"
+            rows, max_compared, reason = np.arange(len(source)), _SAMPLED_ELSEWHERE, f"{record.location} was read before, when {event}"
         if not len(rows) or not stamps.any():
             return
-        sample = rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most, dtype=np.int64)]
-        pieces = _known_of(sample, known)
+        sample = rows if len(rows) <= max_compared else rows[np.linspace(0, len(rows) - 1, max_compared, dtype=np.int64)]
+        pieces = _select_known(sample, known)
         if total := sum(len(numbers) for numbers, _ in pieces):
-            only = f" ({total:,} checked, the rest assumed unchanged)" if len(sample) < len(rows) else ""
-            images = len(rows) if only else total
-            progress.say(f"{source.location}: {reason}; comparing {images:,} image{'s' * (images > 1)} with the earlier ones{only}")
+            sampling_note = f" ({total:,} checked, the rest assumed unchanged)" if len(sample) < len(rows) else ""
+            images = len(rows) if sampling_note else total
+            progress.say(
+                f"{source.location}: {reason}; comparing {images:,} image{'s' * (images > 1)} with the earlier ones{sampling_note}"
+            )
         changed, first = 0, -1
-        with progress.task(f"compare images with those of {_BEFORE_VERB.split(what)[0]}", total, "images") as task:
-            for row, is_same in _compared(source, pieces, task.advance):
+        with progress.task(f"compare images with those of {_BEFORE_VERB.split(event)[0]}", total, "images") as task:
+            for row, is_same in _compare_hashes(source, pieces, task.advance):
                 changed += not is_same
                 first = row if not is_same and first < 0 else first
         if changed:
-            which, them = (f"the first is {source.key(first)!r}", "them") if changed > 1 else (repr(source.key(first)), "it")
-            have = f"{changed:,} images have" if changed > 1 else "1 image has"
-            raise NstError(f"{source.location}: {have} different content than when {what} ({which}); restore {them}, or {remedy}")
-        if is_there and notes:
+            example, pronoun = (f"the first is {source.key(first)!r}", "them") if changed > 1 else (repr(source.key(first)), "it")
+            subject = f"{changed:,} images have" if changed > 1 else "1 image has"
+            raise NstError(f"{source.location}: {subject} different content than when {event} ({example}); restore {pronoun}, or {remedy}")
+        if is_same_location and update_record:
             with suppress(OSError):  # with a read-only store the comparison is repeated next time
-                self._note(source, stamps)
+                self._write_record(source, stamps)
 
-    def _note(self, source: Source, now: NDArray[np.uint64]) -> None:
+    def _write_record(self, source: Source, stamps: NDArray[np.uint64]) -> None:
         self._about.parent.mkdir(exist_ok=True)
-        with replacing(self._stamps) as file:
-            np.lib.format.write_array(file, now)
+        with atomic_write(self._stamps) as file:
+            np.lib.format.write_array(file, stamps)
         write_text(self._about, json.dumps({"location": source.location}))
 
-    def _read(self, made: str | None) -> _Noted | None:
-        noted = self._noted()
-        if noted is not None or made is None:
-            return noted
-        moment = int(datetime.datetime.fromisoformat(made).timestamp()) * 10**9
-        return _Noted("", None, Times(moment, moment))
+    def _read_record(self, sealed_at: str | None) -> _Record | None:
+        record = self._stored_record()
+        if record is not None or sealed_at is None:
+            return record
+        moment = int(datetime.datetime.fromisoformat(sealed_at).timestamp()) * 10**9
+        return _Record("", None, Times(moment, moment))
 
-    def _noted(self) -> _Noted | None:
+    def _stored_record(self) -> _Record | None:
         """The record, or None if there is none that this version of nst understands."""
-        with suppress(FileNotFoundError, IsADirectoryError, *_ODD):
-            noted = json.loads(self._about.read_text("utf-8"))
-            location = str(noted["location"])
+        with suppress(FileNotFoundError, IsADirectoryError, *_INVALID_RECORD):
+            record = json.loads(self._about.read_text("utf-8"))
+            location = str(record["location"])
             if not self._stamps.exists():
-                return _Noted(location, None, Times(int(noted["written"]), int(noted["changed"])))
+                return _Record(location, None, Times(int(record["written"]), int(record["changed"])))
             with self._stamps.open("rb") as file:
                 stamps = np.lib.format.read_array(file)
-            return _Noted(location, stamps, None) if stamps.ndim == 1 and stamps.dtype == np.uint64 else None
+            return _Record(location, stamps, None) if stamps.ndim == 1 and stamps.dtype == np.uint64 else None
         return None
 
 
-def _other_files(source: Source, before: _Noted, now: NDArray[np.uint64]) -> NDArray[np.int64] | None:
+def _changed_files(source: Source, record: _Record, stamps: NDArray[np.uint64]) -> NDArray[np.int64] | None:
     """Numbers of the existing files that differ from the record; None if any file may differ."""
-    if before.stamps is None:
-        assert before.times is not None, "one of both is noted"
-        return newer_files(source, before.times)
-    if len(before.stamps) != len(now):
+    if record.stamps is None:
+        assert record.times is not None, "one of both is noted"
+        return newer_files(source, record.times)
+    if len(record.stamps) != len(stamps):
         return None
-    return np.flatnonzero((now != before.stamps) & (now != 0))
+    return np.flatnonzero((stamps != record.stamps) & (stamps != 0))
 
 
-def newer_files(source: Source, before: Times) -> NDArray[np.int64]:
+def newer_files(source: Source, recorded: Times) -> NDArray[np.int64]:
     """Numbers of the files that were written, replaced or otherwise changed since."""
     numbers = (
-        number for number, path in enumerate(source.files()) if any(new > old for new, old in zip(_times(path), before, strict=True))
+        number for number, path in enumerate(source.files()) if any(new > old for new, old in zip(_file_times(path), recorded, strict=True))
     )
     return np.fromiter(numbers, dtype=np.int64)
 
 
-def _times(path: str) -> Times:
+def _file_times(path: str) -> Times:
     try:
         stat = os.stat(path)
     except OSError:  # reported when its rows are read
@@ -178,17 +180,17 @@ def _times(path: str) -> Times:
     return Times(stat.st_mtime_ns, stat.st_ctime_ns)
 
 
-def _known_of(wanted: NDArray[np.int64], known: Known) -> list[tuple[NDArray[np.int64], NDArray[np.bytes_]]]:
+def _select_known(rows: NDArray[np.int64], known: KnownHashes) -> list[tuple[NDArray[np.int64], NDArray[np.bytes_]]]:
     """The wanted rows (increasing row numbers) whose hash is known, with these hashes."""
     pieces = []
     for numbers, hashes in known:
-        in_range = wanted[slice(*np.searchsorted(wanted, [numbers.min(), numbers.max() + 1]))] if len(numbers) else wanted[:0]
-        common, indices, _ = np.intersect1d(numbers, in_range, assume_unique=True, return_indices=True)
+        rows_in_range = rows[slice(*np.searchsorted(rows, [numbers.min(), numbers.max() + 1]))] if len(numbers) else rows[:0]
+        common, indices, _ = np.intersect1d(numbers, rows_in_range, assume_unique=True, return_indices=True)
         pieces.append((common, hashes[indices]))
     return pieces
 
 
-def _compared(source: Source, pieces: Known, advance: Callable[[int], None]) -> Iterator[tuple[int, bool]]:
+def _compare_hashes(source: Source, pieces: KnownHashes, advance: Callable[[int], None]) -> Iterator[tuple[int, bool]]:
     """The readable rows whose hash is known, each with whether its bytes are unchanged."""
     for numbers, hashes in pieces:
         for (row, new_hash), old_hash in zip(image_hashes(source.rows(numbers)), hashes, strict=True):
@@ -197,7 +199,7 @@ def _compared(source: Source, pieces: Known, advance: Callable[[int], None]) -> 
             advance(1)
 
 
-def hashes_in(folder: Path) -> Known:
+def hashes_in(folder: Path) -> KnownHashes:
     """The image hashes in the label tables of a version, sealed or in progress."""
     for file in sorted((*folder.glob("pseudo_labels/[!.]*.parquet"), *folder.glob("balanced/[!.]*.parquet"))):
         with pq.ParquetFile(file) as parquet:

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nst_data.sources.labels import labels_in
-from nst_data.sources.source import Row, Source, Wanted
+from nst_data.sources.source import Row, RowIndices, Source
 
 
 @dataclass(frozen=True)
-class Found:
+class AddedImages:
     """Labeled images: `rows` of a `source`, their `labels`, and the `image_hash` that each of them must have."""
 
     source: Source
@@ -22,18 +22,18 @@ class Found:
     hashes: Sequence[str]
 
 
-class Corrected(Source):
-    """The rows of `labeled` come first and keep their numbers, including those `left_out`; the `more` images follow."""
+class CorrectedSource(Source):
+    """The rows of `labeled` come first and keep their numbers, including those `left_out`; the `added` images follow."""
 
-    def __init__(self, labeled: Source, labels: NDArray[np.int64], left_out: Sequence[int], more: Found | None) -> None:
+    def __init__(self, labeled: Source, labels: NDArray[np.int64], left_out: Sequence[int], added: AddedImages | None) -> None:
         super().__init__(labeled.location)
-        self._labeled, self._more, self.left_out = labeled, more, tuple(left_out)
-        self.labels = labels if more is None else np.concatenate([labels, more.labels])
+        self._labeled, self._added, self.left_out = labeled, added, tuple(left_out)
+        self.labels = labels if added is None else np.concatenate([labels, added.labels])
         self.class_names, self.empty_classes = labeled.class_names, labeled.empty_classes
         self.revision, self.license, self.skipped = labeled.revision, labeled.license, labeled.skipped
         self.image_column, self.label_column = labeled.image_column, labeled.label_column
         self._listing = labeled._listing
-        digest = hashlib.sha256(repr((self.left_out, list(more.hashes) if more else [])).encode()).hexdigest()
+        digest = hashlib.sha256(repr((self.left_out, list(added.hashes) if added else [])).encode()).hexdigest()
         self._pins = (*labeled._pins, digest)
 
     def __len__(self) -> int:
@@ -42,35 +42,35 @@ class Corrected(Source):
     def key(self, row: int) -> str:
         """The key of the row in the source that it comes from."""
         labeled_count = len(self._labeled)
-        if self._more is None or row < labeled_count:
+        if self._added is None or row < labeled_count:
             return self._labeled.key(row)
-        return self._more.source.key(int(self._more.rows[row - labeled_count]))
+        return self._added.source.key(int(self._added.rows[row - labeled_count]))
 
     def read(self, row: int) -> bytes:
         """The encoded bytes of one row. Raises NstError if an added image is not the one that reviewers saw."""
         labeled_count = len(self._labeled)
-        if self._more is None or row < labeled_count:
+        if self._added is None or row < labeled_count:
             return self._labeled.read(row)
-        source_row = int(self._more.rows[row - labeled_count])
-        encoded = self._more.source.read(source_row)
-        self._more.source.check(source_row, encoded, self._more.hashes[row - labeled_count])
+        source_row = int(self._added.rows[row - labeled_count])
+        encoded = self._added.source.read(source_row)
+        self._added.source.check_content(source_row, encoded, self._added.hashes[row - labeled_count])
         return encoded
 
-    def rows(self, wanted: Wanted) -> Iterator[Row]:
+    def rows(self, needed: RowIndices) -> Iterator[Row]:
         """The rows of the labeled source in sequence, added images one by one."""
-        numbers = np.asarray(wanted, dtype=np.int64)
+        numbers = np.asarray(needed, dtype=np.int64)
         is_labeled = numbers < len(self._labeled)
         yield from self._labeled.rows(numbers[is_labeled])
         for row in numbers[~is_labeled].tolist():
             yield Row(row, self.key(row), partial(self.read, row))
 
-    def copy_of_images(self) -> str:
+    def describe_copy(self) -> str:
         """What must be copied before single rows of the underlying sources can be read."""
-        return self._labeled.copy_of_images() or (self._more.source.copy_of_images() if self._more else "")
+        return self._labeled.describe_copy() or (self._added.source.describe_copy() if self._added else "")
 
-    def slow_reads(self) -> str:
+    def describe_slow_reads(self) -> str:
         """Why one of the underlying sources is slow to read."""
-        return self._labeled.slow_reads() or (self._more.source.slow_reads() if self._more else "")
+        return self._labeled.describe_slow_reads() or (self._added.source.describe_slow_reads() if self._added else "")
 
     def remarks(self) -> list[str]:
         """The remarks of the labeled source."""
@@ -85,8 +85,8 @@ class Corrected(Source):
         return self._paths()
 
     def _stamps(self) -> NDArray[np.uint64]:
-        return np.concatenate([self._labeled.stamps(), *([self._more.source.stamps()] if self._more else [])])
+        return np.concatenate([self._labeled.stamps(), *([self._added.source.stamps()] if self._added else [])])
 
     def _paths(self) -> Iterator[str]:
         yield from self._labeled.files()
-        yield from self._more.source.files() if self._more else ()
+        yield from self._added.source.files() if self._added else ()

@@ -11,13 +11,13 @@ Features = Mapping[str, Any]  # features of `datasets` by column, as declared in
 
 def feature_names(schema: pa.Schema, column: str) -> list[str] | None:
     """The class names that `datasets` wrote into the schema."""
-    feature = _written(schema).get(column)
-    return _names(feature.get("names")) if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" else None
+    feature = _schema_features(schema).get(column)
+    return _valid_names(feature.get("names")) if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" else None
 
 
 def card_names(features: Features | None, column: str) -> list[str] | None:
     """The class names declared in a card."""
-    return _names(getattr((features or {}).get(column), "names", None))
+    return _valid_names(getattr((features or {}).get(column), "names", None))
 
 
 def class_columns(schema: pa.Schema, features: Features | None = None) -> dict[str, list[str]]:
@@ -28,7 +28,7 @@ def class_columns(schema: pa.Schema, features: Features | None = None) -> dict[s
 
 def columns_of_kind(kind: str, schema: pa.Schema, features: Features | None = None) -> list[str]:
     """The columns that the schema, or else the card, declares to be of a kind such as `Image` or `ClassLabel`."""
-    written = _written(schema)
+    written = _schema_features(schema)
 
     def kind_of(column: str) -> Any:  # noqa: ANN401 - anybody may have written the metadata
         feature = written.get(column)
@@ -37,7 +37,7 @@ def columns_of_kind(kind: str, schema: pa.Schema, features: Features | None = No
     return [name for name in schema.names if kind_of(name) == kind]
 
 
-def _written(schema: pa.Schema) -> dict[str, Any]:
+def _schema_features(schema: pa.Schema) -> dict[str, Any]:
     text = (schema.metadata or {}).get(b"huggingface")
     try:
         features = json.loads(text)["info"]["features"] if text else {}
@@ -46,5 +46,5 @@ def _written(schema: pa.Schema) -> dict[str, Any]:
     return features if isinstance(features, dict) else {}
 
 
-def _names(names: Any) -> list[str] | None:  # noqa: ANN401 - anybody may have written the metadata
-    return names if isinstance(names, list) and names and all(isinstance(name, str) for name in names) else None
+def _valid_names(value: Any) -> list[str] | None:  # noqa: ANN401 - anybody may have written the metadata
+    return value if isinstance(value, list) and value and all(isinstance(name, str) for name in value) else None

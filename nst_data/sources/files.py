@@ -44,7 +44,7 @@ def read_file(path: str, listed_bytes: int | None = None) -> bytes:
     """All bytes of a file. Raises OSError, or NstError if it is not a regular file or differs in size from the listing."""
     if "\0" in path:
         raise NstError("its path holds a zero byte, which no file system takes")
-    with open(path, "rb", buffering=0, opener=_open_at_once) as file:
+    with open(path, "rb", buffering=0, opener=_open_nonblocking) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise NstError("not a file")
         encoded: bytes = file.readall()
@@ -55,7 +55,7 @@ def read_file(path: str, listed_bytes: int | None = None) -> bytes:
 
 def read_start(path: str, size: int) -> bytes:
     """The first bytes of a file. Raises OSError."""
-    with open(path, "rb", buffering=0, opener=_open_at_once) as file:
+    with open(path, "rb", buffering=0, opener=_open_nonblocking) as file:
         return bytes(file.read(size))
 
 
@@ -65,21 +65,21 @@ def check_file_size(size: int, listed_bytes: int) -> None:
         raise NstError(f"has {size:,} bytes, {listed_bytes:,} when the pool was listed")
 
 
-def missing_remark(location: str, missing: int, first: str) -> str:
-    """A remark about missing image files that a table lists; `first` is the path at which the first was expected."""
-    are, which = ("are", ", the first") if missing > 1 else ("is", "")
-    files = f"{missing:,} of its image files {are} missing or empty{which}"
+def missing_remark(location: str, n_missing: int, first_path: str) -> str:
+    """A remark about missing image files that a table lists; `first_path` is the path at which the first was expected."""
+    verb, first_phrase = ("are", ", the first") if n_missing > 1 else ("is", "")
+    files = f"{n_missing:,} of its image files {verb} missing or empty{first_phrase}"
     hint = "relative paths start at the folder of the file that lists them"
-    return f"{location}: {files}: {first}; {hint}; move the images there, or correct the paths"
+    return f"{location}: {files}: {first_path}; {hint}; move the images there, or correct the paths"
 
 
-def check_whole(size: int, expected_bytes: int) -> None:
+def check_complete(size: int, expected_bytes: int) -> None:
     """Raise NstError if fewer bytes were read than a header in the file promises."""
     if size != expected_bytes:
         raise NstError(f"cut short: {size:,} of {expected_bytes:,} bytes")
 
 
-def _open_at_once(path: str, flags: int) -> int:
+def _open_nonblocking(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # opening a named pipe would wait for its writer
 
 
@@ -98,10 +98,10 @@ class OpenFile:
     def read(self, size: int, offset: int) -> bytes:
         """`size` bytes at an offset. Raises NstError if the file has fewer."""
         content = os.pread(self.number, max(0, min(size, self._size - offset)), offset)  # a header may claim any size
-        check_whole(len(content), size)
+        check_complete(len(content), size)
         return content
 
-    def part(self, size: int, offset: int) -> bytes:
+    def read_up_to(self, size: int, offset: int) -> bytes:
         """Up to `size` bytes at an offset: fewer if the file ends earlier, none if the offset is outside the file."""
         return os.pread(self.number, size, offset) if 0 <= offset < self._size else b""
 

@@ -13,25 +13,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nst_data.errors import NstError, UsageError
-from nst_data.sources.imagenet_names import places_of
-from nst_data.sources.labels import MOST_UNNAMED, class_numbers, composed, labels_in, places_among
-from nst_data.sources.listing import PIECE, listed
-from nst_data.sources.source import Row, Source, Wanted, within
+from nst_data.sources.imagenet_names import match_imagenet_classes
+from nst_data.sources.labels import MAX_UNNAMED_CLASSES, class_numbers, indices_among, labels_in, normalize_unicode
+from nst_data.sources.listing import PIECE, build_listing
+from nst_data.sources.source import Row, RowIndices, Source, within
 from nst_data.store.inputs import Input
 
 
-class Joined(Source):
+class JoinedSource(Source):
     """All rows of the first source, then all rows of the next, and so on. Keys begin with the name of their source."""
 
     def __init__(self, sources: Sequence[Source]) -> None:
         locations = [source.location for source in sources]
-        if duplicates := [path for path, times in Counter(map(_real, locations)).items() if times > 1]:
+        if duplicates := [path for path, times in Counter(map(_canonical, locations)).items() if times > 1]:
             raise UsageError(f"{duplicates[0]}: is named twice; name each source once")
         super().__init__(" + ".join(locations))
         self._sources = sources
-        self._names = _told_apart([_name(location) for location in locations])
+        self._names = _make_unique([_source_name(location) for location in locations])
         self._starts = [0, *accumulate(len(source) for source in sources)]
-        self.class_names, mappings = _all_classes(sources)
+        self.class_names, mappings = _merge_classes(sources)
         self.labels = np.concatenate([mapping[labels_in(source)] for mapping, source in zip(mappings, sources, strict=True)])
         self.skipped = dict(sum((Counter(source.skipped) for source in sources), Counter()))
         present = {self.class_names[label] for label in np.unique(self.labels)}
@@ -39,7 +39,7 @@ class Joined(Source):
         self.image_column = next((source.image_column for source in sources if source.image_column), None)
         self.label_column = next((source.label_column for source in sources if source.label_column), None)
         self._pins = tuple(pin for source in sources for pin in source._pins)
-        self._listing = listed(self._entries())
+        self._listing = build_listing(self._entries())
 
     def _entries(self) -> Iterator[tuple[list[str], list[int]]]:
         for name, source in zip(self._names, self._sources, strict=True):
@@ -49,53 +49,53 @@ class Joined(Source):
     def __len__(self) -> int:
         return self._starts[-1]
 
-    def _of(self, row: int) -> tuple[int, int]:
+    def _locate(self, row: int) -> tuple[int, int]:
         """The index of a row's source, and the row number within it."""
         number = bisect_right(self._starts, row) - 1
         return number, row - self._starts[number]
 
     def key(self, row: int) -> str:
         """The name of the row's source, followed by its key there."""
-        number, source_row = self._of(row)
+        number, source_row = self._locate(row)
         return f"{self._names[number]}/{self._sources[number].key(source_row)}"
 
     def read(self, row: int) -> bytes:
         """The encoded bytes, read from the row's source."""
-        number, source_row = self._of(row)
+        number, source_row = self._locate(row)
         return self._sources[number].read(source_row)
 
-    def rows(self, wanted: Wanted) -> Iterator[Row]:
+    def rows(self, needed: RowIndices) -> Iterator[Row]:
         """The wanted rows, source by source."""
         for number, source in enumerate(self._sources):
             start = self._starts[number]
-            of_source = np.asarray(within(wanted, start, self._starts[number + 1]), dtype=np.int64) - start
-            for row in source.rows(of_source):
+            source_rows = np.asarray(within(needed, start, self._starts[number + 1]), dtype=np.int64) - start
+            for row in source.rows(source_rows):
                 yield replace(row, id=row.id + start, key=f"{self._names[number]}/{row.key}")
 
-    def empty_files(self, rows: int) -> tuple[int, str]:
+    def empty_files(self, n_rows: int) -> tuple[int, str]:
         """Empty files among the first rows, summed over all sources."""
         total, first = 0, ""
         for number, source in enumerate(self._sources):
-            count, key = source.empty_files(max(0, min(len(source), rows - self._starts[number])))
+            count, key = source.empty_files(max(0, min(len(source), n_rows - self._starts[number])))
             first = first or (f"{self._names[number]}/{key}" if count else "")
             total += count
         return total, first
 
-    def copy_of_images(self) -> str:
+    def describe_copy(self) -> str:
         """What must be copied for the first source that needs a copy."""
-        return next(filter(None, (source.copy_of_images() for source in self._sources)), "")
+        return next(filter(None, (source.describe_copy() for source in self._sources)), "")
 
-    def slow_reads(self) -> str:
+    def describe_slow_reads(self) -> str:
         """Why reading is slow, for the first source that is slow to read."""
-        return next(filter(None, (source.slow_reads() for source in self._sources)), "")
+        return next(filter(None, (source.describe_slow_reads() for source in self._sources)), "")
 
     def remarks(self) -> list[str]:
         """The remarks of all sources, and the classes that each lacks: a name with another spelling becomes another class."""
         lines = [line for source in self._sources for line in source.remarks()]
-        lines += [f"{source.location}: has no {', '.join(missing)}" for source, missing in self._lacking() if missing]
+        lines += [f"{source.location}: has no {', '.join(missing)}" for source, missing in self._missing_classes() if missing]
         return lines
 
-    def _lacking(self) -> Iterator[tuple[Source, list[str]]]:
+    def _missing_classes(self) -> Iterator[tuple[Source, list[str]]]:
         names, labels = self.class_names or [], labels_in(self)
         for number, source in enumerate(self._sources):
             present = set(labels[self._starts[number] : self._starts[number + 1]].tolist())
@@ -110,13 +110,14 @@ class Joined(Source):
     def rows_of_files(self, files: NDArray[np.int64]) -> NDArray[np.int64]:
         """The rows stored in the given files, as each source maps its own files."""
         rows = [
-            self._starts[number] + source.rows_of_files(np.asarray(within(files, *self._files[number : number + 2])) - self._files[number])
+            self._starts[number]
+            + source.rows_of_files(np.asarray(within(files, *self._file_starts[number : number + 2])) - self._file_starts[number])
             for number, source in enumerate(self._sources)
         ]
         return np.concatenate(rows)
 
     @cached_property
-    def _files(self) -> list[int]:
+    def _file_starts(self) -> list[int]:
         """Number of files before those of each source, followed by the total."""
         return [0, *accumulate(sum(1 for _ in source.files()) or len(source.stamps()) for source in self._sources)]
 
@@ -136,7 +137,7 @@ class Joined(Source):
             yield from source.files()
 
 
-def _told_apart(names: Sequence[str]) -> list[str]:
+def _make_unique(names: Sequence[str]) -> list[str]:
     """The names, with a number appended to those that occur more than once to make them unique."""
     unique: list[str] = []
     for name in names:
@@ -145,16 +146,16 @@ def _told_apart(names: Sequence[str]) -> list[str]:
     return unique
 
 
-def _name(location: str) -> str:
+def _source_name(location: str) -> str:
     return PurePath(location if "://" in location else location.partition("@")[0]).name or "source"
 
 
-def _real(location: str) -> str:
+def _canonical(location: str) -> str:
     """A canonical form of the location, equal for all spellings of one path."""
     return os.path.realpath(location) if os.path.exists(location) else location
 
 
-def _all_classes(sources: Sequence[Source]) -> tuple[list[str], list[NDArray[np.int64]]]:
+def _merge_classes(sources: Sequence[Source]) -> tuple[list[str], list[NDArray[np.int64]]]:
     """(class names of all sources, for each source the index of each of its classes among them).
 
     Classes are in the order of the first source that has those of all others, else sorted. Class numbers stay numbers if all sources
@@ -162,26 +163,30 @@ def _all_classes(sources: Sequence[Source]) -> tuple[list[str], list[NDArray[np.
     """
     listed = [source.class_names or [] for source in sources]
     numbers = [class_numbers(names) for names in listed]
-    of_numbers = [values for values in numbers if values is not None]
-    if len(of_numbers) == len(sources):
-        all_numbers = sorted(set().union(*of_numbers))
-        if all_numbers[-1] < MOST_UNNAMED:  # larger ones are names, such as article numbers
+    number_lists = [values for values in numbers if values is not None]
+    if len(number_lists) == len(sources):
+        all_numbers = sorted(set().union(*number_lists))
+        if all_numbers[-1] < MAX_UNNAMED_CLASSES:  # larger ones are names, such as article numbers
             all_numbers = list(range(all_numbers[-1] + 1))
-        return [str(number) for number in all_numbers], [np.searchsorted(all_numbers, values) for values in of_numbers]
-    if of_numbers:
+        return [str(number) for number in all_numbers], [np.searchsorted(all_numbers, values) for values in number_lists]
+    if number_lists:
         numbered = next(source.location for source, values in zip(sources, numbers, strict=True) if values is not None)
-        named = next(source.location for source, values in zip(sources, numbers, strict=True) if values is None)
-        raise NstError(f"{numbered}: its classes are numbers, and those of {named} are names; give the numbers names with `class_names`")
+        named_location = next(source.location for source, values in zip(sources, numbers, strict=True) if values is None)
+        raise NstError(
+            f"{numbered}: its classes are numbers, and those of {named_location} are names; give the numbers names with `class_names`"
+        )
     for names in listed:
-        places = [_places(other, names) for other in listed]
+        places = [_class_indices(source_names, names) for source_names in listed]
         if all(place is not None for values in places for place in values):
             return names, [np.array(values, np.int64) for values in places]
-    spellings = {composed(name): name for classes in reversed(listed) for name in classes}  # of several spellings, that of the first source
+    spellings = {
+        normalize_unicode(name): name for classes in reversed(listed) for name in classes
+    }  # of several spellings, that of the first source
     names = sorted(spellings.values())
     place = {name: index for index, name in enumerate(names)}
-    return names, [np.array([place[spellings[composed(name)]] for name in classes], np.int64) for classes in listed]
+    return names, [np.array([place[spellings[normalize_unicode(name)]] for name in classes], np.int64) for classes in listed]
 
 
-def _places(found: Sequence[str], expected: Sequence[str]) -> Sequence[int | None]:
-    places = places_among(found, expected)
-    return (places_of(found, expected) or places) if None in places else places
+def _class_indices(names: Sequence[str], expected: Sequence[str]) -> Sequence[int | None]:
+    places = indices_among(names, expected)
+    return (match_imagenet_classes(names, expected) or places) if None in places else places

@@ -24,9 +24,9 @@ def kind_of(names: Sequence[str], location: str) -> Literal["tar", "parquet"]:
     """Tar if all names end in `.tar`, else parquet. Raises UsageError for compressed tar files, for images and for a mix of kinds."""
     if any(name.endswith(_COMPRESSED_TARS) for name in names):
         raise UsageError(f"{location}: compressed tar files do not allow random access; unpack it or write a plain .tar")
-    if _all(names, lambda suffix: suffix == ".tar", location):
+    if _are_all_of_kind(names, lambda suffix: suffix == ".tar", location):
         return "tar"
-    if _all(names, lambda suffix: suffix in IMAGE_SUFFIXES, location):
+    if _are_all_of_kind(names, lambda suffix: suffix in IMAGE_SUFFIXES, location):
         raise UsageError(f"{location}: these are images; give their folder, or a .txt file with the path of an image on each line")
     return "parquet"
 
@@ -36,16 +36,18 @@ def claims_parquet(name: str, start: bytes) -> bool:
     return name.lower().endswith(".parquet") or start.startswith(_PARQUET_STARTS)
 
 
-def no_source(file: str, expected: str) -> str:
+def not_a_source_message(file: str, expected: str) -> str:
     """The message for a file of a kind that holds no images."""
     is_yaml = file.lower().endswith((".yaml", ".yml"))
     return f"{file}: not a source of images; {expected}" + ("; if it is a recipe, run it" if is_yaml else "")
 
 
-def _all(names: Sequence[str], is_kind: Callable[[str], bool], location: str) -> bool:
+def _are_all_of_kind(names: Sequence[str], is_kind: Callable[[str], bool], location: str) -> bool:
     """Whether all files are of a kind. Raises UsageError if only some are."""
-    alike = [is_kind(PurePosixPath(name).suffix.lower()) for name in names]
-    if any(alike) and not all(alike):
-        odd = names[alike.index(not alike[0])]
-        raise UsageError(f"{location}: expected files of one kind, found {names[0]} and {odd}; choose one, e.g. '*{Path(odd).suffix}'")
-    return all(alike)
+    matches = [is_kind(PurePosixPath(name).suffix.lower()) for name in names]
+    if any(matches) and not all(matches):
+        mismatch = names[matches.index(not matches[0])]
+        raise UsageError(
+            f"{location}: expected files of one kind, found {names[0]} and {mismatch}; choose one, e.g. '*{Path(mismatch).suffix}'"
+        )
+    return all(matches)

@@ -2,12 +2,12 @@
 
 from nst_data.errors import NstError, UsageError
 from nst_data.sources import Source, open_source
-from nst_data.sources.opening import NotHereError
+from nst_data.sources.opening import PathNotFoundError
 from nst_data.store.indexes import Indexes
 from nst_data.store.inputs import Input
 from nst_data.store.version import Version
 
-OF_EDITION = "was built from it; pass its current location with `pool`"  # hint of the error when training on an edition
+EDITION_HINT = "was built from it; pass its current location with `pool`"  # hint of the error when training on an edition
 
 
 def check_pool_is_own(version: Version, hint: str) -> None:
@@ -34,7 +34,7 @@ def open_labeled_pool(
     try:
         column, digest = image_column or entry.image_column, entry.digest if as_labeled else None
         return open_source(entry.ref, image_column=column, stream=stream, indexes=indexes, digest=digest)
-    except NotHereError:  # its suggestion of a similar name would mislead: the labeled images are often next to the pool
+    except PathNotFoundError:  # its suggestion of a similar name would mislead: the labeled images are often next to the pool
         raise NstError(f"{entry.ref}: no such file or folder. {version.ref} {hint}") from None
     except NstError as error:
         raise NstError(f"{error}. {version.ref} {hint}") from None

@@ -13,28 +13,28 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from nst_data.errors import NstError, UsageError, names_shown
+from nst_data.errors import NstError, UsageError, format_names
 from nst_data.sources.cells import is_binary
-from nst_data.sources.class_texts import is_yaml, texts_in_yaml
+from nst_data.sources.class_texts import is_yaml, read_synonyms
 from nst_data.sources.features import Features, columns_of_kind
-from nst_data.sources.imagenet_names import places_of
+from nst_data.sources.imagenet_names import match_imagenet_classes
 from nst_data.sources.source import Source
 
-MOST_UNNAMED = 100_000  # most classes that integers without names may stand for, unless there are at least twice as many rows
-_MOST_BYTES_OF_NAMES = 2**26
+MAX_UNNAMED_CLASSES = 100_000  # most classes that integers without names may stand for, unless there are at least twice as many rows
+_MAX_NAMES_BYTES = 2**26
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")  # terminals interpret these, and editors break lines at some
 _NUMBER = re.compile(r"[0-9]{1,18}")
-_WHOLE = re.compile(r"(-?[0-9]{1,18})(?:\.0*)?")
+_WHOLE_NUMBER = re.compile(r"(-?[0-9]{1,18})(?:\.0*)?")
 ClassNames = str | Path | Sequence[str]  # a file with one name per line, or the names
 _ADVICE = "Rename them, or give the names of integer labels with `class_names` FILE"
 
 
 @dataclass(frozen=True)
-class LabelsAsked:
+class LabelOptions:
     """The user's options for labels: the column that holds them, and the number of names given for integer labels."""
 
     column: str | None = None
-    names: int = 0
+    n_names: int = 0
 
 
 def labels_in(source: Source) -> NDArray[np.int64]:
@@ -53,79 +53,85 @@ def check_trainable(source: Source) -> None:
 
 
 def match_classes(
-    found: Sequence[str], expected: Sequence[str], what: str, subset: bool = False, advice: str = _ADVICE
+    names: Sequence[str], expected: Sequence[str], subject: str, subset: bool = False, advice: str = _ADVICE
 ) -> NDArray[np.int64]:
     """For each found class its index among the expected ones, by name, or by number if all are numbers; shape (found,).
 
     ImageNet's WordNet ids and words are treated as equal (`nst_data.sources.imagenet_names`). Raises NstError with both sets of names,
     ending in `advice`, if they differ; `subset` allows missing classes.
     """
-    found, expected = _same_digits(found, expected)
-    places = places_among(found, expected)
+    names, expected = _without_zero_padding(names, expected)
+    places = indices_among(names, expected)
     if None in places or (len(set(places)) < len(expected) and not subset):
-        places = places_of(found, expected) or places
-    unknown = [name for name, place in zip(found, places, strict=True) if place is None]
+        places = match_imagenet_classes(names, expected) or places
+    unknown = [name for name, place in zip(names, places, strict=True) if place is None]
     present = set(places)
-    lacking = [name for index, name in enumerate(expected) if index not in present]
-    if unknown or (lacking and not subset):
+    missing_names = [name for index, name in enumerate(expected) if index not in present]
+    if unknown or (missing_names and not subset):
         raise NstError(
-            f"{what}: expected {len(expected)} classes ({_shown(expected)}), found {_abridged(found)}"
-            + (f"; unknown: {_shown(unknown)}{_meant(unknown, lacking)}" if unknown else f"; missing: {_shown(lacking)}")
+            f"{subject}: expected {len(expected)} classes ({_abbreviate(expected)}), found {_count_and_names(names)}"
+            + (
+                f"; unknown: {_abbreviate(unknown)}{_spelling_hint(unknown, missing_names)}"
+                if unknown
+                else f"; missing: {_abbreviate(missing_names)}"
+            )
             + f". {advice}"
         )
     return np.array(places, dtype=np.int64)
 
 
-def places_among(found: Sequence[str], expected: Sequence[str]) -> list[int | None]:
+def indices_among(names: Sequence[str], expected: Sequence[str]) -> list[int | None]:
     """For each name its index among the expected ones, or None. Composed and decomposed accents are equal."""
-    index_of = {composed(name): index for index, name in enumerate(expected)} | {name: index for index, name in enumerate(expected)}
-    return [index_of.get(name, index_of.get(composed(name))) for name in found]
+    index_of = {normalize_unicode(name): index for index, name in enumerate(expected)} | {
+        name: index for index, name in enumerate(expected)
+    }
+    return [index_of.get(name, index_of.get(normalize_unicode(name))) for name in names]
 
 
-def composed(name: str) -> str:
+def normalize_unicode(name: str) -> str:
     """The name in Unicode form NFC, as most programs write it: macOS and some archives write an accent as a separate character."""
     return unicodedata.normalize("NFC", name)
 
 
-def _same_digits(found: Sequence[str], expected: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+def _without_zero_padding(names: Sequence[str], expected: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
     """Both lists without zero padding, if all names are numbers."""
-    numbers = class_numbers(found), class_numbers(expected)
+    numbers = class_numbers(names), class_numbers(expected)
     if numbers[0] is None or numbers[1] is None or any(len(set(values)) != len(values) for values in numbers if values):
-        return found, expected
+        return names, expected
     return [str(number) for number in numbers[0]], [str(number) for number in numbers[1]]
 
 
-def _abridged(names: Sequence[str]) -> str:
-    return f"{len(names)} ({_shown(names)})"
+def _count_and_names(names: Sequence[str]) -> str:
+    return f"{len(names)} ({_abbreviate(names)})"
 
 
-def _shown(names: Sequence[str]) -> str:
+def _abbreviate(names: Sequence[str]) -> str:
     return ", ".join(names if len(names) <= 10 else [*names[:3], "..."])
 
 
-def _meant(unknown: Sequence[str], lacking: Sequence[str]) -> str:
+def _spelling_hint(unknown: Sequence[str], lacking: Sequence[str]) -> str:
     """A hint that suggests a missing class with a similar spelling for the first unknown one."""
     plain = {name.casefold(): name for name in reversed(lacking)}
     matches = difflib.get_close_matches(unknown[0].casefold(), plain, n=1)
     return f" (did you mean {plain[matches[0]]}?)" if matches else ""
 
 
-def label_column(schema: pa.Schema, location: str, asked: str | None = None, features: Features | None = None) -> str:
+def label_column(schema: pa.Schema, location: str, requested: str | None = None, features: Features | None = None) -> str:
     """The column with the classes: the one asked for, `label`, `labels`, or the only ClassLabel of `datasets`.
 
     Raises UsageError if there is none or the one asked for does not exist, NstError if several columns have its name.
     """
-    available = names_shown(schema.names)
-    if asked is not None and asked not in schema.names and asked.strip() in schema.names:  # blanks in a CSV header are stripped
-        asked = asked.strip()
+    available = format_names(schema.names)
+    if requested is not None and requested not in schema.names and requested.strip() in schema.names:  # blanks in a CSV header are stripped
+        requested = requested.strip()
     declared = columns_of_kind("ClassLabel", schema, features)
     candidates = declared or [field.name for field in schema if _may_hold_classes(field.type)]
-    column = asked or next((name for name in ("label", "labels") if name in schema.names), declared[0] if len(declared) == 1 else None)
+    column = requested or next((name for name in ("label", "labels") if name in schema.names), declared[0] if len(declared) == 1 else None)
     if column is None:
-        as_in = f", e.g. {names_shown(candidates)}" if candidates else ""
-        raise UsageError(f"{location}: expected a column `label`, found {available}; choose the label column with `label_column`{as_in}")
-    if asked is not None and asked not in schema.names:
-        raise UsageError(f"`label_column` {asked}: no such column in {location}; columns: {available}")
+        example = f", e.g. {format_names(candidates)}" if candidates else ""
+        raise UsageError(f"{location}: expected a column `label`, found {available}; choose the label column with `label_column`{example}")
+    if requested is not None and requested not in schema.names:
+        raise UsageError(f"`label_column` {requested}: no such column in {location}; columns: {available}")
     if schema.names.count(column) > 1:
         raise NstError(f"{location}: expected one column `{column}`, found {schema.names.count(column)}; rename the others")
     return column
@@ -154,15 +160,17 @@ def class_values(column: pa.ChunkedArray, location: str, name: str) -> pa.Chunke
     if pa.types.is_floating(kind):
         column = _without_nan(column)
     if column.null_count:
-        rows = counted(pc.indices_nonzero(column.is_null()))
+        rows = describe_rows(pc.indices_nonzero(column.is_null()))
         raise NstError(f"{location}: column `{name}` has no label in {rows}; every image needs a label")
     if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
         try:
             return column.cast(pa.int64())
         except pa.ArrowInvalid:  # 2^63 or larger
-            raise _too_many(pc.max(column).as_py(), len(column), MOST_UNNAMED, f"{location}: column `{name}`") from None
+            raise _too_many_classes_error(
+                pc.max(column).as_py(), len(column), MAX_UNNAMED_CLASSES, f"{location}: column `{name}`"
+            ) from None
     if pa.types.is_floating(kind):
-        return whole_floats(column, f"{location}: column `{name}` is {kind}")
+        return floats_to_integers(column, f"{location}: column `{name}` is {kind}")
     if not (_is_text(kind) or is_binary(kind)):
         raise NstError(f"{location}: column `{name}` is {kind}, expected integers or strings")
     try:
@@ -170,11 +178,11 @@ def class_values(column: pa.ChunkedArray, location: str, name: str) -> pa.Chunke
     except pa.ArrowInvalid:
         raise NstError(f"{location}: column `{name}` is {kind}, not UTF-8 text; expected integers or strings") from None
     if len(blank := pc.indices_nonzero(pc.equal(pc.utf8_trim_whitespace(texts), ""))):
-        raise NstError(f"{location}: column `{name}` has an empty label in {counted(blank)}; every image needs a label")
+        raise NstError(f"{location}: column `{name}` has an empty label in {describe_rows(blank)}; every image needs a label")
     return texts
 
 
-def counted(rows: pa.Array | NDArray[np.int64]) -> str:
+def describe_rows(rows: pa.Array | NDArray[np.int64]) -> str:
     """A phrase with the number of rows, and the first of them."""
     first = f"row {int(rows[0]):,} (counted from 0)"
     return first if len(rows) == 1 else f"{len(rows):,} rows, the first is {first}"
@@ -186,70 +194,70 @@ def _without_nan(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.if_else(pc.is_nan(column), pa.scalar(None, pa.float64()), column)
 
 
-def whole_floats(column: pa.ChunkedArray, what: str) -> pa.ChunkedArray:
+def floats_to_integers(column: pa.ChunkedArray, subject: str) -> pa.ChunkedArray:
     """Class numbers stored as floats, as int64, with null for NaN. Raises NstError for one with a fraction."""
     column = _without_nan(column)
-    odd = column.filter(pc.invert(pc.and_(pc.equal(pc.floor(column), column), pc.less(pc.abs(column), 2.0**53))))
-    if len(odd):
-        raise NstError(f"{what} with the value {odd[0].as_py():g}, expected whole numbers or strings")
+    invalid = column.filter(pc.invert(pc.and_(pc.equal(pc.floor(column), column), pc.less(pc.abs(column), 2.0**53))))
+    if len(invalid):
+        raise NstError(f"{subject} with the value {invalid[0].as_py():g}, expected whole numbers or strings")
     return column.cast(pa.int64())
 
 
 def labels_of(
-    column: pa.ChunkedArray, names: list[str] | None, location: str, name: str, most_names: int = 0
+    column: pa.ChunkedArray, names: list[str] | None, location: str, name: str, n_names: int = 0
 ) -> tuple[NDArray[np.int64], list[str]]:
-    """(labels, class names) of a column of integers, whose `names` may be known, or of strings. Raises NstError for other columns.
+    """(labels, class names) of a column of integers, whose `n_names` may be known, or of strings. Raises NstError for other columns.
 
-    `most_names` is the number of names that the user gives for integers.
+    `n_names` is the number of names that the user gives for integers.
     """
     values = class_values(column, location, name)
-    what = f"{location}: column `{name}`"
+    subject = f"{location}: column `{name}`"
     if pa.types.is_large_string(values.type):
         texts = values.to_pylist()
-        numbers = whole_numbers(words := sorted(set(texts)), what)
-        if numbers is None or class_numbers(words) is not None:  # plain digits in a text column are names
-            return encode(texts)
-        number_of = dict(zip(words, numbers, strict=True))
-        return number_labels([number_of[text] for text in texts], names, what, most_names)
-    return number_labels(values.to_numpy(), names, what, most_names)
+        numbers = parse_class_numbers(unique_texts := sorted(set(texts)), subject)
+        if numbers is None or class_numbers(unique_texts) is not None:  # plain digits in a text column are names
+            return encode_names(texts)
+        number_of = dict(zip(unique_texts, numbers, strict=True))
+        return labels_from_numbers([number_of[text] for text in texts], names, subject, n_names)
+    return labels_from_numbers(values.to_numpy(), names, subject, n_names)
 
 
-def number_labels(
-    numbers: Sequence[int] | NDArray[np.int64], names: list[str] | None, what: str, most_names: int = 0
+def labels_from_numbers(
+    numbers: Sequence[int] | NDArray[np.int64], names: list[str] | None, subject: str, n_names: int = 0
 ) -> tuple[NDArray[np.int64], list[str]]:
     """(labels, class names) of class numbers. Raises NstError if they are out of range, before anything of that size is allocated."""
     if not len(numbers):
-        raise NstError(f"{what} has no rows, expected a label for each image")
-    in_array = isinstance(numbers, np.ndarray)
-    least, most = (int(np.min(numbers)), int(np.max(numbers))) if in_array else (min(numbers), max(numbers))
+        raise NstError(f"{subject} has no rows, expected a label for each image")
+    is_array = isinstance(numbers, np.ndarray)
+    smallest, largest = (int(np.min(numbers)), int(np.max(numbers))) if is_array else (min(numbers), max(numbers))
     if names and len(set(names)) != len(names):
         duplicate = next(name for name in names if names.count(name) > 1)
-        raise NstError(f"{what}: duplicate class name {duplicate!r}; expected distinct names")
-    if most < 0:
-        raise NstError(f"{what}: all values ({least:,} to {most:,}) are negative; classes start at 0")
-    if least < 0 or (names and most >= len(names)):
-        last = len(names) - 1 if names else most
-        rows = counted(np.flatnonzero([not 0 <= number <= last for number in numbers]))
-        raise NstError(f"{what} has values {least} to {most}, expected 0 to {last}: others in {rows}; drop rows without a class")
-    limit = max(MOST_UNNAMED, len(numbers) // 2, most_names)
-    if not names and most >= limit:
-        raise _too_many(most, len(numbers), limit, what)
-    return np.asarray(numbers, dtype=np.int64), names or [str(index) for index in range(most + 1)]
+        raise NstError(f"{subject}: duplicate class name {duplicate!r}; expected distinct names")
+    if largest < 0:
+        raise NstError(f"{subject}: all values ({smallest:,} to {largest:,}) are negative; classes start at 0")
+    if smallest < 0 or (names and largest >= len(names)):
+        last = len(names) - 1 if names else largest
+        rows = describe_rows(np.flatnonzero([not 0 <= number <= last for number in numbers]))
+        raise NstError(f"{subject} has values {smallest} to {largest}, expected 0 to {last}: others in {rows}; drop rows without a class")
+    limit = max(MAX_UNNAMED_CLASSES, len(numbers) // 2, n_names)
+    if not names and largest >= limit:
+        raise _too_many_classes_error(largest, len(numbers), limit, subject)
+    return np.asarray(numbers, dtype=np.int64), names or [str(index) for index in range(largest + 1)]
 
 
-def _too_many(most: int, rows: int, limit: int, what: str) -> NstError:
-    shown = f"{most:,}" if most < 10**30 else "a number of " + f"{len(str(most)):,} digits"
+def _too_many_classes_error(largest: int, n_rows: int, limit: int, subject: str) -> NstError:
+    largest_text = f"{largest:,}" if largest < 10**30 else "a number of " + f"{len(str(largest)):,} digits"
     return NstError(
-        f"{what} has class numbers up to {shown} in {rows:,} rows and no class names; the limit is {limit:,}: "
+        f"{subject} has class numbers up to {largest_text} in {n_rows:,} rows and no class names; the limit is {limit:,}: "
         "renumber from 0 or pass `class_names` FILE"
     )
 
 
-def encode(values: list[str]) -> tuple[NDArray[np.int64], list[str]]:
+def encode_names(values: list[str]) -> tuple[NDArray[np.int64], list[str]]:
     """(labels, class names): the sorted distinct names, and the index of each value. Composed and decomposed spellings are one name."""
     spelled = set(values)
-    forms = Counter(map(composed, spelled))
-    name_of = {name: composed(name) if forms[composed(name)] > 1 else name for name in spelled}
+    forms = Counter(map(normalize_unicode, spelled))
+    name_of = {name: normalize_unicode(name) if forms[normalize_unicode(name)] > 1 else name for name in spelled}
     names = sorted(set(name_of.values()))
     index_of = {name: index for index, name in enumerate(names)}
     label_of = {name: index_of[name_of[name]] for name in spelled}
@@ -261,19 +269,19 @@ def class_numbers(class_names: Sequence[str]) -> list[int] | None:
     return [int(name) for name in class_names] if all(map(_NUMBER.fullmatch, class_names)) else None
 
 
-def whole_numbers(words: Sequence[str], what: str) -> list[int] | None:
+def parse_class_numbers(texts: Sequence[str], subject: str) -> list[int] | None:
     """Distinct words as class numbers, written as `1` or, as in a table of floats, `1.0`; None if some are names.
 
     Raises NstError for a negative number, which means that an image has no class.
     """
-    matches = [_WHOLE.fullmatch(word) for word in words]
+    matches = [_WHOLE_NUMBER.fullmatch(text) for text in texts]
     numbers = [int(match[1]) for match in matches if match]
     if negative := [match[0] for match in matches if match and int(match[1]) < 0]:
-        raise NstError(f"{what} has the label {negative[0]}, expected a class name or number from 0; drop rows without a class")
-    return numbers if len(numbers) == len(words) else None
+        raise NstError(f"{subject} has the label {negative[0]}, expected a class name or number from 0; drop rows without a class")
+    return numbers if len(numbers) == len(texts) else None
 
 
-def renamed(
+def rename_classes(
     labels: NDArray[np.int64], class_names: Sequence[str], location: str, names: list[str], file: str
 ) -> tuple[NDArray[np.int64], list[str]]:
     """(labels, class names) after replacing a source's class numbers by the names in a file: class K is line K, from 0.
@@ -282,37 +290,39 @@ def renamed(
     """
     numbers = class_numbers(class_names)
     if numbers is None:
-        raise UsageError(f"`class_names` {file}: {location} has class names of its own ({_abridged(class_names)})")
+        raise UsageError(f"`class_names` {file}: {location} has class names of its own ({_count_and_names(class_names)})")
     if len(set(numbers)) != len(numbers):
         duplicates = [name for name, number in zip(class_names, numbers, strict=True) if numbers.count(number) > 1]
         raise UsageError(
             f"`class_names` {file}: {location} has several spellings of one class: {', '.join(map(repr, duplicates[:3]))}; use one"
         )
-    least = max(numbers, default=0) + 1
-    if not numbers or len(names) < least or len(set(names)) != len(names):
-        counted = f" ({location} has class {least - 1:,}; classes start at 0)" if len(names) < least else ""
+    n_classes = max(numbers, default=0) + 1
+    if not numbers or len(names) < n_classes or len(set(names)) != len(names):
+        counted = f" ({location} has class {n_classes - 1:,}; classes start at 0)" if len(names) < n_classes else ""
         raise UsageError(
-            f"`class_names` {file}: expected at least {least:,} distinct names, one per line, found {len(set(names)):,}{counted}"
+            f"`class_names` {file}: expected at least {n_classes:,} distinct names, one per line, found {len(set(names)):,}{counted}"
         )
     return np.array(numbers, dtype=np.int64)[labels], names
 
 
-def check_class_names(names: Sequence[str], where: str, count: int | None, what: str) -> None:
+def check_class_names(names: Sequence[str], origin: str, count: int | None, description: str) -> None:
     """Raise UsageError if names are not distinct or their number is wrong, NstError for blank names or control characters."""
     distinct = len(set(names))
     if len(names) != distinct or len(names) < 2 or (count is not None and len(names) != count):
-        expected = f"{count} different names, {what}" if count is not None else f"{what} different names"
-        raise UsageError(f"{where}: expected {expected}, found {distinct}")
-    if odd := [name for name in names if not name.strip() or not name.isprintable()]:
-        raise NstError(f"{where}: the class name {odd[0]!r} is empty or holds control characters; give other names with `class_names` FILE")
+        expected = f"{count} different names, {description}" if count is not None else f"{description} different names"
+        raise UsageError(f"{origin}: expected {expected}, found {distinct}")
+    if invalid := [name for name in names if not name.strip() or not name.isprintable()]:
+        raise NstError(
+            f"{origin}: the class name {invalid[0]!r} is empty or holds control characters; give other names with `class_names` FILE"
+        )
 
 
-def file_of(class_names: ClassNames) -> str:
+def names_origin(class_names: ClassNames) -> str:
     """How messages refer to class names: by their file if they come from one."""
     return str(class_names) if isinstance(class_names, str | Path) else "(a list)"
 
 
-def names_in(class_names: ClassNames) -> list[str]:
+def read_class_names(class_names: ClassNames) -> list[str]:
     """Class names from a sequence, a file with one per line, or a YAML file with synonyms, which are ignored here.
 
     Raises UsageError if a file cannot be read, or has a blank line before the last name.
@@ -321,23 +331,25 @@ def names_in(class_names: ClassNames) -> list[str]:
         return list(class_names)
     file = str(class_names)
     if is_yaml(file):
-        return list(texts_in_yaml(file))
+        return list(read_synonyms(file))
     expected = "expected a text file with one class name per line"
     try:
         with open(file, "rb") as lines:
-            content = lines.read(_MOST_BYTES_OF_NAMES + 1)
-        text = content.decode("utf-8-sig") if len(content) <= _MOST_BYTES_OF_NAMES else None
+            content = lines.read(_MAX_NAMES_BYTES + 1)
+        text = content.decode("utf-8-sig") if len(content) <= _MAX_NAMES_BYTES else None
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not in UTF-8"
         raise UsageError(f"`class_names` {file}: {reason}; {expected}") from None
     if text is None:
-        raise UsageError(f"`class_names` {file}: more than {_MOST_BYTES_OF_NAMES // 2**20} MB; {expected}")
+        raise UsageError(f"`class_names` {file}: more than {_MAX_NAMES_BYTES // 2**20} MB; {expected}")
     if text.lstrip()[:1] in ("[", "{"):
         raise UsageError(f"`class_names` {file}: begins with {text.lstrip()[0]!r}, as JSON does; {expected}")
     names = [line.strip() for line in text.rstrip().split("\n")]
     if len(names) > 1 and "" in names:
         blank = names.index("")
         raise UsageError(f"`class_names` {file}: line {blank + 1} is empty; expected a name for class {blank}")
-    if odd := next((number for number, name in enumerate(names, 1) if _CONTROL.search(name)), 0):
-        raise UsageError(f"`class_names` {file}: line {odd} is {names[odd - 1][:40]!r}; expected a name without control characters")
+    if invalid_line := next((number for number, name in enumerate(names, 1) if _CONTROL.search(name)), 0):
+        raise UsageError(
+            f"`class_names` {file}: line {invalid_line} is {names[invalid_line - 1][:40]!r}; expected a name without control characters"
+        )
     return names if names[0] else []

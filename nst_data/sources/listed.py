@@ -5,24 +5,24 @@ import stat
 from collections.abc import Iterator, Sequence
 
 from nst_data.errors import NstError, UsageError
-from nst_data.sources.folder import Entries, Files
-from nst_data.sources.listing import PIECE, listed
+from nst_data.sources.folder import Entries, ImageFiles
+from nst_data.sources.listing import PIECE, build_listing
 
 
-class ImageList(Files):
+class ImageList(ImageFiles):
     """The images listed in a text file, in line order, by absolute paths or relative to its folder; blank lines are ignored."""
 
     def __init__(self, location: str, labeled: bool) -> None:
         super().__init__(location)
         check_unlabeled(location, labeled)
         self._top = os.path.dirname(location)
-        self._listing = listed(_lines_with_sizes(location, self._top))
+        self._listing = build_listing(_lines_with_sizes(location, self._top))
         if not len(self):
-            raise no_images(location)
+            raise no_images_error(location)
 
     def remarks(self) -> list[str]:
         """Adds where missing images were expected."""
-        return [*super().remarks(), *self._missing()]
+        return [*super().remarks(), *self._missing_remarks()]
 
 
 def check_unlabeled(location: str, labeled: bool) -> None:
@@ -31,7 +31,7 @@ def check_unlabeled(location: str, labeled: bool) -> None:
         raise UsageError(f"{location}: a list of images has no labels; give class folders, or a CSV file with `path` and `label`")
 
 
-def no_images(location: str) -> NstError:
+def no_images_error(location: str) -> NstError:
     """The error to raise for an empty list."""
     return NstError(f"{location}: expected the path of an image on each line, found none")
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from nst_data.store.files import replacing
+from nst_data.store.files import atomic_write
 
 PIECE, IN_MEMORY_ROWS = 65_536, 2**20
 _SCHEMA = pa.schema([("name", pa.large_string()), ("bytes", pa.int64())])
@@ -32,11 +32,11 @@ class Listing:
 class Spool:
     """Collects record batches in memory or, beyond a number of rows, in an unnamed temporary file that is memory-mapped.
 
-    `spools` is how many are in use at a time; together they use the memory of one.
+    `n_spools` is how many are in use at a time; together they use the memory of one.
     """
 
-    def __init__(self, schema: pa.Schema, spools: int = 1) -> None:
-        self._schema, self._in_memory_rows = schema, IN_MEMORY_ROWS // spools
+    def __init__(self, schema: pa.Schema, n_spools: int = 1) -> None:
+        self._schema, self._in_memory_rows = schema, IN_MEMORY_ROWS // n_spools
         self._batches: list[pa.RecordBatch] = []
         self._rows = 0
         self._file: IO[bytes] | None = None
@@ -66,7 +66,7 @@ class Spool:
 
 def write_listing(file: Path, table: pa.Table) -> None:
     """Write a listing to a file, for `read_listing`."""
-    with replacing(file) as out, pa.ipc.new_file(out, table.schema) as writer:
+    with atomic_write(file) as out, pa.ipc.new_file(out, table.schema) as writer:
         writer.write_table(table)
 
 
@@ -76,17 +76,17 @@ def read_listing(file: Path) -> pa.Table:
         return pa.ipc.open_file(mapped).read_all()
 
 
-def listed(entries: Iterable[tuple[list[str], list[int]]]) -> Listing:
+def build_listing(entries: Iterable[tuple[list[str], list[int]]]) -> Listing:
     """The listing of (names, sizes), given in pieces."""
     spool, fingerprint = Spool(_SCHEMA), _Fingerprint()
-    for names, sizes in _regrouped(entries):
-        column, numbers = utf8(names), np.array(sizes, dtype=np.int64)
+    for names, sizes in _regroup(entries):
+        column, numbers = to_utf8_array(names), np.array(sizes, dtype=np.int64)
         fingerprint.add("\0".join(names).encode(), numbers)
         spool.append([column, pa.Int64Array.from_buffers(pa.int64(), len(numbers), [None, pa.py_buffer(numbers)])])
     return Listing(spool.table(), fingerprint.hexdigest())
 
 
-def listed_in(table: pa.Table) -> Listing:
+def listing_from_table(table: pa.Table) -> Listing:
     """The listing in the `name` and `bytes` columns of a table, which must not contain nulls."""
     table, fingerprint = table.select(_SCHEMA.names), _Fingerprint()
     for batch in table.to_batches(PIECE):
@@ -113,13 +113,13 @@ class _Fingerprint:
         return hashlib.sha256(json.dumps([self._names.hexdigest(), self._sizes.hexdigest()]).encode()).hexdigest()
 
 
-def _regrouped(entries: Iterable[tuple[list[str], list[int]]]) -> Iterator[tuple[list[str], list[int]]]:
+def _regroup(entries: Iterable[tuple[list[str], list[int]]]) -> Iterator[tuple[list[str], list[int]]]:
     """Merge small pieces into larger ones: a folder may hold a single image."""
     names: list[str] = []
     sizes: list[int] = []
-    for more_names, more_sizes in entries:
-        names += more_names
-        sizes += more_sizes
+    for new_names, new_sizes in entries:
+        names += new_names
+        sizes += new_sizes
         if len(names) >= PIECE:
             yield names, sizes
             names, sizes = [], []
@@ -127,7 +127,7 @@ def _regrouped(entries: Iterable[tuple[list[str], list[int]]]) -> Iterator[tuple
         yield names, sizes
 
 
-def utf8(names: list[str]) -> pa.Array:
+def to_utf8_array(names: list[str]) -> pa.Array:
     """Names as an Arrow array of UTF-8 text.
 
     Built from buffers, because `pa.array` would import pandas to check for a Series.
@@ -144,27 +144,29 @@ def what_changed(before: pa.Table, now: pa.Table) -> str:
         return ""
     if before.num_rows == now.num_rows == 1 and before["name"] != now["name"]:
         return f"{before['name'][0].as_py()!r} before, {now['name'][0].as_py()!r} now"
-    old, new = (_once(table) for table in (before, now))
+    old, new = (_unique_names(table) for table in (before, now))
     added = new.join(old, on="name", how="anti", maintain_order="left")
     removed = old.join(new, on="name", how="anti", maintain_order="left")
     resized = old.join(new, on="name", maintain_order="left", suffix="_now").filter(pl.col("bytes") != pl.col("bytes_now"))
     firsts = pl.collect_all([frame.select(pl.len().alias("count"), pl.all().first()) for frame in (added, removed, resized)])
     changes = [(first.row(0, named=True), change) for first, change in zip(firsts, ("more", "gone", "of another size"), strict=True)]
-    return _phrase([(first, change) for first, change in changes if first["count"]]) or "the same images in another order or number"
+    return (
+        _describe_changes([(first, change) for first, change in changes if first["count"]]) or "the same images in another order or number"
+    )
 
 
-def _once(table: pa.Table) -> pl.LazyFrame:
+def _unique_names(table: pa.Table) -> pl.LazyFrame:
     frame = pl.from_arrow(table)
     assert isinstance(frame, pl.DataFrame)
     return frame.lazy().unique("name", keep="first", maintain_order=True)
 
 
-def _phrase(found: list[tuple[dict[str, Any], str]]) -> str:
-    parts: list[str] = []
-    for first, change in found:
+def _describe_changes(changes: list[tuple[dict[str, Any], str]]) -> str:
+    phrases: list[str] = []
+    for first, change in changes:
         count, example = first["count"], repr(first["name"])
         if "bytes_now" in first:
             example += f": {first['bytes']:,} bytes before, {first['bytes_now']:,} now"
-        noun = "" if parts else (" file" if first["name"].endswith((".parquet", ".tar")) else " image") + "s" * (count > 1)
-        parts.append(f"{count:,}{noun} {change} ({example if count == 1 else 'the first is ' + example})")
-    return ", ".join(parts)
+        noun = "" if phrases else (" file" if first["name"].endswith((".parquet", ".tar")) else " image") + "s" * (count > 1)
+        phrases.append(f"{count:,}{noun} {change} ({example if count == 1 else 'the first is ' + example})")
+    return ", ".join(phrases)

@@ -10,21 +10,21 @@ from pathlib import Path
 from nst_data.arguments import with_checked_arguments
 from nst_data.errors import NstError, UsageError
 from nst_data.hub.reference import HubReference
-from nst_data.sources.addressed_table import LIST, open_local
-from nst_data.sources.addresses import address_of, local_path, open_address
+from nst_data.sources.addressed_table import LIST_SUFFIX, open_local_table
+from nst_data.sources.addresses import file_tree_at, local_path, open_address
 from nst_data.sources.cells import NO_IMAGES
 from nst_data.sources.files import IMAGE_SUFFIXES, absolute_path, check_regular
 from nst_data.sources.folder import ImageFolder, walk
 from nst_data.sources.hub import open_hub
 from nst_data.sources.image_table import SUFFIXES as TABLE_SUFFIXES
 from nst_data.sources.image_table import metadata_in
-from nst_data.sources.joined import Joined
+from nst_data.sources.joined import JoinedSource
 from nst_data.sources.kinds import EXPECTED, READ_FROM_FOLDERS, kind_of
-from nst_data.sources.labels import ClassNames, LabelsAsked, class_numbers, file_of, labels_in, names_in, renamed
+from nst_data.sources.labels import ClassNames, LabelOptions, class_numbers, labels_in, names_origin, read_class_names, rename_classes
 from nst_data.sources.parquet import ParquetFiles
-from nst_data.sources.patterns import is_pattern, matching
-from nst_data.sources.saved import saved_dataset
-from nst_data.sources.skipped import phrase
+from nst_data.sources.patterns import is_pattern, matching_files
+from nst_data.sources.saved import open_saved_dataset
+from nst_data.sources.skipped import describe_skipped
 from nst_data.sources.source import Source
 from nst_data.sources.splits import check_split_files
 from nst_data.sources.tar import TarFiles
@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 _SAVED_DATASET_FILES = ("state.json", "dataset_dict.json")
 
 
-class NotHereError(NstError):
+class PathNotFoundError(NstError):
     """The path does not exist, and its neighbors show that a local path, not a dataset of the Hub, is meant."""
 
 
@@ -84,31 +84,31 @@ def open_source(
         raise UsageError("expected the location of a source, found an empty list")
     if several and not labeled:
         raise UsageError(f"{', '.join(locations)}: expected one source; several are for labeled images (`labeled`)")
-    names = names_in(class_names) if class_names is not None else []
-    labels = LabelsAsked(label_column, len(names)) if labeled else None
+    names = read_class_names(class_names) if class_names is not None else []
+    labels = LabelOptions(label_column, len(names)) if labeled else None
     for option, value in (("`image_column`", image_column), ("`label_column`", label_column)):
         if value == "":
             raise UsageError(f"{option} '': empty column name for {locations[0]}; expected a name, or remove {option}")
-    file = None if class_names is None else file_of(class_names)
+    file = None if class_names is None else names_origin(class_names)
     for option, value in (("`class_names`", file), ("`label_column`", label_column)):
         if value is not None and not labeled:
             raise UsageError(f"{option} {value or repr(value)} is not used: labels of {locations[0]} are not read; remove it")
-    kept_in = Indexes.at(indexes)
-    sources = [_opened(path, labels, image_column, stream, kept_in, digest, stamp) for path in locations]
+    index_cache = Indexes.coerce(indexes)
+    sources = [_open_one(path, labels, image_column, stream, index_cache, digest, stamp) for path in locations]
     for source in sources:
         _log.info("%s: %d images, read as %s", source.location, len(source), type(source).__name__)
-    _check_taken("`image_column`", image_column, [source.image_column for source in sources], locations)
-    _check_taken("`label_column`", label_column, [source.label_column for source in sources], locations)
+    _check_column_used("`image_column`", image_column, [source.image_column for source in sources], locations)
+    _check_column_used("`label_column`", label_column, [source.label_column for source in sources], locations)
     for source in sources:
         source_names = source.class_names or []
         if file is not None and (len(sources) == 1 or class_numbers(source_names) is not None):
-            source.labels, source.class_names = renamed(labels_in(source), source_names, source.location, names, file)
-    return sources[0] if len(sources) == 1 else Joined(sources)
+            source.labels, source.class_names = rename_classes(labels_in(source), source_names, source.location, names, file)
+    return sources[0] if len(sources) == 1 else JoinedSource(sources)
 
 
-def _opened(
+def _open_one(
     location: str,
-    labels: LabelsAsked | None,
+    labels: LabelOptions | None,
     image_column: str | None,
     stream: bool,
     indexes: Indexes | None,
@@ -116,90 +116,92 @@ def _opened(
     stamp: str,
 ) -> Source:
     location = local_path(location)
-    if (tree := address_of(location)) is not None:
+    if (tree := file_tree_at(location)) is not None:
         return open_address(tree, labels, image_column, indexes, digest, stamp)
     path = absolute_path(location)
-    _check_beside(location, path)
+    _check_mistyped_path(location, path)
     if not path.exists() and not is_pattern(location) and (reference := HubReference.parse(location)) is not None:
         return open_hub(reference, labels, image_column, stream, indexes)
     if stream:
         raise UsageError(f"`stream`: {location} is not a Hub dataset; remove `stream`")
-    return _local(location, path, labels, image_column, indexes)
+    return _open_local(location, path, labels, image_column, indexes)
 
 
-def _check_taken(option: str, asked: str | None, taken: Sequence[str | None], locations: Sequence[str]) -> None:
+def _check_column_used(option: str, requested: str | None, used: Sequence[str | None], locations: Sequence[str]) -> None:
     """Raise UsageError if a column was named but all sources are image files, which have none."""
-    if asked is not None and not any(taken):
-        contain = "contains" if len(locations) == 1 else "contain"
-        raise UsageError(f"{option} {asked}: {', '.join(locations)} {contain} image files, which have no columns; remove {option}")
+    if requested is not None and not any(used):
+        verb = "contains" if len(locations) == 1 else "contain"
+        raise UsageError(f"{option} {requested}: {', '.join(locations)} {verb} image files, which have no columns; remove {option}")
 
 
 def open_table(location: str) -> Source:
     """Open parquet files, or a dataset saved to disk or on the Hub, only for its `columns`: it need not hold images."""
     location = local_path(location)
-    if (tree := address_of(location)) is not None:
+    if (tree := file_tree_at(location)) is not None:
         return open_address(tree, None, NO_IMAGES, None)
     path = absolute_path(location)
-    _check_beside(location, path)
+    _check_mistyped_path(location, path)
     if not path.exists() and not is_pattern(location) and (reference := HubReference.parse(location)) is not None:
         return open_hub(reference, None, NO_IMAGES, False, None)
-    return _local(location, path, None, NO_IMAGES, None)
+    return _open_local(location, path, None, NO_IMAGES, None)
 
 
-def _check_beside(location: str, path: Path) -> None:
+def _check_mistyped_path(location: str, path: Path) -> None:
     """Raise NotHereError, naming what exists, for a mistyped path such as `photos/unlabelled` if there is a local folder `photos`."""
     if path.exists() or is_pattern(location) or not path.parent.is_dir() or path.parent == Path.cwd() or set("@:") & set(location):
         return
     names = sorted(entry.name for entry in path.parent.iterdir() if not entry.name.startswith("."))
     matches = difflib.get_close_matches(path.name, names, n=1)
-    few = ", ".join(names[:5]) + ", ..." * (len(names) > 5)
+    examples = ", ".join(names[:5]) + ", ..." * (len(names) > 5)
     if matches:
-        raise NotHereError(f"{location}: no such file or folder; did you mean {path.parent.name}/{matches[0]}?")
+        raise PathNotFoundError(f"{location}: no such file or folder; did you mean {path.parent.name}/{matches[0]}?")
     if HubReference.parse(location) is not None:
-        raise NotHereError(f"{location}: no such file or folder; {path.parent} has {few or 'nothing'}. On the Hub it is {location}@main")
+        raise PathNotFoundError(
+            f"{location}: no such file or folder; {path.parent} has {examples or 'nothing'}. On the Hub it is {location}@main"
+        )
 
 
-def _local(location: str, path: Path, labels: LabelsAsked | None, column: str | None, indexes: Indexes | None) -> Source:
+def _open_local(location: str, path: Path, labels: LabelOptions | None, column: str | None, indexes: Indexes | None) -> Source:
     check_utf8(str(path))
     if path.is_dir():
         if any((path / name).is_file() for name in _SAVED_DATASET_FILES):
-            return saved_dataset(str(path), labels, column)
+            return open_saved_dataset(str(path), labels, column)
         try:
             images = ImageFolder(str(path), labels is not None)
         except NstError:
             if labels is None or (metadata := metadata_in(str(path))) is None:
                 raise
-            return open_local(metadata, labels, column, only_below=True)
+            return open_local_table(metadata, labels, column, only_in_folder=True)
         if labels is not None and len(images.class_names or ()) == 1 and (metadata := metadata_in(str(path))) is not None:
-            return open_local(metadata, labels, column, only_below=True)
+            return open_local_table(metadata, labels, column, only_in_folder=True)
         if len(images):
             return images
         files = _tables_and_tars(path, images.skipped)
         if labels is not None:
             check_split_files(str(path), (os.path.relpath(file, path) for file in files))
-        source, skipped = _files(str(path), files, labels, column, indexes), Counter(images.skipped)
+        source, skipped = _open_files(str(path), files, labels, column, indexes), Counter(images.skipped)
         skipped -= Counter({kind: skipped[kind] for kind in READ_FROM_FOLDERS})
         source.skipped = dict(skipped + Counter(source.skipped))
         return source
     if path.is_file():
         suffix = path.suffix.lower()
-        if suffix == LIST or (suffix in TABLE_SUFFIXES and column != NO_IMAGES):
-            return open_local(str(path), labels, column)
-        return _files(str(path), [str(path)], labels, column, indexes)
+        if suffix == LIST_SUFFIX or (suffix in TABLE_SUFFIXES and column != NO_IMAGES):
+            return open_local_table(str(path), labels, column)
+        return _open_files(str(path), [str(path)], labels, column, indexes)
     if is_pattern(location):
-        return _files(str(path), matching(location), labels, column, indexes)
+        return _open_files(str(path), matching_files(location), labels, column, indexes)
     raise NstError(f"{location}: no such file or folder; {EXPECTED}")
 
 
 def _tables_and_tars(path: Path, skipped: Mapping[str, int]) -> list[str]:
     files = [str(path / name) for names, _ in walk(str(path), READ_FROM_FOLDERS) for name in names]
     if not files:
-        but = f", but {phrase(skipped)}" if skipped else ""
-        raise NstError(f"{path}: expected images ({', '.join(sorted(IMAGE_SUFFIXES))}), found none below this folder{but}")
+        skipped_note = f", but {describe_skipped(skipped)}" if skipped else ""
+        raise NstError(f"{path}: expected images ({', '.join(sorted(IMAGE_SUFFIXES))}), found none below this folder{skipped_note}")
     return files
 
 
-def _files(location: str, files: list[str], labels: LabelsAsked | None, column: str | None, indexes: Indexes | None) -> Source:
+def _open_files(location: str, files: list[str], labels: LabelOptions | None, column: str | None, indexes: Indexes | None) -> Source:
     """Tar or parquet files, in bytewise order of their paths relative to their common folder."""
     for file in files:
         check_utf8(file)

@@ -13,33 +13,33 @@ _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 def is_pattern(text: str) -> bool:
     """Whether text is a pattern that may match several files."""
-    return glob.has_magic(text) or any(_choices(match[1]) for match in _BRACES.finditer(text))
+    return glob.has_magic(text) or any(_brace_choices(match[1]) for match in _BRACES.finditer(text))
 
 
-def expand(text: str) -> Iterator[str]:
+def expand_braces(text: str) -> Iterator[str]:
     """Expand braces, innermost first: `a-{08..10}.{x,y}` yields six names. Braces without a range or a comma are literal."""
     for match in _BRACES.finditer(text):
-        if choices := _choices(match[1]):
+        if choices := _brace_choices(match[1]):
             for choice in choices:
-                yield from expand(text[: match.start()] + choice + text[match.end() :])
+                yield from expand_braces(text[: match.start()] + choice + text[match.end() :])
             return
     yield text
 
 
-def _choices(inside: str) -> list[str]:
-    if bounds := _RANGE.fullmatch(inside):
+def _brace_choices(content: str) -> list[str]:
+    if bounds := _RANGE.fullmatch(content):
         first, last = int(bounds[1]), int(bounds[2])
         padded = any(len(bound) > 1 and bound[0] == "0" for bound in bounds.groups())
         width = max(map(len, bounds.groups())) if padded else 0
         step = 1 if first <= last else -1
         return [f"{number:0{width}d}" for number in range(first, last + step, step)]
-    return inside.split(",") if "," in inside else []
+    return content.split(",") if "," in content else []
 
 
-def matching(text: str) -> list[str]:
+def matching_files(text: str) -> list[str]:
     """Absolute paths of the files that match a pattern. Raises NstError if an expanded name does not exist, or nothing matches."""
     paths: set[str] = set()
-    for pattern in expand(text):
+    for pattern in expand_braces(text):
         files = [name for name in glob.glob(pattern, recursive=True) if os.path.isfile(name)] if glob.has_magic(pattern) else [pattern]
         for file in files:
             if not os.path.isfile(file):

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from nst_data.errors import NstError
 from nst_data.parquet_footer import column_chunks
 from nst_data.sources.files import OpenFile
-from nst_data.thrift import DAMAGE, structure
+from nst_data.thrift import THRIFT_ERRORS, parse_struct
 
 _LENGTH = struct.Struct("<I")
 _DATA_PAGE, _DATA_PAGE_V2, _PLAIN = 0, 3, 0
@@ -28,7 +28,7 @@ _BLOCK_BYTES, _SHORT = 2**16, 2**12  # bytes read at a time for the lengths of v
 _HEADER_BYTES = 2**14  # a page header includes the smallest and largest value, if they are short
 
 
-class Groups(NamedTuple):
+class RowGroups(NamedTuple):
     """The row groups of one file: number of rows and offset of the first page of each, as int64.
 
     `is_optional` says whether pages begin with definition levels, which they do for a nullable column even if no value is null.
@@ -39,10 +39,10 @@ class Groups(NamedTuple):
     is_optional: bool
 
 
-NO_GROUPS = Groups(np.empty(0, np.int64), np.empty(0, np.int64), is_optional=False)  # for a file without rows
+NO_GROUPS = RowGroups(np.empty(0, np.int64), np.empty(0, np.int64), is_optional=False)  # for a file without rows
 
 
-def plain_groups(parquet: pq.ParquetFile, column: Sequence[str]) -> Groups | None:
+def plain_groups(parquet: pq.ParquetFile, column: Sequence[str]) -> RowGroups | None:
     """The row groups of a file, or None if some value of the column (a path of names) is null or cannot be read individually."""
     footer, field = parquet.metadata, parquet.schema_arrow.field(column[0])  # the footer's own schema would keep the footer alive
     is_optional = field.nullable or any(field.type.field(name).nullable for name in column[1:])
@@ -50,13 +50,13 @@ def plain_groups(parquet: pq.ParquetFile, column: Sequence[str]) -> Groups | Non
     for group, chunks in enumerate(column_chunks(footer, [".".join(column)])):
         if not chunks:  # there is no such column
             return None
-        chunk, *others = chunks
+        chunk, *other_chunks = chunks
         count = footer.row_group(group).num_rows
-        if count and (others or not _is_plain(chunk)):  # several chunks: a column `a.b` next to a struct `a` with a field `b`
+        if count and (other_chunks or not _is_plain(chunk)):  # several chunks: a column `a.b` next to a struct `a` with a field `b`
             return None
         rows.append(count)
         offsets.append(chunk.data_page_offset)
-    return Groups(np.array(rows, np.int64), np.array(offsets, np.int64), is_optional)
+    return RowGroups(np.array(rows, np.int64), np.array(offsets, np.int64), is_optional)
 
 
 def _is_plain(chunk: pq.ColumnChunkMetaData) -> bool:
@@ -71,7 +71,7 @@ class _Page(NamedTuple):
     first_row: int  # within its row group
     start: int
     end: int
-    values: int
+    n_values: int
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,10 @@ class PlainPages:
     are_optional: Sequence[bool]
     first_rows: NDArray[np.int64]
     offsets: NDArray[np.int64]
-    numbers: NDArray[np.int32]
+    file_numbers: NDArray[np.int32]
 
     @classmethod
-    def of(cls, files: Sequence[str], sizes: Sequence[int], groups: Sequence[Groups]) -> "PlainPages":
+    def from_files(cls, files: Sequence[str], sizes: Sequence[int], groups: Sequence[RowGroups]) -> "PlainPages":
         """Build from files with their sizes and row groups."""
         ends = np.cumsum(np.concatenate([group.rows for group in groups]))
         numbers = np.repeat(np.arange(len(files), dtype=np.int32), [len(group.rows) for group in groups])
@@ -99,43 +99,43 @@ class PlainPages:
     def read(self, row: int) -> bytes:
         """The value in a row. Raises NstError if the file has changed or is damaged."""
         group = int(np.searchsorted(self.first_rows, row, side="right")) - 1
-        number, row = int(self.numbers[group]), row - int(self.first_rows[group])
+        number, row = int(self.file_numbers[group]), row - int(self.first_rows[group])
         rows = int(self.first_rows[group + 1] - self.first_rows[group])
         file, size = self.files[number], self.sizes[number]
-        opened = _opened(file, size)
+        opened = _open_cached(file, size)
         try:
             pages = _pages(file, size, int(self.offsets[group]), rows, self.are_optional[number])
             page = pages[bisect_right(pages, row, key=lambda page: page.first_row) - 1]
-            bounds = _bounds(file, size, page)
+            bounds = _value_offsets(file, size, page)
             start, end = bounds[row - page.first_row], bounds[row - page.first_row + 1]
-        except DAMAGE:
-            row_group = group - int(np.searchsorted(self.numbers, number))
+        except THRIFT_ERRORS:
+            row_group = group - int(np.searchsorted(self.file_numbers, number))
             raise NstError(f"{file}: the pages of its row group {row_group} are damaged; restore the file") from None
         return opened.read(end - start - 4, start + 4)
 
 
 @lru_cache(maxsize=128)
-def _opened(path: str, size: int) -> OpenFile:
+def _open_cached(path: str, size: int) -> OpenFile:
     """An open file shared by all threads and forked processes. Raises NstError if its size has changed."""
     return OpenFile(path, size)
 
 
 def close_files() -> None:
     """Close the cached files, as the space of a deleted file is freed only then; later reads open them again."""
-    _opened.cache_clear()
+    _open_cached.cache_clear()
 
 
 @lru_cache(maxsize=512)
-def _pages(file: str, size: int, offset: int, rows: int, is_optional: bool) -> list[_Page]:
-    """The pages of a row group, cached because neighboring rows are read soon. Raises one of `DAMAGE` if they are damaged."""
-    opened, pages, first = _opened(file, size), list[_Page](), 0
-    while first < rows:
-        header, length = structure(opened.part(_HEADER_BYTES, offset), 0)
+def _pages(file: str, size: int, offset: int, n_rows: int, is_optional: bool) -> list[_Page]:
+    """The pages of a row group, cached because neighboring rows are read soon. Raises one of `THRIFT_ERRORS` if they are damaged."""
+    opened, pages, first = _open_cached(file, size), list[_Page](), 0
+    while first < n_rows:
+        header, length = parse_struct(opened.read_up_to(_HEADER_BYTES, offset), 0)
         start = offset + length
         offset = start + header[3]
         values = header[5] if header[1] == _DATA_PAGE else header[8] if header[1] == _DATA_PAGE_V2 else {}
         if header[1] == _DATA_PAGE and values[2] == _PLAIN:
-            start += 4 + _LENGTH.unpack(opened.part(4, start))[0] if is_optional else 0
+            start += 4 + _LENGTH.unpack(opened.read_up_to(4, start))[0] if is_optional else 0
         elif header[1] == _DATA_PAGE_V2 and values[4] == _PLAIN:
             start += values[5] + values[6]
         else:
@@ -148,16 +148,16 @@ def _pages(file: str, size: int, offset: int, rows: int, is_optional: bool) -> l
 
 
 @lru_cache(maxsize=4096)
-def _bounds(file: str, size: int, page: _Page) -> "array[int]":
+def _value_offsets(file: str, size: int, page: _Page) -> "array[int]":
     """The offset of each value of a page, at its length prefix, and the end of the last; fewer if the page is damaged.
 
     Cached with 8 bytes per value, as finding a value takes reading the lengths of all values before it.
     """
-    opened, bounds, position = _opened(file, size), array("q", [page.start]), page.start
+    opened, bounds, position = _open_cached(file, size), array("q", [page.start]), page.start
     block, first, length = b"", position, 0
-    while len(bounds) <= page.values:
+    while len(bounds) <= page.n_values:
         if position + 4 - first > len(block):
-            block, first = opened.part(_BLOCK_BYTES if length < _SHORT else 4, position), position
+            block, first = opened.read_up_to(_BLOCK_BYTES if length < _SHORT else 4, position), position
             if len(block) < 4:
                 break
         (length,) = _LENGTH.unpack_from(block, position - first)

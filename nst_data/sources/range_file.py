@@ -42,7 +42,7 @@ class RangeFile(io.RawIOBase):
         """Read `size` bytes, fewer only at the end of the file. Raises NstError if the server cannot be reached."""
         remaining = max(0, self._size - self._position)
         length = remaining if size is None or size < 0 else min(size, remaining)
-        content = self._between(self._position, self._position + length) if length else b""
+        content = self._read_range(self._position, self._position + length) if length else b""
         self._position += len(content)
         return content
 
@@ -53,7 +53,7 @@ class RangeFile(io.RawIOBase):
         view[: len(content)] = content
         return len(content)
 
-    def _between(self, start: int, stop: int) -> bytes:
+    def _read_range(self, start: int, stop: int) -> bytes:
         pieces = [
             content[max(0, start - offset) : stop - offset]
             for offset, content in self._pieces
@@ -69,7 +69,7 @@ class HeaderFile(RangeFile):
 
     _stop = 0  # the end of the last read
 
-    def _between(self, start: int, stop: int) -> bytes:
+    def _read_range(self, start: int, stop: int) -> bytes:
         (first, content), *_ = self._pieces or [(0, b"")]
         if not first <= start <= stop <= first + len(content):
             is_near = 0 <= start - self._stop < _NEAR_BYTES

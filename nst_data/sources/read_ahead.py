@@ -5,13 +5,13 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
-from nst_data.store.file_tree import NO_FILE, FileTree, MissingError
+from nst_data.store.file_tree import NO_SUCH_FILE, FileTree, MissingFileError
 
 T = TypeVar("T")
 
 PIECE_BYTES = 8 * 2**20  # target size of one request
 _GAP_BYTES = 2**18  # largest gap between extents that is read as well, because a separate request takes longer
-_AT_ONCE = 16
+_MAX_CONCURRENT = 16
 _AHEAD_BYTES, _AHEAD = 64 * 2**20, 64
 
 
@@ -23,16 +23,16 @@ class Extent(NamedTuple):
     stop: int
 
 
-def read_ahead(tree: FileTree, wanted: Iterable[tuple[Extent, T]]) -> Iterator[tuple[T, bytes | MissingError]]:
+def read_ahead(tree: FileTree, needed: Iterable[tuple[Extent, T]]) -> Iterator[tuple[T, bytes | MissingFileError]]:
     """The second item of each pair with the bytes of its extent, in order: fewer bytes at the end of a file, the error if it is missing.
 
     Raises NstError if the server cannot be reached.
     """
-    waiting: deque[tuple[int, T, Future[bytes | MissingError]]] = deque()
+    waiting: deque[tuple[int, T, Future[bytes | MissingFileError]]] = deque()
     ahead = 0
-    readers = ThreadPoolExecutor(_AT_ONCE, "nst-read-ahead")
+    readers = ThreadPoolExecutor(_MAX_CONCURRENT, "nst-read-ahead")
     try:
-        for extent, item in wanted:
+        for extent, item in needed:
             size = extent.stop - extent.start
             while waiting and (ahead + size > _AHEAD_BYTES or len(waiting) >= _AHEAD):
                 done_size, done_item, future = waiting.popleft()
@@ -47,20 +47,20 @@ def read_ahead(tree: FileTree, wanted: Iterable[tuple[Extent, T]]) -> Iterator[t
         readers.shutdown(wait=False, cancel_futures=True)
 
 
-def _read(tree: FileTree, extent: Extent) -> bytes | MissingError:
+def _read(tree: FileTree, extent: Extent) -> bytes | MissingFileError:
     if extent.start >= extent.stop:
         return b""
     try:
         return tree.read(extent.name, extent.start, extent.stop)
-    except MissingError:
-        return MissingError(NO_FILE)  # without the address: the reason goes to the table `errors`, which is published
+    except MissingFileError:
+        return MissingFileError(NO_SUCH_FILE)  # without the address: the reason goes to the table `errors`, which is published
 
 
-def neighbors(wanted: Iterable[tuple[Extent, T]]) -> Iterator[tuple[Extent, list[tuple[Extent, T]]]]:
+def group_neighbors(needed: Iterable[tuple[Extent, T]]) -> Iterator[tuple[Extent, list[tuple[Extent, T]]]]:
     """Group extents that are close together in a file, each group with one extent that covers it."""
     group: list[tuple[Extent, T]] = []
     cover = Extent("", 0, 0)
-    for extent, item in wanted:
+    for extent, item in needed:
         fits = extent.name == cover.name and cover.start <= extent.start <= cover.stop + _GAP_BYTES
         if group and not (fits and extent.stop - cover.start <= PIECE_BYTES):
             yield cover, group

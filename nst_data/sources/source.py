@@ -25,15 +25,15 @@ from nst_data.errors import NstError, UsageError
 from nst_data.images import image_hash
 from nst_data.sources.hashing import image_hashes
 from nst_data.sources.keys import match_keys
-from nst_data.sources.listing import PIECE, Listing, listed
-from nst_data.sources.skipped import phrase
-from nst_data.sources.stamps import digest_of, hashed
+from nst_data.sources.listing import PIECE, Listing, build_listing
+from nst_data.sources.skipped import describe_skipped
+from nst_data.sources.stamps import digest_of, hash64
 from nst_data.store.indexes import Indexes
 from nst_data.store.inputs import Input
 
 Buffer = bytes | memoryview
 Content = Buffer | NstError | Callable[[], Buffer]  # the image, the reason why it cannot be read, or a function that reads it
-Wanted = range | NDArray[np.int64]
+RowIndices = range | NDArray[np.int64]
 _LEAST_SAMPLE, _EXPECTED = 64, 20  # minimum size of a sample of the pool; number of labeled images expected in it
 
 
@@ -93,16 +93,16 @@ class Source(ABC):
     def read(self, row: int) -> bytes:
         """The encoded bytes of one row, at the cost of reading one image. Safe to call from any thread, and after a fork."""
 
-    def copy_of_images(self) -> str:
+    def describe_copy(self) -> str:
         """A phrase for the user about what must be copied before single rows can be read; empty if nothing is copied."""
         return ""
 
-    def slow_reads(self) -> str:
+    def describe_slow_reads(self) -> str:
         """A phrase for the user about why reading single rows is slow, known once one has been read; empty if it is not slow."""
         return ""
 
     @abstractmethod
-    def rows(self, wanted: Wanted) -> Iterator[Row]:
+    def rows(self, needed: RowIndices) -> Iterator[Row]:
         """The wanted rows (increasing row numbers), read sequentially."""
 
     def columns(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
@@ -113,8 +113,8 @@ class Source(ABC):
         """The schema, including the non-image columns. Raises NstError if the source has no columns."""
         raise NstError(f"{self.location}: contains image files, which have no columns; expected a table of labels")
 
-    def empty_files(self, rows: int) -> tuple[int, str]:
-        """How many of the first `rows` rows are empty or missing files according to the listing, and the key of the first of them."""
+    def empty_files(self, n_rows: int) -> tuple[int, str]:
+        """How many of the first `n_rows` rows are empty or missing files according to the listing, and the key of the first of them."""
         return 0, ""
 
     def class_columns(self) -> dict[str, list[str]]:
@@ -123,19 +123,19 @@ class Source(ABC):
 
     def remarks(self) -> list[str]:
         """Lines for the user about what is left out of the source."""
-        return [f"{self.location}: {phrase(self.skipped, self.not_utf8)}"] if self.skipped else []
+        return [f"{self.location}: {describe_skipped(self.skipped, self.not_utf8)}"] if self.skipped else []
 
     def listing(self) -> pa.Table:
         """What identifies the images, in columns `name` and `bytes`: files and sizes, or one row with a dataset's fingerprint or commit."""
         return self._listing.table
 
-    def keep_listing(self, indexes: Indexes) -> None:  # noqa: B027 - most sources have nothing to keep
+    def store_listing(self, indexes: Indexes) -> None:  # noqa: B027 - most sources have nothing to keep
         """Store the listing if listing takes requests, so that `open_source` can reuse it, given this `fingerprint` as `digest`."""
 
     def pin(self, revision: str) -> None:
         """Identify the images by a commit of the Hub, which `location` names, instead of by names and sizes."""
         self.revision = revision
-        self._listing = listed([([self.location], [0])])
+        self._listing = build_listing([([self.location], [0])])
 
     @cached_property
     def images_fingerprint(self) -> str:
@@ -201,10 +201,10 @@ class Source(ABC):
 
     def rows_of(self, keys: Sequence[str]) -> NDArray[np.int64]:
         """The row of each key (the first if several rows share it), shape (keys,). Raises NstError for a key that this source lacks."""
-        row_of = self._where(set(keys))
+        row_of = self._rows_by_key(set(keys))
         missing = [key for key in keys if key not in row_of]
         if missing:
-            raise self._lacks(len(missing), len(keys), missing[0])
+            raise self._missing_error(len(missing), len(keys), missing[0])
         return np.fromiter((row_of[key] for key in keys), dtype=np.int64, count=len(keys))
 
     def find_all(self, keys: Callable[[], Iterable[pa.Array]], rows: NDArray[np.int64]) -> None:
@@ -212,33 +212,35 @@ class Source(ABC):
         match_keys(keys(), self._keys(), rows)
         self._check_found(keys, rows)
 
-    def find_alike(
-        self, keys: Callable[[], Iterable[pa.Array]], rows: NDArray[np.int64], alike: Callable[[pa.Array], pa.Array] | None = None
+    def try_find_all(
+        self, keys: Callable[[], Iterable[pa.Array]], rows: NDArray[np.int64], normalize: Callable[[pa.Array], pa.Array] | None = None
     ) -> bool:
-        """Like `find_all`, comparing keys mapped by `alike` on both sides. Returns whether each key identifies exactly one image here."""
-        if alike is None:
+        """Like `find_all`, comparing keys mapped by `normalize` on both sides. Returns whether each key identifies exactly one image
+        here.
+        """
+        if normalize is None:
             match_keys(keys(), self._keys(), rows)
             return bool((rows >= 0).all())
-        match_keys(map(alike, keys()), map(alike, self._keys()), rows)
+        match_keys(map(normalize, keys()), map(normalize, self._keys()), rows)
         if (rows < 0).any():
             return False
         key_indices = np.empty(len(self), np.int64)
-        match_keys(map(alike, self._keys()), map(alike, keys()), key_indices)
+        match_keys(map(normalize, self._keys()), map(normalize, keys()), key_indices)
         return int((key_indices >= 0).sum()) == len(np.unique(rows))
 
-    def check_holds_some(self, hashes: Callable[[], Iterable[pa.Array]], images: int) -> None:
-        """Raise NstError if this is not the pool that was labeled: no image of a sample has one of the `images` many `image_hash`es.
+    def check_shares_images(self, hashes: Callable[[], Iterable[pa.Array]], n_images: int) -> None:
+        """Raise NstError if this is not the pool that was labeled: no image of a sample has one of the `n_images` many `image_hash`es.
 
         In a copy of the pool, whatever its names, about twenty images of the sample match; missing images are left to `find_by_hash`.
         """
-        size = min(len(self), max(_LEAST_SAMPLE, math.ceil(_EXPECTED * len(self) / images)))
+        size = min(len(self), max(_LEAST_SAMPLE, math.ceil(_EXPECTED * len(self) / n_images)))
         if size > len(self) // 2:  # then reading the whole source is more conclusive
             return
-        drawn = np.sort(np.random.default_rng(0).choice(len(self), size, replace=False, shuffle=False))
-        sample_hashes = pa.array([hashed for _, hashed in image_hashes(self.rows(drawn))], type=pa.large_string())
+        sampled_rows = np.sort(np.random.default_rng(0).choice(len(self), size, replace=False, shuffle=False))
+        sample_hashes = pa.array([hashed for _, hashed in image_hashes(self.rows(sampled_rows))], type=pa.large_string())
         if not any(pc.any(pc.is_in(piece.cast(pa.large_string()), sample_hashes)).as_py() for piece in hashes()):
             raise NstError(
-                f"{self.location}: is not the pool that was labeled: none of {size:,} sampled images is among the {images:,} expected; "
+                f"{self.location}: is not the pool that was labeled: none of {size:,} sampled images is among the {n_images:,} expected; "
                 "pass the right one with `pool`"
             )
 
@@ -250,36 +252,37 @@ class Source(ABC):
         self._check_found(keys, rows)
 
     def _check_found(self, keys: Callable[[], Iterable[pa.Array]], rows: NDArray[np.int64]) -> None:
-        missing, first, done = 0, "", 0
+        missing, first, n_checked = 0, "", 0
         for piece in keys():
-            absent = np.flatnonzero(rows[done : done + len(piece)] < 0)
+            absent = np.flatnonzero(rows[n_checked : n_checked + len(piece)] < 0)
             if not missing and len(absent):
                 first = piece[int(absent[0])].as_py()
-            missing, done = missing + len(absent), done + len(piece)
+            missing, n_checked = missing + len(absent), n_checked + len(piece)
         if missing:
-            raise self._lacks(missing, done, first)
+            raise self._missing_error(missing, n_checked, first)
 
-    def _lacks(self, missing: int, images: int, first: str) -> NstError:
+    def _missing_error(self, n_missing: int, n_images: int, first_key: str) -> NstError:
         return NstError(
-            f"{self.location}: lacks {missing:,} of {images:,} images, the first is {first!r}; pass the pool that was labeled, with `pool`"
+            f"{self.location}: lacks {n_missing:,} of {n_images:,} images, the first is {first_key!r}; pass the pool that was labeled, "
+            "with `pool`"
         )
 
-    def check(self, row: int, encoded: Buffer, hashed: str) -> None:
-        """Raise NstError if the bytes of a row are not those that were labeled, whose `image_hash` is `hashed`."""
-        if image_hash(encoded) != hashed:
+    def check_content(self, row: int, encoded: Buffer, expected_hash: str) -> None:
+        """Raise NstError if the bytes of a row are not those that were labeled, whose `image_hash` is `expected_hash`."""
+        if image_hash(encoded) != expected_hash:
             raise NstError(
                 f"{self.location}: {self.key(row)!r} has different content than the labeled image; "
                 "pass the pool that was labeled, with `pool`, or label this one"
             )
 
-    def _check_there(self, names: Sequence[str], schema: pa.Schema, where: str) -> None:
+    def _check_columns(self, names: Sequence[str], schema: pa.Schema, location: str) -> None:
         """Raise UsageError unless the schema has each of the columns exactly once."""
         for name in names:
             if schema.names.count(name) != 1:
                 columns = ", ".join(f"`{field.name}` ({field.type})" for field in schema) or "no column"
-                raise UsageError(f"{where}: expected one column `{name}`, found {columns}")
+                raise UsageError(f"{location}: expected one column `{name}`, found {columns}")
 
-    def unreadable(self, row: int, error: Exception) -> NstError:
+    def unreadable_error(self, row: int, error: Exception) -> NstError:
         """The error to raise for an image that could be read before but no longer can."""
         return NstError(f"{self.location}: {self.key(row)!r} can no longer be read ({error}); restore it and run the same command again")
 
@@ -294,7 +297,7 @@ class Source(ABC):
         while piece := list(islice(hashes, PIECE)):
             yield pa.array(piece, type=pa.large_string())
 
-    def _where(self, keys: set[str]) -> dict[str, int]:
+    def _rows_by_key(self, keys: set[str]) -> dict[str, int]:
         row_of: dict[str, int] = {}
         for row in range(len(self)):
             key = self.key(row)
@@ -309,7 +312,7 @@ def stamp_of(path: str) -> int:
         stat = os.stat(path)
     except OSError:  # reported when its rows are read
         return 0
-    return hashed(f"{stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_size}")
+    return hash64(f"{stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_size}")
 
 
 def _modified_ns(path: str) -> int:
@@ -319,15 +322,15 @@ def _modified_ns(path: str) -> int:
         return 0
 
 
-def within(wanted: Wanted, start: int, stop: int) -> Wanted:
+def within(needed: RowIndices, start: int, stop: int) -> RowIndices:
     """The wanted rows in the half-open range from `start` to `stop`."""
-    return wanted[bisect_left(wanted, start) : bisect_left(wanted, stop)]
+    return needed[bisect_left(needed, start) : bisect_left(needed, stop)]
 
 
-def in_pieces(wanted: Wanted, size: int) -> Iterator[NDArray[np.int64]]:
+def in_pieces(needed: RowIndices, size: int) -> Iterator[NDArray[np.int64]]:
     """The wanted rows in pieces of at most `size`."""
-    for start in range(0, len(wanted), size):
-        yield np.asarray(wanted[start : start + size], dtype=np.int64)
+    for start in range(0, len(needed), size):
+        yield np.asarray(needed[start : start + size], dtype=np.int64)
 
 
 def rows_of_table(table: pa.Table, rows: NDArray[np.int64]) -> pa.Table:

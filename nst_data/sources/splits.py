@@ -27,7 +27,7 @@ def check_splits(location: str, class_folders: Sequence[str]) -> None:
         )
     training, scored = ([name for name in class_folders if name.lower() in kind] for kind in (_TRAINING, _SCORED))
     if not (training and scored) and len(training + scored) < len(class_folders):
-        training, scored = _with_words(class_folders, _FOLDERS_TRAINING, _FOLDERS_SCORED)
+        training, scored = _names_by_split(class_folders, _FOLDERS_TRAINING, _FOLDERS_SCORED)
         if not (training and scored) or len(training + scored) < len(class_folders):
             return
     first = (training or scored)[0]
@@ -42,22 +42,22 @@ def check_splits(location: str, class_folders: Sequence[str]) -> None:
 
 def check_split_files(location: str, names: Iterable[str]) -> None:
     """Raise UsageError if the tar or parquet files of a labeled source belong to several splits."""
-    training, scored = (next(iter(group), None) for group in _with_words(names, _TRAINING, _SCORED))
+    training, scored = (next(iter(group), None) for group in _names_by_split(names, _TRAINING, _SCORED))
     if training and scored:
         raise UsageError(
             f"{location}: expected one labeled set, found {training} and {scored}, which look like files of two splits; "
-            f"choose one, e.g. '{_pattern(location, training)}', or rename them"
+            f"choose one, e.g. '{_split_pattern(location, training)}', or rename them"
         )
 
 
-def _with_words(names: Iterable[str], training: frozenset[str], scored: frozenset[str]) -> tuple[list[str], list[str]]:
+def _names_by_split(names: Iterable[str], training: frozenset[str], scored: frozenset[str]) -> tuple[list[str], list[str]]:
     """The names that contain a word for training, and those that contain one for scoring; names with both are in neither list."""
-    words = [(name, set(_WORDS.findall(name.lower()))) for name in names]
-    for_training = [name for name, tokens in words if tokens & training and not tokens & scored]
-    return for_training, [name for name, tokens in words if tokens & scored and not tokens & training]
+    tokenized = [(name, set(_WORDS.findall(name.lower()))) for name in names]
+    for_training = [name for name, tokens in tokenized if tokens & training and not tokens & scored]
+    return for_training, [name for name, tokens in tokenized if tokens & scored and not tokens & training]
 
 
-def _pattern(location: str, name: str) -> str:
+def _split_pattern(location: str, name: str) -> str:
     """A pattern for all files of a split, from the name of its first file."""
     folder, base = os.path.split(name)
     match = re.match(r"[A-Za-z]+", base)

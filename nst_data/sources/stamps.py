@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from nst_data.store.file_tree import StoredFile
 
 
-def hashed(about: str) -> int:
+def hash64(text: str) -> int:
     """A 64-bit hash of text, never 0."""
-    return int.from_bytes(hashlib.blake2b(about.encode(), digest_size=8).digest(), "little") or 1
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") or 1
 
 
 def digest_of(stamps: NDArray[np.uint64]) -> str:
@@ -21,4 +21,4 @@ def digest_of(stamps: NDArray[np.uint64]) -> str:
 
 def stamps_of(files: Iterable[StoredFile]) -> NDArray[np.uint64]:
     """The stamps of files at an address, shape (files,)."""
-    return np.fromiter((hashed(f"{file.etag} {file.size}") for file in files), dtype=np.uint64)
+    return np.fromiter((hash64(f"{file.etag} {file.size}") for file in files), dtype=np.uint64)

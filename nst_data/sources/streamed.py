@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from nst_data.errors import NstError
-from nst_data.parquet_footer import DAMAGE, column_chunks
+from nst_data.parquet_footer import PARQUET_ERRORS, column_chunks
 from nst_data.sources.cells import Cells
 from nst_data.sources.features import Features
 from nst_data.sources.kept_listing import AddressListing
@@ -19,9 +19,9 @@ from nst_data.sources.kinds import EXPECTED_AT_ADDRESS
 from nst_data.sources.parquet import ParquetFiles, Stretch, reason_without_path
 from nst_data.sources.range_file import RangeFile
 from nst_data.sources.read_ahead import PIECE_BYTES, Extent, read_ahead
-from nst_data.sources.source import Row, Wanted, within
+from nst_data.sources.source import Row, RowIndices, within
 from nst_data.sources.stamps import stamps_of
-from nst_data.store.file_tree import FileTree, MissingError, StoredFile
+from nst_data.store.file_tree import FileTree, MissingFileError, StoredFile
 from nst_data.store.indexes import Indexes
 
 
@@ -38,7 +38,7 @@ class _Group(NamedTuple):
 class StreamedParquet(ParquetFiles):
     """Parquet files read over the network, with the same rows and keys as a download. `stored` are the files of a `tree`."""
 
-    _expected = EXPECTED_AT_ADDRESS
+    _expected_formats = EXPECTED_AT_ADDRESS
 
     def __init__(
         self,
@@ -49,49 +49,49 @@ class StreamedParquet(ParquetFiles):
         column: str | None,
         features: Features | None = None,
     ) -> None:
-        self._tree, self._stored = tree, {tree.at(file.name): file for file in stored}
+        self._tree, self._stored = tree, {tree.address_of(file.name): file for file in stored}
         super().__init__(location, list(self._stored), names, column, False, features)
 
     def read(self, row: int) -> bytes:
         """One row; its row group is cached, so that neighboring rows cost nothing more."""
         return self._read_from_group(row)
 
-    def rows(self, wanted: Wanted) -> Iterator[Row]:
+    def rows(self, needed: RowIndices) -> Iterator[Row]:
         """The wanted rows as for local files, with row groups read ahead. Raises NstError if the network fails."""
-        pieces = read_ahead(self._tree, self._pieces(wanted))
+        pieces = read_ahead(self._tree, self._pieces(needed))
         for _, of_group in groupby(pieces, lambda piece: piece[0][0][:2]):
             group_pieces = list(of_group)
             group, file = group_pieces[0][0][0], group_pieces[0][0][0].file
             for start, stop, cells in self._stretches_of(group, [(start, content) for (_, start), content in group_pieces]):
-                for row in np.asarray(within(wanted, start, stop)).tolist():
+                for row in np.asarray(within(needed, start, stop)).tolist():
                     content = cells[row - start] if isinstance(cells, Cells) else cells
                     yield Row(row, f"{self._names[file]}:{row - self._starts[file]}", content)
 
-    def keep_listing(self, indexes: Indexes) -> None:
+    def store_listing(self, indexes: Indexes) -> None:
         """Store the listing of the parquet files, unless a commit pins them."""
         if self.revision is None:
-            listing = AddressListing.of_files(self._tree, self._stored.values(), self.skipped)
-            listing.keep(indexes, self.location, self.images_fingerprint)
+            listing = AddressListing.from_files(self._tree, self._stored.values(), self.skipped)
+            listing.store(indexes, self.location, self.images_fingerprint)
 
-    def _pieces(self, wanted: Wanted) -> Iterator[tuple[Extent, tuple[_Group, int]]]:
+    def _pieces(self, needed: RowIndices) -> Iterator[tuple[Extent, tuple[_Group, int]]]:
         """The extents of the image column to read, each with its row group and its offset."""
         for file, (first, last) in enumerate(zip(self._starts[:-1], self._starts[1:], strict=True)):
             name = self._stored[self._files[file]].name
-            if not len(within(wanted, first, last)):
+            if not len(within(needed, first, last)):
                 continue
             try:
-                with self._opened(self._files[file]) as parquet:
+                with self._open_file(self._files[file]) as parquet:
                     footer = parquet.metadata
-            except (*DAMAGE, NstError) as error:
-                self._stop_unless_damage(error)
+            except (*PARQUET_ERRORS, NstError) as error:
+                self._raise_unless_damage(error)
                 yield Extent(name, 0, 0), (_Group(file, 0, first, last, reason_without_path(error)), 0)
                 continue
             for number in range(footer.num_row_groups):
                 stop = first + footer.row_group(number).num_rows
-                if len(within(wanted, first, stop)):
+                if len(within(needed, first, stop)):
                     try:
-                        start, end = _bounds(footer, number, self._column)
-                    except DAMAGE as error:
+                        start, end = _column_bounds(footer, number, self._column)
+                    except PARQUET_ERRORS as error:
                         yield Extent(name, 0, 0), (_Group(file, number, first, stop, reason_without_path(error)), 0)
                         first = stop
                         continue
@@ -99,10 +99,10 @@ class StreamedParquet(ParquetFiles):
                         yield Extent(name, offset, min(offset + PIECE_BYTES, end)), (_Group(file, number, first, stop, footer), offset)
                 first = stop
 
-    def _stretches_of(self, group: _Group, pieces: list[tuple[int, bytes | MissingError]]) -> Iterator[Stretch]:
+    def _stretches_of(self, group: _Group, pieces: list[tuple[int, bytes | MissingFileError]]) -> Iterator[Stretch]:
         contents: list[tuple[int, bytes]] = []
         for offset, content in pieces:
-            if isinstance(content, MissingError):
+            if isinstance(content, MissingFileError):
                 yield group.first_row, group.after_last_row, NstError(f"{self._names[group.file]}: {content}")
                 return
             contents.append((offset, content))
@@ -112,7 +112,7 @@ class StreamedParquet(ParquetFiles):
         stored = self._stored[self._files[group.file]]
         with (
             RangeFile(self._tree, stored.name, stored.size, contents) as remote,
-            pq.ParquetFile(remote, metadata=group.footer, **_AS_LOCAL) as parquet,
+            pq.ParquetFile(remote, metadata=group.footer, **_READ_OPTIONS) as parquet,
         ):
             yield from self._group_stretches(group.file, parquet, group.number, group.first_row, group.after_last_row)
 
@@ -122,31 +122,31 @@ class StreamedParquet(ParquetFiles):
     def _paths(self) -> Iterator[str]:
         return iter(())
 
-    def _start(self, file: str) -> bytes:
+    def _first_bytes(self, file: str) -> bytes:
         return self._tree.read(self._stored[file].name, 0, min(4, self._size(file))) if self._size(file) else b""
 
-    def _page_start(self, _file: str, _offset: int) -> bytes:
+    def _page_header_bytes(self, _file: str, _offset: int) -> bytes:
         return b""  # reading it would take a request per row group
 
     def _size(self, file: str) -> int:
         return self._stored[file].size
 
     @contextmanager
-    def _opened(self, file: str) -> Iterator[pq.ParquetFile]:
+    def _open_file(self, file: str) -> Iterator[pq.ParquetFile]:
         stored = self._stored[file]
         # with Arrow's own read-ahead, its threads would still read at process exit, which aborts the process
-        with RangeFile(self._tree, stored.name, stored.size) as remote, pq.ParquetFile(remote, **_AS_LOCAL) as parquet:
+        with RangeFile(self._tree, stored.name, stored.size) as remote, pq.ParquetFile(remote, **_READ_OPTIONS) as parquet:
             yield parquet
 
-    def _stop_unless_damage(self, error: Exception) -> None:
-        if not isinstance(error, pa.ArrowException | MissingError) and type(error) is not OSError:
+    def _raise_unless_damage(self, error: Exception) -> None:
+        if not isinstance(error, pa.ArrowException | MissingFileError) and type(error) is not OSError:
             raise error  # the fault of the network, not of the file
 
 
-_AS_LOCAL = {"buffer_size": 2**20, "pre_buffer": False, "page_checksum_verification": True}
+_READ_OPTIONS = {"buffer_size": 2**20, "pre_buffer": False, "page_checksum_verification": True}
 
 
-def _bounds(footer: pq.FileMetaData, group: int, column: str) -> tuple[int, int]:
+def _column_bounds(footer: pq.FileMetaData, group: int, column: str) -> tuple[int, int]:
     """Start and end offsets in the file of a column's bytes in a row group."""
     (chunks,) = column_chunks(footer, [column], [group])
     starts = [min(chunk.data_page_offset, chunk.dictionary_page_offset or chunk.data_page_offset) for chunk in chunks]

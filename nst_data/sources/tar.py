@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from nst_data.errors import NstError
 from nst_data.sources.files import OpenFile
-from nst_data.sources.labels import LabelsAsked, encode, number_labels, whole_numbers
-from nst_data.sources.listing import listed, write_listing
+from nst_data.sources.labels import LabelOptions, encode_names, labels_from_numbers, parse_class_numbers
+from nst_data.sources.listing import build_listing, write_listing
 from nst_data.sources.members import documents
-from nst_data.sources.pairing import CLASS_SUFFIX, key_of
-from nst_data.sources.skipped import phrase
-from nst_data.sources.source import Content, Row, Source, Wanted, in_pieces, rows_of_table
-from nst_data.sources.tar_index import TarHeaders, read_index, skipped_in
+from nst_data.sources.pairing import CLASS_SUFFIX, sample_key
+from nst_data.sources.skipped import describe_skipped
+from nst_data.sources.source import Content, Row, RowIndices, Source, in_pieces, rows_of_table
+from nst_data.sources.tar_index import TarHeaders, read_index, skipped_counts
 from nst_data.store.indexes import Indexes
 
 _INTEGER = re.compile(r"-?\d+")
@@ -40,21 +40,21 @@ class TarFiles(Source):
     _files_at_once = 4  # number of files whose headers are read concurrently; few, for disks that seek
 
     def __init__(
-        self, location: str, files: Sequence[str], names: Sequence[str], labels: LabelsAsked | None, indexes: Indexes | None = None
+        self, location: str, files: Sequence[str], names: Sequence[str], labels: LabelOptions | None, indexes: Indexes | None = None
     ) -> None:
         super().__init__(location)
         self._files, self._names = files, names
-        self._marks = self._look()
-        self._listing = listed([(list(names), [size for size, _ in self._marks])])
+        self._file_stats = self._stat_files()
+        self._listing = build_listing([(list(names), [size for size, _ in self._file_stats])])
         classes: list[str] | None = [] if labels else None
-        headers = TarHeaders(files, self._opened, self._files_at_once)
-        self._index = self._kept_index(headers, indexes) if classes is None else headers.index(classes)
-        self.skipped = skipped_in(self._index)
+        headers = TarHeaders(files, self._open_file, self._files_at_once)
+        self._index = self._load_or_build_index(headers, indexes) if classes is None else headers.build_index(classes)
+        self.skipped = skipped_counts(self._index)
         if not len(self):
-            but = f", but {phrase(self.skipped)}" if self.skipped else ""
-            raise NstError(f"{location}: expected images in the tar files, found none{but}")
+            skipped_note = f", but {describe_skipped(self.skipped)}" if self.skipped else ""
+            raise NstError(f"{location}: expected images in the tar files, found none{skipped_note}")
         if labels is not None and classes is not None:
-            self.labels, self.class_names = _numbered(classes, location, labels.names)
+            self.labels, self.class_names = _encode_classes(classes, location, labels.n_names)
 
     def __len__(self) -> int:
         return int(self._index.num_rows)
@@ -67,9 +67,9 @@ class TarFiles(Source):
         """The bytes of the row's member."""
         return bytes(Row(row, "", self._content(self._index.slice(row, 1).to_pylist()[0])).read())
 
-    def rows(self, wanted: Wanted) -> Iterator[Row]:
+    def rows(self, needed: RowIndices) -> Iterator[Row]:
         """The wanted members; each is read when its row is read."""
-        for piece in in_pieces(wanted, 1024):
+        for piece in in_pieces(needed, 1024):
             for row, entry in zip(piece.tolist(), rows_of_table(self._index, piece).to_pylist(), strict=True):
                 yield Row(row, self._key(row, entry["file"], entry["name"]), self._content(entry))
 
@@ -81,28 +81,28 @@ class TarFiles(Source):
         """The row of each image whose sample has a `.json` member, and its JSON object. Raises NstError for any other content."""
         for file, path in enumerate(self._files):
             objects: dict[str, dict[str, Any]] = {}
-            with self._opened(file) as opened:
+            with self._open_file(file) as opened:
                 for name, content in documents(opened):
-                    if key_of(name) in objects:
+                    if sample_key(name) in objects:
                         raise NstError(f"{path}: {name} comes several times; expected one .json member in each sample")
-                    objects[key_of(name)] = _object(path, name, content)
+                    objects[sample_key(name)] = _parse_json_object(path, name, content)
             rows = self.rows_of_files(np.array([file])) if objects else np.empty(0, np.int64)
             for row, name in zip(rows.tolist(), self._index["name"].take(pa.array(rows)).to_pylist(), strict=True):
-                if key_of(name) in objects:
-                    yield row, objects[key_of(name)]
+                if sample_key(name) in objects:
+                    yield row, objects[sample_key(name)]
 
     def _paths(self) -> Sequence[str]:
         return self._files
 
-    def _look(self) -> Sequence[tuple[int, int | str]]:
+    def _stat_files(self) -> Sequence[tuple[int, int | str]]:
         """Size of each file, and its times: a copying program may restore mtime, but ctime still reveals a change."""
         stats = map(os.stat, self._files)
         return [(stat.st_size, f"{stat.st_mtime_ns} {stat.st_ctime_ns}") for stat in stats]
 
-    def _place(self, file: str) -> str:
+    def _canonical_path(self, file: str) -> str:
         return os.path.abspath(file)
 
-    def _opened(self, file: int) -> AbstractContextManager[BinaryIO]:
+    def _open_file(self, file: int) -> AbstractContextManager[BinaryIO]:
         """Open a file to read it once, from header to header."""
         return open(self._files[file], "rb")
 
@@ -114,11 +114,11 @@ class TarFiles(Source):
             start += len(batch)
 
     def _key(self, row: int, file: int, name: str) -> str:
-        number = f"#{self._repeated[row]}" if row in self._repeated else ""
+        number = f"#{self._repeat_counts[row]}" if row in self._repeat_counts else ""
         return f"{self._names[file]}:{name}{number}"
 
     @cached_property
-    def _repeated(self) -> dict[int, int]:
+    def _repeat_counts(self) -> dict[int, int]:
         """The rows whose member name occurred earlier in their file, each with how often it has occurred so far, itself included."""
         repeats = {}
         ends = np.searchsorted(self._index["file"].to_numpy(), np.arange(len(self._files) + 1))
@@ -138,22 +138,22 @@ class TarFiles(Source):
 
     def _content(self, entry: dict[str, Any]) -> Content:
         problem = entry["problem"]
-        return NstError(problem) if problem is not None else partial(self._read, entry["file"], entry["offset"], entry["size"])
+        return NstError(problem) if problem is not None else partial(self._read_range, entry["file"], entry["offset"], entry["size"])
 
-    def _read(self, file: int, offset: int, size: int) -> bytes:
-        return _opened(self._files[file], *self._marks[file]).read(size, offset)
+    def _read_range(self, file: int, offset: int, size: int) -> bytes:
+        return _open_cached(self._files[file], *self._file_stats[file]).read(size, offset)
 
-    def _kept_index(self, headers: TarHeaders, indexes: Indexes | None) -> pa.Table:
+    def _load_or_build_index(self, headers: TarHeaders, indexes: Indexes | None) -> pa.Table:
         if indexes is None:
-            return headers.index()
-        index = self._index_in(indexes)
+            return headers.build_index()
+        index = self._stored_index(indexes)
         if index is None:
-            index = headers.index()
-            indexes.keep(self._index_name, partial(write_listing, table=index))
-            index = self._index_in(indexes) or index  # the stored index replaces the temporary file
+            index = headers.build_index()
+            indexes.save(self._index_name, partial(write_listing, table=index))
+            index = self._stored_index(indexes) or index  # the stored index replaces the temporary file
         return index
 
-    def _index_in(self, indexes: Indexes) -> pa.Table | None:
+    def _stored_index(self, indexes: Indexes) -> pa.Table | None:
         """The stored index of these files, or None if there is none or it is damaged."""
         try:
             path = indexes.find(self._index_name)
@@ -164,11 +164,11 @@ class TarFiles(Source):
     @property
     def _index_name(self) -> str:
         """The name of the stored index, which changes when a file is rewritten."""
-        digest = hashlib.sha256(json.dumps([[self._place(file) for file in self._files], self._marks]).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps([[self._canonical_path(file) for file in self._files], self._file_stats]).encode()).hexdigest()
         return f"{digest}.arrow"
 
 
-def _object(path: str, name: str, content: bytes | None) -> dict[str, Any]:
+def _parse_json_object(path: str, name: str, content: bytes | None) -> dict[str, Any]:
     if content is None:
         raise NstError(f"{path}: {name}: expected a JSON object, found many megabytes")
     try:
@@ -180,19 +180,19 @@ def _object(path: str, name: str, content: bytes | None) -> dict[str, Any]:
     return value
 
 
-def _numbered(classes: list[str], location: str, most_names: int) -> tuple[NDArray[np.int64], list[str]]:
+def _encode_classes(classes: list[str], location: str, n_names: int) -> tuple[NDArray[np.int64], list[str]]:
     """(labels, class names): classes are read as numbers if all are numbers, else as text."""
-    what = f"{location}: `{CLASS_SUFFIX}`"
+    subject = f"{location}: `{CLASS_SUFFIX}`"
     if all(map(_INTEGER.fullmatch, classes)):
-        return number_labels([int(text) for text in classes], None, what, most_names)
-    numbers = whole_numbers(words := sorted(set(classes)), what)
+        return labels_from_numbers([int(text) for text in classes], None, subject, n_names)
+    numbers = parse_class_numbers(unique_texts := sorted(set(classes)), subject)
     if numbers is None:
-        return encode(classes)
-    number_of = dict(zip(words, numbers, strict=True))
-    return number_labels([number_of[text] for text in classes], None, what, most_names)
+        return encode_names(classes)
+    number_of = dict(zip(unique_texts, numbers, strict=True))
+    return labels_from_numbers([number_of[text] for text in classes], None, subject, n_names)
 
 
 @lru_cache(maxsize=64)
-def _opened(path: str, size: int, modified_ns: int | str) -> OpenFile:
+def _open_cached(path: str, size: int, modified_ns: int | str) -> OpenFile:
     """An open file, shared by threads and forked processes since reading at an offset moves no file position."""
     return OpenFile(path, size)

@@ -12,29 +12,29 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nst_data.errors import NstError
-from nst_data.prefetch import in_threads
-from nst_data.sources.files import check_whole
-from nst_data.sources.listing import PIECE, Spool, read_listing, utf8
+from nst_data.prefetch import map_batches_in_threads
+from nst_data.sources.files import check_complete
+from nst_data.sources.listing import PIECE, Spool, read_listing, to_utf8_array
 from nst_data.sources.members import Member, members
-from nst_data.sources.pairing import Part, classes_of_members, is_class
+from nst_data.sources.pairing import SampleMember, classes_of_members, is_class_member
 from nst_data.sources.skipped import Skipped
 
 _INDEX = pa.schema(
     [("file", pa.int32()), ("name", pa.large_string()), ("offset", pa.int64()), ("size", pa.int64()), ("problem", pa.large_string())]
 )
-_MOST_CLASS_BYTES = 1024
+_MAX_CLASS_BYTES = 1024
 _SKIPPED = b"skipped"  # key of the counts in the metadata of an index
 
 
 @dataclass(frozen=True)
 class TarHeaders:
-    """Reads the headers of tar files, `at_once` files concurrently. `paths` are for errors, `open` opens a file by its number."""
+    """Reads the headers of tar files, `max_concurrent` files concurrently. `paths` are for errors, `open` opens a file by its number."""
 
     paths: Sequence[str]
     open: Callable[[int], AbstractContextManager[BinaryIO]]
-    at_once: int
+    max_concurrent: int
 
-    def index(self, classes: list[str] | None = None) -> pa.Table:
+    def build_index(self, classes: list[str] | None = None) -> pa.Table:
         """The images, in the order of the files and of their members; if given, `classes` is extended by the class of each.
 
         Raises NstError for the first file with unsupported content.
@@ -42,8 +42,8 @@ class TarHeaders:
         spool, skipped, stopped = Spool(_INDEX), Skipped(), Event()
 
         def tables() -> Iterator[pa.Table]:
-            for _, contents in in_threads(
-                lambda file: self._read(file, classes is not None, stopped), range(len(self.paths)), self.at_once
+            for _, contents in map_batches_in_threads(
+                lambda file: self._read_file(file, classes is not None, stopped), range(len(self.paths)), self.max_concurrent
             ):
                 skipped.add(contents.skipped)
                 if classes is not None:
@@ -51,34 +51,34 @@ class TarHeaders:
                 yield contents.table
 
         try:
-            for columns in _regrouped(tables()):
+            for columns in _regroup(tables()):
                 spool.append(columns)
         finally:
             stopped.set()  # else Ctrl-C would wait until the files in progress are read to the end
         return spool.table().replace_schema_metadata({_SKIPPED: json.dumps(skipped.counts)})
 
-    def _read(self, file: int, has_classes: bool, stopped: Event) -> "_OfFile":
+    def _read_file(self, file: int, has_classes: bool, stop_event: Event) -> "_FileContents":
         path, skipped = self.paths[file], Skipped()
-        spool = Spool(_INDEX, self.at_once)
+        spool = Spool(_INDEX, self.max_concurrent)
         waiting: list[Member] = []
-        samples: list[Part] = []
+        samples: list[SampleMember] = []
         with self.open(file) as opened:
             for member in members(path, opened, skipped):
-                if stopped.is_set():
-                    return _OfFile(spool.table(), skipped, [])
-                if not (is_class(member.name) or member.is_skipped):
+                if stop_event.is_set():
+                    return _FileContents(spool.table(), skipped, [])
+                if not (is_class_member(member.name) or member.is_skipped):
                     waiting.append(member)
                 if has_classes:
-                    samples.append(_part(path, opened, member))
+                    samples.append(_sample_member(path, opened, member))
                 if len(waiting) == PIECE:
-                    spool.append(_columns(file, waiting))
+                    spool.append(_member_columns(file, waiting))
                     waiting.clear()
-        spool.append(_columns(file, waiting))
-        return _OfFile(spool.table(), skipped, classes_of_members(samples, path))
+        spool.append(_member_columns(file, waiting))
+        return _FileContents(spool.table(), skipped, classes_of_members(samples, path))
 
 
 @dataclass(frozen=True)
-class _OfFile:
+class _FileContents:
     """The content of one tar file."""
 
     table: pa.Table
@@ -86,31 +86,31 @@ class _OfFile:
     classes: list[str]
 
 
-def skipped_in(index: pa.Table) -> dict[str, int]:
+def skipped_counts(index: pa.Table) -> dict[str, int]:
     """Number of files by suffix that were skipped when the index was built."""
     counts: dict[str, int] = json.loads((index.schema.metadata or {}).get(_SKIPPED, b"{}"))
     return counts
 
 
-def read_index(path: Path, files: int) -> pa.Table | None:
-    """The stored index of `files` tar files, or None if it is damaged."""
+def read_index(path: Path, n_files: int) -> pa.Table | None:
+    """The stored index of `n_files` tar files, or None if it is damaged."""
     try:
         index = read_listing(path)
         index.validate(full=True)
-        skipped_in(index)
+        skipped_counts(index)
     except (OSError, ValueError, pa.ArrowException):
         return None
-    return index if index.schema.equals(_INDEX) and _is_sound(index, files) else None
+    return index if index.schema.equals(_INDEX) and _is_valid(index, n_files) else None
 
 
-def _is_sound(index: pa.Table, files: int) -> bool:
-    """Whether every member of an index has a valid offset in one of `files` files."""
+def _is_valid(index: pa.Table, n_files: int) -> bool:
+    """Whether every member of an index has a valid offset in one of `n_files` files."""
     is_complete = all(not index[name].null_count for name in ("file", "name", "offset", "size"))
-    least = {name: pc.min(index[name]).as_py() or 0 for name in ("file", "offset", "size")}
-    return is_complete and min(least.values()) >= 0 and (pc.max(index["file"]).as_py() or 0) < files
+    minima = {name: pc.min(index[name]).as_py() or 0 for name in ("file", "offset", "size")}
+    return is_complete and min(minima.values()) >= 0 and (pc.max(index["file"]).as_py() or 0) < n_files
 
 
-def _regrouped(tables: Iterable[pa.Table]) -> Iterator[list[pa.Array]]:
+def _regroup(tables: Iterable[pa.Table]) -> Iterator[list[pa.Array]]:
     """Merge tables into pieces of many rows: a tar file may hold a single image."""
     waiting: list[pa.RecordBatch] = []
     rows = 0
@@ -118,46 +118,46 @@ def _regrouped(tables: Iterable[pa.Table]) -> Iterator[list[pa.Array]]:
         waiting.append(batch)
         rows += len(batch)
         if rows >= PIECE:
-            yield _joined(waiting)
+            yield _combine(waiting)
             waiting, rows = [], 0
-    yield _joined(waiting)
+    yield _combine(waiting)
 
 
-def _joined(batches: list[pa.RecordBatch]) -> list[pa.Array]:
+def _combine(batches: list[pa.RecordBatch]) -> list[pa.Array]:
     return [column.combine_chunks() for column in pa.Table.from_batches(batches, schema=_INDEX).columns]
 
 
-def _columns(file: int, found: list[Member]) -> list[pa.Array]:
-    names, offsets, sizes, problems = zip(*(member[:4] for member in found), strict=True) if found else ((), (), (), ())
+def _member_columns(file: int, entries: list[Member]) -> list[pa.Array]:
+    names, offsets, sizes, problems = zip(*(member[:4] for member in entries), strict=True) if entries else ((), (), (), ())
     return [
-        pa.array([file] * len(found), type=pa.int32()),
-        utf8(list(names)),
+        pa.array([file] * len(entries), type=pa.int32()),
+        to_utf8_array(list(names)),
         pa.array(offsets, type=pa.int64()),
         pa.array(sizes, type=pa.int64()),
         pa.array(problems, type=pa.large_string()),
     ]
 
 
-def _part(path: str, file: BinaryIO, member: Member) -> Part:
-    if member.is_end:
+def _sample_member(path: str, file: BinaryIO, member: Member) -> SampleMember:
+    if member.is_lost_rest:
         raise NstError(f"{path}: {member.problem}")  # the rest may hold the class of any image
-    return Part(member.name, _class(path, file, member) if is_class(member.name) else None, member.is_skipped)
+    return SampleMember(member.name, _read_class(path, file, member) if is_class_member(member.name) else None, member.is_skipped)
 
 
-def _class(path: str, file: BinaryIO, member: Member) -> str:
-    where = f"{path}: {member.name}"
+def _read_class(path: str, file: BinaryIO, member: Member) -> str:
+    location = f"{path}: {member.name}"
     expected = "expected one line with a class number or UTF-8 name"
     if member.problem is not None:
-        raise NstError(f"{where}: {member.problem}")
-    if member.size > _MOST_CLASS_BYTES:
-        raise NstError(f"{where}: {expected}, found {member.size:,} bytes")
+        raise NstError(f"{location}: {member.problem}")
+    if member.size > _MAX_CLASS_BYTES:
+        raise NstError(f"{location}: {expected}, found {member.size:,} bytes")
     file.seek(member.offset)
     content = file.read(member.size)
-    check_whole(len(content), member.size)
+    check_complete(len(content), member.size)
     try:
         text = content.decode("utf-8-sig").strip()
     except UnicodeDecodeError:
-        raise NstError(f"{where}: {expected}") from None
+        raise NstError(f"{location}: {expected}") from None
     if len(text.splitlines()) > 1 or "\0" in text:
-        raise NstError(f"{where}: {expected}, found {text[:40]!r}")
+        raise NstError(f"{location}: {expected}, found {text[:40]!r}")
     return text

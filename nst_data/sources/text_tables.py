@@ -15,16 +15,16 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
 from nst_data.errors import NstError, first_line
-from nst_data.safe_names import QUOTED_FORMULA, without_quote
+from nst_data.safe_names import QUOTED_FORMULA, unescape_formula
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
-LINES = (".jsonl", ".ndjson")
+JSON_LINES_SUFFIXES = (".jsonl", ".ndjson")
 _BLOCK_BYTES = 2**22
 _DECODER = json.JSONDecoder()
 
 
 @contextmanager
-def readable(location: str, expected: str) -> Iterator[None]:
+def translate_read_errors(location: str, expected: str) -> Iterator[None]:
     """Turn errors of reading a table into NstError that says what was expected."""
     try:
         yield
@@ -45,10 +45,10 @@ def _columns(location: str, separator: str) -> dict[str, bool]:
     """Column names, and whether each was surrounded by blanks, as in `path, label`; blanks are kept if names differ only by them."""
     _check_separator(location, separator)
     read_options = pa_csv.ReadOptions(block_size=_BLOCK_BYTES, skip_rows=_empty_lines_before(location))
-    with pa_csv.open_csv(location, read_options, _parsing(separator)) as reader:
-        names = [without_quote(name) for name in reader.schema.names]
-    if odd := [name for name in names if "\0" in name]:
-        raise ValueError(f"the header has {odd[0]!r}, which is no text")
+    with pa_csv.open_csv(location, read_options, _parse_options(separator)) as reader:
+        names = [unescape_formula(name) for name in reader.schema.names]
+    if invalid := [name for name in names if "\0" in name]:
+        raise ValueError(f"the header has {invalid[0]!r}, which is no text")
     duplicates = [name for name, count in Counter(names).items() if count > 1]
     if duplicates:
         raise ValueError(f"the header has {duplicates[0]!r} several times")
@@ -78,23 +78,23 @@ def _empty_lines_before(location: str) -> int:
         return sum(1 for _ in takewhile(lambda line: line == "\n", iter(partial(lines.readline, _BLOCK_BYTES), "")))
 
 
-def delimited(location: str, separator: str, wanted: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+def delimited_batches(location: str, separator: str, needed: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
     """The wanted columns of CSV or TSV as text, all by default, a few megabytes at a time; an empty cell is null.
 
-    Cells that were quoted for spreadsheets by `safe_names.cell` are unquoted. If a column's name was surrounded by blanks, its cells are
-    stripped too.
+    Cells that were quoted for spreadsheets by `safe_names.escape_formula` are unquoted. If a column's name was surrounded by blanks, its
+    cells are stripped too.
     """
     names = _columns(location, separator)
     # `skip_rows_after_names` would count empty lines before the header
     skipped = {"skip_rows": _empty_lines_before(location), "skip_rows_after_names": 1}
     read_options = pa_csv.ReadOptions(block_size=_BLOCK_BYTES, column_names=list(names), **skipped)
-    as_text = pa_csv.ConvertOptions(
+    text_options = pa_csv.ConvertOptions(
         column_types=dict.fromkeys(names, pa.string()),
-        include_columns=list(names if wanted is None else wanted),
+        include_columns=list(names if needed is None else needed),
         strings_can_be_null=True,
         null_values=[""],
     )
-    with pa_csv.open_csv(location, read_options, _parsing(separator), as_text) as reader:
+    with pa_csv.open_csv(location, read_options, _parse_options(separator), text_options) as reader:
         for batch in reader:
             columns = [
                 pc.utf8_trim_whitespace(column) if names[name] else column
@@ -104,7 +104,7 @@ def delimited(location: str, separator: str, wanted: Sequence[str] | None = None
             yield pa.record_batch(columns, names=batch.schema.names)
 
 
-def _parsing(separator: str) -> pa_csv.ParseOptions:
+def _parse_options(separator: str) -> pa_csv.ParseOptions:
     return pa_csv.ParseOptions(delimiter=separator, newlines_in_values=True)
 
 
@@ -125,21 +125,21 @@ def json_lines(location: str) -> Iterator[tuple[int, dict[str, Any]]]:
 class JsonText:
     """A JSON document of any size: outer objects and lists are traversed step by step, inner values are parsed one at a time.
 
-    `entries` and `elements` leave each value to the caller, who reads it with `value` or traverses it. Raises ValueError for invalid
+    `object_keys` and `elements` leave each value to the caller, who reads it with `value` or traverses it. Raises ValueError for invalid
     JSON.
     """
 
     def __init__(self, file: IO[str]) -> None:
-        self._file, self._text, self._at, self._is_whole = file, "", 0, False
+        self._file, self._text, self._position, self._is_exhausted = file, "", 0, False
 
     def peek(self) -> str:
         """The next non-space character; empty at the end."""
         while True:
-            while self._at < len(self._text):
-                if not self._text[self._at].isspace():
-                    return self._text[self._at]
-                self._at += 1
-            if not self._more():
+            while self._position < len(self._text):
+                if not self._text[self._position].isspace():
+                    return self._text[self._position]
+                self._position += 1
+            if not self._read_more():
                 return ""
 
     def value(self) -> Any:  # noqa: ANN401 - any JSON value
@@ -147,54 +147,54 @@ class JsonText:
         self.peek()
         while True:
             try:
-                value, end = _DECODER.raw_decode(self._text, self._at)
+                value, end = _DECODER.raw_decode(self._text, self._position)
             except ValueError:
-                if not self._more():
+                if not self._read_more():
                     raise
                 continue
-            if end < len(self._text) or not self._more():  # a number may continue
-                self._at = end
+            if end < len(self._text) or not self._read_more():  # a number may continue
+                self._position = end
                 return value
 
-    def entries(self) -> Iterator[str]:
+    def object_keys(self) -> Iterator[str]:
         """The keys of the object at the current position."""
-        for _ in self._parts("{", "}"):
+        for _ in self._items("{", "}"):
             key = self.value()
             if not isinstance(key, str):
                 raise ValueError(f"expected a text as key, found {key!r}")
-            self._take(":")
+            self._consume(":")
             yield key
 
     def elements(self) -> Iterator[None]:
         """Yield once before each element of the list at the current position."""
-        return self._parts("[", "]")
+        return self._items("[", "]")
 
-    def end(self) -> None:
+    def check_end(self) -> None:
         """Raise ValueError if anything follows."""
         if self.peek():
             raise ValueError(f"found {self.peek()!r} after the end of the document")
 
-    def _parts(self, opening: str, closing: str) -> Iterator[None]:
-        self._take(opening)
+    def _items(self, opening: str, closing: str) -> Iterator[None]:
+        self._consume(opening)
         if self.peek() == closing:
-            self._take(closing)
+            self._consume(closing)
             return
         while True:
             yield
             if self.peek() == closing:
-                self._take(closing)
+                self._consume(closing)
                 return
-            self._take(",")
+            self._consume(",")
 
-    def _take(self, character: str) -> None:
+    def _consume(self, character: str) -> None:
         if self.peek() != character:
             raise ValueError(f"expected {character!r}, found {self.peek()!r}")
-        self._at += 1
+        self._position += 1
 
-    def _more(self) -> bool:
+    def _read_more(self) -> bool:
         """Read at least as much text as is left, and drop what was consumed. Returns False at the end of the file."""
-        if self._is_whole:
+        if self._is_exhausted:
             return False
-        piece = self._file.read(max(_BLOCK_BYTES // 4, len(self._text) - self._at))
-        self._text, self._at, self._is_whole = self._text[self._at :] + piece, 0, not piece
-        return not self._is_whole
+        piece = self._file.read(max(_BLOCK_BYTES // 4, len(self._text) - self._position))
+        self._text, self._position, self._is_exhausted = self._text[self._position :] + piece, 0, not piece
+        return not self._is_exhausted

@@ -10,27 +10,27 @@ from numpy.typing import NDArray
 from nst_data.errors import NstError
 
 
-def are_too_many(images: int, unreadable: int, max_unreadable: float) -> bool:
+def is_over_limit(n_images: int, n_unreadable: int, max_unreadable: float) -> bool:
     """Whether all images are unreadable, or more than the fraction `max_unreadable` of them."""
-    return unreadable > 0 and (unreadable == images or unreadable / images > max_unreadable)
+    return n_unreadable > 0 and (n_unreadable == n_images or n_unreadable / n_images > max_unreadable)
 
 
-def check_readable(what: str, images: int, unreadable: int, max_unreadable: float, first: str, noun: str = "images") -> None:
+def check_readable(subject: str, n_images: int, n_unreadable: int, max_unreadable: float, first_error: str, noun: str = "images") -> None:
     """Raise NstError if none of the images could be read, or more than the fraction `max_unreadable` could not.
 
-    In the error, `what` names their source, and `first` is a line about the first image that could not be read.
+    In the error, `subject` names their source, and `first_error` is a line about the first image that could not be read.
     """
-    if not are_too_many(images, unreadable, max_unreadable):
+    if not is_over_limit(n_images, n_unreadable, max_unreadable):
         return
-    advice = f"the first is {first}; restore them (unmounted disk? moved folder?) and run the same command again"
-    if unreadable == images:
-        raise NstError(f"{what}: none of its {images:,} {noun} could be read; {advice}")
-    share = unreadable / images
+    advice = f"the first is {first_error}; restore them (unmounted disk? moved folder?) and run the same command again"
+    if n_unreadable == n_images:
+        raise NstError(f"{subject}: none of its {n_images:,} {noun} could be read; {advice}")
+    share = n_unreadable / n_images
     digits = next((digits for digits in range(10) if f"{share:.{digits}%}" != f"{max_unreadable:.{digits}%}"), 10)
-    problem = f"{unreadable:,} of its {images:,} {noun} ({share:.{digits}%}) could not be read (limit {max_unreadable:.{digits}%})"
+    problem = f"{n_unreadable:,} of its {n_images:,} {noun} ({share:.{digits}%}) could not be read (limit {max_unreadable:.{digits}%})"
     new_limit = _rounded_up(share)
     option = f"`max_unreadable` {new_limit}"
-    raise NstError(f"{what}: {problem}; {advice}, or continue without them with {option}")
+    raise NstError(f"{subject}: {problem}; {advice}, or continue without them with {option}")
 
 
 def _rounded_up(share: float) -> str:
@@ -40,26 +40,26 @@ def _rounded_up(share: float) -> str:
     return f"{float(Fraction(math.ceil(exact * 10**digits), 10**digits)):.{digits}f}".rstrip("0").rstrip(".")
 
 
-def lost_class(what: str, images: int, class_name: str, first: str) -> NstError:
-    """The error for a class none of whose labeled images can be read; `first` is a line about the first of them."""
-    none = f"none of the {images:,} images" if images > 1 else "the only image"
-    verb = "can" if images > 1 else "cannot"
+def lost_class_error(subject: str, n_images: int, class_name: str, first_error: str) -> NstError:
+    """The error for a class none of whose labeled images can be read; `first_error` is a line about the first of them."""
+    images_text = f"none of the {n_images:,} images" if n_images > 1 else "the only image"
+    verb = "can" if n_images > 1 else "cannot"
     return NstError(
-        f"{what}: {none} of class {class_name!r} {verb} be read; "
-        f"{'the first is ' if images > 1 else ''}{first}; restore {'them' if images > 1 else 'it'}, or remove the class"
+        f"{subject}: {images_text} of class {class_name!r} {verb} be read; "
+        f"{'the first is ' if n_images > 1 else ''}{first_error}; restore {'them' if n_images > 1 else 'it'}, or remove the class"
     )
 
 
-def lost_classes(labels: NDArray[np.int64], class_names: Sequence[str], lost: NDArray[np.int64]) -> dict[str, int]:
-    """Classes whose images are all among the rows `lost`, with their number of images; `labels` has the class of every row."""
-    images, unread = (np.bincount(group, minlength=len(class_names)) for group in (labels, labels[lost]))
-    return {class_names[label]: int(images[label]) for label in np.flatnonzero((images > 0) & (images == unread)).tolist()}
+def lost_classes(labels: NDArray[np.int64], class_names: Sequence[str], lost_rows: NDArray[np.int64]) -> dict[str, int]:
+    """Classes whose images are all among the rows `lost_rows`, with their number of images; `labels` has the class of every row."""
+    images, unreadable = (np.bincount(group, minlength=len(class_names)) for group in (labels, labels[lost_rows]))
+    return {class_names[label]: int(images[label]) for label in np.flatnonzero((images > 0) & (images == unreadable)).tolist()}
 
 
-def phrase(classes: dict[str, int]) -> str:
+def describe_lost_classes(classes: dict[str, int]) -> str:
     """A phrase about one or more lost classes."""
-    shown = [f"{name!r}" for name in classes][:5]
+    examples = [f"{name!r}" for name in classes][:5]
     if len(classes) == 1:
         (images,) = classes.values()
-        return f"{f'none of the {images:,} images' if images > 1 else 'no image'} of class {shown[0]} can be read"
-    return f"no image of {len(classes):,} classes can be read: {', '.join(shown)}{', ...' * (len(classes) > 5)}"
+        return f"{f'none of the {images:,} images' if images > 1 else 'no image'} of class {examples[0]} can be read"
+    return f"no image of {len(classes):,} classes can be read: {', '.join(examples)}{', ...' * (len(classes) > 5)}"

@@ -15,18 +15,18 @@ class AsWritten(BaseModel):
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    _given: tuple[str, ...] = PrivateAttr(())
+    _field_names: tuple[str, ...] = PrivateAttr(())
 
     @model_validator(mode="wrap")
     @classmethod
-    def _remember_what_is_given(cls, given: Any, read: ModelWrapValidatorHandler[Self]) -> Self:  # noqa: ANN401 - any JSON value
-        part = read(given)
-        if isinstance(given, dict):
-            part._given = tuple(given)
-        return part
+    def _remember_field_names(cls, content: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:  # noqa: ANN401 - any JSON value
+        model = handler(content)
+        if isinstance(content, dict):
+            model._field_names = tuple(content)
+        return model
 
     @model_serializer(mode="wrap")
-    def _as_given(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        later, values = later_fields(type(self)), plain(self)
-        names = [name for name in self._given if name in values]  # who dumps it may leave some out
+    def _serialize_as_written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        later, values = later_fields(type(self)), handler(self)
+        names = [name for name in self._field_names if name in values]  # who dumps it may leave some out
         return {name: values[name] for name in names if name not in later or values[name] != later[name]}

@@ -8,22 +8,25 @@ from nst_data.settings import Later
 from nst_data.store.as_written import AsWritten
 
 Count = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
-_Some = Annotated[Count, Later(0)]  # left out while it is zero
-_IN_WORDS = {"held_out": "excluded", "near_held_out": "near-duplicate of excluded"}  # "held out" refers only to a recipe's test images
+_CountIfNonzero = Annotated[Count, Later(0)]  # left out while it is zero
+_REASON_DESCRIPTIONS = {
+    "held_out": "excluded",
+    "near_held_out": "near-duplicate of excluded",
+}  # "held out" refers only to a recipe's test images
 
 
-def in_words(reason: str) -> str:
+def describe_reason(reason: str) -> str:
     """A reason in `dropped` as it is worded for users."""
-    return _IN_WORDS.get(reason, reason.replace("_", " "))
+    return _REASON_DESCRIPTIONS.get(reason, reason.replace("_", " "))
 
 
-class _Together(BaseModel):
+class _CountGroup(BaseModel):
     """Base class for numbers that are always given together."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
 
-class ClassCounts(_Together):
+class ClassCounts(_CountGroup):
     """Images of one class in an edition: before selection, after it, and after it with copies counted."""
 
     labeled: Count
@@ -31,14 +34,14 @@ class ClassCounts(_Together):
     copies: Count
 
 
-class NearDuplicates(_Together):
+class NearDuplicates(_CountGroup):
     """Images of the pool that were candidate near-duplicates of excluded ones."""
 
     compared: Count
     unreadable: Count
 
 
-class ShardCounts(_Together):
+class ShardCounts(_CountGroup):
     """Images and entries (copies counted) in each shard of a self-contained edition."""
 
     images: list[Count]
@@ -55,8 +58,8 @@ class CalibrationCounts(AsWritten):
     nll_before: float
     nll_after: float
     at_edge: bool = False  # whether the likelihood has no maximum among the temperatures tried
-    unreadable: _Some = 0
-    no_answer: _Some = 0
+    unreadable: _CountIfNonzero = 0
+    no_answer: _CountIfNonzero = 0
 
 
 class Counts(AsWritten):
@@ -69,7 +72,7 @@ class LabelCounts(Counts):
     pool: Count
     labeled: Count
     errors: Count
-    no_answer: _Some = 0
+    no_answer: _CountIfNonzero = 0
     per_class: dict[str, Count] = Field({})
 
 
@@ -94,8 +97,8 @@ class EditionCounts(Counts):
     classes_without_images: list[str] = Field([])
     per_class: dict[str, ClassCounts] = Field({})
     near_duplicates: NearDuplicates | None = None
-    held_out_unreadable: _Some = 0
-    answered: _Some = 0  # images in its table `answered`, to which people gave a class
+    held_out_unreadable: _CountIfNonzero = 0
+    answered: _CountIfNonzero = 0  # images in its table `answered`, to which people gave a class
     teacher_parameters: Count
     top_k: Count | None = None
     errors: Count | None = None  # only if it was labeled again and thus has a table `errors`
@@ -112,7 +115,7 @@ class ReviewCounts(Counts):
     reviewers: dict[str, Count] = Field({})  # answers of each reviewer; empty if they are not named
 
 
-class ProbeCounts(_Together):
+class ProbeCounts(_CountGroup):
     """A linear probe: scikit-learn's `C` and the number of folds used to choose it, 0 if there were too few images."""
 
     strength: float
@@ -127,9 +130,9 @@ class TeacherCounts(Counts):
     best_step: Annotated[Count | None, Later(None)] = None  # the one with the best validation score
     labeled: Count = 0
     unreadable: Count = 0
-    unreadable_validation: _Some = 0
+    unreadable_validation: _CountIfNonzero = 0
     classes_without_images: Annotated[list[str], Later([])] = Field([])
-    reviewed: _Some = 0
+    reviewed: _CountIfNonzero = 0
     pseudo_labeled: Count = 0
     entries: Count = 0
     probe: Annotated[ProbeCounts | None, Later(None)] = None

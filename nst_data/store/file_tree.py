@@ -20,34 +20,34 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar, cast
 
 from nst_data.errors import NstError, UsageError
-from nst_data.hub.errors import causes_of, plain_errors
-from nst_data.store.files import fsync, temporary
-from nst_data.store.storage_errors import code_of, is_missing_file, reason_of
+from nst_data.hub.errors import causes_of, translate_hub_errors
+from nst_data.store.files import fsync, temporary_path
+from nst_data.store.storage_errors import code_of, explain_error, is_missing_file
 
 T = TypeVar("T")
 
-NO_FILE = "no such file"
+NO_SUCH_FILE = "no such file"
 _log = logging.getLogger("nst_data")  # without handlers Python prints warnings on standard error
 for _library in ("azure", "gcsfs", "google"):
     logging.getLogger(_library).addHandler(logging.NullHandler())  # otherwise Python prints their warnings on standard error
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 _EXTRAS = {"s3": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure", "hf": "", "file": ""}
-_BUCKETS = ("s3", "gs", "gcs", "az")  # schemes whose bucket names contain no colon
-_SHOWN_SCHEMES = "s3://, gs://, az://, hf://datasets/ and hf://buckets/"
+_BUCKET_SCHEMES = ("s3", "gs", "gcs", "az")  # schemes whose bucket names contain no colon
+_SCHEMES_TEXT = "s3://, gs://, az://, hf://datasets/ and hf://buckets/"
 WAITS_SECONDS: Sequence[float] = (1, 2, 4, 8, 16)
 _TIMEOUT_SECONDS = 30
 # without these, s3fs requests the size first and the Hub's file system reads ahead
-_READ_AT_ONCE: dict[str, dict[str, Any]] = {"s3": {"max_concurrency": 1}, "hf": {"cache_type": "none"}}
-_SILENT_OF_BUCKETS = {"gcs": "bucket", "azure": "container"}  # clients that list a missing bucket as empty, with their word for it
+_SINGLE_READ_OPTIONS: dict[str, dict[str, Any]] = {"s3": {"max_concurrency": 1}, "hf": {"cache_type": "none"}}
+_UNREPORTED_BUCKETS = {"gcs": "bucket", "azure": "container"}  # clients that list a missing bucket as empty, with their word for it
 _PAGE_FILES = 1_000  # the maximum of S3
 _PART_BYTES = 32 * 2**20
 
 
-class MissingError(NstError):
+class MissingFileError(NstError):
     """There is no such file at the address."""
 
 
-class UnansweredError(NstError):
+class ServerUnavailableError(NstError):
     """The server was busy or unreachable in every attempt."""
 
 
@@ -79,16 +79,16 @@ class FileTree:
         if match is None:
             return None
         scheme, rest = match[1].lower(), match[2]
-        shown = without_secrets(text)
+        redacted = without_secrets(text)
         if scheme not in _EXTRAS:
-            raise UsageError(f"{shown}: expected a path or an address that begins with {_SHOWN_SCHEMES}")
-        if shown != text:
+            raise UsageError(f"{redacted}: expected a path or an address that begins with {_SCHEMES_TEXT}")
+        if redacted != text:
             raise UsageError(
-                f"{shown}: expected an address without credentials or query; nst takes them from the environment, "
+                f"{redacted}: expected an address without credentials or query; nst takes them from the environment, "
                 "such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE"
             )
         if not rest.strip("/"):
-            raise UsageError(f"{shown}: expected a bucket, as in {scheme}://bucket/folder")
+            raise UsageError(f"{redacted}: expected a bucket, as in {scheme}://bucket/folder")
         return cls(f"{scheme}://{rest.rstrip('/')}")
 
     @property
@@ -103,7 +103,7 @@ class FileTree:
         parts = rest.split("/")
         return FileTree(f"{scheme}://{'/'.join(parts[: 3 if scheme == 'hf' else 1])}")
 
-    def at(self, name: str) -> str:
+    def address_of(self, name: str) -> str:
         """The address of a file."""
         return f"{self.address}/{name}" if name else self.address
 
@@ -111,19 +111,19 @@ class FileTree:
         """All files below the folder `prefix`, in bytewise order of their names; empty if there are none. Takes one listing."""
         top = self._path(prefix)
 
-        def listed() -> dict[str, dict[str, Any]]:
+        def list_files() -> dict[str, dict[str, Any]]:
             try:
-                listing = self._system.find(top, detail=True, **self._anew)
+                listing = self._system.find(top, detail=True, **self._refresh_options)
             except FileNotFoundError as error:
                 if not is_missing_file(error):
                     raise
                 listing = {}
-            if not listing and _EXTRAS[self._scheme] in _SILENT_OF_BUCKETS and not self._has_bucket():
-                raise NstError(f"{self.address}: no such {_SILENT_OF_BUCKETS[_EXTRAS[self._scheme]]}")
+            if not listing and _EXTRAS[self._scheme] in _UNREPORTED_BUCKETS and not self._bucket_exists():
+                raise NstError(f"{self.address}: no such {_UNREPORTED_BUCKETS[_EXTRAS[self._scheme]]}")
             return listing if isinstance(listing, dict) else {}  # Azure's client returns a list if the path is a file
 
         start = len(self._path("").rstrip("/")) + 1
-        listing = self._asked(listed, prefix)
+        listing = self._with_retries(list_files, prefix)
         files = [
             StoredFile(path[start:], int(entry.get("size") or 0), _etag(entry))
             for path, entry in listing.items()
@@ -139,7 +139,7 @@ class FileTree:
         bucket, _, top = self._path("").partition("/")
         request = {"Bucket": bucket, "Prefix": f"{top}/" if top else ""}
         while True:
-            page = self._asked(partial(self._system.call_s3, "list_objects_v2", MaxKeys=_PAGE_FILES, **request), "")
+            page = self._with_retries(partial(self._system.call_s3, "list_objects_v2", MaxKeys=_PAGE_FILES, **request), "")
             files = [
                 StoredFile(entry["Key"][len(request["Prefix"]) :], int(entry["Size"]), _etag(entry)) for entry in page.get("Contents") or ()
             ]
@@ -152,7 +152,7 @@ class FileTree:
         """Names of the folders directly below `prefix`, and the files directly in it, in bytewise order."""
         top = self._path(prefix)
 
-        def listed() -> list[dict[str, Any]]:
+        def list_children() -> list[dict[str, Any]]:
             try:
                 return cast("list[dict[str, Any]]", self._system.ls(top, detail=True))
             except FileNotFoundError as error:
@@ -161,7 +161,7 @@ class FileTree:
                 raise
 
         start = len(top.rstrip("/")) + 1
-        entries = [(entry["name"].rstrip("/")[start:], entry) for entry in self._asked(listed, prefix)]
+        entries = [(entry["name"].rstrip("/")[start:], entry) for entry in self._with_retries(list_children, prefix)]
         folders = sorted({name for name, entry in entries if name and entry["type"] == "directory"}, key=str.encode)
         files = [(f"{prefix}/{name}" if prefix else name, entry) for name, entry in entries if name and entry["type"] == "file"]
         stored = [StoredFile(name, int(entry.get("size") or 0), _etag(entry)) for name, entry in files]
@@ -170,13 +170,13 @@ class FileTree:
     def stat(self, name: str) -> StoredFile | None:
         """Size and etag of a file, or None if it does not exist."""
 
-        def look() -> dict[str, Any] | None:
+        def get_info() -> dict[str, Any] | None:
             try:
-                return cast("dict[str, Any]", self._system.info(self._path(name), **self._anew))
+                return cast("dict[str, Any]", self._system.info(self._path(name), **self._refresh_options))
             except FileNotFoundError:
                 return None
 
-        info = self._asked(look, name)
+        info = self._with_retries(get_info, name)
         return StoredFile(name, int(info["size"]), _etag(info)) if info is not None and info["type"] == "file" else None
 
     def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
@@ -184,7 +184,7 @@ class FileTree:
 
         Raises MissingError if there is no such file.
         """
-        at_once = _READ_AT_ONCE.get(self._scheme, {})
+        at_once = _SINGLE_READ_OPTIONS.get(self._scheme, {})
 
         def get() -> bytes:
             try:
@@ -194,30 +194,30 @@ class FileTree:
                     return b""
                 raise
 
-        return self._asked(get, name)
+        return self._with_retries(get, name)
 
-    def read_if_there(self, name: str) -> bytes | None:
+    def read_if_exists(self, name: str) -> bytes | None:
         """The bytes of a file, or None if it does not exist."""
         try:
             return self.read(name)
-        except MissingError:
+        except MissingFileError:
             return None
 
     def download(self, name: str, path: Path) -> None:
         """Download a file to a local path, whole or not at all, creating its folder."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = temporary(path.with_name(f".{path.name}.{secrets.token_hex(4)}"))  # containers may share host name and process id
+        temp_path = temporary_path(path.with_name(f".{path.name}.{secrets.token_hex(4)}"))  # containers may share host name and process id
         try:
-            self._asked(lambda: self._system.get_file(self._path(name), str(part)), name)
-            with part.open("rb") as file:
+            self._with_retries(lambda: self._system.get_file(self._path(name), str(temp_path)), name)
+            with temp_path.open("rb") as file:
                 fsync(file.fileno())
-            part.replace(path)
+            temp_path.replace(path)
         finally:
-            part.unlink(missing_ok=True)
+            temp_path.unlink(missing_ok=True)
 
     def upload(self, path: Path, name: str) -> None:
         """Upload a local file, replacing any existing one; it appears whole, although large files are sent in parts."""
-        self._asked(lambda: self._system.put_file(str(path), self._path(name), chunksize=_PART_BYTES), name)
+        self._with_retries(lambda: self._system.put_file(str(path), self._path(name), chunksize=_PART_BYTES), name)
 
     def upload_new(self, path: Path, name: str) -> bool:
         """Upload a local file unless one of that name exists; return whether it was uploaded.
@@ -228,16 +228,16 @@ class FileTree:
         def put() -> bool:
             if self.is_local and os.path.exists(self._path(name)):  # fsspec has no conditional put for local files
                 return False
-            with_condition: dict[str, Any] = {} if self.is_local else {"mode": "create"}
+            options: dict[str, Any] = {} if self.is_local else {"mode": "create"}
             try:
-                self._system.put_file(str(path), self._path(name), chunksize=_PART_BYTES, **with_condition)
+                self._system.put_file(str(path), self._path(name), chunksize=_PART_BYTES, **options)
             except OSError as error:
-                if _is_refused_as_there(error):
+                if _is_already_exists_error(error):
                     return False
                 raise
             return True
 
-        return self._asked(put, name)
+        return self._with_retries(put, name)
 
     def sha256(self, file: StoredFile) -> str:
         """The sha256 of a file, which is read in pieces. Raises MissingError if it is gone."""
@@ -248,7 +248,7 @@ class FileTree:
 
     def write(self, name: str, content: bytes) -> None:
         """Write a small file, replacing any existing one."""
-        self._asked(lambda: self._system.pipe_file(self._path(name), content), name)
+        self._with_retries(lambda: self._system.pipe_file(self._path(name), content), name)
 
     def create(self, name: str, content: bytes, is_unique: bool = False) -> bool:
         """Write a small file unless one of that name exists; return whether it was written.
@@ -261,33 +261,33 @@ class FileTree:
             try:
                 self._system.pipe_file(self._path(name), content, mode="create")
             except OSError as error:
-                if _is_refused_as_there(error):
+                if _is_already_exists_error(error):
                     return False
                 raise
             return True
 
         tries: list[None] = []
 
-        def counted() -> bool:
+        def count_and_put() -> bool:
             tries.append(None)
             return put()
 
-        is_new = self._asked(counted, name)
-        return is_new or ((is_unique or len(tries) > 1) and self.read_if_there(name) == content)
+        is_new = self._with_retries(count_and_put, name)
+        return is_new or ((is_unique or len(tries) > 1) and self.read_if_exists(name) == content)
 
-    def check_creates_once(self) -> None:
+    def check_conditional_put(self) -> None:
         """Raise NstError if the server ignores the condition of a put, as nothing would keep two writers apart there."""
         if not self.is_local:
-            _check_creates_once(self, os.getpid(), _settings())
+            _check_conditional_put(self, os.getpid(), _server_environment())
 
     def remove(self, names: Iterable[str]) -> None:
         """Delete files; missing ones are ignored. Raises NstError if one may not be deleted."""
         paths = [self._path(name) for name in names]
         if self.address.startswith("s3://"):
             for start in range(0, len(paths), _PAGE_FILES):
-                self._asked(partial(self._delete_from_s3, paths[start : start + _PAGE_FILES]), "")
+                self._with_retries(partial(self._delete_from_s3, paths[start : start + _PAGE_FILES]), "")
         elif paths:
-            self._asked(partial(self._delete, paths), "")
+            self._with_retries(partial(self._delete, paths), "")
 
     def _delete(self, paths: list[str]) -> None:
         if not any(map(has_magic, paths)):  # fsspec would treat these as patterns
@@ -312,10 +312,10 @@ class FileTree:
 
     @property
     def _system(self) -> Any:  # noqa: ANN401 - fsspec ships no types
-        return _file_system(self._scheme, self._account, os.getpid(), _settings())
+        return _file_system(self._scheme, self._account, os.getpid(), _server_environment())
 
     @property
-    def _anew(self) -> dict[str, bool]:
+    def _refresh_options(self) -> dict[str, bool]:
         """Options of a listing without which a bucket on the Hub stays as the process first saw it."""
         return {"refresh": True} if self.address.startswith("hf://buckets/") else {}
 
@@ -332,7 +332,7 @@ class FileTree:
             path = f"{host.partition('@')[0]}{slash}{folder}"
         return f"{path}/{name}" if name else path
 
-    def _has_bucket(self) -> bool:
+    def _bucket_exists(self) -> bool:
         """Whether the bucket exists; also True if asking is not allowed."""
         try:
             self._system.info(self._path("").partition("/")[0])
@@ -342,7 +342,7 @@ class FileTree:
             return True
         return True
 
-    def _asked(self, call: Callable[[], T], name: str) -> T:
+    def _with_retries(self, call: Callable[[], T], name: str) -> T:
         """The result of `call`, which is retried if the server is busy or the connection broke."""
         for wait in (*WAITS_SECONDS, None):
             try:
@@ -352,29 +352,33 @@ class FileTree:
             except Exception as error:
                 if isinstance(error, OSError) and error.filename is not None and not self.is_local and os.path.isabs(str(error.filename)):
                     raise  # an error of this machine: a full disk, no permission
-                reason, is_passing = reason_of(error, _EXTRAS[self._scheme])
+                reason, is_passing = explain_error(error, _EXTRAS[self._scheme])
                 if not is_passing or wait is None:
                     if self.address.startswith("hf://") and not is_missing_file(error):
                         try:
-                            with plain_errors(self.at(name), "bucket" if self.address.startswith("hf://buckets/") else "dataset"):
+                            with translate_hub_errors(
+                                self.address_of(name), "bucket" if self.address.startswith("hf://buckets/") else "dataset"
+                            ):
                                 raise
                         except NstError as plain_error:
-                            raise (UnansweredError(str(plain_error)) if is_passing else plain_error) from None
-                    error_class = MissingError if isinstance(error, FileNotFoundError) else UnansweredError if is_passing else NstError
-                    raise error_class(f"{self.at(name)}: {reason}") from None
-                _say(self.at(name), reason, wait)
+                            raise (ServerUnavailableError(str(plain_error)) if is_passing else plain_error) from None
+                    error_class = (
+                        MissingFileError if isinstance(error, FileNotFoundError) else ServerUnavailableError if is_passing else NstError
+                    )
+                    raise error_class(f"{self.address_of(name)}: {reason}") from None
+                _warn_of_retry(self.address_of(name), reason, wait)
                 time.sleep(wait)
         raise AssertionError
 
 
-_said: dict[str, float] = {}
+_silent_until: dict[str, float] = {}
 
 
-def _say(address: str, reason: str, wait: float) -> None:
+def _warn_of_retry(address: str, reason: str, wait: float) -> None:
     """Log a warning, once if many reads wait for the same reason."""
     now = time.monotonic()
-    if now >= _said.get(reason, 0):
-        _said[reason] = now + wait
+    if now >= _silent_until.get(reason, 0):
+        _silent_until[reason] = now + wait
         _log.warning("%s: %s; retrying in %g s", address, reason, wait)
 
 
@@ -384,11 +388,11 @@ def without_secrets(address: str) -> str:
     if match is None:
         return address
     rest = match[2]
-    if match[1].lower() in _BUCKETS and ":" in rest.partition("/")[0]:  # a secret may contain slashes
+    if match[1].lower() in _BUCKET_SCHEMES and ":" in rest.partition("/")[0]:  # a secret may contain slashes
         rest = rest.rpartition("@")[2] if "@" in rest else rest.partition("/")[2]
     authority, slash, path = rest.partition("/")
-    user, at, host = authority.rpartition("@")
-    if at and not (match[1].lower() in ("abfs", "abfss") and ":" not in user):  # container@account
+    user, separator, host = authority.rpartition("@")
+    if separator and not (match[1].lower() in ("abfs", "abfss") and ":" not in user):  # container@account
         authority = host
     path, question, query = path.partition("?")
     if question and "=" not in query:  # a name with a question mark
@@ -396,17 +400,17 @@ def without_secrets(address: str) -> str:
     return f"{match[1]}://{authority}{slash}{path}"
 
 
-def _etag(found: dict[str, Any]) -> str:
-    value = found.get("ETag") or found.get("etag") or found.get("blob_id") or found.get("xet_hash") or found.get("mtime") or ""
+def _etag(entry: dict[str, Any]) -> str:
+    value = entry.get("ETag") or entry.get("etag") or entry.get("blob_id") or entry.get("xet_hash") or entry.get("mtime") or ""
     return str(value).strip('"')
 
 
-def _settings() -> tuple[tuple[str, str], ...]:
+def _server_environment() -> tuple[tuple[str, str], ...]:
     """The environment variables that set servers and credentials."""
-    return tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith(_SETTINGS)))
+    return tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith(_ENVIRONMENT_PREFIXES)))
 
 
-_SETTINGS = ("AWS_", "AZURE_", "GOOGLE_", "STORAGE_EMULATOR_HOST")
+_ENVIRONMENT_PREFIXES = ("AWS_", "AZURE_", "GOOGLE_", "STORAGE_EMULATOR_HOST")
 
 
 @lru_cache(maxsize=8)
@@ -425,9 +429,9 @@ def _file_system(scheme: str, account: str, process: int, settings: tuple[tuple[
                 system = fsspec.filesystem(scheme, **uncached, config_kwargs=config, max_concurrency=8)
                 system.retries = 1
             case "gcs":
-                system = _google(uncached)
+                system = _google_file_system(uncached)
             case "azure":
-                system = _azure(scheme, account, uncached)
+                system = _azure_file_system(scheme, account, uncached)
             case _:  # the Hub's is the same instance each time, with what it has cached of a repository
                 system = fsspec.filesystem(scheme, **({"auto_mkdir": True} if scheme == "file" else {}))
         return system
@@ -435,7 +439,7 @@ def _file_system(scheme: str, account: str, process: int, settings: tuple[tuple[
         raise UsageError(f"{scheme}://: requires the extra `{_EXTRAS[scheme]}`: `pip install 'nst[{_EXTRAS[scheme]}]'`") from None
 
 
-def _azure(scheme: str, account: str, options: dict[str, Any]) -> Any:  # noqa: ANN401 - as above
+def _azure_file_system(scheme: str, account: str, options: dict[str, Any]) -> Any:  # noqa: ANN401 - as above
     import fsspec
 
     system = fsspec.filesystem(scheme, **options, account_name=account or None)
@@ -447,7 +451,7 @@ def _azure(scheme: str, account: str, options: dict[str, Any]) -> Any:  # noqa: 
     return system
 
 
-def _google(options: dict[str, Any]) -> Any:  # noqa: ANN401 - as above
+def _google_file_system(options: dict[str, Any]) -> Any:  # noqa: ANN401 - as above
     """gcsfs over HTTP only: its other class looks up the type of a bucket over gRPC, whose threads do not survive a fork."""
     from aiohttp import ClientTimeout
     from gcsfs.core import GCSFileSystem
@@ -468,7 +472,7 @@ class _RefusedError(Exception):
 
 
 @lru_cache(maxsize=64)
-def _check_creates_once(tree: FileTree, process: int, settings: tuple[tuple[str, str], ...]) -> None:
+def _check_conditional_put(tree: FileTree, process: int, settings: tuple[tuple[str, str], ...]) -> None:
     name = "runs/.condition"  # shared by all: a leftover of a killed process works too, as it must not be overwritten
     is_own = tree.create(name, secrets.token_bytes(8), is_unique=True)
     try:
@@ -483,6 +487,6 @@ def _check_creates_once(tree: FileTree, process: int, settings: tuple[tuple[str,
                 tree.remove([name])
 
 
-def _is_refused_as_there(error: OSError) -> bool:
+def _is_already_exists_error(error: OSError) -> bool:
     """Whether a conditional put failed because the file exists: status 412, not one of the many other errors with errno EINVAL."""
     return isinstance(error, FileExistsError) or not {"412", "PreconditionFailed"}.isdisjoint(map(code_of, causes_of(error)))

@@ -1,7 +1,8 @@
 """Files and folders that appear whole or not at all: hashed as they are written, fsynced, then renamed.
 
 Calls to fsync that a file system does not support are skipped. All that a store requires is that moving a folder to a new name fails if
-another folder is there (`place_once`): this is how processes agree on who was first. No locks, permissions or hard links are needed.
+another folder is there (`move_unless_exists`): this is how processes agree on who was first. No locks, permissions or hard links are
+needed.
 """
 
 import contextlib
@@ -23,22 +24,22 @@ import psutil
 from nst_data.errors import NstError, UsageError
 from nst_data.store.manifest import SealedFile
 
-_FIRST_PIDS = 0xEFFFFFFC  # the number of the space of process ids that Linux begins with
+_INITIAL_PID_NAMESPACE = 0xEFFFFFFC  # the number of the space of process ids that Linux begins with
 _ABANDONED_SECONDS = 600
-_OLD_SECONDS = 24 * 3600
-_DISCARDED = ".discarded."
-_CANNOT = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EACCES, errno.EBADF)
+_OLD_DOWNLOAD_SECONDS = 24 * 3600
+_DISCARD_PREFIX = ".discarded."
+_FSYNC_UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EACCES, errno.EBADF)
 
 
-def _process_space() -> str:
+def _pid_namespace() -> str:
     try:
         space = os.stat("/proc/self/ns/pid").st_ino
     except OSError:  # only Linux has namespaces of process ids
-        space = _FIRST_PIDS
-    return (platform.node() or "localhost") + (f"-{space:x}" if space != _FIRST_PIDS else "")
+        space = _INITIAL_PID_NAMESPACE
+    return (platform.node() or "localhost") + (f"-{space:x}" if space != _INITIAL_PID_NAMESPACE else "")
 
 
-PROCESS_SPACE = _process_space()
+PID_NAMESPACE = _pid_namespace()
 """The scope in which a process id is unique: this machine, or this container if several share the machine's name."""
 
 
@@ -67,7 +68,7 @@ class HashedWriter:
         self._file.flush()
 
     def close(self) -> None:
-        """Mark as closed; the file underneath is closed by `replacing`."""
+        """Mark as closed; the file underneath is closed by `atomic_write`."""
         self.closed = True
 
     @property
@@ -76,26 +77,28 @@ class HashedWriter:
         return SealedFile(sha256=self._sha256.hexdigest(), bytes=self._bytes)
 
 
-def temporary(path: Path) -> Path:
+def temporary_path(path: Path) -> Path:
     """A temporary name for use by this process only; `clear_abandoned` recognizes it."""
-    return path.with_name(f"{path.name}.{PROCESS_SPACE}.{os.getpid()}.tmp")
+    return path.with_name(f"{path.name}.{PID_NAMESPACE}.{os.getpid()}.tmp")
 
 
 @contextmanager
-def replacing(path: Path, parts: Path | None = None) -> Iterator[HashedWriter]:
+def atomic_write(path: Path, temp_folder: Path | None = None) -> Iterator[HashedWriter]:
     """Open `path` for writing under a temporary name; it appears whole if the block succeeds, otherwise not at all.
 
-    The folder must exist. The temporary file is next to `path`, or in the folder `parts` of the same file system.
+    The folder must exist. The temporary file is next to `path`, or in the folder `temp_folder` of the same file system.
     """
-    part = temporary((parts or path.parent) / f".{path.name}.{secrets.token_hex(4)}")  # containers may share host name and process id
+    temp_path = temporary_path(
+        (temp_folder or path.parent) / f".{path.name}.{secrets.token_hex(4)}"
+    )  # containers may share host name and process id
     try:
-        with part.open("wb") as file:
+        with temp_path.open("wb") as file:
             yield HashedWriter(file)
             file.flush()
             fsync(file.fileno())
-        move_over(part, path)
+        replace_file(temp_path, path)
     except BaseException:
-        part.unlink(missing_ok=True)
+        temp_path.unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
 
@@ -106,36 +109,36 @@ def write_output(path: Path, content: bytes) -> None:
     Raises UsageError if a file with other content is there: somebody may have filled it in.
     """
     if path.exists() and not (path.is_file() and path.read_bytes() == content):
-        raise not_overwritten(path)
-    with replacing(path.absolute()) as file:
+        raise overwrite_error(path)
+    with atomic_write(path.absolute()) as file:
         file.write(content)
 
 
-def not_overwritten(path: Path) -> UsageError:
+def overwrite_error(path: Path) -> UsageError:
     """The error for an existing file with other content than what would be written."""
     return UsageError(f"{path}: already exists with other content and is not overwritten; name another file, or remove it")
 
 
-def move_over(part: Path, path: Path) -> None:
+def replace_file(source: Path, target: Path) -> None:
     """Rename a file over another one, in one step, or in two if the file system cannot replace files."""
     try:
-        part.replace(path)
+        source.replace(target)
     except OSError:
-        if not path.is_file():
+        if not target.is_file():
             raise
-        aside = temporary(path.with_name(f".{path.name}.{secrets.token_hex(4)}"))
-        path.rename(aside)
+        backup = temporary_path(target.with_name(f".{target.name}.{secrets.token_hex(4)}"))
+        target.rename(backup)
         try:
-            part.rename(path)
+            source.rename(target)
         except OSError:
-            aside.rename(path)
+            backup.rename(target)
             raise
-        aside.unlink(missing_ok=True)
+        backup.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str, parts: Path | None = None) -> SealedFile:
+def write_text(path: Path, text: str, temp_folder: Path | None = None) -> SealedFile:
     """Write a small text file, whole or not at all."""
-    with replacing(path, parts) as file:
+    with atomic_write(path, temp_folder) as file:
         file.write(text.encode())
     return file.sealed
 
@@ -152,7 +155,7 @@ def fsync_folder(folder: Path) -> None:
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError as error:
-        if error.errno not in _CANNOT:
+        if error.errno not in _FSYNC_UNSUPPORTED:
             raise
         return
     try:
@@ -175,60 +178,60 @@ def fsync(descriptor: int) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in _CANNOT:
+        if error.errno not in _FSYNC_UNSUPPORTED:
             raise
 
 
-def place_once(fresh: Path, place: Path) -> bool:
-    """Move a nonempty folder to `place` in one step. If another folder is there already, leave it where it is and return False.
+def move_unless_exists(source: Path, target: Path) -> bool:
+    """Move a nonempty folder to `target` in one step. If another folder is there already, leave it where it is and return False.
 
     Raises NstError if the file system cannot do that.
     """
     try:
-        fresh.rename(place)
+        source.rename(target)
     except OSError as error:
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST) or place.is_dir():  # it may be gone again by now
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST) or target.is_dir():  # it may be gone again by now
             return False
-        if error.errno == errno.EXDEV and fresh.parent != place.parent:
-            raise _on_two_disks(fresh.parent, place.parent) from None
+        if error.errno == errno.EXDEV and source.parent != target.parent:
+            raise _two_disks_error(source.parent, target.parent) from None
         if error.errno in (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EINVAL, errno.EXDEV, errno.EMFILE):
             raise NstError(
-                f"{place.parent}: its file system cannot rename folders ({error.strerror}), which a store needs; "
+                f"{target.parent}: its file system cannot rename folders ({error.strerror}), which a store needs; "
                 "put the store on another disk (`store`)"
             ) from None
         raise
-    fsync_folder(place.parent)
+    fsync_folder(target.parent)
     return True
 
 
-def check_one_disk(made_in: Path, kept_in: Path) -> None:
+def check_same_disk(source: Path, target: Path) -> None:
     """Raises NstError if folders cannot be moved from one to the other because they are on two disks; neither has to exist yet."""
-    if _first_there(made_in).stat().st_dev != _first_there(kept_in).stat().st_dev:
-        raise _on_two_disks(made_in, kept_in)
+    if _nearest_existing(source).stat().st_dev != _nearest_existing(target).stat().st_dev:
+        raise _two_disks_error(source, target)
 
 
-def _on_two_disks(made_in: Path, kept_in: Path) -> NstError:
+def _two_disks_error(source: Path, target: Path) -> NstError:
     return NstError(
-        f"{kept_in}: is on another disk than {made_in}, from which finished folders are moved there; "
+        f"{target}: is on another disk than {source}, from which finished folders are moved there; "
         "keep all of a store on one disk, links included"
     )
 
 
-def _first_there(folder: Path) -> Path:
+def _nearest_existing(folder: Path) -> Path:
     """A folder, or its nearest ancestor that exists."""
     while not folder.exists():
         folder = folder.parent
     return folder
 
 
-def names_in(folder: Path) -> list[str]:
+def list_names(folder: Path) -> list[str]:
     """The sorted names in a folder, except the files that macOS adds to folders that are opened in Finder or are on foreign disks."""
     return sorted(name for name in os.listdir(folder) if name != ".DS_Store" and not name.startswith("._"))
 
 
 def is_writable(folder: Path) -> bool:
     """Whether this process may write into a folder, or create it if it does not exist yet."""
-    return os.access(_first_there(folder), os.W_OK | os.X_OK)
+    return os.access(_nearest_existing(folder), os.W_OK | os.X_OK)
 
 
 def discard(folder: Path) -> None:
@@ -236,14 +239,14 @@ def discard(folder: Path) -> None:
     if not folder.is_dir():
         return
     with contextlib.suppress(FileNotFoundError):  # another process is discarding it too
-        doomed = Path(tempfile.mkdtemp(prefix=_DISCARDED, dir=folder.parent))
+        trash = Path(tempfile.mkdtemp(prefix=_DISCARD_PREFIX, dir=folder.parent))
         try:
-            folder.rename(doomed / folder.name)
+            folder.rename(trash / folder.name)
         finally:
-            shutil.rmtree(doomed, ignore_errors=True)
+            shutil.rmtree(trash, ignore_errors=True)
 
 
-def disk_use(size: float) -> str:
+def format_size(size: float) -> str:
     """A number of bytes as a phrase for users."""
     return f"about {size / 2**20:,.0f} MB" if size > 2**20 else "under 1 MB"
 
@@ -254,17 +257,17 @@ def space_warning(folder: Path, needed: float) -> str:
     return f", only {free / 2**20:,.0f} MB are free" if needed > free else ""
 
 
-def clear_abandoned(parts: Path, seconds: float = _ABANDONED_SECONDS) -> None:
-    """Delete temporary files and folders that nobody has written to for `seconds`, of ended processes in this space of process ids.
+def clear_abandoned(folder: Path, min_age_seconds: float = _ABANDONED_SECONDS) -> None:
+    """Delete temporary files and folders that nobody has written to for `min_age_seconds`, of ended processes in this space of process ids.
 
     What an interrupted `discard` left is deleted too, whoever started it: nothing else looks for it.
     """
-    for path in parts.glob(f"*.{PROCESS_SPACE}.*.tmp"):
+    for path in folder.glob(f"*.{PID_NAMESPACE}.*.tmp"):
         with contextlib.suppress(OSError, ValueError):  # another process is clearing too, this one may not, or the name is not ours
             is_gone = not psutil.pid_exists(int(path.name.split(".")[-2]))
-            if is_gone and _age_seconds(path) >= seconds:
+            if is_gone and _age_seconds(path) >= min_age_seconds:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-    for path in parts.glob(f"{_DISCARDED}*"):
+    for path in folder.glob(f"{_DISCARD_PREFIX}*"):
         with contextlib.suppress(OSError):
             if path.is_dir() and _age_seconds(path) >= _ABANDONED_SECONDS:  # a younger one may still be about to receive its folder
                 shutil.rmtree(path, ignore_errors=True)
@@ -274,7 +277,7 @@ def clear_old_downloads(folder: Path) -> None:
     """Delete temporary files of any machine below a folder that nobody has written to for a day: a pod's name never recurs."""
     for path in folder.rglob(".*.tmp"):
         with contextlib.suppress(OSError):  # another process is clearing too
-            if path.is_file() and _age_seconds(path) >= _OLD_SECONDS:
+            if path.is_file() and _age_seconds(path) >= _OLD_DOWNLOAD_SECONDS:
                 path.unlink()
 
 

@@ -7,29 +7,29 @@ from pathlib import Path
 from typing import Self
 
 from nst_data.errors import NstError
-from nst_data.store.file_tree import FileTree, MissingError
+from nst_data.store.file_tree import FileTree, MissingFileError
 from nst_data.store.files import clear_abandoned
 
-FOLDER = "runs/indexes"
-_unusable: set[str] = set()  # addresses that this process could not read or write
-_shared: set[tuple[str, str]] = set()  # (address, name) of files that are known to be there
+INDEXES_FOLDER = "runs/indexes"
+_unusable_addresses: set[str] = set()  # addresses that this process could not read or write
+_shared_files: set[tuple[str, str]] = set()  # (address, name) of files that are known to be there
 
 
 @dataclass(frozen=True)
 class Indexes:
     """Cached files whose names identify their content, such as by a digest: at an address, a name means the same content for everybody.
 
-    The files are in `folder`. `tree` is the tree of a store at an address, where they are shared below `FOLDER`; if it cannot be read or
-    written, each machine computes its own.
+    The files are in `folder`. `tree` is the tree of a store at an address, where they are shared below `INDEXES_FOLDER`; if it cannot be
+    read or written, each machine computes its own.
     """
 
     folder: Path
     tree: FileTree | None = None
 
     @classmethod
-    def at(cls, place: "Self | Path | None") -> Self | None:
+    def coerce(cls, value: "Self | Path | None") -> Self | None:
         """The indexes in a folder; `Indexes` and None are returned unchanged."""
-        return cls(place) if isinstance(place, Path) else place
+        return cls(value) if isinstance(value, Path) else value
 
     @property
     def alone(self) -> "Indexes":
@@ -39,17 +39,17 @@ class Indexes:
     def find(self, name: str) -> Path | None:
         """The path of a file on this machine, downloaded if only the address has it; None if neither has it."""
         path = self.folder / name
-        if self.tree is not None and self.tree.address not in _unusable and not path.exists():
+        if self.tree is not None and self.tree.address not in _unusable_addresses and not path.exists():
             try:
-                self.tree.download(f"{FOLDER}/{name}", path)
-                _shared.add((self.tree.address, name))
-            except (MissingError, OSError):
+                self.tree.download(f"{INDEXES_FOLDER}/{name}", path)
+                _shared_files.add((self.tree.address, name))
+            except (MissingFileError, OSError):
                 pass
             except NstError:
-                _unusable.add(self.tree.address)
+                _unusable_addresses.add(self.tree.address)
         return path if path.exists() else None
 
-    def keep(self, name: str, write: Callable[[Path], None]) -> None:
+    def save(self, name: str, write: Callable[[Path], None]) -> None:
         """Write a file by calling `write`, and share it. If the folder cannot be written to, nothing is kept."""
         with suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -59,13 +59,13 @@ class Indexes:
 
     def share(self, name: str, shared_name: str) -> None:
         """Upload a file of this machine under a name that identifies its content, unless the address has it."""
-        if self.tree is None or self.tree.address in _unusable or (self.tree.address, shared_name) in _shared:
+        if self.tree is None or self.tree.address in _unusable_addresses or (self.tree.address, shared_name) in _shared_files:
             return
         try:
-            if self.tree.stat(f"{FOLDER}/{shared_name}") is None:
-                self.tree.upload(self.folder / name, f"{FOLDER}/{shared_name}")
-            _shared.add((self.tree.address, shared_name))
+            if self.tree.stat(f"{INDEXES_FOLDER}/{shared_name}") is None:
+                self.tree.upload(self.folder / name, f"{INDEXES_FOLDER}/{shared_name}")
+            _shared_files.add((self.tree.address, shared_name))
         except OSError:  # no longer on this machine
             pass
         except NstError:  # many commands need only read access
-            _unusable.add(self.tree.address)
+            _unusable_addresses.add(self.tree.address)

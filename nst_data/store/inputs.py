@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 from nst_data.settings import Later, later_fields
 from nst_data.store.as_written import AsWritten
 
-_OF_MODEL = re.compile(r"teacher(_\d+)?|initial_weights")
+_MODEL_ROLES = re.compile(r"teacher(_\d+)?|initial_weights")
 
 
 class ClassTexts(BaseModel):
@@ -42,9 +42,9 @@ class Input(BaseModel):
     texts: Annotated[ClassTexts | None, Later(None)] = Field(None, description="of a zero-shot teacher: the words for its classes")
 
     @model_serializer(mode="wrap")
-    def _as_short_as_before(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _omit_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out `Later` fields that have their `before` value, so that earlier versions of nst can read the entry."""
-        later, values = later_fields(type(self)), plain(self)
+        later, values = later_fields(type(self)), handler(self)
         return {name: value for name, value in values.items() if name not in later or value != later[name]}
 
 
@@ -56,7 +56,7 @@ class Inputs(AsWritten):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _is_an_input(cls, entry: Any) -> Any:  # noqa: ANN401 - any JSON value
+    def _reject_null(cls, entry: Any) -> Any:  # noqa: ANN401 - any JSON value
         if entry is None:  # an absent role is left out instead
             raise ValueError("expected an input")
         return entry
@@ -65,28 +65,28 @@ class Inputs(AsWritten):
     def by_role(self) -> dict[str, Input]:
         """All inputs by role, in the order of the manifest."""
         values = dict(self)
-        return {role: values[role] for role in self._given}
+        return {role: values[role] for role in self._field_names}
 
     @property
     def teachers(self) -> dict[str, Input]:
         """The teachers that gave the labels: `teacher`, or `teacher_1`, `teacher_2`, ... of an ensemble."""
-        return self._called("teacher")
+        return self._entries_of_role("teacher")
 
     @property
     def adopted_tables(self) -> dict[str, Input]:
         """The tables of labels that were made elsewhere: `adopted`, followed by `adopted_2`, ... if there are several."""
-        return self._called("adopted")
+        return self._entries_of_role("adopted")
 
     @property
     def excluded(self) -> dict[str, Input]:
         """The sources of excluded images: `exclude_1`, `exclude_2`, ..."""
-        return self._called("exclude")
+        return self._entries_of_role("exclude")
 
-    def changed(self, change: Callable[[str, Input], Input]) -> Self:
+    def map_entries(self, change: Callable[[str, Input], Input]) -> Self:
         """The same roles, each entry replaced by `change(role, entry)`."""
         return type(self).model_validate({role: change(role, entry) for role, entry in self.by_role.items()})
 
-    def _called(self, role: str) -> dict[str, Input]:
+    def _entries_of_role(self, role: str) -> dict[str, Input]:
         name = re.compile(rf"{role}(_\d+)?")
         return {role: entry for role, entry in self.by_role.items() if name.fullmatch(role)}
 
@@ -133,11 +133,11 @@ class ReviewInputs(Inputs):
     answers: Input
 
 
-def numbered(role: str, entries: Sequence[Input]) -> dict[str, Input]:
+def by_numbered_role(role: str, entries: Sequence[Input]) -> dict[str, Input]:
     """Entries by role: a single one under `role`, several under `role_1`, `role_2`, ..."""
     return {role: entries[0]} if len(entries) == 1 else {f"{role}_{number}": entry for number, entry in enumerate(entries, start=1)}
 
 
-def is_of_model(role: str) -> bool:
+def is_model_role(role: str) -> bool:
     """Whether the role is that of a teacher or other weights, whose Hub repository is a model."""
-    return _OF_MODEL.fullmatch(role) is not None
+    return _MODEL_ROLES.fullmatch(role) is not None

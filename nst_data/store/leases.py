@@ -16,10 +16,10 @@ from dataclasses import asdict
 
 from nst_data.errors import NstError
 from nst_data.store.file_tree import FileTree
-from nst_data.store.ownership import ALIVE_EVERY_SECONDS, DEAD_AFTER_SECONDS, AtWorkError, Process
+from nst_data.store.ownership import DEAD_AFTER_SECONDS, HEARTBEAT_SECONDS, InUseError, Process
 
-_LOOK_EVERY_SECONDS = 0.5
-_LONGEST_END_SECONDS = 20.0
+_POLL_SECONDS = 0.5
+_END_TIMEOUT_SECONDS = 20.0
 
 
 class Lease:
@@ -29,26 +29,26 @@ class Lease:
         self.tree, self.name, self._process, self._place = tree, name, process, place
         self.is_lost = False
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._show_life, name=f"lease-{name}", daemon=True)
+        self._thread = threading.Thread(target=self._send_heartbeats, name=f"lease-{name}", daemon=True)
         self._thread.start()
 
     def end(self) -> None:
         """Remove it."""
         self._ended.set()
-        self._thread.join(_LONGEST_END_SECONDS)
+        self._thread.join(_END_TIMEOUT_SECONDS)
         with suppress(NstError):  # the work is finished, and others will find the lease dead
             self.tree.remove([self.name])
 
-    def _show_life(self) -> None:
+    def _send_heartbeats(self) -> None:
         beats = 0
-        while not self._ended.wait(ALIVE_EVERY_SECONDS):
+        while not self._ended.wait(HEARTBEAT_SECONDS):
             beats += 1
             try:
                 if self.tree.stat(self.name) is None:
                     self.is_lost = True
                     return
-                self.tree.write(self.name, _content(self._process, beats))
-                if self._place and _signs(self.tree, self._place)[-1:] != [self.name]:  # taken for dead while the write hung
+                self.tree.write(self.name, _lease_content(self._process, beats))
+                if self._place and _lease_names(self.tree, self._place)[-1:] != [self.name]:  # taken for dead while the write hung
                     self.is_lost = True
                     self.tree.remove([self.name])
                     return
@@ -57,9 +57,9 @@ class Lease:
 
 
 @contextmanager
-def leased(tree: FileTree, place: str, what: str, say: Callable[[str], None] = lambda _: None) -> Iterator[Lease]:
+def hold_lease(tree: FileTree, place: str, subject: str, report: Callable[[str], None] = lambda _: None) -> Iterator[Lease]:
     """Own `place` while the block runs. Raises AtWorkError if a living process owns it; a dead process is replaced."""
-    lease = _lease(tree, place, what, say)
+    lease = _acquire_lease(tree, place, subject, report)
     try:
         yield lease
     finally:
@@ -67,10 +67,10 @@ def leased(tree: FileTree, place: str, what: str, say: Callable[[str], None] = l
 
 
 @contextmanager
-def present(tree: FileTree, place: str) -> Iterator[Lease]:
+def register_worker(tree: FileTree, place: str) -> Iterator[Lease]:
     """Register this process as one of any number working at `place` while the block runs."""
-    name, process = f"{place}.{secrets.token_hex(8)}", Process.this()
-    tree.create(name, _content(process, 0), is_unique=True)
+    name, process = f"{place}.{secrets.token_hex(8)}", Process.current()
+    tree.create(name, _lease_content(process, 0), is_unique=True)
     lease = Lease(tree, name, process)
     try:
         yield lease
@@ -78,47 +78,47 @@ def present(tree: FileTree, place: str) -> Iterator[Lease]:
         lease.end()
 
 
-def clear_dead(tree: FileTree, place: str) -> None:
+def remove_dead_leases(tree: FileTree, place: str) -> None:
     """Remove the signs of processes of this machine that were killed at `place`."""
-    contents = {sign: tree.read_if_there(sign) for sign in _signs(tree, place)}
+    contents = {sign: tree.read_if_exists(sign) for sign in _lease_names(tree, place)}
     tree.remove([sign for sign, content in contents.items() if content and Process.parse(content).is_alive is False])
 
 
-def check_nobody_at_work(tree: FileTree, what: str, places: list[str], say: Callable[[str], None] = lambda _: None) -> None:
+def check_not_in_use(tree: FileTree, subject: str, places: list[str], report: Callable[[str], None] = lambda _: None) -> None:
     """Raise AtWorkError if a living process is at one of the places. Signs of other machines are watched until that is known."""
-    watch = _Watch(tree, what, say)
-    while any(watch.is_alive(sign) is None for place in places for sign in _signs(tree, place)):
-        time.sleep(_LOOK_EVERY_SECONDS)
+    watch = _Watch(tree, subject, report)
+    while any(watch.is_alive(sign) is None for place in places for sign in _lease_names(tree, place)):
+        time.sleep(_POLL_SECONDS)
 
 
-def _lease(tree: FileTree, place: str, what: str, say: Callable[[str], None]) -> Lease:
-    watch, process = _Watch(tree, what, say), Process.this()
+def _acquire_lease(tree: FileTree, place: str, subject: str, report: Callable[[str], None]) -> Lease:
+    watch, process = _Watch(tree, subject, report), Process.current()
     while True:
-        signs = _signs(tree, place)
+        signs = _lease_names(tree, place)
         if any(watch.is_alive(sign) is None for sign in signs):
-            time.sleep(_LOOK_EVERY_SECONDS)
+            time.sleep(_POLL_SECONDS)
             continue
         number = 1 + max((int(sign.rpartition(".")[2]) for sign in signs), default=0)
         name = f"{place}.{number:06d}"
-        if not tree.create(name, _content(process, 0), is_unique=True):
+        if not tree.create(name, _lease_content(process, 0), is_unique=True):
             continue
         tree.remove(signs)
-        if _signs(tree, place) == [name]:
+        if _lease_names(tree, place) == [name]:
             return Lease(tree, name, process, place)
         tree.remove([name])  # another process came at the same moment: both look again
-        time.sleep(_LOOK_EVERY_SECONDS * random.random())
+        time.sleep(_POLL_SECONDS * random.random())
 
 
 class _Watch:
     """What is known about the signs of other processes."""
 
-    def __init__(self, tree: FileTree, what: str, say: Callable[[str], None]) -> None:
-        self._tree, self._what, self._say = tree, what, say
+    def __init__(self, tree: FileTree, subject: str, report: Callable[[str], None]) -> None:
+        self._tree, self._what, self._say = tree, subject, report
         self._seen: dict[str, tuple[bytes, float]] = {}
 
     def is_alive(self, sign: str) -> bool | None:
         """False for the sign of a dead process, None if that is not known yet. Raises AtWorkError if the process is alive."""
-        content = self._tree.read_if_there(sign)
+        content = self._tree.read_if_exists(sign)
         if content is None:
             return False
         process = Process.parse(content)
@@ -130,14 +130,14 @@ class _Watch:
             last_content, seen_at = self._seen[sign]
             is_alive = True if content != last_content else False if time.monotonic() - seen_at > DEAD_AFTER_SECONDS else None
         if is_alive:
-            raise AtWorkError(self._what, process)
+            raise InUseError(self._what, process)
         return is_alive
 
 
-def _signs(tree: FileTree, place: str) -> list[str]:
+def _lease_names(tree: FileTree, place: str) -> list[str]:
     folder, _, prefix = place.rpartition("/")
     return [file.name for file in tree.children(folder)[1] if file.name.startswith(f"{folder}/{prefix}.")]
 
 
-def _content(process: Process, beats: int) -> bytes:
+def _lease_content(process: Process, beats: int) -> bytes:
     return json.dumps({"process": asdict(process), "beats": beats, "token": secrets.token_hex(8)}).encode()

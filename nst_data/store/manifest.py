@@ -28,7 +28,7 @@ NETWORK_NOISE = "network_noise"  # likewise: a DropPath reused in a forward pass
 HEADS = "heads"  # likewise: a network with several last layers is trained with all of them, unlike in an earlier nst
 PROBE_SAMPLE = "probe_sample"  # likewise: on how many images a large probe chose its strength; an earlier nst used all
 FOLDERS = "folders"  # likewise: digests of the folders it names, which identify it in place of their paths
-BESIDE_SETTINGS = (ORDER, PREPARATION, NETWORK_NOISE, HEADS, PROBE_SAMPLE, FOLDERS)  # of a training: they follow from its inputs
+DERIVED_SETTINGS = (ORDER, PREPARATION, NETWORK_NOISE, HEADS, PROBE_SAMPLE, FOLDERS)  # of a training: they follow from its inputs
 Kind = Literal["generation", "edition", "review", "teacher"]
 
 _PACKAGES = (
@@ -61,9 +61,9 @@ class Request(_Frozen):
         return {name: value for name, value in self.settings.items() if not (isinstance(folders, dict) and name in folders)}
 
     @property
-    def spelled_out(self) -> dict[str, Any]:
+    def full_settings(self) -> dict[str, Any]:
         """The settings, plus the earlier default of each one that is left out and has a different default today."""
-        return (BEFORE_OF_NOISED_LABELS if self.is_noised else {}) | self.settings
+        return (EARLIER_NOISED_LABEL_DEFAULTS if self.is_noised else {}) | self.settings
 
     @property
     def is_noised(self) -> bool:
@@ -101,20 +101,23 @@ class EditionRequest(Request):
         """The settings of the selection; None if it was labeled again, or selected with settings unknown to this nst."""
         with contextlib.suppress(ValidationError):
             settings = {name: value for name, value in self.settings.items() if name != ANONYMOUS}
-            return BalanceSettings.of_request(settings) if self.inputs.like is None else None
+            return BalanceSettings.from_request(settings) if self.inputs.like is None else None
         return None
 
     @property
-    def spelled_out(self) -> dict[str, Any]:
-        """See `Request.spelled_out`."""
+    def full_settings(self) -> dict[str, Any]:
+        """See `Request.full_settings`."""
         if self.selection is None:
-            return super().spelled_out
+            return super().full_settings
         today = BalanceSettings.model_validate({name: value for name, value in self.settings.items() if name != ANONYMOUS})
         return self.settings | {name: value for name, value in self.selection.model_dump().items() if value != getattr(today, name)}
 
 
-BEFORE = {"weight_decay_on": "weights", "freeze_by": "layers"}  # earlier defaults of training settings, which this package cannot import
-BEFORE_OF_NOISED_LABELS = {"noise_transform": "evaluation"}  # likewise of labeling settings
+EARLIER_TRAINING_DEFAULTS = {
+    "weight_decay_on": "weights",
+    "freeze_by": "layers",
+}  # earlier defaults of training settings, which this package cannot import
+EARLIER_NOISED_LABEL_DEFAULTS = {"noise_transform": "evaluation"}  # likewise of labeling settings
 
 
 class TeacherRequest(Request):
@@ -125,17 +128,19 @@ class TeacherRequest(Request):
 
     @field_validator("settings")
     @classmethod
-    def _name_a_network(cls, settings: dict[str, Any]) -> dict[str, Any]:
+    def _check_model_name(cls, settings: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(settings.get("model"), str):
             raise ValueError("expected the name of a network as `model`")
         return settings
 
     @property
-    def spelled_out(self) -> dict[str, Any]:
-        """See `Request.spelled_out`; a linear probe has no earlier defaults."""
+    def full_settings(self) -> dict[str, Any]:
+        """See `Request.full_settings`; a linear probe has no earlier defaults."""
         if self.settings.get("probe"):
             return self.settings
-        return {name: value for name, value in BEFORE.items() if name != "freeze_by" or self.settings.get("freeze")} | self.settings
+        return {
+            name: value for name, value in EARLIER_TRAINING_DEFAULTS.items() if name != "freeze_by" or self.settings.get("freeze")
+        } | self.settings
 
     @property
     def model(self) -> str:
@@ -174,11 +179,11 @@ class Manifest(_Frozen):
     machine: dict[str, Any]
 
     @classmethod
-    def of(cls, manifest: "Manifest") -> Self:
+    def from_manifest(cls, manifest: "Manifest") -> Self:
         """The manifest as one of this class. Raises UsageError if it is of another kind."""
         if isinstance(manifest, cls):
             return manifest
-        kind = next(kind for kind, model in _MANIFESTS.items() if model is cls)
+        kind = next(kind for kind, model in _MANIFEST_CLASSES.items() if model is cls)
         raise UsageError(f"{manifest.name}@{manifest.version}: expected {with_article(kind)}, found {with_article(manifest.kind)}")
 
     @property
@@ -188,7 +193,7 @@ class Manifest(_Frozen):
 
     def marked_as_pulled(self) -> Self:
         """A copy whose inputs are marked as named by the Hub, so that nothing is opened because they name it; the digest stays."""
-        inputs = self.request.inputs.changed(lambda _, entry: entry.model_copy(update={"pulled": True}))
+        inputs = self.request.inputs.map_entries(lambda _, entry: entry.model_copy(update={"pulled": True}))
         return self.model_copy(update={"request": self.request.model_copy(update={"inputs": inputs})})
 
 
@@ -226,13 +231,13 @@ class ReviewManifest(Manifest):
     counts: ReviewCounts
 
 
-_MANIFESTS: dict[str, type[Manifest]] = {
+_MANIFEST_CLASSES: dict[str, type[Manifest]] = {
     "generation": GenerationManifest,
     "edition": EditionManifest,
     "review": ReviewManifest,
     "teacher": TeacherManifest,
 }
-_REQUEST: TypeAdapter[GenerationRequest | EditionRequest | ReviewRequest | TeacherRequest] = TypeAdapter(
+_REQUEST_ADAPTER: TypeAdapter[GenerationRequest | EditionRequest | ReviewRequest | TeacherRequest] = TypeAdapter(
     Annotated[GenerationRequest | EditionRequest | ReviewRequest | TeacherRequest, Field(discriminator="kind")]
 )
 
@@ -253,7 +258,7 @@ def content_digest(request: Request, files: dict[str, SealedFile], class_names: 
     return json_digest({"request": request.digest, "class_names": class_names, "files": hashes})
 
 
-def make_manifest(
+def create_manifest(
     name: str,
     version: str,
     request: Request,
@@ -264,7 +269,7 @@ def make_manifest(
     machine: dict[str, Any],
 ) -> Manifest:
     """A manifest created now, with the packages of this environment."""
-    return _MANIFESTS[request.kind](
+    return _MANIFEST_CLASSES[request.kind](
         name=name,
         version=version,
         digest=content_digest(request, files, class_names),
@@ -275,7 +280,7 @@ def make_manifest(
         seconds=round(seconds, 3),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         packages=dict(installed_packages()),
-        machine=this_machine() | machine,
+        machine=describe_machine() | machine,
     )
 
 
@@ -310,15 +315,15 @@ def _manifest_class(content: dict[str, Any]) -> type[Manifest]:
     """The manifest class of its kind; an unknown kind gets `Manifest`, whose validation reports it."""
     request = content.get("request")
     kind = request.get("kind") if isinstance(request, dict) else None
-    return _MANIFESTS.get(str(kind), Manifest)
+    return _MANIFEST_CLASSES.get(str(kind), Manifest)
 
 
 def read_request(path: Path) -> Request:
     """Read the request of a version in progress. Raises ValueError if it is damaged or was written by a later nst."""
-    return _REQUEST.validate_json(path.read_text("utf-8"))
+    return _REQUEST_ADAPTER.validate_json(path.read_text("utf-8"))
 
 
-def this_machine() -> dict[str, Any]:
+def describe_machine() -> dict[str, Any]:
     """What results can depend on in addition to settings and packages."""
     return {"python": platform.python_version(), "system": platform.system(), "processor": platform.machine(), "cpus": os.cpu_count()}
 
@@ -326,10 +331,10 @@ def this_machine() -> dict[str, Any]:
 @functools.cache
 def installed_packages() -> Mapping[str, str]:
     """Versions of the packages that results can depend on; simplejpeg is left out if not installed, as Pillow decodes then."""
-    return {package: version for package in _PACKAGES if (version := version_of(package)) is not None}
+    return {package: version for package in _PACKAGES if (version := package_version(package)) is not None}
 
 
-def version_of(package: str) -> str | None:
+def package_version(package: str) -> str | None:
     """The version of a package, or None if it is not installed."""
     try:
         return importlib.metadata.version(package)

@@ -10,11 +10,11 @@ from nst_data.errors import NstError
 from nst_data.store.as_written import AsWritten
 from nst_data.store.counts import Count
 from nst_data.store.files import write_text
-from nst_data.store.places import METRICS
+from nst_data.store.places import METRICS_NAME
 
 _Fraction = Annotated[float, Field(strict=True, ge=0, le=1)]
 _Number = Annotated[float, Field(strict=True)]
-_RIGHT_ALONE = 0.2
+_DISAGREEMENT_RATE = 0.2
 
 
 class AttackResult(BaseModel):
@@ -63,11 +63,11 @@ class Metrics(RootModel[dict[str, Result]]):
     @classmethod
     def read(cls, folder: Path) -> Self:
         """Read the metrics of the teacher in a folder; empty if nothing was measured. Raises NstError if they are invalid."""
-        path = folder / METRICS
+        path = folder / METRICS_NAME
         return cls.parse(path.read_text("utf-8", errors="replace"), str(path)) if path.exists() else cls()
 
     @classmethod
-    def read_if_sound(cls, folder: Path) -> Self:
+    def read_if_valid(cls, folder: Path) -> Self:
         """Like `read`, but empty if the file is invalid, for commands that show more than the metrics."""
         try:
             return cls.read(folder)
@@ -76,7 +76,7 @@ class Metrics(RootModel[dict[str, Result]]):
 
     def write(self, folder: Path) -> None:
         """Write them to a teacher's folder."""
-        write_text(folder / METRICS, json.dumps(self.model_dump(), indent=2) + "\n")
+        write_text(folder / METRICS_NAME, json.dumps(self.model_dump(), indent=2) + "\n")
 
     @property
     def test_top1(self) -> float | None:
@@ -84,9 +84,9 @@ class Metrics(RootModel[dict[str, Result]]):
         return self.root["test"].top1 if "test" in self.root else None
 
 
-def least_difference(images: int) -> float:
+def min_significant_difference(images: int) -> float:
     """The smallest difference in accuracy that can be told from chance on `images` test images, as a fraction: two standard errors.
 
     Assumes that exactly one of two networks is right on a fifth of the images, which is common if one was trained from the other.
     """
-    return min(1.0, 2 * (_RIGHT_ALONE / images) ** 0.5) if images else 1.0
+    return min(1.0, 2 * (_DISAGREEMENT_RATE / images) ** 0.5) if images else 1.0

@@ -28,17 +28,17 @@ from typing import Literal, Protocol
 import psutil
 
 from nst_data.errors import NstError
-from nst_data.store.files import clear_abandoned, discard, place_once, temporary, write_text
+from nst_data.store.files import clear_abandoned, discard, move_unless_exists, temporary_path, write_text
 
-ALIVE_EVERY_SECONDS = 10.0
+HEARTBEAT_SECONDS = 10.0
 DEAD_AFTER_SECONDS = 120.0
-_LOOK_EVERY_SECONDS = 0.5
+_POLL_SECONDS = 0.5
 _RECORD, _ALIVE = "process.json", "alive"
-_NUMBER = re.compile(r"[0-9]{6}|[0-9a-f]{16}")  # of an owner, or of one of many workers
+_SIGN_NUMBER = re.compile(r"[0-9]{6}|[0-9a-f]{16}")  # of an owner, or of one of many workers
 State = Literal["alive", "dead", "unknown"]
 
 
-_KINDS: dict[str, type | tuple[type, ...]] = {
+_FIELD_TYPES: dict[str, type | tuple[type, ...]] = {
     "host": str,
     "machine": str,
     "pid": int,
@@ -63,7 +63,7 @@ class Process:
     sign: str = ""
 
     @classmethod
-    def this(cls) -> "Process":
+    def current(cls) -> "Process":
         """The current process, working from now on."""
         return cls(platform.node() or "localhost", _this_machine(), os.getpid(), psutil.Process().create_time(), time.time())
 
@@ -79,7 +79,7 @@ class Process:
             fields = {name: record[name] for name in asdict(cls()) if name in record}
         except (ValueError, TypeError, AttributeError):
             return cls()
-        are_valid = all(isinstance(fields[name], kinds) for name, kinds in _KINDS.items() if name in fields)
+        are_valid = all(isinstance(fields[name], kinds) for name, kinds in _FIELD_TYPES.items() if name in fields)
         return cls(**fields) if are_valid and fields.get("pid") else cls()
 
     @property
@@ -104,14 +104,14 @@ class Process:
         return f"process {self.pid} on {self.host}{since}"
 
 
-class AtWorkError(NstError):
+class InUseError(NstError):
     """A living process is working there."""
 
-    def __init__(self, what: str, process: Process) -> None:
-        super().__init__(f"{what}: in use by {process}; wait for it or stop it, then rerun. Nothing was changed")
+    def __init__(self, subject: str, process: Process) -> None:
+        super().__init__(f"{subject}: in use by {process}; wait for it or stop it, then rerun. Nothing was changed")
 
 
-class HasLoss(Protocol):
+class Losable(Protocol):
     """A sign of life elsewhere, which can be lost."""
 
     is_lost: bool
@@ -123,15 +123,16 @@ class Sign:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.is_lost = False
-        self.lease: HasLoss | None = None  # for the same work, in a store at an address
+        self.lease: Losable | None = None  # for the same work, in a store at an address
         self._ended = threading.Event()
-        threading.Thread(target=self._show_life, name=f"alive-{folder.name}", daemon=True).start()
+        threading.Thread(target=self._send_heartbeats, name=f"alive-{folder.name}", daemon=True).start()
 
-    def check(self, what: str) -> None:
+    def check(self, subject: str) -> None:
         """Raise NstError if others took this process for dead or removed its work."""
         if self.is_lost or (self.lease is not None and self.lease.is_lost):
             raise NstError(
-                f"{what}: this process sent no heartbeat for {DEAD_AFTER_SECONDS:.0f} s and was replaced, or its work was removed; stopping"
+                f"{subject}: this process sent no heartbeat for {DEAD_AFTER_SECONDS:.0f} s and was replaced, or its work was removed; "
+                "stopping"
             )
 
     def end(self) -> None:
@@ -142,9 +143,9 @@ class Sign:
         except OSError:  # a full disk: delete it in place
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _show_life(self) -> None:
+    def _send_heartbeats(self) -> None:
         beats = 0
-        while not self._ended.wait(ALIVE_EVERY_SECONDS):
+        while not self._ended.wait(HEARTBEAT_SECONDS):
             beats += 1
             try:
                 with (self.folder / _ALIVE).open("r+") as file:  # written in place: never created again once removed
@@ -157,12 +158,12 @@ class Sign:
 
 
 @contextmanager
-def owned(place: Path, what: str, say: Callable[[str], None] = lambda _: None, wait: bool = False) -> Iterator[Sign]:
-    """Own `place`, whose folder must exist, while the block runs; `what` names it in messages.
+def hold_ownership(place: Path, subject: str, report: Callable[[str], None] = lambda _: None, wait: bool = False) -> Iterator[Sign]:
+    """Own `place`, whose folder must exist, while the block runs; `subject` names it in messages.
 
     If a living process owns it, raises AtWorkError or, with `wait`, waits for it to end. A dead process is replaced.
     """
-    sign = _own(place, what, say, wait)
+    sign = _acquire_ownership(place, subject, report, wait)
     try:
         yield sign
     finally:
@@ -170,60 +171,60 @@ def owned(place: Path, what: str, say: Callable[[str], None] = lambda _: None, w
 
 
 @contextmanager
-def present(place: Path) -> Iterator[Sign]:
+def register_worker(place: Path) -> Iterator[Sign]:
     """Register this process as one of any number working at `place` while the block runs."""
     sign = None
     while sign is None:
-        sign = _leave(place, secrets.token_hex(8))
+        sign = _create_sign(place, secrets.token_hex(8))
     try:
         yield sign
     finally:
         sign.end()
 
 
-def check_nobody_at_work(what: str, *places: Path, say: Callable[[str], None] = lambda _: None) -> None:
+def check_not_in_use(subject: str, *places: Path, report: Callable[[str], None] = lambda _: None) -> None:
     """Raise AtWorkError if a living process is at one of the places. Signs of other machines are watched until that is known."""
     watch = _Watch()
-    while unknown := [sign for place in places for sign in _signs(place) if watch.state(sign, what) != "dead"]:
-        watch.say_once(say, what, unknown[0])
-        time.sleep(_LOOK_EVERY_SECONDS)
+    while unknown := [sign for place in places for sign in _sign_folders(place) if watch.state(sign, subject) != "dead"]:
+        watch.report_once(report, subject, unknown[0])
+        time.sleep(_POLL_SECONDS)
 
 
-def beside(folder: Path) -> Path:
+def ownership_path(folder: Path) -> Path:
     """The place for signs of a folder that must not contain any itself, or that comes and goes."""
     return folder.with_name(f".{folder.name}")
 
 
 def is_owned(place: Path) -> bool:
     """Whether a running process of this machine owns a place."""
-    return any(_process_of(sign).is_alive for sign in _signs(place))
+    return any(_read_process(sign).is_alive for sign in _sign_folders(place))
 
 
-def _own(place: Path, what: str, say: Callable[[str], None], wait: bool) -> Sign:
+def _acquire_ownership(place: Path, subject: str, report: Callable[[str], None], wait: bool) -> Sign:
     watch = _Watch()
     clear_abandoned(place.parent)
     while True:
-        signs = _signs(place)
-        others = [sign for sign in signs if watch.state(sign, None if wait else what) != "dead"]
-        if others:
-            watch.say_once(say, what, others[0])
-            time.sleep(_LOOK_EVERY_SECONDS * random.uniform(0.5, 1))
+        signs = _sign_folders(place)
+        live_signs = [sign for sign in signs if watch.state(sign, None if wait else subject) != "dead"]
+        if live_signs:
+            watch.report_once(report, subject, live_signs[0])
+            time.sleep(_POLL_SECONDS * random.uniform(0.5, 1))
             continue
-        number = 1 + max((int(sign.name.rpartition(".")[2]) for sign in _named(place)), default=0)
-        sign = _leave(place, f"{number:06d}")
+        number = 1 + max((int(sign.name.rpartition(".")[2]) for sign in _sign_paths(place)), default=0)
+        sign = _create_sign(place, f"{number:06d}")
         if sign is None:
             continue
         try:
-            for dead in signs:
-                discard(dead)
-            is_alone = _signs(place) == [sign.folder]
+            for stale_sign in signs:
+                discard(stale_sign)
+            is_alone = _sign_folders(place) == [sign.folder]
         except BaseException:
             sign.end()
             raise
         if is_alone:
             return sign
         sign.end()  # another process came at the same moment: both look again
-        time.sleep(_LOOK_EVERY_SECONDS * random.random())
+        time.sleep(_POLL_SECONDS * random.random())
 
 
 class _Watch:
@@ -233,24 +234,24 @@ class _Watch:
         self._seen: dict[Path, tuple[str, float]] = {}
         self._said = False
 
-    def state(self, sign: Path, refused: str | None) -> State:
-        """Whether the process of a sign is alive. Raises AtWorkError if it is and `refused` names its work."""
-        process = _process_of(sign)
+    def state(self, sign: Path, error_subject: str | None) -> State:
+        """Whether the process of a sign is alive. Raises AtWorkError if it is and `error_subject` names its work."""
+        process = _read_process(sign)
         is_alive = process.is_alive
         if is_alive is None:
             is_alive = self._is_changing(sign)
-        if is_alive and refused is not None:
-            raise AtWorkError(refused, process)
+        if is_alive and error_subject is not None:
+            raise InUseError(error_subject, process)
         return "unknown" if is_alive is None else "alive" if is_alive else "dead"
 
-    def say_once(self, say: Callable[[str], None], what: str, sign: Path) -> None:
+    def report_once(self, report: Callable[[str], None], subject: str, sign: Path) -> None:
         """Report, once, which process is being waited for."""
-        process = _process_of(sign)
+        process = _read_process(sign)
         if not self._said and not process.pid:
-            say(f"{what}: another process may be working on it; waiting to see whether it is alive")
+            report(f"{subject}: another process may be working on it; waiting to see whether it is alive")
         elif not self._said:
-            or_silent = "" if process.is_alive else f" (or {DEAD_AFTER_SECONDS:.0f} s without a heartbeat)"
-            say(f"{what}: in use by {process}; waiting for it to finish{or_silent}")
+            silence_note = "" if process.is_alive else f" (or {DEAD_AFTER_SECONDS:.0f} s without a heartbeat)"
+            report(f"{subject}: in use by {process}; waiting for it to finish{silence_note}")
         self._said = True
 
     def _is_changing(self, sign: Path) -> bool | None:
@@ -264,35 +265,35 @@ class _Watch:
         return False if time.monotonic() - seen_at > DEAD_AFTER_SECONDS else None
 
 
-def _leave(place: Path, number: str) -> Sign | None:
+def _create_sign(place: Path, number: str) -> Sign | None:
     """Create a sign of this process, or return None if the number is taken."""
     folder = place.with_name(f"{place.name}.{number}")
-    fresh = temporary(place.with_name(f".{place.name}.{secrets.token_hex(4)}"))
-    fresh.mkdir()
+    temp_folder = temporary_path(place.with_name(f".{place.name}.{secrets.token_hex(4)}"))
+    temp_folder.mkdir()
     try:
-        write_text(fresh / _ALIVE, f"{0:012d}")
-        write_text(fresh / _RECORD, json.dumps(asdict(replace(Process.this(), sign=str(folder.resolve())))))
-        if place_once(fresh, folder):
+        write_text(temp_folder / _ALIVE, f"{0:012d}")
+        write_text(temp_folder / _RECORD, json.dumps(asdict(replace(Process.current(), sign=str(folder.resolve())))))
+        if move_unless_exists(temp_folder, folder):
             return Sign(folder)
     finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(temp_folder, ignore_errors=True)
     return None
 
 
-def _signs(place: Path) -> list[Path]:
-    return [sign for sign in _named(place) if sign.is_dir()]
+def _sign_folders(place: Path) -> list[Path]:
+    return [sign for sign in _sign_paths(place) if sign.is_dir()]
 
 
-def _named(place: Path) -> list[Path]:
+def _sign_paths(place: Path) -> list[Path]:
     """Paths that are named like a sign, which may be files."""
     with suppress(FileNotFoundError):
         prefix = f"{place.name}."
-        names = [name for name in os.listdir(place.parent) if name.startswith(prefix) and _NUMBER.fullmatch(name.removeprefix(prefix))]
+        names = [name for name in os.listdir(place.parent) if name.startswith(prefix) and _SIGN_NUMBER.fullmatch(name.removeprefix(prefix))]
         return [place.with_name(name) for name in sorted(names)]
     return []
 
 
-def _process_of(sign: Path) -> Process:
+def _read_process(sign: Path) -> Process:
     try:
         process = Process.parse((sign / _RECORD).read_bytes())
     except OSError:  # being removed

@@ -13,10 +13,10 @@ from typing import Any
 
 from nst_data.errors import NstError
 from nst_data.store.counts import Counts
-from nst_data.store.files import discard, fsync_tree, place_once, write_text
-from nst_data.store.manifest import MANIFEST_NAME, Manifest, Request, SealedFile, make_manifest
+from nst_data.store.files import discard, fsync_tree, move_unless_exists, write_text
+from nst_data.store.manifest import MANIFEST_NAME, Manifest, Request, SealedFile, create_manifest
 from nst_data.store.mirror import Mirror
-from nst_data.store.ownership import Sign, owned, present
+from nst_data.store.ownership import Sign, hold_ownership, register_worker
 from nst_data.store.remote_run import RemoteRun
 from nst_data.store.version import Version
 
@@ -38,23 +38,23 @@ class Staging:
     mirror: Mirror | None = None
 
     @contextmanager
-    def refusable(self, is_begun: Callable[["Staging"], bool] = lambda _: False) -> Iterator[None]:
-        """Leave nothing behind on an NstError, unless an earlier run already did work here or `is_begun` says that this one did."""
+    def discard_on_error(self, has_work: Callable[["Staging"], bool] = lambda _: False) -> Iterator[None]:
+        """Leave nothing behind on an NstError, unless an earlier run already did work here or `has_work` says that this one did."""
         try:
             yield
         except NstError:
-            if self.fresh and not is_begun(self):
+            if self.fresh and not has_work(self):
                 self.discard()
             raise
 
     def discard(self) -> None:
         """Delete it, also at the address of a store that has one."""
-        if self.elsewhere is not None:
-            self.elsewhere.discard()
+        if self.remote_run is not None:
+            self.remote_run.discard()
         discard(self.folder)
 
     @property
-    def elsewhere(self) -> RemoteRun | None:
+    def remote_run(self) -> RemoteRun | None:
         """Its counterpart in a store at an address; None if the store is a folder."""
         return None if self.mirror is None else RemoteRun(self.mirror, self.mirror.name_of(self.folder), self.request.digest)
 
@@ -73,51 +73,53 @@ class Staging:
         """The name@version that this will become."""
         return f"{self.target.parent.name}@{self.target.name}"
 
-    def remembered(self, name: str, value: dict[str, Any]) -> dict[str, Any]:
+    def get_or_store(self, name: str, value: dict[str, Any]) -> dict[str, Any]:
         """The value stored under this name earlier in this work, or else `value`, stored now; concurrent processes all get the first."""
-        if (stored := self.recalled(name)) is not None:
+        if (stored := self.get_stored(name)) is not None:
             return stored
         path = self.work / f"{name}.json"
-        if self.elsewhere is not None:
-            value = json.loads(self.elsewhere.remembered(path.name, json.dumps(value).encode()))
-        first, mine = self.work / f".{name}.first", Path(tempfile.mkdtemp(prefix=f".{name}.", dir=self.work))
-        write_text(mine / "value.json", json.dumps(value))
-        place_once(mine, first)  # if another process was first, its value stands
-        shutil.rmtree(mine, ignore_errors=True)
+        if self.remote_run is not None:
+            value = json.loads(self.remote_run.get_or_store(path.name, json.dumps(value).encode()))
+        first, temp_folder = self.work / f".{name}.first", Path(tempfile.mkdtemp(prefix=f".{name}.", dir=self.work))
+        write_text(temp_folder / "value.json", json.dumps(value))
+        move_unless_exists(temp_folder, first)  # if another process was first, its value stands
+        shutil.rmtree(temp_folder, ignore_errors=True)
         text = (first / "value.json").read_text("utf-8")
         write_text(path, text)
         content: dict[str, Any] = json.loads(text)
         return content
 
-    def recalled(self, name: str) -> dict[str, Any] | None:
-        """The value that `remembered` stored under this name on this machine, or None."""
+    def get_stored(self, name: str) -> dict[str, Any] | None:
+        """The value that `get_or_store` stored under this name on this machine, or None."""
         path = self.work / f"{name}.json"
         return json.loads(path.read_text("utf-8")) if path.exists() else None
 
-    def shared(self, make: Callable[[], Version]) -> Version:
-        """The result of `make`, which any number of processes may run; if it fails after another one sealed the version, that version."""
+    def run_as_worker(self, build_version: Callable[[], Version]) -> Version:
+        """The result of `build_version`, which any number of processes may run; if it fails after another one sealed the version, that
+        version.
+        """
         try:
             with ExitStack() as stack:
-                stack.enter_context(present(self.folder / "worker"))
-                if self.elsewhere is not None:
-                    stack.enter_context(self.elsewhere.worker())
-                return make()
+                stack.enter_context(register_worker(self.folder / "worker"))
+                if self.remote_run is not None:
+                    stack.enter_context(self.remote_run.register_worker())
+                return build_version()
         except Exception as error:
             if version := self.sealed_by_another():
                 self.discard()  # including late notes of this process
                 return version
-            if not isinstance(error, NstError) and not self.folder.is_dir():  # `refusable` deletes it too, with an NstError
+            if not isinstance(error, NstError) and not self.folder.is_dir():  # `discard_on_error` deletes it too, with an NstError
                 raise NstError(f"{self.ref} was removed while this process was working on it; rerun this command") from None
             raise
 
     @contextmanager
-    def owned(self, say: Callable[[str], None]) -> Iterator[Sign]:
+    def hold_ownership(self, report: Callable[[str], None]) -> Iterator[Sign]:
         """Own this while the block runs. Raises AtWorkError, or NstError if the version is sealed or removed meanwhile."""
         try:
             with ExitStack() as stack:
-                sign = stack.enter_context(owned(self.folder / "owner", self.ref, say))
-                if self.elsewhere is not None:
-                    sign.lease = stack.enter_context(self.elsewhere.owned(self.ref, say))
+                sign = stack.enter_context(hold_ownership(self.folder / "owner", self.ref, report))
+                if self.remote_run is not None:
+                    sign.lease = stack.enter_context(self.remote_run.hold_ownership(self.ref, report))
                 yield sign
         except FileNotFoundError:
             if self.folder.is_dir():
@@ -151,14 +153,14 @@ class Staging:
         path = self.work / "seconds.json"
         return float(json.loads(path.read_text("utf-8"))) if path.exists() else 0.0
 
-    def describe(
+    def build_manifest(
         self, files: dict[str, SealedFile], class_names: list[str], counts: Counts, machine: dict[str, Any] | None = None
     ) -> Manifest:
         """The manifest of what was built, from which cards are rendered and which `seal` writes."""
         name, version = self.target.parent.name, self.target.name
-        return make_manifest(name, version, self.request, files, class_names, counts, self.seconds, machine or {})
+        return create_manifest(name, version, self.request, files, class_names, counts, self.seconds, machine or {})
 
-    def _brought(self) -> set[str]:
+    def _uploaded_shards(self) -> set[str]:
         """The shards that are at the address already, according to their notes."""
         notes = {path.stem for path in (self.work / "shards").glob("[!.]*.json")}
         tables = "balanced" if self.request.kind == "edition" else "pseudo_labels"
@@ -177,8 +179,8 @@ class Staging:
             self.target.parent.mkdir(parents=True, exist_ok=True)
             if self.mirror is None:
                 check()
-            if self.mirror is None or self.mirror.publish(self.target, self.build, self._brought(), check):
-                place_once(self.build, self.target)
+            if self.mirror is None or self.mirror.publish(self.target, self.build, self._uploaded_shards(), check):
+                move_unless_exists(self.build, self.target)
         except OSError:
             if self.sealed_by_another() is None:
                 raise

@@ -13,17 +13,17 @@ _CREDENTIALS = {
     "azure": "AZURE_STORAGE_CONNECTION_STRING, or AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
 }
 _ENDPOINTS = {"s3": " and AWS_ENDPOINT_URL", "azure": " and the name of the account"}
-_BUSY = (errno.EBUSY, errno.EIO, getattr(errno, "EREMOTEIO", errno.EIO), errno.ETIMEDOUT, errno.ECONNRESET, errno.EPIPE)
-_NO_CREDENTIALS = frozenset(
+_TEMPORARY_ERRNOS = (errno.EBUSY, errno.EIO, getattr(errno, "EREMOTEIO", errno.EIO), errno.ETIMEDOUT, errno.ECONNRESET, errno.EPIPE)
+_CREDENTIAL_ERRORS = frozenset(
     [
         *("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "DefaultCredentialsError", "RefreshError"),
         *("ClientAuthenticationError", "AzureSigningError"),  # Azure's; its client also raises the first for status 403
     ]
 )
-_UNREACHED = frozenset(
+_UNREACHABLE_ERRORS = frozenset(
     ["EndpointConnectionError", "ConnectTimeoutError", "ClientConnectorError", "ClientConnectorDNSError", "ConnectError"]
 )
-_BROKEN = frozenset(
+_CONNECTION_ERRORS = frozenset(
     [
         *("ReadTimeoutError", "ConnectionClosedError", "HTTPClientError", "IncompleteReadError", "ClientPayloadError", "IncompleteRead"),
         *("ResponseStreamingError", "ServerDisconnectedError", "ClientOSError", "FSTimeoutError", "ContentLengthError", "BadDigest"),
@@ -34,7 +34,7 @@ _BROKEN = frozenset(
 )
 
 
-def reason_of(error: BaseException, storage: str) -> tuple[str, bool]:
+def explain_error(error: BaseException, storage: str) -> tuple[str, bool]:
     """What went wrong at a storage, which is given by the name of its extra, and whether it may be temporary."""
     causes = causes_of(error)
     names = {type(cause).__name__ for cause in causes}
@@ -45,16 +45,16 @@ def reason_of(error: BaseException, storage: str) -> tuple[str, bool]:
         return "the server refuses this machine's clock, which differs from its own; set the clock", False
     if isinstance(error, PermissionError) or codes & {"403", "401", "AccessDenied"}:
         return "access denied (403); check the credentials and what they may do there", False
-    if names & _NO_CREDENTIALS or _lacks_account(error):
+    if names & _CREDENTIAL_ERRORS or _lacks_account(error):
         return f"no usable credentials found; set {_CREDENTIALS.get(storage, 'what your storage uses')}", False
     if codes & {"503", "SlowDown", "ServiceUnavailable", "429"}:
         return "the server is busy (503)", True
     if codes & {"500", "502", "504", "InternalError"}:
         return "the server failed (500)", True
-    if names & _UNREACHED:
+    if names & _UNREACHABLE_ERRORS:
         return f"the server cannot be reached; check the network{_ENDPOINTS.get(storage, '')}", True
     number = error.errno if isinstance(error, OSError) else None
-    if isinstance(error, TimeoutError | ConnectionError) or (names | codes) & _BROKEN or number in _BUSY:
+    if isinstance(error, TimeoutError | ConnectionError) or (names | codes) & _CONNECTION_ERRORS or number in _TEMPORARY_ERRNOS:
         return "the connection broke or was silent for too long", True
     if "400" in codes or number == errno.EINVAL:  # aiohttp also reports a truncated response as 400
         return "the server rejects the request (400); check the address", False
@@ -65,8 +65,8 @@ def is_missing_file(error: BaseException) -> bool:
     """Whether a file is missing from a bucket or repository that exists."""
     causes = causes_of(error)
     missing = {"RepositoryNotFoundError", "RevisionNotFoundError", "GatedRepoError", "BucketNotFoundError"}
-    lacks = missing & {type(cause).__name__ for cause in causes}
-    return isinstance(error, FileNotFoundError) and not lacks and "NoSuchBucket" not in map(code_of, causes)
+    bucket_errors = missing & {type(cause).__name__ for cause in causes}
+    return isinstance(error, FileNotFoundError) and not bucket_errors and "NoSuchBucket" not in map(code_of, causes)
 
 
 def code_of(error: BaseException) -> str:

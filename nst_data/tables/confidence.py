@@ -20,7 +20,7 @@ def count_by_confidence(labels: pl.LazyFrame) -> pl.LazyFrame:
     return labels.group_by(bin=confidence_bin(pl.col("confidence"))).agg(images=pl.len())
 
 
-def histogram(counted: pl.DataFrame) -> Histogram:
+def histogram_from_counts(counts: pl.DataFrame) -> Histogram:
     """The histogram from the result of `count_by_confidence`, including empty bins."""
-    images = dict(counted.iter_rows())
+    images = dict(counts.iter_rows())
     return Histogram(tuple(images.get(number, 0) for number in range(BINS)), images.get(None, 0))

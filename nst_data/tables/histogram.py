@@ -21,37 +21,37 @@ class Histogram:
     outside: int
 
 
-def bounds(number: int, bins: int = BINS) -> tuple[float, float]:
+def bin_bounds(number: int, bins: int = BINS) -> tuple[float, float]:
     """The lower and upper end of a bin."""
     return number / bins, (number + 1) / bins
 
 
-def histograms_of(store: Store, versions: Sequence[Version], ref: str) -> list[Histogram]:
+def cached_histograms(store: Store, versions: Sequence[Version], ref: str) -> list[Histogram]:
     """The confidence histogram of each version, from the cache, or counted now and cached. Errors of reading the labels name `ref`."""
-    cached = [_kept(store, version) for version in versions]
+    cached = [_cached_histogram(store, version) for version in versions]
     if None not in cached:
         return [entry for entry in cached if entry is not None]
-    from nst_data.tables.label_tables import histograms, scan_labels  # Polars and Arrow, which take half a second to import
+    from nst_data.tables.label_tables import confidence_histograms, scan_labels  # Polars and Arrow, which take half a second to import
 
-    counted = histograms(ref, *map(scan_labels, versions))
+    counted = confidence_histograms(ref, *map(scan_labels, versions))
     for version, histogram in zip(versions, counted, strict=True):
         with contextlib.suppress(OSError):  # a store that cannot be written to
-            path = _path(store, version)
+            path = _cache_path(store, version)
             path.parent.mkdir(parents=True, exist_ok=True)
             write_text(path, json.dumps(asdict(histogram)))
     return counted
 
 
-def _kept(store: Store, version: Version) -> Histogram | None:
+def _cached_histogram(store: Store, version: Version) -> Histogram | None:
     try:
-        cached = json.loads(_path(store, version).read_text("utf-8"))
+        cached = json.loads(_cache_path(store, version).read_text("utf-8"))
         return Histogram(tuple(cached["images"]), cached["outside"])
     except (OSError, ValueError, KeyError, TypeError):  # not counted yet
         return None
 
 
-def _path(store: Store, version: Version) -> Path:
+def _cache_path(store: Store, version: Version) -> Path:
     """The cache file of a version, a new one if somebody has written to its files; those at an address are not downloaded to check."""
-    files = [] if version.mirror else [version.place / name for name in sorted(version.manifest.files)]
+    files = [] if version.mirror else [version.local_folder / name for name in sorted(version.manifest.files)]
     stats = [(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for stat in (file.stat() for file in files)]
     return store.root / "runs" / "confidence" / f"{json_digest([version.manifest.digest, stats])}.json"

@@ -17,27 +17,27 @@ from nst_data.sources import Source
 from nst_data.sources.files import IMAGE_SUFFIXES
 from nst_data.sources.keys import match_keys
 from nst_data.sources.listing import PIECE
-from nst_data.sources.source import Wanted
+from nst_data.sources.source import RowIndices
 
 IMAGE_HASH = "image_hash"  # a column that names images by their content
 
 
 @dataclass(frozen=True)
-class Rows:
+class MatchedRows:
     """The rows of the labeled images, in pool order: their increasing row numbers in the pool, and their row numbers in the table."""
 
-    in_pool: Wanted
-    in_table: Wanted
+    in_pool: RowIndices
+    in_table: RowIndices
 
 
 @dataclass(frozen=True)
 class _Comparison:
     """The result of a way of comparing keys: how many rows match no image, and the first of these; else a row that may match two images."""
 
-    how: str
-    missing: int
+    method: str
+    n_missing: int
     row: int
-    same: tuple[int, int] = (0, 0)  # rows of the pool
+    pool_rows: tuple[int, int] = (0, 0)  # rows of the pool
 
 
 class KeyColumn:
@@ -70,7 +70,7 @@ class KeyColumn:
             sha256.update("".join(f"{key}\0" for key in piece.to_pylist()).encode())
         return sha256.hexdigest()
 
-    def found_in(self, pool: Source) -> Rows:
+    def match_rows(self, pool: Source) -> MatchedRows:
         """The rows in pool order. Raises NstError for images that the pool lacks, and for one that is in the table twice.
 
         Keys that are not keys of the pool may be paths from elsewhere: they are compared in the first way by which each matches one image.
@@ -78,10 +78,10 @@ class KeyColumn:
         pool_rows = np.empty(len(self._table), np.int64)
         if self._name == IMAGE_HASH:
             pool.find_by_hash(self.pieces, self.pieces, pool_rows)
-        elif not pool.find_alike(self.pieces, pool_rows):
-            self.matched_by = self._found_otherwise(pool, pool_rows)
+        elif not pool.try_find_all(self.pieces, pool_rows):
+            self.matched_by = self._match_partially(pool, pool_rows)
             if not self.matched_by:
-                raise self._not_found(pool)
+                raise self._no_match_error(pool)
         order = np.argsort(pool_rows, kind="stable")
         ordered = pool_rows[order]
         repeats = np.flatnonzero(ordered[1:] == ordered[:-1])
@@ -89,55 +89,55 @@ class KeyColumn:
             first, second = (self._table.key(int(row)) for row in order[repeats[0] : repeats[0] + 2])
             key = pool.key(int(ordered[repeats[0]]))
             raise NstError(f"{self._table.location}: rows {first!r} and {second!r} both name the image {key!r}; expected one row for each")
-        return Rows(ordered, order)
+        return MatchedRows(ordered, order)
 
     @property
     def remarks(self) -> list[str]:
         """What users should know about how images were found."""
         return [f"the images of column `{self._name}` are found by {self.matched_by}"] if self.matched_by else []
 
-    def _found_otherwise(self, pool: Source, found: NDArray[np.int64]) -> str:
+    def _match_partially(self, pool: Source, pool_rows: NDArray[np.int64]) -> str:
         """How the images were found by less than their keys, as a phrase for users; empty if they were not."""
-        for how, alike in self._ways(pool):
-            if pool.find_alike(self.pieces, found, alike):
-                return how
+        for method, normalize in self._key_normalizers(pool):
+            if pool.try_find_all(self.pieces, pool_rows, normalize):
+                return method
         below_first = partial(pc.replace_substring_regex, pattern="^[^/]*/", replacement="")  # the pool's images sorted into class folders
-        is_found = pool.find_alike(lambda: map(below_first, self.pieces()), found) and len(np.unique(found)) == len(found)
+        is_found = pool.try_find_all(lambda: map(below_first, self.pieces()), pool_rows) and len(np.unique(pool_rows)) == len(pool_rows)
         return "path below the first folder" if is_found else ""
 
-    def _not_found(self, pool: Source) -> NstError:
+    def _no_match_error(self, pool: Source) -> NstError:
         """The error about keys that match no image of the pool, or more than one, by the way of comparing that finds most."""
-        best = self._found_by("key", pool, None)
-        for how, alike in self._ways(pool):
-            if (comparison := self._found_by(how, pool, alike)).missing < best.missing:
+        best = self._compare_keys("key", pool, None)
+        for method, normalize in self._key_normalizers(pool):
+            if (comparison := self._compare_keys(method, pool, normalize)).n_missing < best.n_missing:
                 best = comparison
         column, rows, row = f"{self._table.location}: column `{self._name}`", len(self._table), self._table.key(best.row)
         example = f"{self._key_of(best.row)!r} in row {row!r}"
         expected = f"expected paths in it or their file names, such as {pool.key(0)!r}"
-        if best.missing:
-            matched, verb = rows - best.missing, "are" if best.missing > 1 else "is"
-            remainder = f"; the other {matched:,} {'are' if matched > 1 else 'is'} found by {best.how}" if matched else ""
+        if best.n_missing:
+            matched, verb = rows - best.n_missing, "are" if best.n_missing > 1 else "is"
+            remainder = f"; the other {matched:,} {'are' if matched > 1 else 'is'} found by {best.method}" if matched else ""
             return NstError(
-                f"{column}: {best.missing:,} of its {rows:,} images {verb} not in {pool.location}, such as {example}{remainder}; "
+                f"{column}: {best.n_missing:,} of its {rows:,} images {verb} not in {pool.location}, such as {example}{remainder}; "
                 f"{expected}; drop such rows, or give another `pool`"
             )
-        first, second = best.same
+        first, second = best.pool_rows
         return NstError(
-            f"{column} names images by {best.how}, and {self._key_of(best.row)!r} may be {pool.key(first)!r} or {pool.key(second)!r} of "
+            f"{column} names images by {best.method}, and {self._key_of(best.row)!r} may be {pool.key(first)!r} or {pool.key(second)!r} of "
             f"{pool.location}; expected paths in it, such as {pool.key(first)!r}"
         )
 
-    def _found_by(self, how: str, pool: Source, alike: Callable[[pa.Array], pa.Array] | None) -> "_Comparison":
+    def _compare_keys(self, method: str, pool: Source, normalize: Callable[[pa.Array], pa.Array] | None) -> "_Comparison":
         rows = np.empty(len(self._table), np.int64)
-        pool.find_alike(self.pieces, rows, alike)
+        pool.try_find_all(self.pieces, rows, normalize)
         missing = rows < 0
-        if missing.any() or alike is None:
-            return _Comparison(how, int(missing.sum()), int(missing.argmax()))
+        if missing.any() or normalize is None:
+            return _Comparison(method, int(missing.sum()), int(missing.argmax()))
         table_rows = np.empty(len(pool), np.int64)
-        match_keys(map(alike, _keys_of(pool)), map(alike, self.pieces()), table_rows)
+        match_keys(map(normalize, _pool_keys(pool)), map(normalize, self.pieces()), table_rows)
         order = np.argsort(table_rows, kind="stable")
         repeat = np.flatnonzero((table_rows[order[1:]] == table_rows[order[:-1]]) & (table_rows[order[1:]] >= 0))[0]
-        return _Comparison(how, 0, int(table_rows[order[repeat]]), (int(order[repeat]), int(order[repeat + 1])))
+        return _Comparison(method, 0, int(table_rows[order[repeat]]), (int(order[repeat]), int(order[repeat + 1])))
 
     def _key_of(self, row: int) -> str:
         for piece in self.pieces():
@@ -146,12 +146,14 @@ class KeyColumn:
             row -= len(piece)
         raise IndexError(row)
 
-    def _ways(self, pool: Source) -> Iterator[tuple[str, Callable[[pa.Array], pa.Array]]]:
+    def _key_normalizers(self, pool: Source) -> Iterator[tuple[str, Callable[[pa.Array], pa.Array]]]:
         """Yield which part of a key may be compared, as a phrase for users, and a function that extracts it."""
         folders = [f"{pool.location}/", self._shared_folder()]
-        below = _without(f"^(?:{'|'.join(re.escape(folder) for folder in folders if folder)}|(?:\\./)+)")
-        suffix, all_folders = _without(r"\.[^./\\:]*$"), _without(r"^.*[/\\:]")
-        image_suffix = _without(rf"(?i)(?:{'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))})$")  # a name without it may still contain dots
+        below = _pattern_remover(f"^(?:{'|'.join(re.escape(folder) for folder in folders if folder)}|(?:\\./)+)")
+        suffix, all_folders = _pattern_remover(r"\.[^./\\:]*$"), _pattern_remover(r"^.*[/\\:]")
+        image_suffix = _pattern_remover(
+            rf"(?i)(?:{'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))})$"
+        )  # a name without it may still contain dots
         yield "path below the folder", below
         yield "path without suffix", lambda keys: image_suffix(below(keys))
         yield "path without suffix", lambda keys: suffix(below(keys))
@@ -169,11 +171,11 @@ class KeyColumn:
         return shared and f"{shared.rstrip('/')}/"
 
 
-def _keys_of(pool: Source) -> Iterator[pa.Array]:
+def _pool_keys(pool: Source) -> Iterator[pa.Array]:
     for start in range(0, len(pool), PIECE):
         yield pa.array([pool.key(row) for row in range(start, min(start + PIECE, len(pool)))], pa.large_string())
 
 
-def _without(pattern: str) -> Callable[[pa.Array], pa.Array]:
+def _pattern_remover(pattern: str) -> Callable[[pa.Array], pa.Array]:
     """Remove matches from keys and compose letters with accents, which macOS and some archives write as two characters."""
     return lambda keys: pc.utf8_normalize(pc.replace_substring_regex(keys, pattern, ""), form="NFC")

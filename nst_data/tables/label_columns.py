@@ -23,17 +23,17 @@ class LabelColumns:
     classes: tuple[str, ...] = ()
     numbers: tuple[str, ...] = ()
     logits: bool = False
-    is_named: bool = False  # whether the user named the column with the classes
+    is_requested: bool = False  # whether the user named the column with the classes
 
     @property
-    def all(self) -> list[str]:
+    def all_columns(self) -> list[str]:
         """The columns, each once."""
         return list(dict.fromkeys([*self.classes, *self.numbers]))
 
     @property
     def name(self) -> str:
         """The name of the labels in messages."""
-        return shown(self.numbers or self.classes)
+        return format_columns(self.numbers or self.classes)
 
     def classes_in(self, batch: pa.RecordBatch) -> pa.Array:
         """The classes of each row, as lists."""
@@ -44,19 +44,19 @@ class LabelColumns:
         return _lists(batch, self.numbers, (LOGITS,) if self.logits else _NUMBER_FIELDS)
 
 
-def shown(columns: Sequence[str]) -> str:
+def format_columns(columns: Sequence[str]) -> str:
     """One or more column names in short."""
     return columns[0] if len(columns) == 1 else f"{columns[0]}...{columns[-1]}"
 
 
-def holds_both(kind: pa.DataType) -> bool:
+def holds_label_objects(kind: pa.DataType) -> bool:
     """Whether each cell of a column names classes and may give them numbers: structs with a `label`, or lists of such structs."""
     value_type = kind.value_type if _is_list(kind) else kind
     return bool(pa.types.is_struct(value_type) and _field(value_type, _CLASS_FIELDS) is not None)
 
 
-def has_field(kind: pa.DataType, logits: bool) -> bool:
-    """Whether a column that satisfies `holds_both` has numbers at all."""
+def has_numbers(kind: pa.DataType, logits: bool) -> bool:
+    """Whether a column that satisfies `holds_label_objects` has numbers at all."""
     value_type = kind.value_type if _is_list(kind) else kind
     return _field(value_type, (LOGITS,) if logits else _NUMBER_FIELDS) is not None
 
@@ -71,7 +71,7 @@ def _field(kind: pa.StructType, names: Sequence[str]) -> str | None:
 
 def _lists(batch: pa.RecordBatch, columns: Sequence[str], fields: Sequence[str]) -> pa.Array:
     """One list per row: that of a list column, or the single values of one or more columns side by side."""
-    arrays = [_inside(batch.column(name), fields) for name in columns]
+    arrays = [_extract_field(batch.column(name), fields) for name in columns]
     if _is_list(arrays[0].type) and len(arrays) == 1:
         return arrays[0]
     rows, width = batch.num_rows, len(arrays)
@@ -80,13 +80,15 @@ def _lists(batch: pa.RecordBatch, columns: Sequence[str], fields: Sequence[str])
         if len({array.type for array in arrays}) > 1:
             types = {str(array.type) for array in arrays if not (pa.types.is_integer(array.type) or pa.types.is_floating(array.type))}
             if types:
-                raise NstError(f"columns {shown(columns)}: expected one type in all of them, found {', '.join(sorted(types))} and another")
+                raise NstError(
+                    f"columns {format_columns(columns)}: expected one type in all of them, found {', '.join(sorted(types))} and another"
+                )
             arrays = [array.cast(pa.float64()) for array in arrays]  # such as an integer column of zeros among floats
         values = pa.concat_arrays(arrays).take(pa.array(np.arange(rows * width).reshape(width, rows).T.ravel()))
     return pa.ListArray.from_arrays(pa.array(np.arange(rows + 1) * width, pa.int32()), values)
 
 
-def _inside(column: pa.Array, fields: Sequence[str]) -> pa.Array:
+def _extract_field(column: pa.Array, fields: Sequence[str]) -> pa.Array:
     if isinstance(column.type, pa.BaseExtensionType):
         column = column.storage
     if pa.types.is_dictionary(column.type):

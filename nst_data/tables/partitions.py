@@ -9,19 +9,19 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-_MOST_BITS = 10
+_MAX_BITS = 10
 _PARTITION_ROWS = 2**19  # this many 64-bit numbers are sorted in the processor's cache
 
 
 class Partitions:
-    """Records of `numbers` uint64 values; those of one partition share the leading bits of their first value.
+    """Records of `n_values` uint64 values; those of one partition share the leading bits of their first value.
 
     The file is in `folder`, unnamed if the system supports that, and is deleted when the block or the process ends.
     """
 
-    def __init__(self, folder: Path, numbers: int, rows: int) -> None:
-        """`rows` is the expected number of records, which determines the number of partitions."""
-        self._folder, self._numbers, self._bits = folder, numbers, min((rows // _PARTITION_ROWS).bit_length(), _MOST_BITS)
+    def __init__(self, folder: Path, n_values: int, n_rows: int) -> None:
+        """`n_rows` is the expected number of records, which determines the number of partitions."""
+        self._folder, self._numbers, self._bits = folder, n_values, min((n_rows // _PARTITION_ROWS).bit_length(), _MAX_BITS)
         self._starts: list[NDArray[np.int64]] = []  # for each added piece, where its partitions begin in the file
         self.rows = 0
 

@@ -7,16 +7,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from nst_data.store.files import discard, replacing
+from nst_data.store.files import atomic_write, discard
 
 Batch = tuple[pa.Table, list[dict[str, Any]]]
 """The rows of a batch, and its images without a row, with the reasons."""
 
-EVERY_SECONDS = 10.0
+SAVE_EVERY_SECONDS = 10.0
 _BATCHES = b"batches"  # in the metadata of a piece
 
 
-class Pieces:
+class ShardPieces:
     """The batches of one shard, saved in pieces: files with some of them each. Pieces of several processes may hold equal batches."""
 
     def __init__(self, work: Path, shard: int) -> None:
@@ -24,11 +24,11 @@ class Pieces:
         self._first, self._waiting = 0, list[Batch]()
         self._since = time.monotonic()
 
-    def kept(self) -> list[Batch]:
+    def load_batches(self) -> list[Batch]:
         """All batches from the first on that the pieces hold without a gap; `add` continues after them."""
         batches: list[Batch] = []
         while piece := max(self._folder.glob(f"{len(batches):08d}-*.arrow"), default=None):  # the longest that continues from here
-            piece_batches = _read(piece)
+            piece_batches = _read_piece(piece)
             if not piece_batches:
                 piece.unlink(missing_ok=True)
                 continue
@@ -39,7 +39,7 @@ class Pieces:
     def add(self, rows: pa.Table, errors: list[dict[str, Any]]) -> None:
         """Add the next batch. It is written together with others once enough time has passed."""
         self._waiting.append((rows, errors))
-        if time.monotonic() - self._since >= EVERY_SECONDS:
+        if time.monotonic() - self._since >= SAVE_EVERY_SECONDS:
             self.write()
 
     def write(self) -> None:
@@ -50,7 +50,7 @@ class Pieces:
             batches = json.dumps([[rows.num_rows, errors] for rows, errors in self._waiting])
             self._folder.mkdir(parents=True, exist_ok=True)
             with (
-                replacing(self._folder / f"{self._first:08d}-{stop:08d}.arrow") as file,
+                atomic_write(self._folder / f"{self._first:08d}-{stop:08d}.arrow") as file,
                 pa.ipc.new_file(file, table.schema.with_metadata({_BATCHES: batches})) as writer,
             ):
                 writer.write_table(table.replace_schema_metadata({_BATCHES: batches}))
@@ -62,7 +62,7 @@ class Pieces:
         discard(self._folder)
 
 
-def _read(piece: Path) -> list[Batch]:
+def _read_piece(piece: Path) -> list[Batch]:
     """The batches of a piece; empty if it is damaged, or another process has just deleted it."""
     try:
         table = pa.ipc.open_file(pa.py_buffer(piece.read_bytes())).read_all()

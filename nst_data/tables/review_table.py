@@ -6,7 +6,7 @@ import polars as pl
 
 from nst_data.errors import NstError
 from nst_data.store.version import Number, Version
-from nst_data.tables.label_tables import check_label_range, damage_is_named
+from nst_data.tables.label_tables import check_label_range, translate_table_errors
 from nst_data.tables.shards import table_files
 
 REVIEW = "review"  # the table of a review
@@ -28,15 +28,15 @@ _COLUMNS: dict[str, type[pl.DataType]] = {
 
 def is_of_edition(seen_in: str | None) -> bool:
     """Whether images that were picked there represent only a selection, not a whole pool."""
-    return draw_rank(seen_in) < 0
+    return sample_rank(seen_in) < 0
 
 
-def draw_rank(seen_in: str | None) -> int:
+def sample_rank(seen_in: str | None) -> int:
     """The rank of a random draw. An image counts for its draw of the highest rank: a whole pool's rather than an edition's, and of those
     the newest generation's, whose pool may have grown.
     """
     number = (seen_in or "").partition("@")[2]
-    if not Number.is_one(number):
+    if not Number.is_valid(number):
         return 0
     parsed = Number.parse(number)
     return -1 if parsed.edition is not None else 1 + parsed.generation
@@ -47,7 +47,7 @@ def read_review(version: Version) -> pl.DataFrame:
 
     Raises NstError if the table is damaged.
     """
-    with damage_is_named(version.ref):
+    with translate_table_errors(version.ref):
         tables = [pl.read_parquet(file, columns=list(_COLUMNS), glob=False) for file in table_files(version.folder, REVIEW)]
         rows = pl.concat(tables).select(pl.col(name).cast(dtype) for name, dtype in _COLUMNS.items())
     if rows["image_hash"].n_unique() != rows.height or (rows["label"].is_null() != rows["excluded"].is_in(list(EXCLUDED))).any():

@@ -14,8 +14,8 @@ from nst_data.tables.engines import BATCH_ROWS
 class RowNumbers:
     """One number per row. Written in a `with` block and read after it."""
 
-    def __init__(self, path: Path, kind: DTypeLike) -> None:
-        self._path, self._kind = path, np.dtype(kind)
+    def __init__(self, path: Path, dtype: DTypeLike) -> None:
+        self._path, self._kind = path, np.dtype(dtype)
 
     def __enter__(self) -> Self:
         self._file = self._path.open("wb")

@@ -25,7 +25,7 @@ def pseudo_labels_schema(class_names: Sequence[str], top_k: int | None = None) -
             "image_hash": Value("string"),  # xxh3-128 of the encoded bytes
             "label": ClassLabel(names=list(class_names)),  # the most probable class, before rounding to float16
             "confidence": Value("float32"),  # its probability, in [0, 1]
-            **_soft_label(len(class_names), top_k),
+            **_soft_label_features(len(class_names), top_k),
             "phash": Value("int64"),  # 64-bit perceptual hash
         }
     ).arrow_schema
@@ -46,21 +46,21 @@ def balanced_schema(class_names: Sequence[str], top_k: int | None = None, with_i
             "image_hash": Value("string"),
             "label": ClassLabel(names=list(class_names)),
             "confidence": Value("float32"),
-            **_soft_label(len(class_names), top_k),
+            **_soft_label_features(len(class_names), top_k),
             "duplicates": Value("int32"),  # images of the pool with exactly these bytes, this one included
             "copies": Value("int32"),  # entries in the training set
         }
     ).arrow_schema
 
 
-def _soft_label(classes: int, top_k: int | None) -> "dict[str, List]":
+def _soft_label_features(n_classes: int, top_k: int | None) -> "dict[str, List]":
     """The columns of the soft label; `nst_train.training.loss` renormalizes them and spreads the remaining mass of a top-k label."""
     from datasets import List, Value
 
     if top_k is None:
-        return {"probs": List(Value("float16"), length=classes)}
-    if not 1 <= top_k <= classes:
-        raise NstError(f"top-k {top_k}: expected 1 to {classes}, the number of classes; choose another `top_k`")
+        return {"probs": List(Value("float16"), length=n_classes)}
+    if not 1 <= top_k <= n_classes:
+        raise NstError(f"top-k {top_k}: expected 1 to {n_classes}, the number of classes; choose another `top_k`")
     return {
         "top_labels": List(Value("int32"), length=top_k),  # the most probable classes, in descending order
         "top_probs": List(Value("float16"), length=top_k),  # their probabilities; the rest is spread evenly over the other classes
@@ -130,16 +130,16 @@ SELECTION_COLUMNS = {"id": pl.Int64, "image_hash": pl.String, "label": pl.Int64,
 OVERLAP_COLUMNS = pa.schema([("id", pa.int64()), ("key", pa.string()), ("image_hash", pa.string()), ("phash", pa.int64())])
 
 
-def check_columns(file: Path, expected: pa.Schema, what: str) -> None:
+def check_columns(file: Path, expected: pa.Schema, subject: str) -> None:
     """Check the columns of a parquet file. Raises NstError that names the column, the type found and the type expected.
 
-    Raises one of `nst_data.parquet_footer.DAMAGE` for a damaged footer.
+    Raises one of `nst_data.parquet_footer.PARQUET_ERRORS` for a damaged footer.
     """
     schema = pq.read_schema(file)
     for field in expected:
         column_type = schema.field(field.name).type if field.name in schema.names else "missing"
         if column_type != field.type:
-            raise NstError(f"{what}: column `{field.name}` is {column_type}, expected {field.type}")
+            raise NstError(f"{subject}: column `{field.name}` is {column_type}, expected {field.type}")
 
 
 def check_labels(labels: pl.LazyFrame, table: str = "pseudo_labels") -> pl.LazyFrame:

@@ -20,19 +20,19 @@ from numpy.typing import NDArray
 
 from nst_data.errors import NstError
 from nst_data.store.counts import LabelCounts
-from nst_data.store.files import PROCESS_SPACE, HashedWriter, replacing, write_text
+from nst_data.store.files import PID_NAMESPACE, HashedWriter, atomic_write, write_text
 from nst_data.store.manifest import SealedFile
 from nst_data.store.remote_run import RemoteRun
 from nst_data.store.staging import NotReadyError
 from nst_data.tables.missing_shards import MissingShards, Route, note_name
 from nst_data.tables.schema import errors_schema, soft_label_bytes
 
-NO_ANSWER = "the teacher gives no finite answer"  # the `reason` of such an image in the table `errors`
+NO_PREDICTION = "the teacher gives no finite answer"  # the `reason` of such an image in the table `errors`
 ROW_GROUP_ROWS = 10_000
 STALLED_SECONDS = 30.0
 _ROW_GROUP_BYTES = 2**25
-_LOOK_EVERY_SECONDS = 0.5
-_ALIVE_EVERY_SECONDS = 3.0
+_POLL_SECONDS = 0.5
+_CLAIM_REFRESH_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class ShardPlan:
         return f"{self.table}/train-{shard:05d}-of-{len(self):05d}.parquet"
 
 
-_Life = tuple[int, str]
+_LifeSign = tuple[int, str]
 """The time of a claim and its content: a change shows even on file systems with coarse times, or none."""
 
 
@@ -73,14 +73,14 @@ class Shards:
     of life.
     """
 
-    def __init__(self, build: Path, work: Path, plan: ShardPlan, elsewhere: RemoteRun | None = None) -> None:
-        self.build, self.work, self.plan, self._elsewhere = build, work, plan, elsewhere
+    def __init__(self, build: Path, work: Path, plan: ShardPlan, remote: RemoteRun | None = None) -> None:
+        self.build, self.work, self.plan, self._remote = build, work, plan, remote
         self.stopped = threading.Event()  # ends a wait for others
-        self._shown = 0.0
-        self._missing = MissingShards(len(plan), self._notes, elsewhere)
+        self._refreshed_at = 0.0
+        self._missing = MissingShards(len(plan), self._notes, remote)
         self._own: set[int] = set()  # shards whose notes this process wrote
         self._held: set[int] = set()  # shards that this process still claims
-        for folder in (self._notes, self._claims, self.parts, build / plan.table):
+        for folder in (self._notes, self._claims, self.temp_folder, build / plan.table):
             folder.mkdir(exist_ok=True)
 
     @property
@@ -92,61 +92,61 @@ class Shards:
         return self.work / "claims"
 
     @property
-    def parts(self) -> Path:
+    def temp_folder(self) -> Path:
         """The folder in which shards are written before they are moved to their place."""
         return self.work / "parts"
 
     def is_done(self, shard: int) -> bool:
         """Whether a shard is written."""
-        return self._note(shard).exists()
+        return self._note_path(shard).exists()
 
     def missing(self) -> list[int]:
         """The shards that are not done yet. Checks all of them; see `recently_missing`."""
-        return sorted(self._missing.look())
+        return sorted(self._missing.refresh())
 
     def recently_missing(self) -> set[int]:
         """The shards that were not done yet a few seconds ago, for uses that need not be exact."""
         return self._missing.recent()
 
-    def take(self, worker: int = 0, workers: int = 1, on_wait: Callable[[int], None] = lambda _: None) -> Iterator[int]:
+    def take(self, worker: int = 0, n_workers: int = 1, on_wait: Callable[[int], None] = lambda _: None) -> Iterator[int]:
         """Yield shards to work on until none is missing. Worker i of n starts i/n of the way through, so that each reads a contiguous part.
 
         `on_wait` is called with the number of shards left when others are working on all of them.
         """
-        route, tried, unsettled = self._route(worker, workers), set[int](), set[int]()
-        signs: dict[int, tuple[_Life, float]] = {}  # for each claimed shard, the sign of life last seen, and when
-        while remaining := self._missing.recent() - tried or self._missing.look() - tried:
-            if self._met(unsettled):
-                route.meet()
-            shard = self._next(route.order(remaining), signs)
+        route, tried, unsettled = self._route(worker, n_workers), set[int](), set[int]()
+        signs: dict[int, tuple[_LifeSign, float]] = {}  # for each claimed shard, the sign of life last seen, and when
+        while remaining := self._missing.recent() - tried or self._missing.refresh() - tried:
+            if self._has_overlapped(unsettled):
+                route.record_overlap()
+            shard = self._next_shard(route.order(remaining), signs)
             if shard is not None:
-                route.took(shard)
+                route.record_taken(shard)
                 tried.add(shard)
                 unsettled.add(shard)
                 self.claim(shard)
                 yield shard
             elif missing := list(filter(self._missing.is_missing, self._missing.recent() - tried)):
                 on_wait(len(missing))
-                if self.stopped.wait(_LOOK_EVERY_SECONDS):
+                if self.stopped.wait(_POLL_SECONDS):
                     return
 
-    def _route(self, worker: int, workers: int) -> Route:
+    def _route(self, worker: int, n_workers: int) -> Route:
         """The order of the shards. Claims are visible on one machine only, so each of several machines starts in a place of its own."""
         shards = len(self.plan)
-        if self._elsewhere is None:
-            return Route(shards, shards * worker // workers)
-        chance = random.Random(f"{self.work}.{PROCESS_SPACE}.{os.getpid()}")
-        return Route(shards, chance.randrange(max(1, shards)) if workers == 1 else shards * worker // workers, chance)
+        if self._remote is None:
+            return Route(shards, shards * worker // n_workers)
+        chance = random.Random(f"{self.work}.{PID_NAMESPACE}.{os.getpid()}")
+        return Route(shards, chance.randrange(max(1, shards)) if n_workers == 1 else shards * worker // n_workers, chance)
 
-    def _met(self, unsettled: set[int]) -> bool:
-        """Whether another process finished a shard that this one took; finished shards are removed from `unsettled`."""
-        settled = {shard for shard in unsettled if self.is_done(shard)}
-        unsettled -= settled
-        return not settled <= self._own
+    def _has_overlapped(self, unfinished: set[int]) -> bool:
+        """Whether another process finished a shard that this one took; finished shards are removed from `unfinished`."""
+        finished = {shard for shard in unfinished if self.is_done(shard)}
+        unfinished -= finished
+        return not finished <= self._own
 
-    def _next(self, order: Iterable[int], signs: dict[int, tuple[_Life, float]]) -> int | None:
+    def _next_shard(self, order: Iterable[int], signs: dict[int, tuple[_LifeSign, float]]) -> int | None:
         """The first shard that nobody is working on, or else the first whose process shows no sign of life."""
-        claimed, stalled = self._claimed(), list[int]()
+        claimed, stalled = self._other_claims(), list[int]()
         for shard in order:
             if shard in claimed:
                 if self._has_stalled(shard, claimed[shard], signs):
@@ -157,65 +157,65 @@ class Shards:
 
     def claim(self, shard: int) -> None:
         """Tell the others that this process is working on a shard from now on. Its claims to finished shards are removed."""
-        self._claim(shard).write_text("0")
+        self._claim_path(shard).write_text("0")
         for finished in list(filter(self.is_done, self._held)):
-            self._claim(finished).unlink(missing_ok=True)
+            self._claim_path(finished).unlink(missing_ok=True)
             self._held.remove(finished)
         self._held.add(shard)
 
-    def show_life(self, shard: int) -> None:
+    def refresh_claim(self, shard: int) -> None:
         """Tell the others that this process is still working on a shard."""
         now = time.monotonic()
-        if now - self._shown < _ALIVE_EVERY_SECONDS:
+        if now - self._refreshed_at < _CLAIM_REFRESH_SECONDS:
             return
-        self._shown = now
-        with contextlib.suppress(OSError), self._claim(shard).open("r+") as file:  # a hint; not created again if sealed meanwhile
+        self._refreshed_at = now
+        with contextlib.suppress(OSError), self._claim_path(shard).open("r+") as file:  # a hint; not created again if sealed meanwhile
             file.write(str(time.time_ns()))
 
-    def _claimed(self) -> dict[int, _Life]:
-        return _claimed(self._claims)
+    def _other_claims(self) -> dict[int, _LifeSign]:
+        return _read_claims(self._claims)
 
-    def _has_stalled(self, shard: int, life: _Life, signs: dict[int, tuple[_Life, float]]) -> bool:
+    def _has_stalled(self, shard: int, life_sign: _LifeSign, signs: dict[int, tuple[_LifeSign, float]]) -> bool:
         sign, seen_at = signs.get(shard, (None, 0.0))  # by this machine's clock only
-        if sign != life:
-            signs[shard] = life, time.monotonic()
+        if sign != life_sign:
+            signs[shard] = life_sign, time.monotonic()
             return False
         return time.monotonic() - seen_at > STALLED_SECONDS
 
-    def _claim(self, shard: int) -> Path:
-        return self._claims / f"{shard:05d}.{PROCESS_SPACE}.{os.getpid()}"
+    def _claim_path(self, shard: int) -> Path:
+        return self._claims / f"{shard:05d}.{PID_NAMESPACE}.{os.getpid()}"
 
     def reopen(self, shard: int) -> None:
         """Have a shard made again, with the same bytes except for images that can be read by now."""
-        if self._elsewhere is not None:
-            self._elsewhere.reopen_shard(note_name(shard))
-        self._note(shard).unlink(missing_ok=True)
+        if self._remote is not None:
+            self._remote.reopen_shard(note_name(shard))
+        self._note_path(shard).unlink(missing_ok=True)
         self._missing.add(shard)
 
     def note(self, shard: int) -> dict[str, Any]:
         """What is recorded about a finished shard."""
-        content: dict[str, Any] = json.loads(self._note(shard).read_text("utf-8"))
+        content: dict[str, Any] = json.loads(self._note_path(shard).read_text("utf-8"))
         return content
 
-    def unread(self) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    def unread_images(self) -> Iterator[tuple[int, list[dict[str, Any]]]]:
         """Yield each finished shard with the errors of its images that could not be read."""
         for shard in range(len(self.plan)):
             with contextlib.suppress(FileNotFoundError):  # another process is making it again
-                yield shard, [error for error in self.note(shard)["errors"] if error["reason"] != NO_ANSWER]
+                yield shard, [error for error in self.note(shard)["errors"] if error["reason"] != NO_PREDICTION]
 
-    def first_unread(self) -> str:
+    def describe_first_unread(self) -> str:
         """The first image that could not be read and why, for a message; empty if all could."""
-        return next((f"{errors[0]['key']!r}: {errors[0]['reason']}" for _, errors in self.unread() if errors), "")
+        return next((f"{errors[0]['key']!r}: {errors[0]['reason']}" for _, errors in self.unread_images() if errors), "")
 
     def write_note(self, shard: int, sealed: SealedFile, per_class: NDArray[np.int64], errors: list[dict[str, Any]]) -> None:
         """Mark a shard as done. If the process is killed before this, the shard is made again."""
         note = json.dumps({"sealed": sealed.model_dump(), "per_class": per_class.tolist(), "errors": errors})
         first_note = None
-        if self._elsewhere is not None:
-            first_note = self._elsewhere.keep_shard(self.plan.file(shard), note_name(shard), note.encode())
+        if self._remote is not None:
+            first_note = self._remote.upload_shard(self.plan.file(shard), note_name(shard), note.encode())
         if first_note is None:
             self._own.add(shard)
-        write_text(self._note(shard), note if first_note is None else first_note.decode())
+        write_text(self._note_path(shard), note if first_note is None else first_note.decode())
         self._missing.remove(shard)
 
     def finish(self, class_names: Sequence[str]) -> tuple[dict[str, SealedFile], LabelCounts]:
@@ -226,10 +226,10 @@ class Shards:
             note = self.note(shard)
             files[self.plan.file(shard)] = SealedFile(**note["sealed"])
             per_class += np.array(note["per_class"], np.int64)
-            no_answer += sum(error["reason"] == NO_ANSWER for error in note["errors"])
+            no_answer += sum(error["reason"] == NO_PREDICTION for error in note["errors"])
             errors += [pa.Table.from_pylist(note["errors"], schema=schema)] if note["errors"] else []
         table = pa.concat_tables(errors).combine_chunks()
-        files[name] = write_parquet(self.build / name, [table], schema, self.parts)
+        files[name] = write_parquet(self.build / name, [table], schema, self.temp_folder)
         counts = LabelCounts(
             pool=self.plan.rows,
             labeled=int(per_class.sum()),
@@ -239,16 +239,16 @@ class Shards:
         )
         return files, counts
 
-    def check_are_as_in(self, files: Mapping[str, SealedFile]) -> None:
+    def check_unchanged(self, files: Mapping[str, SealedFile]) -> None:
         """Raise NotReadyError unless every shard is still the one that `finish` found, in this folder and at the address."""
-        if self._elsewhere is not None:
-            self._elsewhere.bring_notes()
+        if self._remote is not None:
+            self._remote.download_notes()
         with contextlib.suppress(FileNotFoundError):
             if all(SealedFile(**self.note(shard)["sealed"]) == files[self.plan.file(shard)] for shard in range(len(self.plan))):
                 return
         raise NotReadyError
 
-    def _note(self, shard: int) -> Path:
+    def _note_path(self, shard: int) -> Path:
         return self._notes / note_name(shard)
 
 
@@ -285,45 +285,45 @@ class ShardWriter:
         """Leave nothing behind: another process finished this shard first."""
         self._open.__exit__(_AbandonedError, _AbandonedError(), None)
 
-    def _write(self, rows: int) -> None:
+    def _write(self, n_rows: int) -> None:
         if self._parquet is None:
             path = self._shards.build / self._shards.plan.file(self._shard)
-            self._file = self._open.enter_context(replacing(path, self._shards.parts))
+            self._file = self._open.enter_context(atomic_write(path, self._shards.temp_folder))
             self._parquet = self._open.enter_context(parquet_writer(self._file, self._schema))
         table = pa.concat_tables(self._waiting) if self._waiting else self._schema.empty_table()
-        self._per_class += np.bincount(table["label"].slice(0, rows).to_numpy(), minlength=len(self._per_class))
-        self._parquet.write_table(table.slice(0, rows), row_group_size=max(1, rows))
-        self._waiting = [table.slice(rows)]
-        self._rows -= rows
+        self._per_class += np.bincount(table["label"].slice(0, n_rows).to_numpy(), minlength=len(self._per_class))
+        self._parquet.write_table(table.slice(0, n_rows), row_group_size=max(1, n_rows))
+        self._waiting = [table.slice(n_rows)]
+        self._rows -= n_rows
 
 
 class _AbandonedError(Exception):
-    """Makes `replacing` drop its file."""
+    """Makes `atomic_write` drop its file."""
 
 
-def wait_for_claims(work: Path, what: str, say: Callable[[str], None]) -> None:
+def wait_for_claims(work: Path, subject: str, report: Callable[[str], None]) -> None:
     """Raise NstError if a process is working on shards in `work`.
 
     A process of this machine that left a claim is, as long as it is alive. Claims of other machines that do not change for a while belong
     to dead processes.
     """
     claims = work / "claims"
-    if (process := _living_owner(claims)) is not None:
-        raise NstError(f"{what}: process {process} of this machine is computing it; stop it first, then rerun. Nothing was changed")
-    signs, started = _claimed(claims), time.monotonic()
+    if (process := _live_owner_pid(claims)) is not None:
+        raise NstError(f"{subject}: process {process} of this machine is computing it; stop it first, then rerun. Nothing was changed")
+    signs, started = _read_claims(claims), time.monotonic()
     if signs:
-        say(f"{what}: a process left its sign here; watching up to {STALLED_SECONDS:.0f} s whether it still works")
+        report(f"{subject}: a process left its sign here; watching up to {STALLED_SECONDS:.0f} s whether it still works")
     while signs and time.monotonic() - started <= STALLED_SECONDS:
-        if _claimed(claims) != signs:
-            raise NstError(f"{what}: a process is computing it; wait for it or stop it, then rerun. Nothing was changed")
-        time.sleep(min(_LOOK_EVERY_SECONDS, STALLED_SECONDS))
+        if _read_claims(claims) != signs:
+            raise NstError(f"{subject}: a process is computing it; wait for it or stop it, then rerun. Nothing was changed")
+        time.sleep(min(_POLL_SECONDS, STALLED_SECONDS))
 
 
-def _living_owner(claims: Path) -> int | None:
+def _live_owner_pid(claims: Path) -> int | None:
     """The id of another living process of this machine that wrote a claim, but not of a later process with the same id."""
     for path in claims.glob("[!.]*"):
         node, _, process = path.name.split(".", 1)[1].rpartition(".")
-        if node != PROCESS_SPACE or int(process) == os.getpid():
+        if node != PID_NAMESPACE or int(process) == os.getpid():
             continue
         with contextlib.suppress(FileNotFoundError, psutil.NoSuchProcess):
             owner = psutil.Process(int(process))
@@ -332,13 +332,13 @@ def _living_owner(claims: Path) -> int | None:
     return None
 
 
-def _claimed(claims: Path) -> dict[int, _Life]:
+def _read_claims(claims: Path) -> dict[int, _LifeSign]:
     """The newest sign of life of each claimed shard, to compare with the next one; claims of known dead processes are left out."""
-    newest: dict[int, _Life] = {}
+    newest: dict[int, _LifeSign] = {}
     for path in claims.glob("[!.]*"):
         shard, owner = path.name.split(".", 1)
         node, _, process = owner.rpartition(".")
-        if node == PROCESS_SPACE and (int(process) == os.getpid() or not psutil.pid_exists(int(process))):
+        if node == PID_NAMESPACE and (int(process) == os.getpid() or not psutil.pid_exists(int(process))):
             continue
         with contextlib.suppress(FileNotFoundError):
             newest[int(shard)] = max(newest.get(int(shard), (0, "")), (path.stat().st_mtime_ns, path.read_text("utf-8")))
@@ -362,7 +362,7 @@ def parquet_writer(file: HashedWriter | Path, schema: pa.Schema) -> pq.ParquetWr
         file,
         schema,
         compression={name: "none" if name == "image.bytes" else "zstd" for name in columns},
-        use_dictionary=[name for name in columns if name.partition(".")[0] in _REPEATING],
+        use_dictionary=[name for name in columns if name.partition(".")[0] in _DICTIONARY_COLUMNS],
         column_encoding={name: "DELTA_BINARY_PACKED" for name in columns if name == "id"},
         write_page_index=True,
         use_content_defined_chunking=True,
@@ -370,8 +370,8 @@ def parquet_writer(file: HashedWriter | Path, schema: pa.Schema) -> pq.ParquetWr
     )
 
 
-_OPEN_FILES = 32  # of a table; some systems allow a process only 256 in total
-_REPEATING = ("label", "top_labels", "duplicates", "copies", "reason")
+_MAX_OPEN_FILES = 32  # of a table; some systems allow a process only 256 in total
+_DICTIONARY_COLUMNS = ("label", "top_labels", "duplicates", "copies", "reason")
 
 
 def _parquet_columns(schema: pa.Schema) -> list[str]:
@@ -382,10 +382,10 @@ def _parquet_columns(schema: pa.Schema) -> list[str]:
     return [parquet_schema.column(index).path for index in range(len(parquet_schema))]
 
 
-def write_parquet(path: Path, tables: Iterable[pa.Table], schema: pa.Schema, parts: Path | None = None) -> SealedFile:
+def write_parquet(path: Path, tables: Iterable[pa.Table], schema: pa.Schema, temp_folder: Path | None = None) -> SealedFile:
     """Write tables as one parquet file, whole or not at all."""
     path.parent.mkdir(exist_ok=True)
-    with replacing(path, parts) as file, parquet_writer(file, schema) as writer:
+    with atomic_write(path, temp_folder) as file, parquet_writer(file, schema) as writer:
         for table in tables:
             writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
     return file.sealed
@@ -411,7 +411,7 @@ class TableReader:
         self._groups = [(file, group) for file, footer in zip(self._files, footers, strict=True) for group in range(footer.num_row_groups)]
         rows = [footer.row_group(group).num_rows for footer in footers for group in range(footer.num_row_groups)]
         self._starts = np.cumsum([0, *rows])
-        self._opened: dict[Path, pq.ParquetFile] = {}  # the most recently read file is last
+        self._open_files: dict[Path, pq.ParquetFile] = {}  # the most recently read file is last
         self.schema: pa.Schema = footers[0].schema.to_arrow_schema()
 
     def __len__(self) -> int:
@@ -420,7 +420,7 @@ class TableReader:
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Yield all rows in order, in batches."""
         for path in self._files:
-            with _opened(path) as file:
+            with _open_unbuffered(path) as file:
                 yield from file.iter_batches(columns=list(columns))
 
     def take(self, rows: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
@@ -429,17 +429,17 @@ class TableReader:
         for group in np.unique(np.searchsorted(self._starts, rows, side="right") - 1):
             path, number = self._groups[group]
             positions = rows[(rows >= self._starts[group]) & (rows < self._starts[group + 1])] - self._starts[group]
-            tables.append(self._kept_open(path).read_row_group(number, columns=list(columns)).take(positions))
+            tables.append(self._open_cached(path).read_row_group(number, columns=list(columns)).take(positions))
         return pa.concat_tables(tables)
 
-    def _kept_open(self, path: Path) -> pq.ParquetFile:
-        file = self._opened.pop(path, None) or _opened(path)
-        self._opened[path] = file
-        if len(self._opened) > _OPEN_FILES:
-            self._opened.pop(next(iter(self._opened))).close()
+    def _open_cached(self, path: Path) -> pq.ParquetFile:
+        file = self._open_files.pop(path, None) or _open_unbuffered(path)
+        self._open_files[path] = file
+        if len(self._open_files) > _MAX_OPEN_FILES:
+            self._open_files.pop(next(iter(self._open_files))).close()
         return file
 
 
-def _opened(path: Path) -> pq.ParquetFile:
+def _open_unbuffered(path: Path) -> pq.ParquetFile:
     """Open a file unbuffered; otherwise it keeps in memory whatever was read of it, in the end the whole table."""
     return pq.ParquetFile(path, pre_buffer=False)

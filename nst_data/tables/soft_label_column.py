@@ -15,9 +15,9 @@ from nst_data.progress import Progress
 from nst_data.settings import default_top_k
 from nst_data.sources import Source
 from nst_data.sources.labels import check_class_names
-from nst_data.store.files import replacing
+from nst_data.store.files import atomic_write
 from nst_data.tables.label_columns import LabelColumns
-from nst_data.tables.soft_labels import record, soft_labels
+from nst_data.tables.soft_labels import record_dtype, soft_labels
 
 SUM_TOLERANCE = 0.01  # float16 rounding explains a few thousandths; anything further off is no distribution
 _ADVICE = "if these are logits, add `logits`"
@@ -38,16 +38,17 @@ class SoftLabelColumn:
         self.classes = len(first[0]) if first[0].is_valid else 0
         if self.classes < 2:
             raise NstError(
-                f"{table.location}: {self._at(0)} has {self.classes} number{'s' * (self.classes != 1)}, expected one for each class"
+                f"{table.location}: {self._cell_location(0)} has {self.classes} number{'s' * (self.classes != 1)}, expected one for each "
+                "class"
             )
 
     def __len__(self) -> int:
         return len(self._table)
 
-    def named(self, names: Sequence[str] | None, where: str) -> Self:
+    def set_class_names(self, names: Sequence[str] | None, origin: str) -> Self:
         """Set the class names: those given or the table's own. Raises UsageError or NstError if they do not fit."""
         self.class_names = list(names) if names is not None else self._own_names()
-        check_class_names(self.class_names, where, self.classes, f"one for each number of column `{self.name}`")
+        check_class_names(self.class_names, origin, self.classes, f"one for each number of column `{self.name}`")
         return self
 
     def _own_names(self) -> list[str]:
@@ -62,25 +63,25 @@ class SoftLabelColumn:
         )
 
     @property
-    def most(self) -> int:
+    def max_classes(self) -> int:
         """The number of classes that a row tells from the others: all."""
         return self.classes
 
     @property
-    def exact(self) -> np.dtype[np.void]:
-        """The dtype of the records that `keep_exact` writes."""
+    def exact_dtype(self) -> np.dtype[np.void]:
+        """The dtype of the records that `save_exact` writes."""
         return np.dtype([("probs", "<f4", (self.classes,))])
 
-    def keep_exact(self, file: Path, progress: Progress) -> None:
+    def save_exact(self, file: Path, progress: Progress) -> None:
         """Write all rows as they are read, before rounding."""
-        with progress.task(f"read `{self.name}`", len(self), "soft labels") as task, replacing(file) as out:
+        with progress.task(f"read `{self.name}`", len(self), "soft labels") as task, atomic_write(file) as out:
             for probs in self.probabilities():
                 out.write(probs.tobytes())
                 task.advance(len(probs))
 
-    def dense(self, exact: NDArray[np.void]) -> NDArray[np.float32]:
-        """The probabilities in the records of `keep_exact`, shape (rows, classes)."""
-        probs: NDArray[np.float32] = exact["probs"]
+    def dense_probs(self, records: NDArray[np.void]) -> NDArray[np.float32]:
+        """The probabilities in the records of `save_exact`, shape (rows, classes)."""
+        probs: NDArray[np.float32] = records["probs"]
         return probs
 
     def check_top_k(self, top_k: int | None) -> None:
@@ -94,17 +95,17 @@ class SoftLabelColumn:
         """Yield all rows in order, each divided by its sum in float64, in batches of shape (rows, classes)."""
         start = 0
         for batch in self._table.columns(self._columns.numbers):
-            values = self._numbers(self._columns.numbers_in(batch), start)
+            values = self._read_numbers(self._columns.numbers_in(batch), start)
             if self._columns.logits:
                 invalid = ~np.isfinite(values).all(axis=1)
                 if invalid.any():
-                    raise self._no_distribution(values[invalid.argmax()], start + int(invalid.argmax()))
+                    raise self._distribution_error(values[invalid.argmax()], start + int(invalid.argmax()))
                 values = softmax(values)
             with np.errstate(invalid="ignore", over="ignore"):
                 sums = values.sum(axis=1)
             invalid = ~(np.isfinite(values).all(axis=1) & (values >= 0).all(axis=1) & (np.abs(sums - 1) <= SUM_TOLERANCE))
             if invalid.any():
-                raise self._no_distribution(values[invalid.argmax()], start + int(invalid.argmax()))
+                raise self._distribution_error(values[invalid.argmax()], start + int(invalid.argmax()))
             yield (values / sums[:, None]).astype(np.float32) + np.float32(0)  # no negative zero
             start += len(values)
 
@@ -117,32 +118,34 @@ class SoftLabelColumn:
                 task.advance(len(probs))
         return sha256.hexdigest()
 
-    def keep(self, file: Path, top_k: int | None, progress: Progress) -> None:
-        """Write all rows, as `soft_labels` returns them, to a file that `kept` reads."""
-        with progress.task(f"read `{self.name}`", len(self), "soft labels") as task, replacing(file) as out:
+    def save(self, file: Path, top_k: int | None, progress: Progress) -> None:
+        """Write all rows, as `soft_labels` returns them, to a file that `load` reads."""
+        with progress.task(f"read `{self.name}`", len(self), "soft labels") as task, atomic_write(file) as out:
             for probs in self.probabilities():
                 out.write(soft_labels(probs, top_k).tobytes())
                 task.advance(len(probs))
 
-    def kept(self, file: Path, top_k: int | None) -> NDArray[np.void]:
+    def load(self, file: Path, top_k: int | None) -> NDArray[np.void]:
         """The records in a file, memory-mapped, shape (rows,); what was read of it stays in memory as long as the array."""
-        return np.memmap(file, record(self.classes, top_k), "r")
+        return np.memmap(file, record_dtype(self.classes, top_k), "r")
 
-    def _numbers(self, column: pa.Array, start: int) -> NDArray[np.float64]:
+    def _read_numbers(self, column: pa.Array, start: int) -> NDArray[np.float64]:
         self._check_kind(column.type)
         if column.null_count:
-            row = start + _first(column.is_null())
-            raise NstError(f"{self._table.location}: {self._at(row)} is empty; expected one number for each class in every row")
+            row = start + _first_true(column.is_null())
+            raise NstError(f"{self._table.location}: {self._cell_location(row)} is empty; expected one number for each class in every row")
         lengths = pc.list_value_length(column)
         wrong = pc.not_equal(lengths, self.classes)
         if pc.any(wrong).as_py():
-            row = _first(wrong)
-            problem = f"{self._at(start + row)} has {lengths[row].as_py()} numbers, the first row {self.classes}"
+            row = _first_true(wrong)
+            problem = f"{self._cell_location(start + row)} has {lengths[row].as_py()} numbers, the first row {self.classes}"
             raise NstError(f"{self._table.location}: {problem}; expected one for each class in every row")
         flat = column.flatten()
         if flat.null_count:
-            row = _first(flat.is_null()) // self.classes
-            raise NstError(f"{self._table.location}: {self._at(start + row)} lacks a number; expected one for each class in every row")
+            row = _first_true(flat.is_null()) // self.classes
+            raise NstError(
+                f"{self._table.location}: {self._cell_location(start + row)} lacks a number; expected one for each class in every row"
+            )
         numbers: NDArray[np.float64] = flat.to_numpy(zero_copy_only=False).astype(np.float64).reshape(-1, self.classes)
         return numbers
 
@@ -151,15 +154,17 @@ class SoftLabelColumn:
         if not is_list or not (pa.types.is_integer(kind.value_type) or pa.types.is_floating(kind.value_type)):
             raise NstError(f"{self._table.location}: column `{self.name}` is {kind}, expected lists of numbers, one for each class")
 
-    def _no_distribution(self, values: NDArray[np.float64], row: int) -> NstError:
+    def _distribution_error(self, values: NDArray[np.float64], row: int) -> NstError:
         invalid = values[~np.isfinite(values) | (values < 0)]
         problem = f"holds {invalid[0]:.4g}" if len(invalid) else f"adds up to {values.sum():.4g}"
         if self._columns.logits:
-            return NstError(f"{self._table.location}: {self._at(row)} holds {values[~np.isfinite(values)][0]}, expected finite logits")
+            return NstError(
+                f"{self._table.location}: {self._cell_location(row)} holds {values[~np.isfinite(values)][0]}, expected finite logits"
+            )
         expected = f"expected probabilities that add up to 1 (within {SUM_TOLERANCE}); {_ADVICE}"
-        return NstError(f"{self._table.location}: {self._at(row)} {problem}, {expected}")
+        return NstError(f"{self._table.location}: {self._cell_location(row)} {problem}, {expected}")
 
-    def _at(self, row: int) -> str:
+    def _cell_location(self, row: int) -> str:
         return f"column `{self.name}` of row {self._table.key(row)!r}"
 
 
@@ -170,6 +175,6 @@ def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     return probs
 
 
-def _first(flags: pa.Array) -> int:
+def _first_true(flags: pa.Array) -> int:
     """The position of the first true value."""
     return int(flags.to_numpy(zero_copy_only=False).argmax())

@@ -16,7 +16,7 @@ from nst_data.progress import Progress
 
 T = TypeVar("T")
 _ANSWER_SECONDS = 10.0
-_LOOK_EVERY_SECONDS = 1.0
+_POLL_SECONDS = 1.0
 _UNSERVED_SECONDS = 15.0
 _DEATH_SECONDS = 1.0
 _CANCEL_EVERY_SECONDS, _CANCEL_SECONDS = 0.2, 10.0
@@ -31,7 +31,7 @@ def spark_session(master: str | None) -> Any:  # noqa: ANN401 - a SparkSession
         from pyspark.sql import SparkSession
     except ImportError:
         raise UsageError("`engine` spark: expected pyspark, found none; pip install pyspark, or leave out `engine`") from None
-    if (running := _running()) is not None:
+    if (running := _active_context()) is not None:
         if master and master != running.master:
             raise UsageError(
                 f"`master` {master}: Spark already runs in this process with {running.master}; stop its session, or leave out `master`"
@@ -39,12 +39,12 @@ def spark_session(master: str | None) -> Any:  # noqa: ANN401 - a SparkSession
         return SparkSession.getActiveSession() or SparkSession.builder.getOrCreate()
     builder = SparkSession.builder.appName("nst balance").config("spark.ui.showConsoleProgress", "false")
     if master:
-        _check_that_it_answers(master)
+        _check_reachable(master)
         builder = builder.master(master)
     try:
         session = builder.getOrCreate()
     except Exception as error:
-        if (message := spark_says(error)) is None:
+        if (message := spark_message(error)) is None:
             raise
         raise NstError(
             f"`engine` spark: Spark did not start ({message}); it needs Java 17 (JAVA_HOME) and a `master` that answers"
@@ -53,19 +53,19 @@ def spark_session(master: str | None) -> Any:  # noqa: ANN401 - a SparkSession
     return session
 
 
-def _running() -> Any:  # noqa: ANN401 - a SparkContext or None
+def _active_context() -> Any:  # noqa: ANN401 - a SparkContext or None
     from pyspark import SparkContext
 
     context = SparkContext._active_spark_context  # set from the moment it begins to start
     return context if getattr(context, "_jsc", None) is not None else None
 
 
-def _is_sign_of_death(error: BaseException | None) -> bool:
+def _may_be_spark_death(error: BaseException | None) -> bool:
     """Whether an error may be due to the death of Spark's Java process."""
-    return isinstance(error, OSError) or (isinstance(error, Exception) and spark_says(error) is not None)
+    return isinstance(error, OSError) or (isinstance(error, Exception) and spark_message(error) is not None)
 
 
-def _has_died() -> bool:
+def _has_spark_died() -> bool:
     from pyspark import SparkContext
 
     process = getattr(SparkContext._gateway, "proc", None)  # absent if another program started it
@@ -76,7 +76,7 @@ def _has_died() -> bool:
     return process.returncode is not None
 
 
-def _check_that_it_answers(master: str) -> None:
+def _check_reachable(master: str) -> None:
     """Raise NstError if the master does not answer; Spark itself gives up after a minute and pages of Java stack traces."""
     if not re.fullmatch(r"spark://[^,]+:\d+(,[^,]+:\d+)*", master):
         return
@@ -92,7 +92,7 @@ def _check_that_it_answers(master: str) -> None:
     raise NstError(f"`master` {master}: it does not answer ({reason}); start it, or correct its host and port")
 
 
-def spark_says(error: Exception) -> str | None:
+def spark_message(error: Exception) -> str | None:
     """The first line of what went wrong in Spark; None for an error that is not Spark's."""
     if type(error).__module__.partition(".")[0] not in ("pyspark", "py4j"):
         return None
@@ -107,7 +107,7 @@ def spark_says(error: Exception) -> str | None:
     return (coded or messages[:1])[-1].splitlines()[0]
 
 
-class Work:
+class Runner:
     """Runs the computations of a selection: directly, as suits Polars."""
 
     def __enter__(self) -> Self:
@@ -124,7 +124,7 @@ class Work:
         return compute()
 
 
-class SparkWork(Work):
+class SparkRunner(Runner):
     """Runs computations in threads while the main thread waits: there, Ctrl-C would end a call to Spark, but not Spark's job.
 
     A session that starts within is stopped with it, so that a cluster gets its cores and memory back.
@@ -135,13 +135,13 @@ class SparkWork(Work):
 
     def __enter__(self) -> Self:
         with suppress(ImportError):  # which `spark_session` reports
-            self._is_ours = _running() is None
+            self._is_ours = _active_context() is None
         return self
 
     def close(self) -> None:
         """Stop a session that started within."""
-        if self._is_ours and (running := _running()) is not None:
-            with _death_is_no_matter():
+        if self._is_ours and (running := _active_context()) is not None:
+            with _ignore_spark_death():
                 running.stop()
 
     def result(self, compute: Callable[[], T]) -> T:
@@ -159,9 +159,9 @@ class SparkWork(Work):
         try:
             self._wait(future)
         except BaseException:
-            _cancel(thread)
+            _cancel_jobs(thread)
             raise
-        if _is_sign_of_death(future.exception()) and _has_died():
+        if _may_be_spark_death(future.exception()) and _has_spark_died():
             raise NstError(
                 "`engine` spark: Spark's Java process on this machine has died; if it was killed for lack of memory, change "
                 "spark.driver.memory, and run this again"
@@ -171,38 +171,38 @@ class SparkWork(Work):
     def _wait(self, future: "Future[T]") -> None:
         last_served = time.monotonic()
         has_warned = False
-        while not wait([future], _LOOK_EVERY_SECONDS).done:
-            if not _is_unserved():
+        while not wait([future], _POLL_SECONDS).done:
+            if not _has_idle_tasks():
                 last_served, has_warned = time.monotonic(), False
             elif not has_warned and time.monotonic() - last_served > _UNSERVED_SECONDS:
                 has_warned = True
-                self._progress.say(_unserved())
+                self._progress.say(_no_worker_message())
 
 
-def _is_unserved() -> bool:
+def _has_idle_tasks() -> bool:
     """Whether there are tasks, but no worker is running any of them."""
-    running = _running()
+    running = _active_context()
     if running is None:
         return False
     stages = []
-    with _death_is_no_matter():
+    with _ignore_spark_death():
         tracker = running.statusTracker()
         stages = [stage for stage_id in tracker.getActiveStageIds() if (stage := tracker.getStageInfo(stage_id))]
     return bool(stages) and not any(stage.numActiveTasks for stage in stages)
 
 
 @contextmanager
-def _death_is_no_matter() -> Iterator[None]:
+def _ignore_spark_death() -> Iterator[None]:
     """Ignore the death of Spark's Java process in auxiliary calls: the work itself reports it."""
     try:
         yield
     except Exception as error:
-        if not _is_sign_of_death(error):
+        if not _may_be_spark_death(error):
             raise
 
 
-def _unserved() -> str:
-    running = _running()
+def _no_worker_message() -> str:
+    running = _active_context()
     memory, host = (running.getConf().get(f"spark.{name}") for name in ("executor.memory", "driver.host"))
     return (
         f"`engine` spark: no worker of {running.master} has taken a task for {_UNSERVED_SECONDS:.0f} s; still waiting. They may be busy, "
@@ -211,11 +211,11 @@ def _unserved() -> str:
     )
 
 
-def _cancel(thread: Thread) -> None:
+def _cancel_jobs(thread: Thread) -> None:
     """Cancel the jobs that a thread is waiting for, and those that it starts after these."""
     deadline = time.monotonic() + _CANCEL_SECONDS
     while thread.is_alive() and time.monotonic() < deadline:
-        if (running := _running()) is not None:
-            with _death_is_no_matter():
+        if (running := _active_context()) is not None:
+            with _ignore_spark_death():
                 running.cancelAllJobs()
         thread.join(_CANCEL_EVERY_SECONDS)

@@ -3,22 +3,22 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from nst_train.seeds import seed_of
+from nst_train.seeds import derive_seed
 
 _ROUNDS = 6
 
 
-def draw(positions: NDArray[np.int64], rows: int, seed: int, part: str) -> NDArray[np.int64]:
+def shuffled_rows(positions: NDArray[np.int64], rows: int, seed: int, part: str) -> NDArray[np.int64]:
     """The row at each position of an endless stream of epochs, shape (positions,).
 
     Position p lies in epoch p // rows; each epoch contains every row once, in its own order.
     """
     epochs = positions // rows
-    drawn = np.empty_like(positions)
+    sampled = np.empty_like(positions)
     for epoch in np.unique(epochs):
         in_epoch = epochs == epoch
-        drawn[in_epoch] = permute(positions[in_epoch] % rows, rows, seed_of(seed, part, "order", int(epoch)))
-    return drawn
+        sampled[in_epoch] = permute(positions[in_epoch] % rows, rows, derive_seed(seed, part, "order", int(epoch)))
+    return sampled
 
 
 def permute(index: NDArray[np.int64], rows: int, key: int) -> NDArray[np.int64]:
@@ -40,11 +40,11 @@ def _feistel(values: NDArray[np.uint64], half: np.uint64, key: int) -> NDArray[n
     mask = (np.uint64(1) << half) - np.uint64(1)
     left, right = values >> half, values & mask
     for turn in range(_ROUNDS):
-        left, right = right, left ^ (_mixed(right, seed_of(key, turn)) & mask)
+        left, right = right, left ^ (_splitmix64(right, derive_seed(key, turn)) & mask)
     return (left << half) | right
 
 
-def _mixed(values: NDArray[np.uint64], key: int) -> NDArray[np.uint64]:
+def _splitmix64(values: NDArray[np.uint64], key: int) -> NDArray[np.uint64]:
     """The 64-bit finalizer of splitmix64 applied to value and key; products wrap on purpose."""
     x = values + np.uint64((key << 32) | key)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -59,7 +59,7 @@ def fit_temperature(log_probs: Float[Tensor, "images classes"], labels: Int[Tens
     Raises NstError if there are no images, or if the largest value of a row is not finite.
     """
 
-    def slope(inverse: float) -> tuple[float, float]:
+    def derivatives(inverse: float) -> tuple[float, float]:
         """First and second derivative of the mean negative log-likelihood with respect to 1/T, in which it is convex."""
         first, second = 0.0, 0.0
         for rows, of_label in _chunks(log_probs, labels):
@@ -71,14 +71,14 @@ def fit_temperature(log_probs: Float[Tensor, "images classes"], labels: Int[Tens
         return first / len(labels), second / len(labels)
 
     low, high = 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE
-    at_low, at_high = slope(low)[0], slope(high)[0]
+    at_low, at_high = derivatives(low)[0], derivatives(high)[0]
     if at_low == at_high == 0:
         return 1.0
     if at_low >= 0:
         return MAX_TEMPERATURE
     if at_high <= 0:
         return MIN_TEMPERATURE
-    return 1 / _root(slope, low, high)
+    return 1 / _find_root(derivatives, low, high)
 
 
 def negative_log_likelihood(log_probs: Float[Tensor, "images classes"], labels: Int[Tensor, " images"], temperature: float = 1.0) -> float:
@@ -114,19 +114,19 @@ def _chunks(
         yield rows.scatter(1, index, of_label), of_label.squeeze(1)
 
 
-def _root(slope: Callable[[float], tuple[float, float]], low: float, high: float) -> float:
+def _find_root(derivatives: Callable[[float], tuple[float, float]], low: float, high: float) -> float:
     """Root of an increasing function, negative at `low` > 0 and positive at `high`, by Newton's method with bisection where it is slow."""
     x, step = 1.0, high - low
     for _ in range(_MAX_PASSES):
-        value, derivative = slope(x)
+        value, derivative = derivatives(x)
         if value == 0:
             return x
         low, high = (x, high) if value < 0 else (low, x)
         newton = x - value / derivative if derivative > 0 else math.inf
         fast = low <= newton <= high and abs(newton - x) < step / 2
-        following = newton if fast else math.sqrt(low * high)
-        step = abs(following - x)
-        x = following
+        next_x = newton if fast else math.sqrt(low * high)
+        step = abs(next_x - x)
+        x = next_x
         if step <= _PRECISION * x:
             break
     return x

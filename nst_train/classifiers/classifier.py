@@ -9,7 +9,7 @@ from torch import nn
 from nst_train.networks.models import count_parameters
 from nst_train.transforms.preprocessing import Preprocessing
 
-_SHAPING = ("identity", "input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
+_OUTPUT_FIELDS = ("identity", "input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Classifier:
         return count_parameters(self.network)
 
 
-def shaping(preprocessing: Preprocessing) -> list[tuple[str, str]]:
+def output_fields(preprocessing: Preprocessing) -> list[tuple[str, str]]:
     """The fields of a preprocessing that determine its output, as sorted (name, text) pairs for a digest."""
-    return sorted((key, str(value)) for key, value in vars(preprocessing).items() if key in _SHAPING)
+    return sorted((key, str(value)) for key, value in vars(preprocessing).items() if key in _OUTPUT_FIELDS)
 
 
 def weights_sha256(network: nn.Module) -> str:

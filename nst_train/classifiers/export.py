@@ -20,20 +20,20 @@ from torch import Tensor
 from nst_data.arguments import with_checked_arguments
 from nst_data.cards.published import public_name
 from nst_data.errors import NstError, UsageError
-from nst_data.progress import Progress, on_this_terminal
-from nst_data.store.files import clear_abandoned, fsync_folder, move_over, temporary
+from nst_data.progress import Progress, terminal_progress
+from nst_data.store.files import clear_abandoned, fsync_folder, replace_file, temporary_path
 from nst_data.store.store import Store, Version
 from nst_train.classifiers.classifier import Classifier
 from nst_train.classifiers.teachers import load_classifier
-from nst_train.networks.weights import why_not_loaded
+from nst_train.networks.weights import describe_load_error
 from nst_train.teacher_names import TeacherName
 
 NetworkFormat = Literal["onnx", "torch-export"]
 NETWORK_FORMATS: tuple[NetworkFormat, ...] = get_args(NetworkFormat)
 TOLERANCE = 1e-4  # absolute difference of logits, relative to the largest one if that exceeds 1
-_ABOUT = "nst.json"  # metadata file in a torch.export archive
-_MOST_BYTES = 2**31 - 2**27  # of weights inside an ONNX file; protobuf is limited to 2 GB
-_IMAGES = 3
+_METADATA_FILE = "nst.json"  # metadata file in a torch.export archive
+_MAX_INLINE_BYTES = 2**31 - 2**27  # of weights inside an ONNX file; protobuf is limited to 2 GB
+_N_IMAGES = 3
 
 
 @dataclass(frozen=True)
@@ -83,29 +83,29 @@ def export_network(
         "digest": entry.digest,
         "weights_sha256": entry.weights_sha256,
         "class_names": classifier.class_names,
-        "preprocessing": classifier.preprocessing.described,
+        "preprocessing": classifier.preprocessing.as_json,
         "format": to,
     }
-    is_there = _is_there(target, metadata)
-    pixels = _pixels(classifier)
-    action = "comparing what is there" if is_there else f"writing it as {to} and comparing that"
-    (progress or on_this_terminal()).say(f"{target}: {action} with {teacher}")
-    with _beside(target) as folder:
+    exists = _holds_export(target, metadata)
+    pixels = _test_pixels(classifier)
+    action = "comparing what is there" if exists else f"writing it as {to} and comparing that"
+    (progress or terminal_progress()).say(f"{target}: {action} with {teacher}")
+    with _temporary_folder(target) as folder:
         fresh = folder / target.name
-        if not is_there:
+        if not exists:
             try:
-                with _in_silence():
+                with _silence_exporters():
                     writer(classifier, pixels[:2], fresh, metadata)
             except Exception as error:  # exporters' errors have no common base class
-                raise NstError(f"{teacher}: it cannot be written as {to}: {why_not_loaded(error)}") from None
-        with _in_silence():
-            answers = reader(target if is_there else fresh, pixels)
-        difference = _difference(classifier, pixels, answers)
+                raise NstError(f"{teacher}: it cannot be written as {to}: {describe_load_error(error)}") from None
+        with _silence_exporters():
+            outputs = reader(target if exists else fresh, pixels)
+        difference = _difference(classifier, pixels, outputs)
         if not difference <= TOLERANCE:
             raise NstError(f"{teacher}: as {to} it computes other logits (by {difference:.2g} of the largest); nothing was written")
-        if not is_there:
-            for part in sorted(folder.iterdir(), reverse=True):  # NAME.data before NAME
-                move_over(part, target.parent / part.name)
+        if not exists:
+            for file in sorted(folder.iterdir(), reverse=True):  # NAME.data before NAME
+                replace_file(file, target.parent / file.name)
             fsync_folder(target.parent)
     return ExportedNetwork(target, classifier.class_names, difference)
 
@@ -115,7 +115,7 @@ def _check_installed() -> None:
         raise UsageError(f"`to` onnx requires {', '.join(missing)}: pip install 'nst[onnx]'")
 
 
-def _is_there(path: Path, about: dict[str, Any]) -> bool:
+def _holds_export(path: Path, metadata: dict[str, Any]) -> bool:
     """Whether `path` already holds this very network. Raises NstError if it holds something else, or is not a valid place for a file."""
     if not path.name or path.is_dir():
         raise NstError(f"{path}: expected a file to write, found a folder; name a file, such as {path / 'network.onnx'}")
@@ -124,50 +124,50 @@ def _is_there(path: Path, about: dict[str, Any]) -> bool:
     data = path.with_name(f"{path.name}.data")
     if not path.exists() and not data.exists():
         return False
-    if path.is_file() and _read_about(path) == about:
+    if path.is_file() and _read_metadata(path) == metadata:
         return True
     raise NstError(f"{path if path.exists() else data}: exists and is not an export of this network; choose another name, or remove it")
 
 
-def _read_about(path: Path) -> object:
+def _read_metadata(path: Path) -> object:
     """The metadata that `export_network` put into a file, or None if it cannot be read."""
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                name = next((name for name in archive.namelist() if name.endswith(f"/extra/{_ABOUT}")), None)
+                name = next((name for name in archive.namelist() if name.endswith(f"/extra/{_METADATA_FILE}")), None)
                 return None if name is None else json.loads(archive.read(name))
         import onnx
 
         properties = onnx.load(path, load_external_data=False).metadata_props
-        return {entry.key: entry.value if entry.key in _AS_TEXT else json.loads(entry.value) for entry in properties}
+        return {entry.key: entry.value if entry.key in _TEXT_KEYS else json.loads(entry.value) for entry in properties}
     except Exception:  # not an export, but any other file
         return None
 
 
-_AS_TEXT = ("teacher", "digest", "weights_sha256", "format")
+_TEXT_KEYS = ("teacher", "digest", "weights_sha256", "format")
 
 
-def _pixels(classifier: Classifier) -> Float[Tensor, "images 3 height width"]:
+def _test_pixels(classifier: Classifier) -> Float[Tensor, "images 3 height width"]:
     """Seeded noise images, prepared by the classifier's preprocessing as photographs would be."""
     generator = torch.Generator().manual_seed(0)
-    coarse = torch.randint(0, 256, (_IMAGES, 3, 12, 16), generator=generator, dtype=torch.uint8)
+    coarse = torch.randint(0, 256, (_N_IMAGES, 3, 12, 16), generator=generator, dtype=torch.uint8)
     images = [image.repeat_interleave(20, 1).repeat_interleave(20, 2) for image in coarse]
     return classifier.preprocessing.finish(torch.stack([classifier.preprocessing.prepare(image) for image in images]))
 
 
 @torch.no_grad()
-def _difference(classifier: Classifier, pixels: Tensor, answers: Tensor) -> float:
+def _difference(classifier: Classifier, pixels: Tensor, outputs: Tensor) -> float:
     expected = classifier.network(pixels).float()
-    if answers.shape != expected.shape:
+    if outputs.shape != expected.shape:
         return float("inf")
-    return float((answers.float() - expected).abs().max() / expected.abs().max().clamp(min=1))
+    return float((outputs.float() - expected).abs().max() / expected.abs().max().clamp(min=1))
 
 
 @contextmanager
-def _beside(path: Path) -> Iterator[Path]:
+def _temporary_folder(path: Path) -> Iterator[Path]:
     """A temporary folder for incomplete files, on the same file system as `path`."""
-    clear_abandoned(path.parent, seconds=0)
-    folder = temporary(path.with_name(f".{path.name}.{secrets.token_hex(4)}"))
+    clear_abandoned(path.parent, min_age_seconds=0)
+    folder = temporary_path(path.with_name(f".{path.name}.{secrets.token_hex(4)}"))
     folder.mkdir()
     try:
         yield folder
@@ -176,7 +176,7 @@ def _beside(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _in_silence() -> Iterator[None]:
+def _silence_exporters() -> Iterator[None]:
     """Silence the exporters' warnings and log messages about their steps."""
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -188,7 +188,7 @@ def _in_silence() -> Iterator[None]:
         logging.disable(previous)
 
 
-def _write_onnx(classifier: Classifier, pixels: Tensor, path: Path, about: dict[str, Any]) -> None:
+def _write_onnx(classifier: Classifier, pixels: Tensor, path: Path, metadata: dict[str, Any]) -> None:
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
     program = torch.onnx.export(
@@ -202,9 +202,9 @@ def _write_onnx(classifier: Classifier, pixels: Tensor, path: Path, about: dict[
     )
     assert program is not None, "by dynamo it returns a program"
     ClearMetadataAndDocStringPass()(program.model)  # they contain paths of this machine
-    program.model.metadata_props.update({key: value if key in _AS_TEXT else json.dumps(value) for key, value in about.items()})
+    program.model.metadata_props.update({key: value if key in _TEXT_KEYS else json.dumps(value) for key, value in metadata.items()})
     weights = sum(tensor.nbytes for tensor in classifier.network.state_dict().values())
-    program.save(path, external_data=weights > _MOST_BYTES)
+    program.save(path, external_data=weights > _MAX_INLINE_BYTES)
 
 
 def _run_onnx(path: Path, pixels: Tensor) -> Tensor:
@@ -214,13 +214,13 @@ def _run_onnx(path: Path, pixels: Tensor) -> Tensor:
     return torch.from_numpy(logits)
 
 
-def _write_torch_export(classifier: Classifier, pixels: Tensor, path: Path, about: dict[str, Any]) -> None:
+def _write_torch_export(classifier: Classifier, pixels: Tensor, path: Path, metadata: dict[str, Any]) -> None:
     program = torch.export.export(classifier.network, (pixels,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # it contains paths of this machine
     program.example_inputs = None
     with path.open("wb") as file:
-        torch.export.save(program, file, extra_files={_ABOUT: json.dumps(about)})
+        torch.export.save(program, file, extra_files={_METADATA_FILE: json.dumps(metadata)})
 
 
 @torch.no_grad()

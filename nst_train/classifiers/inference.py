@@ -18,18 +18,18 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from nst_data.errors import NstError
-from nst_data.freed_memory import freed_memory_kept
-from nst_data.prefetch import cpus_of_this_process, in_threads
+from nst_data.freed_memory import keep_freed_memory
+from nst_data.prefetch import cpus_of_this_process, map_batches_in_threads
 from nst_data.sources import Row, Source
-from nst_train.classifiers.decoders import B, loaded
-from nst_train.classifiers.loading import Images, load_images
+from nst_train.classifiers.decoders import B, load_batches
+from nst_train.classifiers.loading import LoadedImages, load_images
 from nst_train.classifiers.teachers import Teacher
-from nst_train.device import autocast, set_threads, settled_precision, this_device
+from nst_train.device import autocast, resolve_precision, set_threads, this_device
 
 GPU_BATCH_SIZE, LARGEST_BATCH_SIZE = 256, 1024
 _GPU_BATCH_PIXELS = GPU_BATCH_SIZE * 224 * 224  # 256 images of 800 px would take 70 GB in EfficientNet-L2
 _BACKWARD_MEMORY = 16  # a backward pass needs the activations of every layer, inference only those of one or two
-_LARGEST_KEPT = 2**26  # bytes: activations of a layer for a batch of `_CPU_BATCH_PIXELS`
+_MAX_RETAINED_BYTES = 2**26  # bytes: activations of a layer for a batch of `_CPU_BATCH_PIXELS`
 _CPU_BATCH_PIXELS = 2**19  # fits into a core's caches: 256 images of 32 px, 8 of 224 px
 
 
@@ -38,7 +38,7 @@ class Prediction:
     """A teacher's output for a batch, and what was learned about its images while loading them."""
 
     output: Float[Tensor, "batch classes"]  # on the device, which may still be computing it
-    images: Images
+    images: LoadedImages
 
     @property
     def log_probs(self) -> Float[Tensor, "readable classes"]:
@@ -57,9 +57,9 @@ class Computation:
     compile: bool = False
 
 
-def computation_of(chosen: dict[str, Any], ref: str) -> Computation:
+def restore_computation(recorded: dict[str, Any], ref: str) -> Computation:
     """The computation that a labeling was started with. Raises NstError if this machine cannot resume it."""
-    computation = Computation(**chosen)
+    computation = Computation(**recorded)
     if computation.device not in ("cpu", this_device().type):
         raise NstError(
             f"{ref} was started on {computation.device}, which this machine does not have; "
@@ -75,9 +75,9 @@ class PlainBatch:
     rows: Sequence[Row]
 
 
-def batches_of(source: Source, batch_size: int, which: range | None = None) -> Iterator[PlainBatch]:
-    """Yield all rows of a source, or those in `which`, in order and in batches."""
-    rows = source.rows(range(len(source)) if which is None else which)
+def plain_batches(source: Source, batch_size: int, row_range: range | None = None) -> Iterator[PlainBatch]:
+    """Yield all rows of a source, or those in `row_range`, in order and in batches."""
+    rows = source.rows(range(len(source)) if row_range is None else row_range)
     while batch := list(itertools.islice(rows, batch_size)):
         yield PlainBatch(batch)
 
@@ -90,26 +90,26 @@ def choose_computation(
     With `backward`, gradients are computed too, and the default batch size on a GPU is smaller.
     """
     device = this_device()
-    precision = settled_precision(precision, device)
-    pixels = max(int(np.prod(shape[1:])) for shape in _shapes(teacher))
+    precision = resolve_precision(precision, device)
+    pixels = max(int(np.prod(shape[1:])) for shape in _input_shapes(teacher))
     if batch_size is None:
-        at_once = _CPU_BATCH_PIXELS if device.type == "cpu" else _GPU_BATCH_PIXELS // (_BACKWARD_MEMORY if backward else 1)
-        batch_size = max(1, min(GPU_BATCH_SIZE, 2 ** int(np.log2(max(1, at_once / pixels)))))
+        max_pixels = _CPU_BATCH_PIXELS if device.type == "cpu" else _GPU_BATCH_PIXELS // (_BACKWARD_MEMORY if backward else 1)
+        batch_size = max(1, min(GPU_BATCH_SIZE, 2 ** int(np.log2(max(1, max_pixels / pixels)))))
     computation = Computation(batch_size, precision, device.type, compile=compile_network)
-    return computation if batch_size else _largest_batch(teacher, computation)
+    return computation if batch_size else _find_largest_batch(teacher, computation)
 
 
-def _largest_batch(teacher: Teacher, computation: Computation) -> Computation:
+def _find_largest_batch(teacher: Teacher, computation: Computation) -> Computation:
     halves = itertools.takewhile(bool, (LARGEST_BATCH_SIZE >> times for times in itertools.count(1)))
 
-    def fitting(batch_size: int) -> Computation:
+    def try_batch_size(batch_size: int) -> Computation:
         chosen = Computation(batch_size, computation.precision, computation.device)
         forward = _Forward(replace(teacher, noise=None), chosen)
-        forward([torch.zeros(batch_size, *shape) for shape in _shapes(teacher)])
+        forward([torch.zeros(batch_size, *shape) for shape in _input_shapes(teacher)])
         return chosen
 
     # not used as a decorator: as one it drops the function that reduces the size, at least up to Accelerate 1.12
-    largest = find_executable_batch_size(fitting, LARGEST_BATCH_SIZE, lambda: next(halves, 0))
+    largest = find_executable_batch_size(try_batch_size, LARGEST_BATCH_SIZE, lambda: next(halves, 0))
     try:
         fitted: Computation = largest()
     except RuntimeError as error:
@@ -119,7 +119,7 @@ def _largest_batch(teacher: Teacher, computation: Computation) -> Computation:
     return Computation(fitted.batch_size, computation.precision, computation.device, compile=computation.compile)
 
 
-def _shapes(teacher: Teacher) -> list[tuple[int, ...]]:
+def _input_shapes(teacher: Teacher) -> list[tuple[int, ...]]:
     probe = torch.zeros(3, 64, 64, dtype=torch.uint8)
     return [tuple(preprocessing.prepare(probe).shape) for preprocessing in teacher.preprocessings]
 
@@ -136,23 +136,23 @@ def predict(
     set_threads(computation.threads)
     forward = _Forward(teacher, computation, temperature)
 
-    def answer(batch: B, images: Images) -> Prediction:
-        with teacher.noise.drawing(_ids(batch, computation.batch_size)) if teacher.noise else nullcontext():
+    def run_batch(batch: B, images: LoadedImages) -> Prediction:
+        with teacher.noise.for_rows(_padded_ids(batch, computation.batch_size)) if teacher.noise else nullcontext():
             return Prediction(forward(images.pixels), replace(images, pixels=[]))
 
-    def load_and_answer(batch: B) -> Prediction:
-        return answer(batch, load_images(batch.rows, teacher.preprocessings, computation.batch_size, hashes, teacher.noise))
+    def load_and_run(batch: B) -> Prediction:
+        return run_batch(batch, load_images(batch.rows, teacher.preprocessings, computation.batch_size, hashes, teacher.noise))
 
     if computation.device == "cpu":
-        with freed_memory_kept(_LARGEST_KEPT):
-            yield from in_threads(load_and_answer, batches, threads or cpus_of_this_process())
+        with keep_freed_memory(_MAX_RETAINED_BYTES):
+            yield from map_batches_in_threads(load_and_run, batches, threads or cpus_of_this_process())
     else:  # the device gets its next batch while the results of this one are fetched
-        with closing(loaded(teacher, batches, computation.batch_size, hashes, threads)) as ahead:
+        with closing(load_batches(teacher, batches, computation.batch_size, hashes, threads)) as ahead:
             for batch, images in ahead:
-                yield batch, answer(batch, images)
+                yield batch, run_batch(batch, images)
 
 
-def _ids(batch: B, batch_size: int) -> list[int]:
+def _padded_ids(batch: B, batch_size: int) -> list[int]:
     """Row ids of a batch, padded to `batch_size` with 0."""
     ids = [row.id for row in batch.rows]
     return ids + [0] * (batch_size - len(ids))
@@ -164,7 +164,7 @@ class _Forward:
     def __init__(self, teacher: Teacher, computation: Computation, temperature: float = 1.0) -> None:
         self._teacher, self._computation, self._temperature = teacher, computation, temperature
         self._device = this_device() if computation.device != "cpu" else torch.device("cpu")
-        on_device = [placed(member.network, self._device) for member in teacher.members]
+        on_device = [move_to_device(member.network, self._device) for member in teacher.members]
         if teacher.noise:
             on_device = [copy.deepcopy(network) for network in on_device]
             for network in on_device:
@@ -174,8 +174,8 @@ class _Forward:
         if computation.compile:
             self._networks = [torch.compile(network) for network in self._networks]
             # compile now, before threads share the networks
-            with teacher.noise.drawing([0] * computation.batch_size) if teacher.noise else nullcontext():
-                self([torch.zeros(computation.batch_size, *shape) for shape in _shapes(teacher)])
+            with teacher.noise.for_rows([0] * computation.batch_size) if teacher.noise else nullcontext():
+                self([torch.zeros(computation.batch_size, *shape) for shape in _input_shapes(teacher)])
 
     def __call__(self, pixels: Sequence[Tensor]) -> Float[Tensor, "batch classes"]:
         """Log-probabilities of a full batch, on the device; empty if none of its images is readable."""
@@ -190,7 +190,7 @@ class _Forward:
             return self._teacher.log_probs(logits, self._temperature)
 
 
-def placed(network: nn.Module, device: torch.device) -> nn.Module:
+def move_to_device(network: nn.Module, device: torch.device) -> nn.Module:
     """Move a network to a device, channels last and in eval mode, all tensors newly allocated: results can depend on memory alignment."""
     network = network.to(device).to(memory_format=torch.channels_last)
     for tensor in (*network.parameters(), *network.buffers()):
@@ -198,6 +198,6 @@ def placed(network: nn.Module, device: torch.device) -> nn.Module:
     return network.eval()
 
 
-def has_answer(log_probs: Float[Tensor, "images classes"]) -> Bool[Tensor, " images"]:
+def has_valid_output(log_probs: Float[Tensor, "images classes"]) -> Bool[Tensor, " images"]:
     """Whether each image has valid probabilities. All of them are NaN if a logit is NaN or +infinity, or if all logits are -infinity."""
     return ~log_probs.isnan().any(dim=1)

@@ -12,20 +12,20 @@ from jaxtyping import UInt8
 from torch import Tensor, nn
 
 from nst_data.errors import NstError
-from nst_train.networks.network_noise import NOW, NetworkNoise, Ways, add_noise, classifiers_of, layers_of
-from nst_train.noise_settings import Noise, TransformOf
-from nst_train.seeds import seed_of
+from nst_train.networks.network_noise import CURRENT_MODE, NetworkNoise, NoiseMode, add_noise, find_classifiers, stochastic_depth_layers
+from nst_train.noise_settings import Noise, TransformKind
+from nst_train.seeds import derive_seed
 from nst_train.settings import TrainSettings
 from nst_train.transforms.noise import Transform, training_transform
-from nst_train.transforms.preprocessing import Preprocessing, as_image
+from nst_train.transforms.preprocessing import Preprocessing, to_pillow
 from nst_train.transforms.randaugment import RandAugment, cutout
 
 
 class TeacherNoise:
     """Crop, flip and RandAugment as in training, dropout and stochastic depth; an image's noise depends on the seed and its row only."""
 
-    def __init__(self, settings: TrainSettings, seed: int, transform: TransformOf, ways: Ways = NOW) -> None:
-        """`settings` and `ways` are those of the teacher's training.
+    def __init__(self, settings: TrainSettings, seed: int, transform: TransformKind, mode: NoiseMode = CURRENT_MODE) -> None:
+        """`settings` and `mode` are those of the teacher's training.
 
         With `transform` evaluation, only RandAugment and Cutout are applied, before the evaluation transform.
         """
@@ -33,7 +33,7 @@ class TeacherNoise:
             augmentation = settings.noise.augmentation
             raise NstError(f"`noise`: only RandAugment can noise labels, and this teacher was trained with {augmentation}; remove `noise`")
         self._settings, self._noise, self._seed, self._transform = settings, settings.noise, seed, transform
-        self._ways = ways
+        self._ways = mode
         self._of_training: dict[Preprocessing, Transform] = {}
         self._networks: list[NetworkNoise] = []
         self._lock = threading.Lock()
@@ -44,34 +44,34 @@ class TeacherNoise:
             self._networks.append(add_noise(network, self._noise, self._noise, classes, self._seed, self._ways))
         except NstError as error:
             raise NstError(f"`noise`: this teacher cannot be noised ({str(error).partition(';')[0]}); label without") from None
-        for layer in [*layers_of(network), *classifiers_of(network, classes, self._ways.every_head)]:
+        for layer in [*stochastic_depth_layers(network), *find_classifiers(network, classes, self._ways.every_head)]:
             layer.training = True
 
     def prepare(self, preprocessing: Preprocessing, encoded: bytes | memoryview, pixels: UInt8[Tensor, "3 h w"], row: int) -> Tensor:
         """A noised tensor of the classifier's input size, from the encoded and decoded image in a row of the pool."""
-        seed = seed_of(self._seed, "label noise", row)
+        seed = derive_seed(self._seed, "label noise", row)
         if self._transform == "evaluation":
-            return preprocessing.prepare(self._augmented(pixels, Random(seed)))
+            return preprocessing.prepare(self._augment(pixels, Random(seed)))
         if self._settings.transform == "evaluation":  # it was trained without input noise
             return preprocessing.prepare(pixels)
         if preprocessing not in self._of_training:
             self._of_training[preprocessing] = training_transform(self._settings, preprocessing.data_config)
-        return preprocessing.of_its_size(self._of_training[preprocessing](encoded, seed))
+        return preprocessing.prepare_sized(self._of_training[preprocessing](encoded, seed))
 
-    def _augmented(self, pixels: UInt8[Tensor, "3 height width"], drawn: Random) -> UInt8[Tensor, "3 height width"]:
-        image = as_image(pixels)
+    def _augment(self, pixels: UInt8[Tensor, "3 height width"], random: Random) -> UInt8[Tensor, "3 height width"]:
+        image = to_pillow(pixels)
         if self._noise.operations:
-            image = _randaugment(self._noise, min(pixels.shape[1:]))(image, drawn)
+            image = _randaugment(self._noise, min(pixels.shape[1:]))(image, random)
         if self._noise.cutout:
-            image = cutout(image, self._noise.cutout, drawn)
+            image = cutout(image, self._noise.cutout, random)
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
     @contextmanager
-    def drawing(self, rows: Sequence[int]) -> Iterator[None]:
+    def for_rows(self, rows: Sequence[int]) -> Iterator[None]:
         """Context for a forward pass over the images in these rows; excludes other threads."""
         with self._lock:
             for noise in self._networks:
-                noise.begin(0, (), rows)
+                noise.prepare_step(0, (), rows)
             yield
 
 

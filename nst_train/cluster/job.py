@@ -9,7 +9,7 @@ from typing import Any, Protocol, Self
 from nst_data.errors import NstError
 from nst_data.sources import Source, open_source
 from nst_data.sources.addresses import is_address
-from nst_data.sources.patterns import is_pattern, matching
+from nst_data.sources.patterns import is_pattern, matching_files
 from nst_data.sources.streamed import StreamedParquet
 from nst_data.store.indexes import Indexes
 from nst_data.store.manifest import installed_packages
@@ -33,7 +33,7 @@ class Work(Protocol):
 class Job(Protocol):
     """Work for any number of workers, as names and addresses that each worker opens."""
 
-    def lacking(self) -> str:
+    def describe_missing(self) -> str:
         """What this machine lacks for the job, such as `lacks the pool /data/pool`; empty if a quick check finds nothing missing."""
 
     def open(self, threads: int) -> Work:
@@ -66,7 +66,7 @@ class Worker:
 
 
 @dataclass(frozen=True)
-class PlaceOfImages:
+class SourceAddress:
     """The location of a source, from which workers open it again."""
 
     location: str
@@ -76,15 +76,15 @@ class PlaceOfImages:
     stamp: str = ""  # only of a remote address, where it is the same on all machines
 
     @classmethod
-    def of(cls, source: Source) -> Self:
+    def from_source(cls, source: Source) -> Self:
         """The place of an open source."""
         stamp = source.stamp if is_address(source.location) else ""
         return cls(source.location, source.image_column, isinstance(source, StreamedParquet), source.fingerprint, stamp)
 
-    def lacking(self) -> str:
+    def describe_missing(self) -> str:
         """What a quick check finds missing on this machine; always empty unless the location is an absolute local path."""
         path = Path(self.location)
-        if not path.is_absolute() or path.exists() or (is_pattern(self.location) and _matches(self.location)):
+        if not path.is_absolute() or path.exists() or (is_pattern(self.location) and _has_match(self.location)):
             return ""
         return f"lacks the pool {self.location}"
 
@@ -100,34 +100,34 @@ class PlaceOfImages:
         return source
 
 
-def folder_lacking(model: str | ZeroShot) -> str:
+def describe_missing_teacher(model: str | ZeroShot) -> str:
     """What this machine lacks of a model in a local folder; empty if nothing."""
     name = str(model)
     return f"lacks the teacher {name}" if name.startswith(_FOLDER) and not Path(name.removeprefix(_FOLDER)).is_dir() else ""
 
 
-def as_anywhere(model: str | ZeroShot) -> str | ZeroShot:
+def portable_model(model: str | ZeroShot) -> str | ZeroShot:
     """A model name that works in any working folder, with class names and prompts in place of the files that contain them."""
     name = str(model)
     if name.startswith(_FOLDER):
         name = f"{_FOLDER}{Path(name.removeprefix(_FOLDER)).absolute()}"
     if isinstance(model, str):
         return name
-    return ZeroShot(model=name, class_names={key: list(words) for key, words in model.synonyms.items()}, prompts=list(model.templates))
+    return ZeroShot(model=name, class_names={key: list(terms) for key, terms in model.synonyms.items()}, prompts=list(model.templates))
 
 
-def look_around(job: Job, packages: Mapping[str, str]) -> str:
+def check_machine(job: Job, packages: Mapping[str, str]) -> str:
     """What this process's machine lacks for a job, packages included; empty if a quick check finds nothing missing."""
     installed = installed_packages()
     for name in dict.fromkeys([*installed, *packages]):
         if installed.get(name) != packages.get(name):
-            found, expected = (f"{name} {versions[name]}" if name in versions else f"no {name}" for versions in (installed, packages))
-            return f"has {found} where the driver has {expected}; equal bytes need equal packages"
-    return job.lacking()
+            actual, expected = (f"{name} {versions[name]}" if name in versions else f"no {name}" for versions in (installed, packages))
+            return f"has {actual} where the driver has {expected}; equal bytes need equal packages"
+    return job.describe_missing()
 
 
-def _matches(pattern: str) -> bool:
+def _has_match(pattern: str) -> bool:
     try:
-        return bool(matching(pattern))
+        return bool(matching_files(pattern))
     except NstError:
         return False

@@ -8,9 +8,9 @@ from nst_data.sources import Source
 from nst_data.sources.unreadable import lost_classes
 from nst_data.store.manifest import json_digest
 from nst_train.evaluation import metrics
-from nst_train.evaluation.measuring import Effort, Measured, right_by_image
-from nst_train.evaluation.outcomes import is_read
-from nst_train.evaluation.partial import Part
+from nst_train.evaluation.measuring import Measurement, SuiteRunner, correct_by_image
+from nst_train.evaluation.outcomes import is_readable
+from nst_train.evaluation.partial import SuitePart
 from nst_train.evaluation.trials import Candidate, Trial
 from nst_train.evaluation_settings import CLEAN
 
@@ -21,7 +21,7 @@ class Accuracy:
 
     name: str
     source: Source
-    part: Part | None = None
+    part: SuitePart | None = None
 
     @property
     def location(self) -> str:
@@ -33,25 +33,25 @@ class Accuracy:
         """The source's fingerprint; for ImageNet-A and -R with the name, as different classes compete on the same images."""
         return self.source.fingerprint if self.name == CLEAN else json_digest([self.source.fingerprint, self.name])
 
-    def measure(self, candidate: Candidate, effort: Effort) -> Measured:
+    def measure(self, candidate: Candidate, runner: SuiteRunner) -> Measurement:
         """Measure `top1`, `top5`, `nll`, `ece`, `images`, `errors`, the reliability diagram, classes and confusions.
 
         `classes_not_read`, if there are any, are the classes of which no image could be read, with their numbers of images.
         """
-        part = self.part or Part()
+        part = self.part or SuitePart()
         trial = (
-            Trial.of("evaluate", self.source, candidate.classifier)
+            Trial.from_source("evaluate", self.source, candidate.classifier)
             if self.name == CLEAN
             else part.trial(self.name, self.name, self.source, candidate.classifier)
         )
-        outcomes = effort.observe(candidate, trial)[0]
-        not_read = lost_classes(trial.labels, trial.class_names, np.flatnonzero(~is_read(outcomes)))
+        outcomes = runner.observe(candidate, trial)[0]
+        not_read = lost_classes(trial.labels, trial.class_names, np.flatnonzero(~is_readable(outcomes)))
         result = {
             **metrics.summary(outcomes, len(trial.class_names)),
             "reliability": metrics.reliability(outcomes),
             "classes": metrics.by_class(outcomes, trial.class_names),
             "confusions": metrics.confusions(outcomes, trial.class_names),
             **({"classes_not_read": not_read} if not_read else {}),
-            **part.marks(self.name, candidate.classifier),
+            **part.omissions(self.name, candidate.classifier),
         }
-        return Measured(result, {"top1": right_by_image(outcomes)})
+        return Measurement(result, {"top1": correct_by_image(outcomes)})

@@ -15,7 +15,7 @@ from nst_data.errors import NstError
 from nst_train.transforms.preprocessing import Preprocessing
 
 _PROBE_PX = 64
-_LINEAR_WITHIN = 1e-3
+_LINEAR_TOLERANCE = 1e-3
 
 
 class PixelClassifier(nn.Module):
@@ -31,10 +31,10 @@ class PixelClassifier(nn.Module):
         self.register_buffer("std", std.view(-1, 1, 1))
 
     @classmethod
-    def of(cls, network: nn.Module, preprocessing: Preprocessing) -> "PixelClassifier":
-        """Wrap a network with the normalization of its preprocessing (`normalization_of`), on the network's device and in its mode."""
+    def wrap(cls, network: nn.Module, preprocessing: Preprocessing) -> "PixelClassifier":
+        """Wrap a network with the normalization of its preprocessing (`infer_normalization`), on the network's device and in its mode."""
         parameter = next(network.parameters(), torch.empty(0))
-        classifier = cls(network, *normalization_of(preprocessing)).to(parameter.device)
+        classifier = cls(network, *infer_normalization(preprocessing)).to(parameter.device)
         return classifier.train(network.training)
 
     def forward(self, pixels: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
@@ -42,12 +42,12 @@ class PixelClassifier(nn.Module):
         logits: Tensor = self.network((pixels - self.mean) / self.std)
         return logits
 
-    def pixels_of(self, batch: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
+    def denormalize(self, batch: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
         """Undo the normalization of the preprocessing's `finish`: images in [0, 1]."""
         return (batch * self.std + self.mean).clamp(0, 1)
 
 
-def normalization_of(preprocessing: Preprocessing) -> tuple[Float[Tensor, " channels"], Float[Tensor, " channels"]]:
+def infer_normalization(preprocessing: Preprocessing) -> tuple[Float[Tensor, " channels"], Float[Tensor, " channels"]]:
     """Mean and standard deviation that a preprocessing normalizes images in [0, 1] by, inferred from black, gray and white images.
 
     Raises NstError if it does anything else to levels.
@@ -56,7 +56,7 @@ def normalization_of(preprocessing: Preprocessing) -> tuple[Float[Tensor, " chan
     probes = preprocessing.finish(torch.stack([preprocessing.prepare(image) for image in images])).double()
     black, gray, white = probes[:, :, probes.shape[2] // 2, probes.shape[3] // 2]
     slope = white - black
-    if not torch.allclose(black + slope * (51 / 255), gray, atol=_LINEAR_WITHIN) or not slope.all():
+    if not torch.allclose(black + slope * (51 / 255), gray, atol=_LINEAR_TOLERANCE) or not slope.all():
         outputs = ", ".join(f"{value:.4g}" for value in (black[0], gray[0], white[0]))
         raise NstError(
             f"attacks: expected a preprocessing that subtracts a mean and divides, found one that makes {outputs} of levels 0, 51, 255"
@@ -94,8 +94,8 @@ def pgd(
 
 def random_start(pixels: Float[Tensor, "batch channels height width"], epsilon: float, seeds: Sequence[int]) -> Tensor:
     """Offsets uniform in [-epsilon, epsilon], in the shape of `pixels`, drawn from one seed per image and the same on any device."""
-    drawn = [torch.rand(pixels.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    return ((2 * torch.stack(drawn) - 1) * epsilon).to(pixels)
+    noise = [torch.rand(pixels.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return ((2 * torch.stack(noise) - 1) * epsilon).to(pixels)
 
 
 def _gradient(network: nn.Module, pixels: Tensor, labels: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 RESAMPLES = 10_000
-_LEAST_IMAGES = 6  # five images are all on one side in 1 of 16 cases
-_FEW_VALUES = 512  # up to as many distinct differences are resampled by their counts, at a cost independent of the number of images
+_MIN_IMAGES = 6  # five images are all on one side in 1 of 16 cases
+_MAX_COUNTED_VALUES = 512  # up to as many distinct differences are resampled by their counts, at a cost independent of the number of images
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Difference:
     @property
     def is_larger_than_chance(self) -> bool:
         """Whether 0 lies outside the interval; False with so few images that all might be on one side by chance."""
-        return self.images >= _LEAST_IMAGES and not self.low <= 0 <= self.high
+        return self.images >= _MIN_IMAGES and not self.low <= 0 <= self.high
 
 
 def paired_bootstrap(first: NDArray[np.float64], second: NDArray[np.float64], seed: int = 0) -> Difference:
@@ -38,7 +38,7 @@ def paired_bootstrap(first: NDArray[np.float64], second: NDArray[np.float64], se
     differences = differences[~np.isnan(differences)]
     images, draw = len(differences), np.random.default_rng(seed)
     values, counts = np.unique(differences, return_counts=True)
-    if len(values) <= _FEW_VALUES:
+    if len(values) <= _MAX_COUNTED_VALUES:
         means = draw.multinomial(images, counts / images, size=RESAMPLES) @ values / images
     else:
         means = np.array([differences[draw.integers(0, images, images)].mean() for _ in range(RESAMPLES)])

@@ -12,29 +12,29 @@ from nst_data.arguments import with_checked_arguments
 from nst_data.cards import cards
 from nst_data.cards.described import Described
 from nst_data.errors import UsageError
-from nst_data.progress import Progress, on_this_terminal
+from nst_data.progress import Progress, terminal_progress
 from nst_data.sources import Source, labels_in, open_source
 from nst_data.store.files import is_writable
 from nst_data.store.metrics import Metrics, Result
-from nst_data.store.ownership import beside, owned
-from nst_data.store.places import METRICS
+from nst_data.store.ownership import hold_ownership, ownership_path
+from nst_data.store.places import METRICS_NAME
 from nst_data.store.store import Store, Version, check_name
-from nst_train.classifiers.inference import Computation, batches_of, predict
+from nst_train.classifiers.inference import Computation, plain_batches, predict
 from nst_train.classifiers.teachers import Teacher, load_classifier
-from nst_train.device import agreed_text, this_process
+from nst_train.device import broadcast_text, this_process
 from nst_train.evaluation.accuracy import Accuracy
-from nst_train.evaluation.measuring import Effort, Measured, Suite
+from nst_train.evaluation.measuring import Measurement, Suite, SuiteRunner
 from nst_train.evaluation.metrics import Score
-from nst_train.evaluation.outcomes import OUTCOME, outcomes_of
+from nst_train.evaluation.outcomes import OUTCOME, compute_outcomes
 from nst_train.evaluation.plots import write_plots
 from nst_train.evaluation.suites import open_suite
 from nst_train.evaluation.trials import Candidate
-from nst_train.evaluation_settings import CLEAN, EvaluateSettings, recorded_name
+from nst_train.evaluation_settings import CLEAN, EvaluateSettings, result_name
 from nst_train.settings import ReadSettings
-from nst_train.teacher_names import TeacherName, is_in_store, settled
+from nst_train.teacher_names import TeacherName, is_in_store, pin_version
 from nst_train.zero_shot_settings import ZeroShot
 
-_IN_FULL_ONLY = ("classes", "confusions")  # measured, but not recorded
+_NOT_RECORDED = ("classes", "confusions")  # measured, but not recorded
 
 
 @with_checked_arguments
@@ -71,7 +71,7 @@ def evaluate(
     """
     name = store.open(model, "teacher").ref if isinstance(model, Version) else model
     measured = measure_all(store, [name], data, settings or EvaluateSettings(), record=record, run=run, progress=progress)
-    (by_suite,) = by_model(measured).values()
+    (by_suite,) = metrics_by_model(measured).values()
     return by_suite
 
 
@@ -84,13 +84,13 @@ def measure_all(
     record: str | None = None,
     run: ReadSettings | None = None,
     progress: Progress | None = None,
-) -> dict[str, dict[str, Measured]]:
+) -> dict[str, dict[str, Measurement]]:
     """What `evaluate` measures, and the values of each image, by suite and by model (a teacher of the store with its version)."""
-    effort = Effort(kept_outcomes(store), run or ReadSettings(), progress or on_this_terminal())
-    names = list(dict.fromkeys(settled(model, store) for model in models))
+    runner = SuiteRunner(outcome_cache_folder(store), run or ReadSettings(), progress or terminal_progress())
+    names = list(dict.fromkeys(pin_version(model, store) for model in models))
     if record is not None:
         _check_recordable(store, names, record, settings.suite)
-    if settings.of_published:
+    if settings.is_published:
         if isinstance(data, Source):
             raise UsageError(f"{data.location}: expected the folder of {settings.suite[0]} as it was published, found a source")
         data = Path(data)
@@ -98,26 +98,26 @@ def measure_all(
         data = data if isinstance(data, Source) else open_source(data, labeled=True)
         labels_in(data)
         for line in data.remarks():
-            effort.progress.say_once(line)
-    reference = load_candidate(settled(settings.relative_to, store), store) if settings.relative_to else None
+            runner.progress.say_once(line)
+    reference = load_candidate(pin_version(settings.relative_to, store), store) if settings.relative_to else None
     suites = [open_suite(name, data, settings, reference) for name in settings.suite]
-    if not is_writable(kept_outcomes(store)):
-        effort.progress.say(f"{kept_outcomes(store)} cannot be written to: results are not cached for the next run")
-    measured: dict[str, dict[str, Measured]] = {suite.name: {} for suite in suites}
+    if not is_writable(outcome_cache_folder(store)):
+        runner.progress.say(f"{outcome_cache_folder(store)} cannot be written to: results are not cached for the next run")
+    measured: dict[str, dict[str, Measurement]] = {suite.name: {} for suite in suites}
     for model in names:
         candidate = load_candidate(model, store)
         for suite in suites:
-            measured[suite.name][str(model)] = suite.measure(candidate, effort)
+            measured[suite.name][str(model)] = suite.measure(candidate, runner)
     for suite in suites if record is not None else []:
         for name, measurement in measured[suite.name].items():
-            keep(store.open(name, "teacher"), suite, recorded_name(str(record), suite.name), measurement.result)
+            record_result(store.open(name, "teacher"), suite, result_name(str(record), suite.name), measurement.result)
     return measured
 
 
 def _check_recordable(store: Store, models: Sequence[TeacherName], name: str, suites: Sequence[str]) -> None:
     """Raises UsageError if results cannot be recorded under this name, or if two would be."""
     check_name(name)
-    if len({recorded_name(name, suite) for suite in suites}) < len(suites):
+    if len({result_name(name, suite) for suite in suites}) < len(suites):
         raise UsageError(
             f"`record` {name}: the results of {CLEAN} and of {name} would both be recorded under this name, and one of them be lost; "
             "choose another name, such as test"
@@ -129,7 +129,7 @@ def _check_recordable(store: Store, models: Sequence[TeacherName], name: str, su
             raise UsageError(f"`record`: {folder} is not writable; remove `record`, or make the store writable")
 
 
-def by_model(measured: Mapping[str, Mapping[str, Measured]]) -> dict[str, dict[str, Any]]:
+def metrics_by_model(measured: Mapping[str, Mapping[str, Measurement]]) -> dict[str, dict[str, Any]]:
     """For each model the metrics of `clean`, and next to them those of each other suite under its name."""
     results: dict[str, dict[str, Any]] = {}
     for suite, models in measured.items():
@@ -148,15 +148,15 @@ def score(
 ) -> Score:
     """Score a teacher on some rows of a source, whose class i is the teacher's class columns[i]."""
     truth, outcomes = labels_in(source), [np.empty(0, OUTCOME)]
-    batches = batches_of(source, computation.batch_size, rows)
+    batches = plain_batches(source, computation.batch_size, rows)
     for batch, prediction in predict(teacher, computation, batches, hashes=False, threads=threads):
         readable = prediction.images.readable
         labels = columns[truth[np.array([batch.rows[position].id for position in readable], dtype=np.int64)]]
-        outcomes.append(outcomes_of(prediction.log_probs, torch.from_numpy(labels), readable, len(batch.rows)))
-    return Score.of(np.concatenate(outcomes))
+        outcomes.append(compute_outcomes(prediction.log_probs, torch.from_numpy(labels), readable, len(batch.rows)))
+    return Score.from_outcomes(np.concatenate(outcomes))
 
 
-def kept_outcomes(store: Store) -> Path:
+def outcome_cache_folder(store: Store) -> Path:
     """The folder of a store where outcomes are cached, by the digest of all that they depend on. It may be deleted at any time."""
     return store.root / "evaluations"
 
@@ -167,7 +167,7 @@ def load_candidate(name: TeacherName, store: Store) -> Candidate:
     return Candidate(str(name), classifier, entry.digest)
 
 
-def measure(
+def measure_and_record(
     store: Store,
     teacher: Version,
     data: Source | Suite,
@@ -180,41 +180,43 @@ def measure(
     A labeled source stands for the suite `clean` on it.
     """
     suite = Accuracy(CLEAN, data) if isinstance(data, Source) else data
-    previous = recorded(teacher, name)
+    previous = recorded_result(teacher, name)
     kind = "modified" if previous and "modified" in previous else "stamp"  # as recorded by earlier versions of nst
-    stamp = _stamp(suite, kind)
+    stamp = _source_stamp(suite, kind)
     this_process().wait_for_everyone()  # all look before one writes: otherwise one might wait for a process that has already returned
     if previous and previous["fingerprint"] == suite.identity and previous.get(kind, stamp) == stamp:
         return previous
-    effort = Effort(kept_outcomes(store), run or ReadSettings(), progress or Progress())
-    return keep(teacher, suite, name, suite.measure(load_candidate(teacher.ref, store), effort).result, progress)
+    runner = SuiteRunner(outcome_cache_folder(store), run or ReadSettings(), progress or Progress())
+    return record_result(teacher, suite, name, suite.measure(load_candidate(teacher.ref, store), runner).result, progress)
 
 
-def recorded(teacher: Version, name: str) -> dict[str, Any]:
+def recorded_result(teacher: Version, name: str) -> dict[str, Any]:
     """The result in a teacher's metrics.json under a name, or an empty dict."""
-    result = Metrics.read(teacher.place).root.get(name)
+    result = Metrics.read(teacher.local_folder).root.get(name)
     return result.model_dump() if result else {}
 
 
-def _is_written(path: Path) -> bool:
+def _is_generated_file(path: Path) -> bool:
     """Whether a file next to a teacher is its metrics, card or a plot."""
-    return path.name in (METRICS, "README.md") or path.suffix == ".png"
+    return path.name in (METRICS_NAME, "README.md") or path.suffix == ".png"
 
 
-def _stamp(suite: Suite, kind: str = "stamp") -> str:
+def _source_stamp(suite: Suite, kind: str = "stamp") -> str:
     """The stamp of a suite's source, from file times: if images change without changing in size, it is measured again."""
     source = getattr(suite, "source", None)
-    return agreed_text(getattr(source, kind)) if isinstance(source, Source) else ""
+    return broadcast_text(getattr(source, kind)) if isinstance(source, Source) else ""
 
 
-def keep(teacher: Version, suite: Suite, name: str, result: dict[str, Any], progress: Progress | None = None) -> dict[str, Any]:
+def record_result(teacher: Version, suite: Suite, name: str, result: dict[str, Any], progress: Progress | None = None) -> dict[str, Any]:
     """Record a result as `name` in a teacher's metrics.json, card and plots; only the main process writes."""
-    state, stamp = this_process(), _stamp(suite)
+    state, stamp = this_process(), _source_stamp(suite)
     if state.is_main_process:
-        shown = {key: value for key, value in result.items() if key not in _IN_FULL_ONLY}
+        shown = {key: value for key, value in result.items() if key not in _NOT_RECORDED}
         kind = {} if suite.name == CLEAN else {"suite": suite.name}
-        with owned(beside(teacher.folder), teacher.ref, wait=True):  # two that record at once do not lose each other's results
-            teacher.look_again()
+        with hold_ownership(
+            ownership_path(teacher.folder), teacher.ref, wait=True
+        ):  # two that record at once do not lose each other's results
+            teacher.refresh()
             metrics, times = Metrics.read(teacher.folder), {"stamp": stamp} if stamp else {}
             source = getattr(suite, "source", None)
             part = source.lineage.part if isinstance(source, Source) else None
@@ -222,9 +224,9 @@ def keep(teacher: Version, suite: Suite, name: str, result: dict[str, Any], prog
             metrics.root[name] = Result.model_validate(kind | shown | origin | times)
             metrics.write(teacher.folder)
             write_plots(teacher.folder, suite.name, {teacher.ref: result}, name)
-            card = cards.write_model_card(Described.of(teacher))
-            teacher.changed_beside(*(path.name for path in teacher.place.iterdir() if _is_written(path)))
+            card = cards.write_model_card(Described.from_version(teacher))
+            teacher.publish_unsealed(*(path.name for path in teacher.local_folder.iterdir() if _is_generated_file(path)))
         if card.problem and progress:
             progress.say(f"{teacher.folder / 'README.md'}: {card.problem}")
     state.wait_for_everyone()
-    return recorded(teacher, name)
+    return recorded_result(teacher, name)

@@ -8,10 +8,10 @@ import numpy as np
 import polars as pl
 
 from nst_data.inspection import quality
-from nst_data.tables.histogram import bounds
-from nst_train.evaluation.outcomes import Outcomes, is_read, is_right
+from nst_data.tables.histogram import bin_bounds
+from nst_train.evaluation.outcomes import Outcomes, is_correct, is_readable
 
-MOST_PAIRS = 10_000
+MAX_PAIRS = 10_000
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,11 @@ class Score:
     errors: int
 
     @classmethod
-    def of(cls, outcomes: Outcomes) -> Self:
+    def from_outcomes(cls, outcomes: Outcomes) -> Self:
         """Score outcomes, of which there may be none."""
-        read = outcomes[is_read(outcomes)]
-        nll = float(read["nll"].sum(dtype=np.float64))
-        return cls(int(is_right(read).sum()), int(read["top5"].sum()), nll, len(read), len(outcomes) - len(read))
+        readable = outcomes[is_readable(outcomes)]
+        nll = float(readable["nll"].sum(dtype=np.float64))
+        return cls(int(is_correct(readable).sum()), int(readable["top5"].sum()), nll, len(readable), len(outcomes) - len(readable))
 
     @property
     def numbers(self) -> list[float]:
@@ -37,7 +37,7 @@ class Score:
         return [float(value) for value in astuple(self)]
 
     @classmethod
-    def of_numbers(cls, numbers: Sequence[float]) -> Self:
+    def from_numbers(cls, numbers: Sequence[float]) -> Self:
         """The inverse of `numbers`."""
         top1, top5, nll, images, errors = numbers
         return cls(int(top1), int(top5), nll, int(images), int(errors))
@@ -54,9 +54,9 @@ def summary(outcomes: Outcomes, classes: int) -> dict[str, Any]:
     `top1` and, with more than five classes, `top5` as fractions; `nll` in nats per image; `ece`, the expected calibration error in [0, 1]
     over 15 bins; `images` scored and `errors` that could not be read.
     """
-    counted = Score.of(outcomes).as_metrics(classes)
+    counted = Score.from_outcomes(outcomes).as_metrics(classes)
     images = {name: counted.pop(name) for name in ("images", "errors")}
-    return {**counted, "ece": quality.calibration_error(_by_bin(outcomes[is_read(outcomes)], quality.ECE_BINS)), **images}
+    return {**counted, "ece": quality.calibration_error(_bin_outcomes(outcomes[is_readable(outcomes)], quality.ECE_BINS)), **images}
 
 
 def reliability(outcomes: Outcomes, bins: int = quality.ECE_BINS) -> list[dict[str, Any]]:
@@ -64,10 +64,10 @@ def reliability(outcomes: Outcomes, bins: int = quality.ECE_BINS) -> list[dict[s
 
     The last two are None for a bin without images.
     """
-    by_bin = {row["bin"]: row for row in _by_bin(outcomes[is_read(outcomes)], bins).iter_rows(named=True)}
+    by_bin = {row["bin"]: row for row in _bin_outcomes(outcomes[is_readable(outcomes)], bins).iter_rows(named=True)}
     rows = []
     for number in range(bins):
-        low, high = bounds(number, bins)
+        low, high = bin_bounds(number, bins)
         row = by_bin.get(number)
         means = {
             name: row[column] / row["images"] if row else None for name, column in (("accuracy", "correct"), ("confidence", "confidence"))
@@ -78,30 +78,30 @@ def reliability(outcomes: Outcomes, bins: int = quality.ECE_BINS) -> list[dict[s
 
 def by_class(outcomes: Outcomes, class_names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """`images` and `top1` of each class that has images."""
-    read = outcomes[is_read(outcomes)]
-    images = np.bincount(read["label"], minlength=len(class_names))
-    right = np.bincount(read["label"][is_right(read)], minlength=len(class_names))
+    readable = outcomes[is_readable(outcomes)]
+    images = np.bincount(readable["label"], minlength=len(class_names))
+    correct = np.bincount(readable["label"][is_correct(readable)], minlength=len(class_names))
     return {
-        class_names[label]: {"images": int(images[label]), "top1": int(right[label]) / int(images[label])}
+        class_names[label]: {"images": int(images[label]), "top1": int(correct[label]) / int(images[label])}
         for label in np.flatnonzero(images).tolist()
     }
 
 
-def confusions(outcomes: Outcomes, class_names: Sequence[str], most: int = MOST_PAIRS) -> list[dict[str, Any]]:
+def confusions(outcomes: Outcomes, class_names: Sequence[str], limit: int = MAX_PAIRS) -> list[dict[str, Any]]:
     """The confused pairs of classes, the most frequent first: `truth`, `predicted` and the number of `images`.
 
-    Unless more than `most` pairs occur, this and `by_class` make up the whole confusion matrix without its zeros.
+    Unless more than `limit` pairs occur, this and `by_class` make up the whole confusion matrix without its zeros.
     """
-    read = outcomes[is_read(outcomes)]
-    wrong = read[~is_right(read)]
+    readable = outcomes[is_readable(outcomes)]
+    wrong = readable[~is_correct(readable)]
     pairs, images = np.unique(wrong["label"].astype(np.int64) * len(class_names) + wrong["predicted"], return_counts=True)
-    order = np.lexsort((pairs, -images))[:most]
+    order = np.lexsort((pairs, -images))[:limit]
     return [
         {"truth": class_names[pair // len(class_names)], "predicted": class_names[pair % len(class_names)], "images": count}
         for pair, count in zip(pairs[order].tolist(), images[order].tolist(), strict=True)
     ]
 
 
-def _by_bin(read: Outcomes, bins: int) -> pl.DataFrame:
-    judged = pl.DataFrame({"label": read["predicted"], "truth": read["label"], "confidence": read["confidence"]})
+def _bin_outcomes(readable: Outcomes, bins: int) -> pl.DataFrame:
+    judged = pl.DataFrame({"label": readable["predicted"], "truth": readable["label"], "confidence": readable["confidence"]})
     return quality.reliability(judged.lazy(), bins).collect()

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nst_data.errors import NstError, first_line
-from nst_data.store.files import is_writable, replacing, write_text
+from nst_data.store.files import atomic_write, is_writable, write_text
 from nst_data.store.manifest import json_digest
-from nst_train.device import agreed_text, this_process
+from nst_train.device import broadcast_text, this_process
 
 # one image under one condition: `label` is -1 if it could not be read, `nll` is in nats, and `top5` says whether the label is among
 # the five most probable classes
@@ -29,7 +29,7 @@ Outcomes = NDArray[np.void]  # of OUTCOME, shape (images,) or (conditions, image
 UNREADABLE = -1
 
 
-def outcomes_of(
+def compute_outcomes(
     log_probs: Float[Tensor, "readable classes"],
     labels: Int[Tensor, " readable"],
     readable: list[int] | None = None,
@@ -37,11 +37,11 @@ def outcomes_of(
 ) -> Outcomes:
     """The outcomes of a batch of `images`, of which those at positions `readable` could be read (by default all).
 
-    Raises NstError like `check_answers`.
+    Raises NstError like `check_finite`.
     """
     top = log_probs.max(dim=1)
     nll = -log_probs.gather(1, labels[:, None]).squeeze(1)
-    check_answers(log_probs)
+    check_finite(log_probs)
     outcomes = np.zeros(images or len(labels), OUTCOME)
     outcomes["label"] = UNREADABLE
     places = slice(None) if readable is None else readable
@@ -52,7 +52,7 @@ def outcomes_of(
     return outcomes
 
 
-def check_answers(log_probs: Float[Tensor, "images classes"]) -> None:
+def check_finite(log_probs: Float[Tensor, "images classes"]) -> None:
     """Raises NstError if the output for an image is not finite: accuracy over the others would not be that of the network."""
     unanswered = int(log_probs.isnan().any(dim=1).sum())
     if unanswered:
@@ -62,67 +62,67 @@ def check_answers(log_probs: Float[Tensor, "images classes"]) -> None:
         )
 
 
-def is_right(outcomes: Outcomes) -> NDArray[np.bool_]:
+def is_correct(outcomes: Outcomes) -> NDArray[np.bool_]:
     """Whether the most probable class is the label; False for unreadable images."""
-    right: NDArray[np.bool_] = outcomes["predicted"] == outcomes["label"]
-    return right
+    correct: NDArray[np.bool_] = outcomes["predicted"] == outcomes["label"]
+    return correct
 
 
-def is_read(outcomes: Outcomes) -> NDArray[np.bool_]:
+def is_readable(outcomes: Outcomes) -> NDArray[np.bool_]:
     """Whether each image could be read."""
-    read: NDArray[np.bool_] = outcomes["label"] != UNREADABLE
-    return read
+    readable: NDArray[np.bool_] = outcomes["label"] != UNREADABLE
+    return readable
 
 
 @dataclass(frozen=True)
-class Keeping:
+class OutcomeCache:
     """The cache of the outcomes of one piece of work, which depend only on `identity`.
 
     Without a folder, or in a read-only store, outcomes are only kept in memory.
     """
 
-    top: Path | None
+    root: Path | None
     identity: dict[str, Any]
 
     @property
     def _folder(self) -> Path | None:
-        return self.top / json_digest(self.identity)[:32] if self.top else None
+        return self.root / json_digest(self.identity)[:32] if self.root else None
 
     def collect(
         self,
         conditions: int,
         images: int,
-        chunk: int,
-        work: Callable[[range], Outcomes],
-        under_way: Callable[[int], AbstractContextManager[Any]],
+        chunk_size: int,
+        compute: Callable[[range], Outcomes],
+        show_progress: Callable[[int], AbstractContextManager[Any]],
     ) -> Outcomes:
-        """All outcomes, shape (conditions, images); `work` computes ranges of rows that are not cached yet.
+        """All outcomes, shape (conditions, images); `compute` computes ranges of rows that are not cached yet.
 
-        `chunk` is a multiple of the batch size. Each process computes its share, and all processes get the whole. `under_way` is entered
-        with the number of rows that this process will compute, if there are any.
+        `chunk_size` is a multiple of the batch size. Each process computes its share, and all processes get the whole. `show_progress` is
+        entered with the number of rows that this process will compute, if there are any.
         """
-        parts = [range(start, min(start + chunk, images)) for start in range(0, images, chunk)]
+        chunks = [range(start, min(start + chunk_size, images)) for start in range(0, images, chunk_size)]
         state = this_process()
         if self._folder is None:
-            with under_way(images):
-                return np.concatenate([work(rows) for rows in parts], axis=1)
-        missing = [rows for rows in parts if not self._path(rows).exists() or not is_read(self._read(rows, conditions)).all()]
+            with show_progress(images):
+                return np.concatenate([compute(rows) for rows in chunks], axis=1)
+        missing = [rows for rows in chunks if not self._path(rows).exists() or not is_readable(self._read(rows, conditions)).all()]
         state.wait_for_everyone()  # all look before one writes, so that they divide the same chunks
-        if not agreed_text("kept" if is_writable(self._folder) else ""):  # each process then computes all missing chunks
-            with under_way(sum(map(len, missing))) if missing else nullcontext():
-                computed = {rows: work(rows) for rows in missing}
-            return np.concatenate([computed[rows] if rows in computed else self._read(rows, conditions) for rows in parts], axis=1)
+        if not broadcast_text("kept" if is_writable(self._folder) else ""):  # each process then computes all missing chunks
+            with show_progress(sum(map(len, missing))) if missing else nullcontext():
+                computed = {rows: compute(rows) for rows in missing}
+            return np.concatenate([computed[rows] if rows in computed else self._read(rows, conditions) for rows in chunks], axis=1)
         first, last = (len(missing) * (state.process_index + offset) // state.num_processes for offset in (0, 1))
-        share = missing[first:last]  # consecutive, so that `work` can continue reading where it stopped
+        share = missing[first:last]  # consecutive, so that `compute` can continue reading where it stopped
         if share:
-            with under_way(sum(map(len, share))):
+            with show_progress(sum(map(len, share))):
                 for rows in share:
-                    self._write(rows, work(rows))
+                    self._write(rows, compute(rows))
         state.wait_for_everyone()
-        whole = np.empty((conditions, images), OUTCOME)
-        for rows in parts:
-            whole[:, rows.start : rows.stop] = self._read(rows, conditions)
-        return whole
+        complete = np.empty((conditions, images), OUTCOME)
+        for rows in chunks:
+            complete[:, rows.start : rows.stop] = self._read(rows, conditions)
+        return complete
 
     def _path(self, rows: range) -> Path:
         assert self._folder is not None
@@ -134,7 +134,7 @@ class Keeping:
         about = path.with_name("about.json")
         if not about.exists():
             write_text(about, json.dumps(self.identity, indent=2) + "\n")
-        with replacing(path) as file:
+        with atomic_write(path) as file:
             np.save(file, outcomes)
 
     def _read(self, rows: range, conditions: int) -> Outcomes:

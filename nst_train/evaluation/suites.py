@@ -11,9 +11,16 @@ from nst_train.evaluation.accuracy import Accuracy
 from nst_train.evaluation.attacked import Attacks
 from nst_train.evaluation.corrupted import Corruptions
 from nst_train.evaluation.corruptions import check_opencv
-from nst_train.evaluation.imagenet_suites import ALEXNET_ERROR, ALEXNET_FLIPS, Place, corrupted_places, open_classes, perturbed_places
+from nst_train.evaluation.imagenet_suites import (
+    ALEXNET_ERROR,
+    ALEXNET_FLIPS,
+    SuiteFolder,
+    corruption_folders,
+    open_classes,
+    perturbation_folders,
+)
 from nst_train.evaluation.measuring import Suite
-from nst_train.evaluation.partial import Part
+from nst_train.evaluation.partial import SuitePart
 from nst_train.evaluation.published_folders import PublishedCorruptions, PublishedPerturbations
 from nst_train.evaluation.trials import Candidate
 from nst_train.evaluation_settings import CLEAN, CORRUPTED, EXTRA_CORRUPTED, IMAGENET_A, IMAGENET_C, IMAGENET_R, EvaluateSettings
@@ -35,13 +42,13 @@ def open_suite(name: str, data: Path | Source, settings: EvaluateSettings, refer
         return Corruptions(data, settings.seed, reference) if name == CORRUPTED else Attacks(name, data, settings)
     if not data.is_dir():
         raise NstError(f"{data}: no such folder; expected {name} as published")
-    partly = settings.partial
+    is_partial = settings.partial
     if name in (IMAGENET_A, IMAGENET_R):
-        source = open_classes(name, data, partly)
-        return Accuracy(name, source, Part.of(name, [(Place(name, None, data), source)], []) if partly else None)
-    places = corrupted_places(data, partly) if name == IMAGENET_C else perturbed_places(data, partly)
-    sources = [(place, open_classes(name, place.folder, partly)) for place in places]
+        source = open_classes(name, data, is_partial)
+        return Accuracy(name, source, SuitePart.from_sources(name, [(SuiteFolder(name, None, data), source)], []) if is_partial else None)
+    places = corruption_folders(data, is_partial) if name == IMAGENET_C else perturbation_folders(data, is_partial)
+    sources = [(place, open_classes(name, place.folder, is_partial)) for place in places]
     present = {place.name for place in places}
     missing = [expected for expected in (ALEXNET_ERROR if name == IMAGENET_C else ALEXNET_FLIPS) if expected not in present]
-    part = Part.of(name, sources, missing) if partly else None
+    part = SuitePart.from_sources(name, sources, missing) if is_partial else None
     return (PublishedCorruptions if name == IMAGENET_C else PublishedPerturbations)(name, str(data.absolute()), sources, part)

@@ -15,18 +15,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nst_data.errors import NstError
-from nst_data.prefetch import cpus_of_this_process, in_threads
+from nst_data.prefetch import cpus_of_this_process, map_batches_in_threads
 from nst_data.progress import Progress, Task
 from nst_data.sources import Row, Source, labels_in, match_classes
-from nst_data.store.manifest import json_digest, version_of
+from nst_data.store.manifest import json_digest, package_version
 from nst_train.classifiers.classifier import Classifier
-from nst_train.classifiers.inference import PlainBatch, choose_computation, placed, predict
+from nst_train.classifiers.inference import PlainBatch, choose_computation, move_to_device, predict
 from nst_train.classifiers.loading import load_images
 from nst_train.classifiers.teachers import Teacher
-from nst_train.device import agreed_text, set_threads, this_device
-from nst_train.evaluation.attacks import PixelClassifier, normalization_of
+from nst_train.device import broadcast_text, set_threads, this_device
+from nst_train.evaluation.attacks import PixelClassifier, infer_normalization
 from nst_train.evaluation.conditions import Condition
-from nst_train.evaluation.outcomes import OUTCOME, Keeping, Outcomes, outcomes_of
+from nst_train.evaluation.outcomes import OUTCOME, OutcomeCache, Outcomes, compute_outcomes
 from nst_train.settings import ReadSettings
 from nst_train.transforms.preprocessing import Preprocessing, TimmPreprocessing
 
@@ -62,7 +62,7 @@ class Trial:
     uncropped: bool = False
 
     @classmethod
-    def of(cls, name: str, source: Source, classifier: Classifier) -> "Trial":
+    def from_source(cls, name: str, source: Source, classifier: Classifier) -> "Trial":
         """The trial on a labeled source whose classes are matched with the classifier's by name. Raises NstError for unknown classes."""
         labels = labels_in(source)
         columns = match_classes(source.class_names or [], classifier.class_names, source.location, subset=True)
@@ -80,17 +80,17 @@ def observe(
     candidate: Candidate,
     trial: Trial,
     conditions: Sequence[Condition] = (),
-    kept: Path | None = None,
+    cache_folder: Path | None = None,
     run: ReadSettings | None = None,
     progress: Progress | None = None,
 ) -> Outcomes:
     """The outcomes of a trial in the source's order: shape (conditions, images), or (1, images) for clean images without conditions.
 
-    Outcomes that are cached in the folder `kept` are not computed again.
+    Outcomes that are cached in the folder `cache_folder` are not computed again.
     """
     classifier = candidate.classifier
     if trial.uncropped:
-        classifier = replace(classifier, preprocessing=_uncropped(classifier.preprocessing))
+        classifier = replace(classifier, preprocessing=_without_crop(classifier.preprocessing))
     observation = _Observation(classifier, trial, conditions, run or ReadSettings(), progress or Progress())
     computation = observation.computation
     identity = {
@@ -98,14 +98,14 @@ def observe(
         **trial.identity,
         "conditions": [condition.identity for condition in conditions],
         "computation": asdict(computation),
-        "packages": {package: version_of(package) for package in _PACKAGES},
+        "packages": {package: package_version(package) for package in _PACKAGES},
     }
-    if kept is not None:
-        identity["stamp"] = agreed_text(trial.source.stamp)
+    if cache_folder is not None:
+        identity["stamp"] = broadcast_text(trial.source.stamp)
     passes = computation.batch_size * max(1, len(conditions))
     chunk = computation.batch_size * max(1, _FORWARD_PASSES // passes)
-    keeping = Keeping(kept, identity)
-    return keeping.collect(max(1, len(conditions)), len(trial.source), chunk, observation, observation.under_way)
+    cache = OutcomeCache(cache_folder, identity)
+    return cache.collect(max(1, len(conditions)), len(trial.source), chunk, observation, observation.show_progress)
 
 
 class _Observation:
@@ -115,29 +115,29 @@ class _Observation:
         self, classifier: Classifier, trial: Trial, conditions: Sequence[Condition], run: ReadSettings, progress: Progress
     ) -> None:
         self._trial, self._conditions, self._threads, self._progress = trial, conditions, run.decode_threads, progress
-        self._teacher = Teacher.of(classifier)
-        attacks = any(condition.attacks for condition in conditions)
+        self._teacher = Teacher.from_members(classifier)
+        attacks = any(condition.needs_gradients for condition in conditions)
         self.computation = choose_computation(self._teacher, None, "fp32", compile_network=False, backward=attacks)
         self._task: Task | None = None
         self._rows: Iterator[Row] = iter(())
-        self._at = -1  # the next row of `_rows`
+        self._next_row = -1  # the next row of `_rows`
         if conditions:
             smallest = 2 ** (len(trial.source) - 1).bit_length()  # with few images, larger batches would be mostly padding
             self.computation = replace(self.computation, batch_size=min(self.computation.batch_size, smallest))
             device = this_device() if self.computation.device != "cpu" else torch.device("cpu")
-            self._network = PixelClassifier.of(placed(classifier.network, device), classifier.preprocessing)
+            self._network = PixelClassifier.wrap(move_to_device(classifier.network, device), classifier.preprocessing)
 
     @contextmanager
-    def under_way(self, rows: int) -> Iterator[None]:
+    def show_progress(self, rows: int) -> Iterator[None]:
         """Context in which this number of rows is computed, which shows progress."""
         with self._progress.task(self._trial.name, rows * max(1, len(self._conditions)), "images") as self._task:
             yield
-        self._rows, self._at = iter(()), -1
+        self._rows, self._next_row = iter(()), -1
 
     def __call__(self, rows: range) -> Outcomes:
         """Outcomes of these rows under each condition, shape (conditions, rows)."""
         result = np.zeros((max(1, len(self._conditions)), len(rows)), OUTCOME)
-        for first, condition, outcomes in self._under_conditions(rows) if self._conditions else self._as_they_are(rows):
+        for first, condition, outcomes in self._outcomes_by_condition(rows) if self._conditions else self._clean_outcomes(rows):
             start = first - rows.start
             result[condition, start : start + len(outcomes)] = outcomes
             assert self._task is not None, "entered under_way"
@@ -146,50 +146,55 @@ class _Observation:
 
     def _batches(self, rows: range) -> Iterator[PlainBatch]:
         """Yield batches of rows. Consecutive ranges share one pass over the source, so that each parquet row group is decoded once."""
-        if rows.start != self._at:
+        if rows.start != self._next_row:
             self._rows = self._trial.source.rows(range(rows.start, len(self._trial.source)))
-        self._at = rows.stop
+        self._next_row = rows.stop
         chunk = islice(self._rows, len(rows))
         while batch := list(islice(chunk, self.computation.batch_size)):
             yield PlainBatch(batch)
 
-    def _as_they_are(self, rows: range) -> Iterator[tuple[int, int, Outcomes]]:
+    def _clean_outcomes(self, rows: range) -> Iterator[tuple[int, int, Outcomes]]:
         for batch, prediction in predict(self._teacher, self.computation, self._batches(rows), hashes=False, threads=self._threads):
             readable = prediction.images.readable
-            log_probs = competing(prediction.log_probs, self._trial.columns)
-            yield batch.rows[0].id, 0, outcomes_of(log_probs, self._labels(batch, readable), readable, len(batch.rows))
+            log_probs = renormalize(prediction.log_probs, self._trial.columns)
+            yield batch.rows[0].id, 0, compute_outcomes(log_probs, self._labels(batch, readable), readable, len(batch.rows))
 
-    def _under_conditions(self, rows: range) -> Iterator[tuple[int, int, Outcomes]]:
+    def _outcomes_by_condition(self, rows: range) -> Iterator[tuple[int, int, Outcomes]]:
         """Outcomes under each condition: each batch is read and decoded once, and each condition of it is one task for a thread.
 
         On a CPU, threads do everything; with a GPU, threads corrupt, and the device attacks and classifies.
         """
         set_threads(self.computation.threads)
         threads = self._threads or cpus_of_this_process()
-        loaded = in_threads(self._load, self._batches(rows), max(1, threads // 8))  # decoding takes little time compared with what follows
-        views = (_View(images, condition) for _, images in loaded for condition in range(len(self._conditions)))
+        loaded = map_batches_in_threads(
+            self._load, self._batches(rows), max(1, threads // 8)
+        )  # decoding takes little time compared with what follows
+        views = (_ConditionView(images, condition) for _, images in loaded for condition in range(len(self._conditions)))
         if self.computation.device == "cpu":
-            yield from (outcomes for _, outcomes in in_threads(lambda view: self._classified(view, self._shown(view)), views, threads))
+            yield from (
+                outcomes
+                for _, outcomes in map_batches_in_threads(lambda view: self._classify(view, self._apply_condition(view)), views, threads)
+            )
         else:
-            yield from (self._classified(view, shown) for view, shown in in_threads(self._shown, views, threads))
+            yield from (self._classify(view, shown) for view, shown in map_batches_in_threads(self._apply_condition, views, threads))
 
-    def _load(self, batch: PlainBatch) -> "_Loaded":
+    def _load(self, batch: PlainBatch) -> "_LoadedBatch":
         loaded = load_images(batch.rows, self._teacher.preprocessings, self.computation.batch_size, hashes=False)
         rows = [row.id for row in batch.rows]
         if not loaded.readable:
-            return _Loaded(rows, [], np.empty(0, dtype=np.uint8))
-        images = self._network.pixels_of(self._teacher.preprocessings[0].finish(loaded.pixels[0]).to(self._network.mean.device))
+            return _LoadedBatch(rows, [], np.empty(0, dtype=np.uint8))
+        images = self._network.denormalize(self._teacher.preprocessings[0].finish(loaded.pixels[0]).to(self._network.mean.device))
         levels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-        return _Loaded(rows, loaded.readable, levels.cpu().numpy())
+        return _LoadedBatch(rows, loaded.readable, levels.cpu().numpy())
 
-    def _shown(self, view: "_View") -> NDArray[np.uint8]:
+    def _apply_condition(self, view: "_ConditionView") -> NDArray[np.uint8]:
         loaded, condition = view.loaded, self._conditions[view.condition]
         shown = loaded.images.copy()
         for place in loaded.readable:
-            shown[place] = condition.changed(loaded.images[place], loaded.rows[place])
+            shown[place] = condition.apply(loaded.images[place], loaded.rows[place])
         return shown
 
-    def _classified(self, view: "_View", shown: NDArray[np.uint8]) -> tuple[int, int, Outcomes]:
+    def _classify(self, view: "_ConditionView", shown: NDArray[np.uint8]) -> tuple[int, int, Outcomes]:
         loaded, labels = view.loaded, torch.from_numpy(self._trial.labels[view.loaded.rows])
         log_probs = torch.empty(0, len(self._trial.class_names))
         if loaded.readable:
@@ -197,7 +202,7 @@ class _Observation:
             padded = F.pad(labels, (0, len(shown) - len(labels))).to(self._network.mean.device)
             images = torch.from_numpy(shown).to(self._network.mean.device).float().div_(255).permute(0, 3, 1, 2)  # channels last
             try:
-                images = self._conditions[view.condition].attacked(self._network, images, padded, rows)
+                images = self._conditions[view.condition].attack(self._network, images, padded, rows)
                 with torch.inference_mode():
                     log_probs = self._network(images).float().log_softmax(dim=1).cpu()[loaded.readable]
             except torch.OutOfMemoryError:
@@ -205,14 +210,14 @@ class _Observation:
                     f"{self._trial.name}: {len(images)} images at once do not fit into the memory of the {self.computation.device}; free "
                     "what other programs use of it, or compute on the CPU with CUDA_VISIBLE_DEVICES= before the command"
                 ) from None
-        return loaded.rows[0], view.condition, outcomes_of(log_probs, labels[loaded.readable], loaded.readable, len(loaded.rows))
+        return loaded.rows[0], view.condition, compute_outcomes(log_probs, labels[loaded.readable], loaded.readable, len(loaded.rows))
 
     def _labels(self, batch: PlainBatch, readable: Sequence[int]) -> Int[Tensor, " readable"]:
         return torch.from_numpy(self._trial.labels[[batch.rows[position].id for position in readable]])
 
 
 @dataclass(frozen=True)
-class _Loaded:
+class _LoadedBatch:
     """A batch of images of the classifier's size, shape (batch, height, width, 3), with zeros for unreadable images."""
 
     rows: list[int]
@@ -221,22 +226,22 @@ class _Loaded:
 
 
 @dataclass(frozen=True)
-class _View:
+class _ConditionView:
     """A batch under one of the conditions."""
 
-    loaded: _Loaded
+    loaded: _LoadedBatch
     condition: int
 
 
-def competing(log_probs: Float[Tensor, "images outputs"], columns: NDArray[np.int64] | None) -> Float[Tensor, "images classes"]:
+def renormalize(log_probs: Float[Tensor, "images outputs"], columns: NDArray[np.int64] | None) -> Float[Tensor, "images classes"]:
     """Log-probabilities renormalized over the competing classes: the columns are selected before any arg max."""
     return log_probs if columns is None else log_probs[:, torch.from_numpy(columns)].log_softmax(dim=1)
 
 
-def _uncropped(preprocessing: Preprocessing) -> TimmPreprocessing:
+def _without_crop(preprocessing: Preprocessing) -> TimmPreprocessing:
     """The preprocessing for images that are already cropped, such as ImageNet-C's: not cropped, only resized to the classifier's size."""
     if isinstance(preprocessing, TimmPreprocessing):
         return replace(preprocessing, crop_pct=1.0, crop_mode=None)
-    mean, std = normalization_of(preprocessing)
+    mean, std = infer_normalization(preprocessing)
     height, width = preprocessing.prepare(torch.zeros(3, 64, 64, dtype=torch.uint8)).shape[1:]
     return TimmPreprocessing((3, height, width), "bicubic", tuple(mean.tolist()), tuple(std.tolist()), 1.0, None, exact=True)

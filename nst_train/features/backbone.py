@@ -16,15 +16,15 @@ from nst_data.store.store import Store
 from nst_train.classifiers.classifier import Classifier
 from nst_train.classifiers.lineage import teacher_input
 from nst_train.classifiers.teachers import Teacher
-from nst_train.networks.models import check_network_name, create_network, data_config_of
-from nst_train.networks.network_noise import classifiers_of
-from nst_train.networks.probe import FAILURES
-from nst_train.networks.weights import FOLDER, initial_weights, why_not_loaded
+from nst_train.networks.models import check_network_name, create_network, training_data_config
+from nst_train.networks.network_noise import find_classifiers
+from nst_train.networks.probe import NETWORK_ERRORS
+from nst_train.networks.weights import FOLDER, describe_load_error, initial_weights_input
 from nst_train.settings import TrainSettings
 from nst_train.teacher_names import is_in_store
 from nst_train.transforms.preprocessing import TimmPreprocessing
 
-_ALIKE = 1e-3  # relative tolerance for logits computed in two ways
+_LOGITS_TOLERANCE = 1e-3  # relative tolerance for logits computed in two ways
 _CLASSES = 2  # of the temporary last layer, which is removed again
 
 
@@ -43,14 +43,14 @@ class Backbone(Teacher):
 
 def last_layer(network: nn.Module, classes: int, name: str) -> nn.Linear:
     """The layer that turns features into logits. Raises NstError if the network does not end in a single linear layer."""
-    layers = classifiers_of(network, classes)
+    layers = find_classifiers(network, classes)
     if len(layers) != 1 or not isinstance(layers[0], nn.Linear) or layers[0].bias is None:
         kinds = ", ".join(type(layer).__name__ for layer in layers) or "none"
         raise NstError(f"{name}: expected one linear layer with a bias at the end of the network, found {kinds}; choose another model")
     return layers[0]
 
 
-def backbone_of(network: nn.Module, classes: int, name: str, data_config: dict[str, Any]) -> Backbone:
+def create_backbone(network: nn.Module, classes: int, name: str, data_config: dict[str, Any]) -> Backbone:
     """A copy of a network without its last layer, with the evaluation transform of its data config. Puts the network in evaluation mode.
 
     Raises NstError if the logits are not the last layer's output for these features, or the network rejects images of that size.
@@ -61,24 +61,24 @@ def backbone_of(network: nn.Module, classes: int, name: str, data_config: dict[s
     parent, _, attribute = place.rpartition(".")
     setattr(headless.get_submodule(parent), attribute, nn.Identity())
     _check_features(network, headless, layer, name, data_config["input_size"])
-    classifier = Classifier(headless, TimmPreprocessing.of(data_config), [str(number) for number in range(layer.in_features)])
+    classifier = Classifier(headless, TimmPreprocessing.from_data_config(data_config), [str(number) for number in range(layer.in_features)])
     return Backbone((classifier,), (None,))
 
 
 @torch.no_grad()
-def _check_features(network: nn.Module, headless: nn.Module, last: nn.Linear, name: str, size: tuple[int, int, int]) -> None:
+def _check_features(network: nn.Module, headless: nn.Module, layer: nn.Linear, name: str, size: tuple[int, int, int]) -> None:
     """Run both on a gray image. Raises NstError if the logits are not the output of the last layer for the features."""
     image = torch.zeros(1, *size)
     try:
         logits = network(image)
-    except FAILURES as error:
+    except NETWORK_ERRORS as error:
         raise NstError(
-            f"{name}: rejects images of {size[-1]} px ({why_not_loaded(error)}); choose another `image_size`, or omit it"
+            f"{name}: rejects images of {size[-1]} px ({describe_load_error(error)}); choose another `image_size`, or omit it"
         ) from None
     if not logits.isfinite().all():
         raise NstError(f"{name}: expected a trained network, found one whose output is not finite; retrain it, or choose another model")
-    with suppress(*FAILURES):
-        if torch.allclose(last(headless(image)), logits, rtol=_ALIKE, atol=_ALIKE * float(logits.abs().max())):
+    with suppress(*NETWORK_ERRORS):
+        if torch.allclose(layer(headless(image)), logits, rtol=_LOGITS_TOLERANCE, atol=_LOGITS_TOLERANCE * float(logits.abs().max())):
             return
     raise NstError(
         f"{name}: expected one linear layer with a bias at the end of the network, found that its logits do not come from that layer only; "
@@ -105,7 +105,7 @@ def load_backbone(name: str, store: Store, image_size: int | None, crop_pct: flo
         model, entry = f"{FOLDER}{version.folder}", teacher_input(name, store)
     check_network_name(model)
     settings = TrainSettings(model=model, pretrained=True, image_size=image_size, crop_pct=crop_pct, noise={"stochastic_depth": 0})
-    entry = entry or initial_weights(model)
+    entry = entry or initial_weights_input(model)
     with torch.random.fork_rng(devices=[]):
         network = create_network(settings, _CLASSES)
-    return Embedder(backbone_of(network, _CLASSES, name, data_config_of(network, settings)), entry)
+    return Embedder(create_backbone(network, _CLASSES, name, training_data_config(network, settings)), entry)

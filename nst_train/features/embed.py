@@ -9,17 +9,17 @@ import numpy as np
 
 from nst_data.arguments import with_checked_arguments
 from nst_data.errors import NstError
-from nst_data.features.features import Features, find, folder_of, ref_of
-from nst_data.features.under_way import FeaturesUnderWay, begin
-from nst_data.progress import Progress, Task, on_this_terminal
+from nst_data.features.features import Features, features_folder, features_ref, find_features
+from nst_data.features.under_way import FeaturesInProgress, start_features
+from nst_data.progress import Progress, Task, terminal_progress
 from nst_data.sources import Source
-from nst_data.sources.changes import HASH, Reading
+from nst_data.sources.changes import HASH, ReadRecord
 from nst_data.sources.unreadable import check_readable
 from nst_data.store.files import is_writable
 from nst_data.store.staging import NotReadyError
 from nst_data.store.store import Store, Version
 from nst_train.features.backbone import Embedder, load_backbone
-from nst_train.features.embedding import About, Embedding
+from nst_train.features.embedding import Embedding, EmbeddingInfo
 from nst_train.features.on_ray import embedding_on_ray
 from nst_train.settings import EmbedRunSettings, EmbedSettings, ReadSettings
 
@@ -55,15 +55,15 @@ def embed(
         UsageError: The model does not exist.
         NstError: The network does not end in a linear layer, or too many images cannot be read.
     """
-    settings, progress = settings or EmbedSettings(), progress or on_this_terminal()
+    settings, progress = settings or EmbedSettings(), progress or terminal_progress()
     name = model if isinstance(model, str) else store.open(model, "teacher").ref
     if isinstance(run, EmbedRunSettings) and run.engine == "ray":
         with embedding_on_ray(store, name, data, settings, run, progress) as (about, fill):
-            return _made(store, about, data, settings, run, progress, fill)
-    return embed_by(store, load_backbone(name, store, settings.image_size, settings.crop_pct), data, settings, run, progress)
+            return _find_or_compute(store, about, data, settings, run, progress, fill)
+    return embed_with(store, load_backbone(name, store, settings.image_size, settings.crop_pct), data, settings, run, progress)
 
 
-def embed_by(
+def embed_with(
     store: Store,
     embedder: Embedder,
     data: Source,
@@ -74,71 +74,75 @@ def embed_by(
 ) -> Features:
     """Same as `embed`, with a loaded backbone. If features are missing and the store is read-only, they go to the folder `scratch`."""
     run = run or ReadSettings()
-    embedding = Embedding.begun(embedder, data, settings, run)
+    embedding = Embedding.create(embedder, data, settings, run)
 
-    def fill(under_way: FeaturesUnderWay, task: Task) -> None:
+    def fill(under_way: FeaturesInProgress, task: Task) -> None:
         with closing(embedding.fill(under_way, under_way.shards.take())) as row_counts:
             for rows in row_counts:
                 task.advance(rows)
 
-    if scratch is not None and not is_writable(store.root) and find(store, embedding.about.request) is None:
+    if scratch is not None and not is_writable(store.root) and find_features(store, embedding.about.request) is None:
         store = Store(scratch)
-    return _made(store, embedding.about, data, settings, run, progress, fill)
+    return _find_or_compute(store, embedding.about, data, settings, run, progress, fill)
 
 
-def _made(
+def _find_or_compute(
     store: Store,
-    about: About,
+    about: EmbeddingInfo,
     data: Source,
     settings: EmbedSettings,
     run: ReadSettings,
     progress: Progress,
-    fill: Callable[[FeaturesUnderWay, Task], None],
+    fill: Callable[[FeaturesInProgress, Task], None],
 ) -> Features:
     """The features of a request: existing ones, or those that `fill` computes until no shard is missing."""
     request = about.request
-    place, event = folder_of(store, request), "these features were computed"
-    if existing := find(store, request):
-        remedy = f"`remove_features(store, {ref_of(place)!r})` and embed again"
-        Reading(place, "source").check(data, _hashes(existing), event, remedy, progress)
+    place, event = features_folder(store, request), "these features were computed"
+    if existing := find_features(store, request):
+        remedy = f"`remove_features(store, {features_ref(place)!r})` and embed again"
+        ReadRecord(place, "source").check_unchanged(data, _ids_and_hashes(existing), event, remedy, progress)
         progress.say(f"{data.location}: features of {existing.about.images:,} images are there already: {existing.location}")
         return existing
     try:
-        under_way = begin(store, request, len(data), settings.rows_per_shard, about.dimensions)
-        Reading(under_way.build, "source").begin(data)
-        under_way.share_reading()
-        with under_way.at_work():
+        under_way = start_features(store, request, len(data), settings.rows_per_shard, about.dimensions)
+        ReadRecord(under_way.build, "source").record_stamps(data)
+        under_way.share_source_notes()
+        with under_way.as_worker():
             is_sealed = False
             while not is_sealed:
-                _complete(under_way, data, progress, fill)
+                _fill_missing(under_way, data, progress, fill)
                 _check_readable(under_way, data, run.max_unreadable)
                 with suppress(NotReadyError):  # another machine has started to rewrite a shard
                     under_way.seal(about.machine)
                     is_sealed = True
     except (FileNotFoundError, NstError):
-        if existing := find(store, request):  # another process was computing them too and has finished
+        if existing := find_features(store, request):  # another process was computing them too and has finished
             return existing
         raise
-    finished = find(store, request)
+    finished = find_features(store, request)
     if finished is None:
-        raise NstError(f"{ref_of(place)}: was removed by another process just now; rerun this command")
+        raise NstError(f"{features_ref(place)}: was removed by another process just now; rerun this command")
     return finished
 
 
-def _complete(under_way: FeaturesUnderWay, data: Source, progress: Progress, fill: Callable[[FeaturesUnderWay, Task], None]) -> None:
+def _fill_missing(
+    under_way: FeaturesInProgress, data: Source, progress: Progress, fill: Callable[[FeaturesInProgress, Task], None]
+) -> None:
     """Fill until no shard is missing. If two machines write different bytes for a shard, neither is kept, and it is missing again."""
     plan = under_way.shards.plan
     while missing := under_way.shards.missing():
-        done = plan.rows - sum(map(plan.size, missing))
-        with progress.task(f"embed {data.location}", plan.rows, "images", done) as task:
+        completed = plan.rows - sum(map(plan.size, missing))
+        with progress.task(f"embed {data.location}", plan.rows, "images", completed) as task:
             fill(under_way, task)
 
 
-def _check_readable(under_way: FeaturesUnderWay, data: Source, most: float) -> None:
+def _check_readable(under_way: FeaturesInProgress, data: Source, max_unreadable: float) -> None:
     """Raises NstError if too many images cannot be read; their shards will be recomputed once they can."""
-    unread = list(under_way.shards.unread())
+    unread = list(under_way.shards.unread_images())
     try:
-        check_readable(data.location, len(data), sum(len(faults) for _, faults in unread), most, under_way.shards.first_unread())
+        check_readable(
+            data.location, len(data), sum(len(faults) for _, faults in unread), max_unreadable, under_way.shards.describe_first_unread()
+        )
     except NstError:
         for shard, errors in unread:
             if errors:
@@ -146,7 +150,7 @@ def _check_readable(under_way: FeaturesUnderWay, data: Source, most: float) -> N
         raise
 
 
-def _hashes(features: Features) -> Iterator[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
+def _ids_and_hashes(features: Features) -> Iterator[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
     rows = features.rows()
     hashes = np.array([bytes.fromhex(image_hash) for image_hash in rows["image_hash"].to_pylist()], dtype="S16").view(HASH)
     yield rows["id"].to_numpy(), hashes

@@ -15,13 +15,13 @@ from nst_data.review.spreading import rank_in_class
 FOLDS = 5
 STRENGTHS = tuple(float(10.0**power) for power in np.arange(-5, 1.5, 0.5))
 """Inverse strengths of the penalty that cross-validation tries: scikit-learn's `C`, on features of mean variance 1."""
-MOST_FITTED, MOST_SEARCHED = 20_000, 1_000  # images of a cross-validation
-MOST_FOLDED = 20_000
+MAX_FITTED, MAX_SEARCHED = 20_000, 1_000  # images of a cross-validation
+MAX_FOLDED = 20_000
 """Number of labeled images up to which cross-validation uses all of them; of more, it uses a sample of this size."""
-STATED_STRENGTH = 0.1  # used if there are too few images for folds
-_LEAST_OF_A_CLASS = 5  # images of each class in the sample that is fitted
-_NEVER = -30.0  # added to the lowest bias for a class without images
-_MOST_ITERATIONS = 1_000
+DEFAULT_STRENGTH = 0.1  # used if there are too few images for folds
+_MIN_PER_CLASS = 5  # images of each class in the sample that is fitted
+_NEVER_BIAS = -30.0  # added to the lowest bias for a class without images
+_MAX_ITERATIONS = 1_000
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def fit(
     All features share one scale: the deviation of one feature over a few images is mostly noise (`benchmarks/results/linear_probe.md`).
 
     The strength is the one given; or the one of `STRENGTHS` with the best likelihood over stratified folds, as many as the rarest class has
-    images and at most five; or `STATED_STRENGTH` if a class has one image. A class without images gets a bias that never wins, even if all
+    images and at most five; or `DEFAULT_STRENGTH` if a class has one image. A class without images gets a bias that never wins, even if all
     images are of one class. With balanced `class_weights`, all classes count the same, in the fit and in the likelihood.
 
     For large sets, the strength is searched on a `sample` of that many images, from the strongest penalty until the likelihood has not
@@ -79,17 +79,17 @@ def fit(
     else:
         scaled = (features - mean) / std
     counts = np.bincount(labels, minlength=classes)
-    folds = folds_of(labels)
-    is_given, strength = strength is not None, STATED_STRENGTH if strength is None else strength
+    folds = choose_folds(labels)
+    is_given, strength = strength is not None, DEFAULT_STRENGTH if strength is None else strength
     if np.count_nonzero(counts) == 1:  # scikit-learn requires two
-        bias_of_one = np.where(counts > 0, 0, _NEVER).astype(np.float32)
+        bias_of_one = np.where(counts > 0, 0, _NEVER_BIAS).astype(np.float32)
         return LinearProbe(np.zeros((classes, features.shape[1]), np.float32), bias_of_one, strength, 0, 0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the weakest penalties do not converge, and are not chosen
-        model = LogisticRegression(C=strength, max_iter=_MOST_ITERATIONS, class_weight=class_weights)
+        model = LogisticRegression(C=strength, max_iter=_MAX_ITERATIONS, class_weight=class_weights)
         scoring = _balanced_likelihood if class_weights else "neg_log_loss"
         if sample is not None:
-            folds, strength = _sought_on_a_sample(model, scaled, labels, sample, scoring, seed, task)
+            folds, strength = _search_on_sample(model, scaled, labels, sample, scoring, seed, task)
             model = model.set_params(C=strength).fit(scaled, labels)
         else:
             with threadpool_limits(1, user_api="blas"):
@@ -100,18 +100,18 @@ def fit(
     weight, bias = model.coef_ / std, model.intercept_ - (model.coef_ / std) @ mean
     if len(model.classes_) == 2:  # scikit-learn has only the logit of the second class
         weight, bias = np.concatenate([np.zeros_like(weight), weight]), np.concatenate([[0.0], bias])
-    weight_of_all, bias_of_all = np.zeros((classes, features.shape[1])), np.full(classes, bias.min() + _NEVER)
+    weight_of_all, bias_of_all = np.zeros((classes, features.shape[1])), np.full(classes, bias.min() + _NEVER_BIAS)
     weight_of_all[model.classes_], bias_of_all[model.classes_] = weight, bias
     return LinearProbe(weight_of_all.astype(np.float32), bias_of_all.astype(np.float32), strength, folds, int(np.max(model.n_iter_)))
 
 
-def folds_of(labels: Int[np.ndarray, " images"]) -> int:
+def choose_folds(labels: Int[np.ndarray, " images"]) -> int:
     """The number of folds over which the strength is chosen; 0 if the rarest class has one image or there is only one class."""
     counts = np.unique(labels, return_counts=True)[1]
     return 0 if len(counts) == 1 or counts.min() < 2 else min(FOLDS, int(counts.min()))
 
 
-def _sought_on_a_sample(
+def _search_on_sample(
     model: Any,  # noqa: ANN401 - scikit-learn's
     scaled: Float[np.ndarray, "images dimensions"],
     labels: Int[np.ndarray, " images"],
@@ -126,7 +126,7 @@ def _sought_on_a_sample(
     folds = next((count for count in range(FOLDS, 1, -1) if np.mean(of_its_class >= count) >= 0.5), FOLDS)
     sampled = sampled[of_its_class >= folds]
     if len(np.unique(labels[sampled])) < 2:
-        return 0, STATED_STRENGTH
+        return 0, DEFAULT_STRENGTH
     best, best_score = 0, -np.inf
     for number, (_, score) in enumerate(_likelihoods(model, scaled[sampled], labels[sampled], folds, scoring, seed, task)):
         if score > best_score:
@@ -156,36 +156,36 @@ def _likelihoods(
         yield strength, score
 
 
-def cross_validated(
+def cross_validated_probs(
     features: Float[np.ndarray, "images dimensions"], labels: Int[np.ndarray, " images"], classes: int, seed: int = 0
 ) -> Float[np.ndarray, "images classes"]:
     """Out-of-fold probabilities of each image: five stratified folds, with one strength for all of them.
 
-    A probe is fitted on about `MOST_FITTED` images: if there are more, on a seeded sample with some images of each class. The strength is
-    searched on `MOST_SEARCHED`. If a class has a single image, its probabilities are NaN.
+    A probe is fitted on about `MAX_FITTED` images: if there are more, on a seeded sample with some images of each class. The strength is
+    searched on `MAX_SEARCHED`. If a class has a single image, its probabilities are NaN.
     """
     from sklearn.model_selection import StratifiedKFold
 
     rng = np.random.default_rng(seed)
 
-    def fitted(rows: NDArray[np.int64], strength: float | None) -> LinearProbe:
-        most = MOST_SEARCHED if strength is None else MOST_FITTED
-        if len(rows) > most:
-            sampled = rng.choice(rows, most, replace=False)
+    def fit_probe(rows: NDArray[np.int64], strength: float | None) -> LinearProbe:
+        limit = MAX_SEARCHED if strength is None else MAX_FITTED
+        if len(rows) > limit:
+            sampled = rng.choice(rows, limit, replace=False)
             if strength is not None:  # otherwise each image of a class that the probe has not seen would look wrong
-                sampled = np.union1d(sampled, rows[rank_in_class(labels[rows]) < _LEAST_OF_A_CLASS])
+                sampled = np.union1d(sampled, rows[rank_in_class(labels[rows]) < _MIN_PER_CLASS])
             rows = np.sort(sampled)
         return fit(features[rows], labels[rows], classes, seed, strength=strength)
 
     probs, sizes = np.full((len(labels), classes), np.nan, np.float32), np.bincount(labels, minlength=classes)
     if sizes.max() < 2:  # no image can be left out
         return probs
-    strength = fitted(np.arange(len(labels)), None).strength
+    strength = fit_probe(np.arange(len(labels)), None).strength
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a class has fewer images than there are folds
         folds = min(FOLDS, int(sizes.max()))
         for train_rows, test_rows in StratifiedKFold(folds, shuffle=True, random_state=seed).split(features, labels):
-            probs[test_rows] = fitted(train_rows, strength).probs(features[test_rows])
+            probs[test_rows] = fit_probe(train_rows, strength).probs(features[test_rows])
     probs[sizes[labels] == 1] = np.nan
     return probs
 

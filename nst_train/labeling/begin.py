@@ -19,81 +19,81 @@ _COMMIT = re.compile(r"@[0-9a-f]{40}")
 _LISTING = "pool.arrow"  # in the work folder of a version: the pool that it was started on
 
 
-def begin(
+def find_or_stage(
     store: Store,
     request: Request,
     corpus: str,
     generation: int | None,
-    read: Mapping[str, Source],
+    sources: Mapping[str, Source],
     limit: int | None,
     run: LabelRunSettings,
     progress: Progress,
 ) -> Version | Staging:
-    """The requested version, sealed or in progress; `read` maps roles to the sources whose images are read, including the pool.
+    """The requested version, sealed or in progress; `sources` maps roles to the sources whose images are read, including the pool.
 
     Raises NstError if the pool or a teacher has changed since the start, or too many images of the pool are missing.
     """
-    pool = read["pool"]
+    pool = sources["pool"]
     for line in pool.remarks():
         progress.say_once(line)
-    _check_there(pool, limit, run.max_unreadable)
+    _check_missing_files(pool, limit, run.max_unreadable)
     for staging in store.stagings(corpus):
-        check_not_moved(staging, request, pool)
+        check_inputs_unchanged(staging, request, pool)
     edition = 1 if request.kind == "edition" and generation is not None else None
 
     def check(version: Version) -> None:
         remedy = f"`store.remove({version.ref!r})` and label again, or ask for another `generation` N"
-        check_unchanged(version, read, remedy, progress, run.share[0] == 0)
+        check_unchanged(version, sources, remedy, progress, run.rank_and_size[0] == 0)
 
     number = None if generation is None else Number(generation, edition)
-    how = reuse(store, request, corpus, number, progress, check)
-    staged = store.begin(request, corpus, generation, edition)
+    status = reuse(store, request, corpus, number, progress, check)
+    staged = store.find_or_stage(request, corpus, generation, edition)
     if isinstance(staged, Version):
         check(staged)
-        _say_already_made(store, staged, how, run, progress)
+        _report_existing(store, staged, status, run, progress)
     else:
-        for line in store.unfinished_beside(staged):
+        for line in store.other_unfinished(staged):
             progress.say(line)
     return staged
 
 
-def note_images(staging: Staging, read: Mapping[str, Source], run: LabelRunSettings, progress: Progress) -> None:
+def record_images(staging: Staging, sources: Mapping[str, Source], run: LabelRunSettings, progress: Progress) -> None:
     """Record the images that a labeling is started on. Raises NstError if it was started on others with the same names and sizes."""
-    check_unchanged(staging, read, f"`store.remove({staging.ref!r})` and label again", progress, run.share[0] == 0)
+    check_unchanged(staging, sources, f"`store.remove({staging.ref!r})` and label again", progress, run.rank_and_size[0] == 0)
     if not (staging.work / _LISTING).exists():
-        write_listing(staging.work / _LISTING, read["pool"].listing())
+        write_listing(staging.work / _LISTING, sources["pool"].listing())
 
 
-def _check_there(pool: Source, limit: int | None, max_unreadable: float) -> None:
+def _check_missing_files(pool: Source, limit: int | None, max_unreadable: float) -> None:
     """Reject missing files early: with its images back, the pool would be a different one, and the work done so far useless."""
     rows = min(len(pool), limit or len(pool))
     missing, first = pool.empty_files(rows)
     check_readable(pool.location, rows, missing, max_unreadable, f"{first!r}, which is empty or missing")
 
 
-def check_not_moved(staging: Staging, request: Request, pool: Source) -> None:
+def check_inputs_unchanged(staging: Staging, request: Request, pool: Source) -> None:
     """Raises NstError if the same labeling was started with inputs that have changed since but keep their names."""
-    begun_on = staging.work / _LISTING  # if it does not exist, nothing was done yet
-    moved = _moved(staging.request, request) if begun_on.exists() else None
-    if moved is not None:
-        change = what_changed(read_listing(begun_on), pool.listing()) if moved == "pool" else "its weights are others"
+    listing_path = staging.work / _LISTING  # if it does not exist, nothing was done yet
+    changed_role = _changed_role(staging.request, request) if listing_path.exists() else None
+    if changed_role is not None:
+        change = what_changed(read_listing(listing_path), pool.listing()) if changed_role == "pool" else "its weights are others"
         raise NstError(
-            f"{request.inputs.by_role[moved].ref}: the {moved} has changed since {staging.ref} was started: {change}; "
+            f"{request.inputs.by_role[changed_role].ref}: the {changed_role} has changed since {staging.ref} was started: {change}; "
             f"restore it and rerun, or `store.remove({staging.ref!r})` and label again"
         )
 
 
-def _moved(begun: Request, asked: Request) -> str | None:
+def _changed_role(started: Request, requested: Request) -> str | None:
     """The role of the pool or teacher that has changed, if both requests ask for the same labeling of inputs with the same names."""
-    old_inputs, new_inputs = begun.inputs.by_role, asked.inputs.by_role
-    if (begun.kind, begun.settings, old_inputs.keys()) != (asked.kind, asked.settings, new_inputs.keys()):
+    old_inputs, new_inputs = started.inputs.by_role, requested.inputs.by_role
+    if (started.kind, started.settings, old_inputs.keys()) != (requested.kind, requested.settings, new_inputs.keys()):
         return None
     if any(_COMMIT.sub("", old_inputs[role].ref) != _COMMIT.sub("", new_inputs[role].ref) for role in new_inputs):
         return None
     return next((role for role, entry in new_inputs.items() if entry.digest != old_inputs[role].digest), None)
 
 
-def _say_already_made(store: Store, version: Version, how: str, run: LabelRunSettings, progress: Progress) -> None:
+def _report_existing(store: Store, version: Version, status: str, run: LabelRunSettings, progress: Progress) -> None:
     """Report a finished version. Raises NstError if it has no label, because an earlier nst sealed it without a readable image."""
     match version.manifest.counts:
         case EditionCounts(errors=lost, unique=labels):
@@ -111,4 +111,4 @@ def _say_already_made(store: Store, version: Version, how: str, run: LabelRunSet
     unreadable = f"{errors:,} unreadable image{'s are' if errors > 1 else ' is'} missing from it"
     sealed = "`retry_errors` does nothing to a sealed version; " if run.retry_errors else ""
     left_out = f"; {unreadable}: {sealed}{remedy}" if errors else ""
-    progress.say(f"{version.ref} {how}: same teacher, images and settings{left_out}")
+    progress.say(f"{version.ref} {status}: same teacher, images and settings{left_out}")

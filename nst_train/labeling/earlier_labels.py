@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from nst_data.store.files import HashedWriter, replacing
+from nst_data.store.files import HashedWriter, atomic_write
 from nst_data.store.store import Version
 from nst_data.tables.partitions import Partitions
 from nst_data.tables.schema import soft_label_columns
@@ -37,15 +37,15 @@ class EarlierLabels:
 
     def _write_index(self, work: Path) -> None:
         start = 0
-        with Partitions(work, numbers=3, rows=len(self._table)) as partitions:
+        with Partitions(work, n_values=3, n_rows=len(self._table)) as partitions:
             for batch in self._table.batches(["image_hash", "confidence"]):
-                answered = _answered(batch)  # rows without an answer are labeled again, and end in `errors` with the reason
+                answered = _labeled_positions(batch)  # rows without an answer are labeled again, and end in `errors` with the reason
                 first, second = _as_numbers(batch["image_hash"]).T
                 partitions.add(first[answered], second[answered], (start + answered).view(np.uint64))
                 start += len(batch)
-            with replacing(work / "earlier_positions.npy") as positions, replacing(work / "earlier_hashes.npy") as hashes:
-                _begin_array(hashes, _HASH, partitions.rows)
-                _begin_array(positions, np.dtype(np.int64), partitions.rows)
+            with atomic_write(work / "earlier_positions.npy") as positions, atomic_write(work / "earlier_hashes.npy") as hashes:
+                _write_array_header(hashes, _HASH, partitions.rows)
+                _write_array_header(positions, np.dtype(np.int64), partitions.rows)
                 for records in partitions:
                     ordered = records[np.lexsort((records[:, 1], records[:, 0]))]
                     hashes.write(ordered[:, :2].astype(_BIG_ENDIAN).tobytes())
@@ -67,7 +67,7 @@ class EarlierLabels:
 
 
 @dataclass(frozen=True)
-class Reused:
+class ReuseCounts:
     """How much of an earlier generation is in a later one: rows taken over, new rows, and images that are gone."""
 
     taken_over: int
@@ -75,24 +75,27 @@ class Reused:
     gone: int
 
     @classmethod
-    def between(cls, earlier: Version, later: Version, scratch: Path) -> Self:
+    def count_between(cls, earlier: Version, later: Version, scratch: Path) -> Self:
         """Compare by the first 8 bytes of each `image_hash`. Temporarily needs up to 8 bytes in `scratch` per row of both."""
-        taken_over, gone = 0, 0
+        n_reused, n_removed = 0, 0
         old_table, new_table = TableReader(earlier.folder, "pseudo_labels"), TableReader(later.folder, "pseudo_labels")
-        with Partitions(scratch, numbers=1, rows=len(old_table)) as labeled, Partitions(scratch, numbers=1, rows=len(old_table)) as present:
+        with (
+            Partitions(scratch, n_values=1, n_rows=len(old_table)) as labeled,
+            Partitions(scratch, n_values=1, n_rows=len(old_table)) as present,
+        ):
             for batch in old_table.batches(["image_hash", "confidence"]):
-                labeled.add(np.sort(_as_numbers(batch["image_hash"])[_answered(batch), 0]))
+                labeled.add(np.sort(_as_numbers(batch["image_hash"])[_labeled_positions(batch), 0]))
             for batch in new_table.batches(["image_hash"]):
                 present.add(np.sort(_as_numbers(batch["image_hash"])[:, 0]))
             for labeled_records, present_records in zip(labeled, present, strict=True):
                 images, rows = np.sort(labeled_records, axis=None), np.sort(present_records, axis=None)
                 images = images[np.append(True, images[1:] != images[:-1])[: len(images)]]
                 present_rows = np.searchsorted(rows, images, side="right") - np.searchsorted(rows, images)
-                taken_over, gone = taken_over + int(present_rows.sum()), gone + int((present_rows == 0).sum())
-        return cls(taken_over, len(new_table) - taken_over, gone)
+                n_reused, n_removed = n_reused + int(present_rows.sum()), n_removed + int((present_rows == 0).sum())
+        return cls(n_reused, len(new_table) - n_reused, n_removed)
 
 
-def _answered(batch: pa.RecordBatch) -> NDArray[np.int64]:
+def _labeled_positions(batch: pa.RecordBatch) -> NDArray[np.int64]:
     """The positions of the rows that have a label."""
     return np.flatnonzero(~np.isnan(batch["confidence"].to_numpy()))
 
@@ -107,7 +110,7 @@ def _as_bytes(hashes: pa.Array) -> NDArray[np.bytes_]:
     return np.frombuffer(unhexlify(joined), _HASH)
 
 
-def _begin_array(file: HashedWriter, dtype: np.dtype[Any], length: int) -> None:
+def _write_array_header(file: HashedWriter, dtype: np.dtype[Any], length: int) -> None:
     """Write the header of a one-dimensional .npy file."""
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (length,)}
     np.lib.format.write_array_header_1_0(file, header)

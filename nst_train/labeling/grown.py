@@ -25,7 +25,7 @@ from nst_train.zero_shot_settings import ZeroShot
 
 
 @dataclass(frozen=True)
-class Grown(Plan):
+class GrownPoolPlan(Plan):
     """All of a grown pool: rows with the same bytes as a labeled image, joined by `image_hash`, are taken over."""
 
     earlier: Version
@@ -39,42 +39,42 @@ class Grown(Plan):
     @property
     def inputs(self) -> dict[str, Input]:
         """The earlier generation, and its teachers and calibration images as recorded there."""
-        fitted = self._before.request.inputs.calibration
-        return {**self._teachers, **({"calibration": fitted} if fitted else {}), "extended": self.earlier.lineage}
+        fitted = self._earlier_manifest.request.inputs.calibration
+        return {**self._teacher_inputs, **({"calibration": fitted} if fitted else {}), "extended": self.earlier.lineage}
 
     @property
     def calibration(self) -> CalibrationCounts | None:
         """The calibration of the earlier generation."""
-        return self._before.counts.calibration
+        return self._earlier_manifest.counts.calibration
 
     @property
-    def _before(self) -> GenerationManifest:
-        return GenerationManifest.of(self.earlier.manifest)
+    def _earlier_manifest(self) -> GenerationManifest:
+        return GenerationManifest.from_manifest(self.earlier.manifest)
 
     @property
-    def _teachers(self) -> dict[str, Input]:
-        return self._before.request.inputs.teachers
+    def _teacher_inputs(self) -> dict[str, Input]:
+        return self._earlier_manifest.request.inputs.teachers
 
-    def teachers(self, store: Store) -> list[TeacherName]:
+    def pinned_teachers(self, store: Store) -> list[TeacherName]:
         """The names of the earlier teachers, each pinned to the commit that its revision meant then.
 
         Raises UsageError if the labels were adopted, or if the manifest was downloaded and its teacher is not in the store: a folder or
         repository that such a manifest names is not opened.
         """
-        if self._before.request.inputs.adopted:
+        if self._earlier_manifest.request.inputs.adopted:
             raise UsageError(f"{self.earlier.ref} was adopted, so its teacher is unknown; label the whole pool without `extend`")
-        for entry in self._teachers.values():
+        for entry in self._teacher_inputs.values():
             if entry.pulled and not is_in_store(entry.ref, store):
                 raise UsageError(
                     f"`extend` {self.earlier.ref}: its teacher {entry.ref!r} comes from a downloaded manifest and is not in the store; "
                     "`pull(...)` it, or label the whole pool with any teacher, without `extend`"
                 )
-        return [_at_its_commit(entry) for entry in self._teachers.values()]
+        return [_pinned_name(entry) for entry in self._teacher_inputs.values()]
 
-    def settings(self) -> LabelSettings:
+    def earlier_settings(self) -> LabelSettings:
         """The settings of the earlier generation, without its limit. Raises UsageError if this nst does not support them."""
         try:
-            return LabelSettings.of_request(self._before.request.settings | {"limit": None})
+            return LabelSettings.from_request(self._earlier_manifest.request.settings | {"limit": None})
         except ValidationError as error:
             place = ".".join(map(str, error.errors()[0]["loc"])) or "settings"
             raise UsageError(
@@ -82,19 +82,19 @@ class Grown(Plan):
                 f"({place}: {error.errors()[0]['msg']}); label the whole pool, without `extend`"
             ) from None
 
-    def check_same(self, teachers: Mapping[str, Input]) -> None:
+    def check_same_weights(self, teachers: Mapping[str, Input]) -> None:
         """Raises NstError if a teacher has changed under its name."""
-        for role, entry in self._teachers.items():
+        for role, entry in self._teacher_inputs.items():
             if teachers[role].digest != entry.digest:
                 raise NstError(f"{entry.ref}: its weights are not those that labeled {self.earlier.ref}; label the whole pool again")
 
-    def parts(self, work: Path) -> PartMaker:
+    def part_maker(self, work: Path) -> PartMaker:
         """Parts with both earlier and new labels; the index of the earlier ones is in `work`."""
         labels = EarlierLabels(self.earlier, work)
-        return lambda start, stop, show_life: _part(self.pool, labels, start, stop, self.threads, show_life)
+        return lambda start, stop, show_life: _create_part(self.pool, labels, start, stop, self.threads, show_life)
 
 
-def _at_its_commit(teacher: Input) -> TeacherName:
+def _pinned_name(teacher: Input) -> TeacherName:
     name = f"{teacher.ref.partition('@')[0]}@{teacher.revision}" if teacher.revision and "/" in teacher.ref else teacher.ref
     if teacher.texts is None:
         return name
@@ -106,13 +106,13 @@ class _GrownPart:
     """Rows of a grown pool: those whose bytes were labeled before are taken over, the others are labeled."""
 
     to_label: NDArray[np.int64]
-    _labeled: pa.Table  # id, key, image_hash, and `position` among the earlier rows; sorted by id
+    _labeled_rows: pa.Table  # id, key, image_hash, and `position` among the earlier rows; sorted by id
     _earlier: EarlierLabels
 
     def complete(self, labels: pa.Table, errors: Errors, stop: int | None) -> tuple[pa.Table, Errors]:
         """New and earlier rows, sorted by row number in the pool."""
-        count = self._labeled.num_rows if stop is None else int(np.searchsorted(self._labeled["id"].to_numpy(), stop))
-        labeled, self._labeled = self._labeled.slice(0, count), self._labeled.slice(count)
+        count = self._labeled_rows.num_rows if stop is None else int(np.searchsorted(self._labeled_rows["id"].to_numpy(), stop))
+        labeled, self._labeled_rows = self._labeled_rows.slice(0, count), self._labeled_rows.slice(count)
         values = self._earlier.take(labeled["position"].to_numpy())
         for name in ("id", "key", "image_hash"):
             values = values.append_column(name, labeled[name])
@@ -120,13 +120,15 @@ class _GrownPart:
         return rows.sort_by("id"), errors
 
 
-def _part(pool: Source, earlier: EarlierLabels, start: int, stop: int, threads: int | None, show_life: Callable[[], None]) -> _GrownPart:
-    """Rows `start` to `stop` of a pool; every image is read and hashed, none is decoded. `show_life` is called after each."""
+def _create_part(
+    pool: Source, earlier: EarlierLabels, start: int, stop: int, threads: int | None, heartbeat: Callable[[], None]
+) -> _GrownPart:
+    """Rows `start` to `stop` of a pool; every image is read and hashed, none is decoded. `heartbeat` is called after each."""
     keys, hashes = list[str](), list[str]()
     for row, hashed in image_hashes(pool.rows(range(start, stop)), threads or cpus_of_this_process()):
         keys.append(row.key)
         hashes.append(hashed)
-        show_life()
+        heartbeat()
     readable = [index for index, hashed in enumerate(hashes) if hashed]
     positions = np.full(len(keys), -1, np.int64)
     positions[readable] = earlier.find([hashes[index] for index in readable])

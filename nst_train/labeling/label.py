@@ -9,25 +9,25 @@ from typing import TYPE_CHECKING
 from nst_data.arguments import with_checked_arguments
 from nst_data.corpora import newest_labels
 from nst_data.errors import NstError, UsageError
-from nst_data.progress import Progress, on_this_terminal
+from nst_data.progress import Progress, terminal_progress
 from nst_data.sources import Source, labels_in, match_classes
 from nst_data.sources.labeled_pool import open_labeled_pool
 from nst_data.store.inputs import Input
 from nst_data.store.manifest import EditionRequest, Request
 from nst_data.store.store import Store, Version
 from nst_train.classifiers.lineage import calibration_input, teacher_entries
-from nst_train.labeling.begin import begin
-from nst_train.labeling.earlier_labels import Reused
-from nst_train.labeling.grown import Grown
-from nst_train.labeling.like import Like
-from nst_train.labeling.plan import Plan, Whole
+from nst_train.labeling.begin import find_or_stage
+from nst_train.labeling.earlier_labels import ReuseCounts
+from nst_train.labeling.grown import GrownPoolPlan
+from nst_train.labeling.like import RelabelPlan
+from nst_train.labeling.plan import FullPoolPlan, Plan
 from nst_train.labeling.task import LabelTask
 from nst_train.settings import LabelRunSettings, LabelSettings, ReadSettings
 from nst_train.teacher_names import TeacherName
 from nst_train.zero_shot_settings import ZeroShot
 
 if TYPE_CHECKING:
-    from nst_train.labeling.prepared import Prepared
+    from nst_train.labeling.prepared import PreparedTeacher
 
 _POOL_HINT = "was made from it; give its current location as `pool`"
 Teachers = str | Version | ZeroShot | Sequence[str | Version | ZeroShot]
@@ -77,13 +77,15 @@ def label(
         raise UsageError("`calibration` requires a teacher without `noise`; remove one of them")
     if calibration is not None:
         labels_in(calibration)
-    for ref, request in _of_all(store, corpus).items():
+    for ref, request in _requests_by_ref(store, corpus).items():
         if (
             ref.startswith(f"{corpus}@gen-{generation}.") and isinstance(request, EditionRequest) and request.inputs.like
         ):  # the edition would seem to be drawn from this generation
             raise NstError(f"{ref} is a relabeled edition without its pool; omit the generation to get the next one")
-    driver = _Driver(store, _names_of(teacher, store), settings, LabelRunSettings.of(run), progress or on_this_terminal(), calibration)
-    return driver.make(Whole(pool, settings.limit), corpus, generation)
+    driver = _Driver(
+        store, _teacher_names(teacher, store), settings, LabelRunSettings.from_run(run), progress or terminal_progress(), calibration
+    )
+    return driver.label_and_seal(FullPoolPlan(pool, settings.limit), corpus, generation)
 
 
 @with_checked_arguments
@@ -114,14 +116,16 @@ def extend(
         UsageError: The generation was adopted, or its teacher comes from a downloaded manifest and is not in the store.
         NstError: The teacher's weights have changed, or too many images cannot be read.
     """
-    run, generation = LabelRunSettings.of(run), store.open(version, "generation")
-    plan = Grown(pool or open_labeled_pool(generation, store.indexes, _POOL_HINT, as_labeled=False), generation, run.decode_threads)
-    progress, earlier_refs = progress or on_this_terminal(), [version.ref for version in store.versions(generation.name)]
-    driver = _Driver(store, plan.teachers(store), plan.settings(), run, progress)
-    plan.check_same(driver.teachers)
-    extended = driver.make(plan, generation.name)
-    if extended.ref not in earlier_refs and store.address is None and run.share[0] == 0:  # at an address, this would download its tables
-        progress.say(_what_was_reused(generation, extended, store.root))
+    run, generation = LabelRunSettings.from_run(run), store.open(version, "generation")
+    plan = GrownPoolPlan(pool or open_labeled_pool(generation, store.indexes, _POOL_HINT, as_labeled=False), generation, run.decode_threads)
+    progress, earlier_refs = progress or terminal_progress(), [version.ref for version in store.versions(generation.name)]
+    driver = _Driver(store, plan.pinned_teachers(store), plan.earlier_settings(), run, progress)
+    plan.check_same_weights(driver.teachers)
+    extended = driver.label_and_seal(plan, generation.name)
+    if (
+        extended.ref not in earlier_refs and store.address is None and run.rank_and_size[0] == 0
+    ):  # at an address, this would download its tables
+        progress.say(_reuse_report(generation, extended, store.root))
     return extended
 
 
@@ -160,15 +164,15 @@ def label_like(
     """
     settings, edition = settings or LabelSettings(), store.open(version, "edition")
     pool, corpus = pool or open_labeled_pool(edition, store.indexes, _POOL_HINT, as_labeled=False), edition.name
-    if generation is not None and f"{corpus}@gen-{generation}" in _of_all(store, corpus):
+    if generation is not None and f"{corpus}@gen-{generation}" in _requests_by_ref(store, corpus):
         raise NstError(f"{corpus}@gen-{generation} labels the whole pool; omit the generation to get the next one")
-    driver = _Driver(store, _names_of(teacher, store), settings, LabelRunSettings.of(run), progress or on_this_terminal())
+    driver = _Driver(store, _teacher_names(teacher, store), settings, LabelRunSettings.from_run(run), progress or terminal_progress())
     driver.check_same_classes(edition, f"Name a teacher with the classes of {edition.ref}, or label the pool as another corpus")
-    return driver.make(Like(pool, edition, settings.limit), corpus, generation)
+    return driver.label_and_seal(RelabelPlan(pool, edition, settings.limit), corpus, generation)
 
 
-def _what_was_reused(earlier: Version, extended: Version, scratch: Path) -> str:
-    reused = Reused.between(earlier, extended, scratch)
+def _reuse_report(earlier: Version, extended: Version, scratch: Path) -> str:
+    reused = ReuseCounts.count_between(earlier, extended, scratch)
     if not reused.taken_over:
         return (
             f"warning: {extended.ref}: no labels were taken over, since the pool has none of the {reused.gone:,} images of {earlier.ref}; "
@@ -180,7 +184,7 @@ def _what_was_reused(earlier: Version, extended: Version, scratch: Path) -> str:
     )
 
 
-def _names_of(teacher: Teachers, store: Store) -> list[TeacherName]:
+def _teacher_names(teacher: Teachers, store: Store) -> list[TeacherName]:
     """The names of the teachers. Raises UsageError if there is none, or if a version is not a teacher."""
     teachers = [teacher] if isinstance(teacher, str | Version | ZeroShot) else teacher
     if not teachers:
@@ -188,10 +192,10 @@ def _names_of(teacher: Teachers, store: Store) -> list[TeacherName]:
     return [store.open(entry, "teacher").ref if isinstance(entry, Version) else entry for entry in teachers]
 
 
-def _of_all(store: Store, corpus: str) -> dict[str, Request]:
+def _requests_by_ref(store: Store, corpus: str) -> dict[str, Request]:
     """The request of each version of a corpus, by its reference, including versions in progress."""
-    under_way = {staging.ref: staging.request for staging in store.stagings(corpus)}
-    return under_way | {version.ref: version.manifest.request for version in store.versions(corpus) if version.is_readable}
+    requests = {staging.ref: staging.request for staging in store.stagings(corpus)}
+    return requests | {version.ref: version.manifest.request for version in store.versions(corpus) if version.is_readable}
 
 
 @dataclass
@@ -204,17 +208,17 @@ class _Driver(LabelTask):
     @property
     def teachers(self) -> dict[str, Input]:
         """The lineage entries of the teachers."""
-        entries = teacher_entries(self.names, self.store)
+        entries = teacher_entries(self.teacher_names, self.store)
         return self._prepared.teachers if entries is None else entries
 
     def check_same_classes(self, version: Version, advice: str) -> None:
         """Raises NstError, ending in `advice`, if the teacher has other classes than a version. Teachers in the store are not loaded."""
         entries = list(self.teachers.values())
-        in_store = teacher_entries(self.names[:1], self.store) is not None
+        in_store = teacher_entries(self.teacher_names[:1], self.store) is not None
         names = self.store.open(entries[0].ref, "teacher").manifest.class_names if in_store else self._prepared.class_names
         match_classes(names, version.manifest.class_names, entries[0].ref, advice=advice)
 
-    def _say_other_classes(self, corpus: str) -> None:
+    def _warn_other_classes(self, corpus: str) -> None:
         """Warn if the newest labels of a corpus have other classes than the teacher."""
         newest = newest_labels(self.store, corpus)
         if newest is None:
@@ -228,22 +232,22 @@ class _Driver(LabelTask):
             self.progress.say(f"warning: {error}")
 
     @cached_property
-    def _prepared(self) -> "Prepared":
-        from nst_train.labeling.prepared import Prepared
+    def _prepared(self) -> "PreparedTeacher":
+        from nst_train.labeling.prepared import PreparedTeacher
 
-        return Prepared(self.store, self.names, self.settings, self.run, self.progress, self.calibration)
+        return PreparedTeacher(self.store, self.teacher_names, self.settings, self.run, self.progress, self.calibration)
 
-    def make(self, plan: Plan, corpus: str, generation: int | None = None) -> Version:
+    def label_and_seal(self, plan: Plan, corpus: str, generation: int | None = None) -> Version:
         """Label what is missing, and seal. If another process seals first, its version is returned."""
         inputs, sources = {**self.teachers, "pool": plan.pool.lineage, **plan.inputs}, {"pool": plan.pool}
         if self.calibration is not None:
             inputs["calibration"] = calibration_input(self.store, inputs, self.settings, self.calibration)
             sources["calibration"] = self.calibration
         request = plan.request(self.settings.for_request(), inputs)
-        staged = begin(self.store, request, corpus, generation, sources, self.settings.limit, self.run, self.progress)
+        staged = find_or_stage(self.store, request, corpus, generation, sources, self.settings.limit, self.run, self.progress)
         if isinstance(staged, Version):
             return staged
-        self._say_other_classes(corpus)
-        from nst_train.labeling.make import make
+        self._warn_other_classes(corpus)
+        from nst_train.labeling.make import run_labeling
 
-        return staged.shared(lambda: make(self._prepared, staged, plan, sources))
+        return staged.run_as_worker(lambda: run_labeling(self._prepared, staged, plan, sources))

@@ -23,7 +23,7 @@ OTHER_BYTES = "differs from the image that was selected"
 
 
 @dataclass(frozen=True)
-class Like(Plan):
+class RelabelPlan(Plan):
     """The images of an edition, or the first `limit` of them, with the same copies."""
 
     edition: Version
@@ -32,38 +32,38 @@ class Like(Plan):
     kind: ClassVar[Kind] = "edition"
 
     @cached_property
-    def _selected(self) -> TableReader:
+    def _edition_table(self) -> TableReader:
         return TableReader(self.edition.folder, "balanced")
 
     @property
     def rows(self) -> int:
         """The number of rows of the edition, at most `limit`."""
-        return min(len(self._selected), self.limit or len(self._selected))
+        return min(len(self._edition_table), self.limit or len(self._edition_table))
 
     @property
     def inputs(self) -> dict[str, Input]:
         """The edition, and the review it was drawn with, if any."""
-        reviews = EditionManifest.of(self.edition.manifest).request.inputs.reviews
+        reviews = EditionManifest.from_manifest(self.edition.manifest).request.inputs.reviews
         return {"like": self.edition.lineage} | ({"reviews": reviews} if reviews else {})
 
-    def parts(self, _: Path) -> PartMaker:
+    def part_maker(self, _: Path) -> PartMaker:
         """Parts whose images are found in the pool by row or, if it is not the labeled pool, by key."""
-        is_same_pool = self.pool.fingerprint == EditionManifest.of(self.edition.manifest).request.inputs.pool.digest
-        return lambda start, stop, _: self._part(is_same_pool, start, stop)
+        is_same_pool = self.pool.fingerprint == EditionManifest.from_manifest(self.edition.manifest).request.inputs.pool.digest
+        return lambda start, stop, _: self._create_part(is_same_pool, start, stop)
 
-    def _part(self, is_same_pool: bool, start: int, stop: int) -> "_LikePart":
-        rows = self._selected.take(np.arange(start, stop), ["id", "key", "image_hash", "duplicates", "copies"])
+    def _create_part(self, is_same_pool: bool, start: int, stop: int) -> "_RelabelPart":
+        rows = self._edition_table.take(np.arange(start, stop), ["id", "key", "image_hash", "duplicates", "copies"])
         numbers = rows["id"].to_numpy() if is_same_pool else self.pool.rows_of(rows["key"].to_pylist())
         order = np.argsort(numbers, kind="stable")
-        return _LikePart(numbers[order], rows.take(order))
+        return _RelabelPart(numbers[order], rows.take(order))
 
     def request(self, settings: dict[str, Any], inputs: Mapping[str, Input]) -> Request:
         """The request of an edition."""
         return EditionRequest(settings=settings, inputs=EditionInputs(**inputs))
 
-    def counts(self, build: Path, counts: LabelCounts, of_teacher: dict[str, Any]) -> Counts:
+    def counts(self, build: Path, counts: LabelCounts, teacher_counts: dict[str, Any]) -> Counts:
         """The counts of an edition: its parent's, with the classes according to the new labels."""
-        parent = EditionManifest.of(self.edition.manifest).counts
+        parent = EditionManifest.from_manifest(self.edition.manifest).counts
         lost = {"unreadable": counts.errors - counts.no_answer, "no_answer": counts.no_answer}
         rows = (
             pl.scan_parquet(sorted((build / "balanced").glob("[!.]*.parquet")), glob=False)
@@ -77,8 +77,8 @@ class Like(Plan):
             unique, copies = by_label.get(index, (0, 0))
             per_class[name] = ClassCounts(labeled=images, unique=unique, copies=copies)
         return EditionCounts(
-            top_k=of_teacher["top_k"],
-            teacher_parameters=of_teacher["teacher_parameters"],
+            top_k=teacher_counts["top_k"],
+            teacher_parameters=teacher_counts["teacher_parameters"],
             errors=counts.errors,
             labeled=parent.labeled,
             dropped=parent.dropped | {reason: images for reason, images in lost.items() if images},
@@ -91,7 +91,7 @@ class Like(Plan):
 
 
 @dataclass
-class _LikePart:
+class _RelabelPart:
     """Rows of an edition to label again: same images, same copies."""
 
     to_label: NDArray[np.int64]

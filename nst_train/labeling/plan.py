@@ -70,16 +70,16 @@ class Plan(ABC):
         return GenerationRequest(settings=settings, inputs=GenerationInputs(**inputs))
 
     @abstractmethod
-    def parts(self, work: Path) -> PartMaker:
+    def part_maker(self, work: Path) -> PartMaker:
         """A function that makes the parts of shards. It may keep temporary files in `work`."""
 
-    def counts(self, _: Path, counts: LabelCounts, of_teacher: dict[str, Any]) -> Counts:
+    def counts(self, _: Path, counts: LabelCounts, teacher_counts: dict[str, Any]) -> Counts:
         """The counts for the manifest, from the counts of the table in a build folder and those of the teacher."""
-        return GenerationCounts(**counts.model_dump(), **of_teacher)
+        return GenerationCounts(**counts.model_dump(), **teacher_counts)
 
 
 @dataclass(frozen=True)
-class Whole(Plan):
+class FullPoolPlan(Plan):
     """Every image of a pool, or the first `limit` ones."""
 
     limit: int | None
@@ -89,13 +89,13 @@ class Whole(Plan):
         """The number of images in the pool, at most `limit`."""
         return min(len(self.pool), self.limit or len(self.pool))
 
-    def parts(self, _: Path) -> PartMaker:
+    def part_maker(self, _: Path) -> PartMaker:
         """Parts in which every row is labeled."""
-        return lambda start, stop, _: WholePart(range(start, stop))
+        return lambda start, stop, _: FullPart(range(start, stop))
 
 
 @dataclass(frozen=True)
-class WholePart:
+class FullPart:
     """A part in which every row is labeled."""
 
     to_label: range

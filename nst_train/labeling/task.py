@@ -12,10 +12,10 @@ from nst_train.teacher_names import TeacherName
 
 @dataclass
 class LabelTask:
-    """Who labels, and how: `names` are the teachers' names, `calibration` is labeled images to fit the temperature on."""
+    """Who labels, and how: `teacher_names` are the teachers' names, `calibration` is labeled images to fit the temperature on."""
 
     store: Store
-    names: Sequence[TeacherName]
+    teacher_names: Sequence[TeacherName]
     settings: LabelSettings
     run: LabelRunSettings
     progress: Progress

@@ -3,12 +3,12 @@
 from torch import nn
 
 from nst_data.errors import NstError
-from nst_train.networks.transformers_networks import Logits
+from nst_train.networks.transformers_networks import TransformersClassifier
 
 
 def has_fused_attention(network: nn.Module) -> bool:
     """Whether a network uses `torch.nn.functional.scaled_dot_product_attention` and can do without it."""
-    if isinstance(network, Logits):
+    if isinstance(network, TransformersClassifier):
         return bool(network.network.config._attn_implementation == "sdpa")
     return any(_is_fused(layer) for layer in network.modules())
 
@@ -20,7 +20,7 @@ def unfuse_attention(network: nn.Module, model: str) -> None:
     """
     if not has_fused_attention(network):
         raise NstError(f"`fused_attention`: {model} has no fused attention that could be switched off; remove it")
-    if isinstance(network, Logits):
+    if isinstance(network, TransformersClassifier):
         network.network.set_attn_implementation("eager")
         return
     for layer in filter(_is_fused, network.modules()):

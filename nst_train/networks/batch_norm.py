@@ -30,11 +30,11 @@ def synchronize_batch_norm(network: nn.Module, device: torch.device) -> None:
     # SyncBatchNorm requires a GPU: here each process normalizes the images of all processes and continues with its own
     for layer in network.modules():
         if isinstance(layer, _BatchNorm):
-            layer.register_forward_pre_hook(_with_all_images)
-            layer.register_forward_hook(_own_images)
+            layer.register_forward_pre_hook(_gather_images)
+            layer.register_forward_hook(_select_own_images)
 
 
-class _Gathered(torch.autograd.Function):
+class _GatherImages(torch.autograd.Function):
     """Gather the images of all processes in the order of their ranks; backward sums all processes' gradients for a process's images."""
 
     @staticmethod
@@ -50,11 +50,11 @@ class _Gathered(torch.autograd.Function):
         return total.chunk(distributed.get_world_size())[distributed.get_rank()]
 
 
-def _with_all_images(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (_Gathered.apply(inputs[0]),) if layer.training else inputs
+def _gather_images(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (_GatherImages.apply(inputs[0]),) if layer.training else inputs
 
 
-def _own_images(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+def _select_own_images(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
     images = len(output) // distributed.get_world_size()
     # `chunk` would return views that autograd does not let the next layers modify in place
     return output.narrow(0, distributed.get_rank() * images, images) if layer.training else output

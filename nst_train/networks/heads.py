@@ -4,17 +4,17 @@ import torch
 from torch import nn
 
 from nst_data.errors import NstError
-from nst_train.networks.network_noise import classifiers_of, told_heads
+from nst_train.networks.network_noise import find_classifiers, heads_in_config
 
 
-def heads_of(network: nn.Module, classes: int, every_head: bool = True) -> list[nn.Module]:
+def find_heads(network: nn.Module, classes: int, every_head: bool = True) -> list[nn.Module]:
     """The last layer with an output for each class, in each of a network's classifiers; of RepViT, whose classifier has two, both.
 
-    Without `every_head`, those that an earlier nst knew of (see `network_noise.Ways`).
+    Without `every_head`, those that an earlier nst knew of (see `network_noise.NoiseMode`).
     """
-    told = {id(layer) for layer in told_heads(network, classes)} if every_head else set[int]()
+    told = {id(layer) for layer in heads_in_config(network, classes)} if every_head else set[int]()
     heads = []
-    for classifier in classifiers_of(network, classes, every_head):
+    for classifier in find_classifiers(network, classes, every_head):
         layers = [
             layer for layer in classifier.modules() if getattr(layer, "out_features", getattr(layer, "out_channels", None)) == classes
         ]
@@ -28,7 +28,7 @@ def zero_heads(network: nn.Module, classes: int, name: str) -> None:
 
     New layers before the last keep their initial weights, or none of them would learn. Raises NstError if no last layer is found.
     """
-    heads = heads_of(network, classes)
+    heads = find_heads(network, classes)
     if not heads:
         raise NstError(f"{name}: expected a last layer with {classes} outputs, found none; set `head_init` to network")
     for head in heads:

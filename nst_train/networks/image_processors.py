@@ -11,18 +11,18 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from nst_data.errors import NstError, first_line
-from nst_train.networks.model_config import PROCESSOR, PROCESSORS, check_config, is_of_timm, read_config
-from nst_train.networks.probe import FAILURES
+from nst_train.networks.model_config import COMBINED_PROCESSOR_FILE, PROCESSOR_FILE, check_config, is_timm_config, read_config
+from nst_train.networks.probe import NETWORK_ERRORS
 from nst_train.networks.weights import FOLDER, download
 from nst_train.settings import TrainSettings
-from nst_train.transforms.preprocessing import TimmPreprocessing, as_image
+from nst_train.transforms.preprocessing import TimmPreprocessing, to_pillow
 
 _DEFAULT_SIZE_PX = 224
 _INTERPOLATION = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers, which processors store
 _HALF = (0.5, 0.5, 0.5)
 _SQUASHED_BY_CONVNEXT_PX = 384
-_SHOWN = 120  # characters of a transformers error, which may list all known types
-_READ = (
+_MAX_SHOWN = 120  # characters of a transformers error, which may list all known types
+_READ_FIELDS = (
     *("do_center_crop", "do_rescale", "do_normalize", "resample", "crop_pct"),
     *("rescale_factor", "rescale_offset", "image_mean", "image_std", "include_top"),
 )
@@ -33,7 +33,7 @@ def read_processor(name: str, folder: Path) -> dict[str, Any]:
 
     Raises NstError, in one line that begins with `name`, if training cannot do the same, which is tried on one image.
     """
-    if not any((folder / file).is_file() for file in (PROCESSOR, PROCESSORS)):
+    if not any((folder / file).is_file() for file in (PROCESSOR_FILE, COMBINED_PROCESSOR_FILE)):
         return _sized_by_config(folder)
     from transformers import AutoImageProcessor
     from transformers.utils import logging
@@ -42,12 +42,14 @@ def read_processor(name: str, folder: Path) -> dict[str, Any]:
     try:
         processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
         sizes = json.loads(processor.to_json_string())
-        stored = {key: getattr(processor, key, None) for key in _READ} | {key: sizes.get(key) for key in ("size", "crop_size")}
+        stored = {key: getattr(processor, key, None) for key in _READ_FIELDS} | {key: sizes.get(key) for key in ("size", "crop_size")}
         stored["image_processor_type"] = type(processor).__name__
         with torch.device("cpu"):  # even while the outline of a network is created on the meta device
-            is_followed = _is_followed(processor, stored)
-    except (NstError, *FAILURES, OSError, ImportError) as error:
-        raise NstError(f"{name}: its image processor cannot be used ({first_line(error)[:_SHOWN]}); correct its {PROCESSOR}") from None
+            is_followed = _is_reproducible(processor, stored)
+    except (NstError, *NETWORK_ERRORS, OSError, ImportError) as error:
+        raise NstError(
+            f"{name}: its image processor cannot be used ({first_line(error)[:_MAX_SHOWN]}); correct its {PROCESSOR_FILE}"
+        ) from None
     if not is_followed:
         raise NstError(
             f"{name}: its {stored['image_processor_type']} does more to images than training, probes and features can, which resize, crop "
@@ -62,32 +64,32 @@ def _sized_by_config(folder: Path) -> dict[str, Any]:
 
     try:
         size: Any = getattr(AutoConfig.from_pretrained(folder, trust_remote_code=False), "image_size", None)
-    except (*FAILURES, StrictDataclassError, OSError, ImportError):  # creating the network says what is wrong
+    except (*NETWORK_ERRORS, StrictDataclassError, OSError, ImportError):  # creating the network says what is wrong
         return {}
     sides = size if isinstance(size, list | tuple) else [size]
     is_square = len(set(sides)) == 1 and isinstance(sides[0], int)
     return {"crop_size": sides[0]} if is_square else {}
 
 
-def _is_followed(processor: Any, stored: dict[str, Any]) -> bool:  # noqa: ANN401 - transformers' are not typed
+def _is_reproducible(processor: Any, stored: dict[str, Any]) -> bool:  # noqa: ANN401 - transformers' are not typed
     """Whether training prepares an image as the processor does, up to a shift by one pixel, since they round differently."""
-    image = _slopes()
-    preprocessing = TimmPreprocessing.of(data_config_of(stored))
-    ours = preprocessing.finish(preprocessing.prepare(image)[None])[0]
-    expected: Tensor = processor(images=as_image(image), return_tensors="pt")["pixel_values"][0]
-    return expected.shape == ours.shape and bool((ours - expected).abs().mean() <= (0.02 + 2 / expected.shape[-1]) * expected.std())
+    image = _gradient_image()
+    preprocessing = TimmPreprocessing.from_data_config(processor_data_config(stored))
+    actual = preprocessing.finish(preprocessing.prepare(image)[None])[0]
+    expected: Tensor = processor(images=to_pillow(image), return_tensors="pt")["pixel_values"][0]
+    return expected.shape == actual.shape and bool((actual - expected).abs().mean() <= (0.02 + 2 / expected.shape[-1]) * expected.std())
 
 
-def _slopes() -> UInt8[Tensor, "3 160 240"]:
+def _gradient_image() -> UInt8[Tensor, "3 160 240"]:
     """A wide image whose colors show where each pixel ends up: red grows to the right, green downward, blue to the left."""
     right, down = (torch.arange(240) * 255 // 239).expand(160, -1), (torch.arange(160) * 255 // 159)[:, None].expand(-1, 240)
     return torch.stack([right, down, 255 - right]).to(torch.uint8)
 
 
-def data_config_of(stored: dict[str, Any], image_size: int | None = None, crop_pct: float | None = None) -> dict[str, Any]:
+def processor_data_config(stored: dict[str, Any], image_size: int | None = None, crop_pct: float | None = None) -> dict[str, Any]:
     """A processor's size, crop, interpolation, mean and std, in the form of timm's `resolve_model_data_config`."""
     size, crop = _sides(stored.get("size")), _sides(stored.get("crop_size") if stored.get("do_center_crop", True) else None)
-    resized = _resized_to(stored, size)
+    resized = _resized_side(stored, size)
     side = crop.get("height") or crop.get("shortest_edge") or size.get("height") or size.get("shortest_edge")
     mean, std = _normalization(stored)
     return {
@@ -96,11 +98,11 @@ def data_config_of(stored: dict[str, Any], image_size: int | None = None, crop_p
         "mean": mean,
         "std": std,
         "crop_pct": crop_pct or (_crop_pct(side, resized, stored.get("crop_pct")) if side and resized else 1.0),
-        "crop_mode": "squash" if _squashes(stored, size) else "center",
+        "crop_mode": "squash" if _is_squashed(stored, size) else "center",
     }
 
 
-def _earlier_data_config_of(stored: dict[str, Any], image_size: int | None, crop_pct: float | None) -> dict[str, Any]:
+def _earlier_data_config(stored: dict[str, Any], image_size: int | None, crop_pct: float | None) -> dict[str, Any]:
     """What earlier versions of nst made of the same JSON, whatever the type of the processor and its defaults."""
     size = stored.get("crop_size") or stored.get("size") or {}
     side = image_size or (size if isinstance(size, int) else size.get("height") or size.get("shortest_edge")) or _DEFAULT_SIZE_PX
@@ -114,7 +116,7 @@ def _earlier_data_config_of(stored: dict[str, Any], image_size: int | None, crop
     }
 
 
-def preparation_of(settings: TrainSettings) -> dict[str, Any]:
+def preparation_changes(settings: TrainSettings) -> dict[str, Any]:
     """How training prepares images differently from earlier versions of nst for the same network, as JSON values; empty for timm networks.
 
     Raises NstError for an image processor that training cannot reproduce.
@@ -124,12 +126,12 @@ def preparation_of(settings: TrainSettings) -> dict[str, Any]:
         return {}
     folder = Path(name.removeprefix(FOLDER)) if name.startswith(FOLDER) else download(name)[0]
     config = read_config(name, folder)
-    if is_of_timm(config):
+    if is_timm_config(config):
         return {}
     check_config(name, folder, config)
-    path, changed = folder / PROCESSOR, (settings.image_size, settings.crop_pct)
-    new_config = data_config_of(read_processor(name, folder), *changed)
-    old_config = _earlier_data_config_of(json.loads(path.read_text("utf-8")) if path.is_file() else {}, *changed)
+    path, changed = folder / PROCESSOR_FILE, (settings.image_size, settings.crop_pct)
+    new_config = processor_data_config(read_processor(name, folder), *changed)
+    old_config = _earlier_data_config(json.loads(path.read_text("utf-8")) if path.is_file() else {}, *changed)
     return {key: list(value) if isinstance(value, tuple) else value for key, value in new_config.items() if value != old_config[key]}
 
 
@@ -155,23 +157,23 @@ def _sides(size: Any) -> dict[str, int]:  # noqa: ANN401 - anything that JSON ca
     return {"shortest_edge": size} if isinstance(size, int) else {name: side for name, side in (size or {}).items() if side}
 
 
-def _squashes(stored: dict[str, Any], size: dict[str, int]) -> bool:
+def _is_squashed(stored: dict[str, Any], size: dict[str, int]) -> bool:
     """Whether an image is resized to a square whatever its aspect ratio. ConvNeXT's processor does so from 384 pixels."""
-    is_large = _is_of(stored, "ConvNext") and size.get("shortest_edge", 0) >= _SQUASHED_BY_CONVNEXT_PX
+    is_large = _is_processor_type(stored, "ConvNext") and size.get("shortest_edge", 0) >= _SQUASHED_BY_CONVNEXT_PX
     return is_large or ("height" in size and "width" in size)
 
 
-def _resized_to(stored: dict[str, Any], size: dict[str, int]) -> int | None:
+def _resized_side(stored: dict[str, Any], size: dict[str, int]) -> int | None:
     """The side in pixels that an image is resized to before the center crop."""
     side = size.get("height") or size.get("shortest_edge")
-    if side is None or _squashes(stored, size):
+    if side is None or _is_squashed(stored, size):
         return side
-    if _is_of(stored, "Levit"):
+    if _is_processor_type(stored, "Levit"):
         return int(256 / 224 * side)  # hard-coded in its processor
     return int(side / stored["crop_pct"]) if stored.get("crop_pct") else side
 
 
-def _is_of(stored: dict[str, Any], kind: str) -> bool:
+def _is_processor_type(stored: dict[str, Any], kind: str) -> bool:
     return str(stored.get("image_processor_type", "")).startswith(kind)
 
 
@@ -190,5 +192,7 @@ def _normalization(stored: dict[str, Any]) -> tuple[tuple[float, ...], tuple[flo
     std = tuple(stored.get("image_std") or _HALF) if is_normalized else (1.0,) * 3
     twice = std if stored.get("include_top") else (1.0,) * 3  # EfficientNet's processor divides by it again
     if scale == 1 and not offset:
-        return mean, tuple(value * again for value, again in zip(std, twice, strict=True))
-    return tuple((value + offset) / scale for value in mean), tuple(value * again / scale for value, again in zip(std, twice, strict=True))
+        return mean, tuple(value * factor for value, factor in zip(std, twice, strict=True))
+    return tuple((value + offset) / scale for value in mean), tuple(
+        value * factor / scale for value, factor in zip(std, twice, strict=True)
+    )

@@ -23,22 +23,22 @@ from nst_data.store.manifest import SealedFile
 from nst_train import small_efficientnet
 from nst_train.networks import image_processors
 from nst_train.networks.heads import zero_heads
-from nst_train.networks.model_config import check_config, is_of_timm, read_config
-from nst_train.networks.network_noise import add_noise, check_rows, drop_paths_of
-from nst_train.networks.preparation import prepare
-from nst_train.networks.probe import FAILURES, check_logits
-from nst_train.networks.transformers_networks import Logits, create_transformer, save_transformer
+from nst_train.networks.model_config import check_config, is_timm_config, read_config
+from nst_train.networks.network_noise import add_noise, check_row_order, drop_paths_of
+from nst_train.networks.preparation import prepare_for_training
+from nst_train.networks.probe import NETWORK_ERRORS, check_logits
+from nst_train.networks.transformers_networks import TransformersClassifier, create_transformer, save_transformer
 from nst_train.networks.weights import (
     CONFIG,
     FOLDER,
     HUB,
     WEIGHTS,
     check_folder,
+    describe_load_error,
     download,
+    parse_repository,
     published_weights,
-    repository_of,
     require_safetensors,
-    why_not_loaded,
 )
 from nst_train.settings import TrainSettings
 from nst_train.transforms.preprocessing import check_data_config
@@ -49,7 +49,7 @@ def count_parameters(network: nn.Module) -> int:
     return sum(weight.numel() for weight in network.parameters())
 
 
-def parameters_of(settings: TrainSettings, classes: int | None = None) -> tuple[int, int] | None:
+def parameters_and_classes(settings: TrainSettings, classes: int | None = None) -> tuple[int, int] | None:
     """Numbers of (weights, classes) of the network for these settings, by default with its published classes, without allocating weights.
 
     None for a network on the Hub, whose config would have to be downloaded. Raises NstError for settings that the network refuses.
@@ -63,7 +63,7 @@ def parameters_of(settings: TrainSettings, classes: int | None = None) -> tuple[
         return count_parameters(create_network(settings.model_copy(update={"pretrained": False}), classes)), classes
 
 
-def check_names(settings: TrainSettings) -> None:
+def check_model_and_optimizer(settings: TrainSettings) -> None:
     """Raises UsageError for a network or an optimizer that does not exist, and suggests similar names."""
     check_network_name(settings.model)
     if settings.optimizer not in list_optimizers():
@@ -79,7 +79,8 @@ def takes_momentum(optimizer: str) -> bool:
 def create_network(settings: TrainSettings, classes: int) -> nn.Module:
     """Create the network to train, with blocks that can be skipped if the settings have stochastic depth (`network_noise.add_noise`).
 
-    Initial weights depend on torch's seed. Raises NstError for settings that the network refuses; `check_names` checks the names.
+    Initial weights depend on torch's seed. Raises NstError for settings that the network refuses; `check_model_and_optimizer` checks the
+    names.
     """
     name = settings.model
     if "/" in name and not name.startswith(FOLDER):
@@ -88,11 +89,11 @@ def create_network(settings: TrainSettings, classes: int) -> nn.Module:
         folder = Path(name.removeprefix(FOLDER))
         config = read_config(settings.model, folder)
         check_config(settings.model, folder, config)
-        if not is_of_timm(config):
-            with _refusals(settings):
+        if not is_timm_config(config):
+            with _translate_library_errors(settings):
                 return create_transformer(folder, settings, classes)
     options: dict[str, Any] = {"num_classes": classes}
-    if largest := max(settings.noise.stochastic_depth, settings.of_pseudo.noise.stochastic_depth):
+    if largest := max(settings.noise.stochastic_depth, settings.for_pseudo_images.noise.stochastic_depth):
         options["drop_path_rate"] = largest
     if settings.image_size and _has_fixed_size(settings.model):
         options["img_size"] = settings.image_size
@@ -100,7 +101,7 @@ def create_network(settings: TrainSettings, classes: int) -> nn.Module:
         require_safetensors(settings.model, Path(name.removeprefix(FOLDER)))
     elif settings.pretrained:
         options["pretrained_cfg_overlay"] = {"file": str(published_weights(name)[0])}
-    with _refusals(settings):
+    with _translate_library_errors(settings):
         network = _of_timm(name, settings, options)
     published: Any = getattr(network, "pretrained_cfg", None) or {}
     has_published_head = settings.pretrained and published.get("num_classes") == classes
@@ -126,60 +127,62 @@ def unasked_noise(network: nn.Module, settings: TrainSettings) -> list[str]:
     if not type(network).__module__.startswith("timm."):  # a user's own network, which may not take these arguments
         return []
     unasked = ["drop_rate"] if getattr(network, "drop_rate", 0) else []
-    asks = max(settings.noise.stochastic_depth, settings.of_pseudo.noise.stochastic_depth) > 0
+    asks = max(settings.noise.stochastic_depth, settings.for_pseudo_images.noise.stochastic_depth) > 0
     return unasked if asks or not any(rate for *_, rate in drop_paths_of(network)) else [*unasked, "drop_path_rate"]
 
 
 @contextmanager
-def _refusals(settings: TrainSettings) -> Iterator[None]:
+def _translate_library_errors(settings: TrainSettings) -> Iterator[None]:
     """Turn a library's errors into an NstError of one line."""
     try:
         yield
     except NstError:
         raise
-    except (*FAILURES, OSError, ImportError, SafetensorError) as error:
+    except (*NETWORK_ERRORS, OSError, ImportError, SafetensorError) as error:
         if isinstance(error, TypeError) and "unexpected keyword argument" in str(error):
             raise NstError(
-                f"{settings.model}: does not support {_argument(error)}; set noise.stochastic_depth or noise.dropout to 0 for it"
+                f"{settings.model}: does not support {_argument_name(error)}; set noise.stochastic_depth or noise.dropout to 0 for it"
             ) from None
-        raise NstError(f"{settings.model}: cannot be made with these settings ({why_not_loaded(error)})") from None
+        raise NstError(f"{settings.model}: cannot be made with these settings ({describe_load_error(error)})") from None
 
 
-def data_config_of(network: nn.Module, settings: TrainSettings) -> dict[str, Any]:
+def training_data_config(network: nn.Module, settings: TrainSettings) -> dict[str, Any]:
     """How images are prepared for a network in training: timm's `resolve_model_data_config` with the changes that the settings make.
 
     Raises NstError for a network that does not take RGB images, and for invalid values in a config.
     """
     try:
-        if isinstance(network, Logits):
-            return check_data_config(image_processors.data_config_of(network.processor, settings.image_size, settings.crop_pct))
+        if isinstance(network, TransformersClassifier):
+            return check_data_config(image_processors.processor_data_config(network.processor, settings.image_size, settings.crop_pct))
         data_config = check_data_config(dict(resolve_model_data_config(network)))
-    except (NstError, *FAILURES) as error:
+    except (NstError, *NETWORK_ERRORS) as error:
         raise NstError(f"{settings.model}: {error}") from None
-    data_config = _of_side(data_config, settings.image_size)
+    data_config = _with_side(data_config, settings.image_size)
     if settings.crop_pct:
         data_config["crop_pct"] = settings.crop_pct
     return data_config
 
 
-def evaluation_data_config_of(network: nn.Module, settings: TrainSettings) -> dict[str, Any]:
-    """Like `data_config_of`, for the images that the trained network is evaluated on and labels.
+def evaluation_data_config(network: nn.Module, settings: TrainSettings) -> dict[str, Any]:
+    """Like `training_data_config`, for the images that the trained network is evaluated on and labels.
 
     Objects look larger in a random crop than in the whole image, so a network trained on crops does better with a larger test size
     (Touvron et al. 2019, "Fixing the train-test resolution discrepancy").
     """
-    return _of_side(data_config_of(network, settings), settings.test_size)
+    return _with_side(training_data_config(network, settings), settings.test_size)
 
 
-def _of_side(data_config: dict[str, Any], side: int | None) -> dict[str, Any]:
+def _with_side(data_config: dict[str, Any], side: int | None) -> dict[str, Any]:
     return data_config | {"input_size": (3, side, side)} if side else data_config
 
 
 @torch.no_grad()
-def check_takes(network: nn.Module, settings: TrainSettings, data_config: dict[str, Any], classes: int, at_once: int = 2) -> None:
+def check_accepts_images(
+    network: nn.Module, settings: TrainSettings, data_config: dict[str, Any], classes: int, batch_size: int = 2
+) -> None:
     """Raises NstError if the network does not take images of this size, does not return a logit for each class, or ties weights.
 
-    `at_once` is the number of images in a training forward pass: batch-norm, for one, refuses a single value per channel.
+    `batch_size` is the number of images in a training forward pass: batch-norm, for one, refuses a single value per channel.
     """
     _check_untied(network, settings.model)
     _check_finite_buffers(network, settings.model)
@@ -189,15 +192,15 @@ def check_takes(network: nn.Module, settings: TrainSettings, data_config: dict[s
         if side is None:
             continue
         try:
-            answer = network(torch.zeros(1, size[0], side, side))
-        except FAILURES as error:
+            output = network(torch.zeros(1, size[0], side, side))
+        except NETWORK_ERRORS as error:
             remedy = f"choose another `{name}`, or omit it" if getattr(settings, name) else f"set `{name}` to one that it takes"
-            raise NstError(f"image size {side}: not supported by {settings.model} ({why_not_loaded(error)}); {remedy}") from None
+            raise NstError(f"image size {side}: not supported by {settings.model} ({describe_load_error(error)}); {remedy}") from None
         try:
-            check_logits(answer, classes)
+            check_logits(output, classes)
         except NstError as error:
             raise NstError(f"{settings.model}: {error}") from None
-    _check_training(network, settings, torch.zeros(min(at_once, 2), *size), classes)
+    _check_training(network, settings, torch.zeros(min(batch_size, 2), *size), classes)
 
 
 def _check_untied(network: nn.Module, name: str) -> None:
@@ -213,45 +216,45 @@ def _check_untied(network: nn.Module, name: str) -> None:
 
 def _check_finite_buffers(network: nn.Module, name: str) -> None:
     """Raises NstError for a persistent buffer, averaged with the weights, that has values that are not finite, such as a mask of -inf."""
-    kept = network.state_dict()
+    state = network.state_dict()
     for buffer, tensor in network.named_buffers():
-        if buffer in kept and tensor.is_floating_point() and not tensor.isfinite().all():
+        if buffer in state and tensor.is_floating_point() and not tensor.isfinite().all():
             raise NstError(f"{name}: {buffer} has infinite values, which cannot be averaged; register it with `persistent=False`")
 
 
 def _check_training(network: nn.Module, settings: TrainSettings, images: Tensor, classes: int) -> None:
     """Run a copy of the network as in training, without side effects on it or the random state. Raises NstError if that fails."""
     trial = copy.deepcopy(network)
-    prepare(trial, settings)
+    prepare_for_training(trial, settings)
     try:
         with torch.random.fork_rng(devices=[]):
             logits = trial(images)
-    except FAILURES as error:
+    except NETWORK_ERRORS as error:
         raise NstError(
-            f"{settings.model} cannot be trained on {_images(len(images))} of {images.shape[-1]} px at once ({first_line(error)}); "
+            f"{settings.model} cannot be trained on {_format_images(len(images))} of {images.shape[-1]} px at once ({first_line(error)}); "
             "use a larger `batch_size` or `image_size`, fewer processes or a smaller `accumulate`"
         ) from None
-    found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-    if found != (len(images), classes):
-        raise NstError(f"{settings.model}: expected logits of shape ({len(images)}, {classes}) in training, found {found}")
+    actual = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if actual != (len(images), classes):
+        raise NstError(f"{settings.model}: expected logits of shape ({len(images)}, {classes}) in training, found {actual}")
     _check_noised(trial, settings, torch.zeros(2, *images.shape[1:]), classes)
 
 
 def _check_noised(trial: nn.Module, settings: TrainSettings, images: Tensor, classes: int) -> None:
     """Run a network in training with noise, on two images, since any rows would do for one. Raises NstError if that fails."""
-    noise = add_noise(trial, settings.noise, settings.of_pseudo.noise, classes, settings.seed)
-    noise.begin(0, range(len(images)), ())
+    noise = add_noise(trial, settings.noise, settings.for_pseudo_images.noise, classes, settings.seed)
+    noise.prepare_step(0, range(len(images)), ())
     try:
         with torch.random.fork_rng(devices=[]):
-            check_rows(trial, images)
-    except FAILURES as error:
+            check_row_order(trial, images)
+    except NETWORK_ERRORS as error:
         raise NstError(
             f"{settings.model}: stochastic depth or dropout for each image does not work with this network ({first_line(error)}); "
             "set noise.stochastic_depth or noise.dropout to 0 for it"
         ) from None
 
 
-def _images(number: int) -> str:
+def _format_images(number: int) -> str:
     return "one image" if number == 1 else f"{number} images"
 
 
@@ -260,8 +263,8 @@ def save_teacher(network: nn.Module, folder: Path, class_names: list[str], setti
 
     For a network that timm lacks (`nst_train.small_efficientnet`), config.json names the module to import first as `requires_import`.
     """
-    data_config = evaluation_data_config_of(network, settings)
-    if isinstance(network, Logits):
+    data_config = evaluation_data_config(network, settings)
+    if isinstance(network, TransformersClassifier):
         return {name: hash_file(folder / name) for name in save_transformer(network, folder, class_names, data_config)}
     network = network.to(memory_format=torch.contiguous_format)  # safetensors refuses channels-last weights
     save_for_hf(network, str(folder), model_config={"label_names": class_names}, data_config=data_config, safe_serialization=True)
@@ -288,15 +291,17 @@ def published_size(name: str) -> int | None:
     return config.input_size[-1] if config else None
 
 
-def check_network_name(name: str, others: Sequence[str] = ()) -> None:
-    """Raises UsageError for an unknown name, and suggests similar ones from timm and `others`."""
+def check_network_name(name: str, other_names: Sequence[str] = ()) -> None:
+    """Raises UsageError for an unknown name, and suggests similar ones from timm and `other_names`."""
     if name.startswith(FOLDER):
         check_folder(name)
     elif "/" in name:
-        repository_of(name)
+        parse_repository(name)
     elif not timm.is_model(name.split(".")[0]):
         is_folder = Path(name, CONFIG).is_file()
-        hint = f"for the folder, write {FOLDER}{name}" if is_folder else _suggestion(name, [*others, *timm.list_models()], "list_models")
+        hint = (
+            f"for the folder, write {FOLDER}{name}" if is_folder else _suggestion(name, [*other_names, *timm.list_models()], "list_models")
+        )
         raise UsageError(f"{name}: no network of timm and no teacher in the store; {hint}")
     else:
         _check_tag(name)
@@ -317,6 +322,6 @@ def _suggestion(name: str, known: list[str], function: str) -> str:
     return f"did you mean {' or '.join(near)}?" if near else f"see timm.{function}()"
 
 
-def _argument(error: TypeError) -> str:
+def _argument_name(error: TypeError) -> str:
     parts = str(error).split("'")
     return parts[1] if len(parts) > 1 else str(error)

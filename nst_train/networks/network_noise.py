@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from nst_data.errors import NstError
 from nst_train.noise_settings import Noise
-from nst_train.seeds import seed_of
+from nst_train.seeds import derive_seed
 
 _MASK = 2**32 - 1
-_MOST_LAYERS = 2**16
+_MAX_LAYERS = 2**16
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Rates:
 
 
 @dataclass(frozen=True)
-class Ways:
+class NoiseMode:
     """How noise is drawn. The values of an earlier nst are kept, since its teachers are noised as they were trained.
 
     `each_use`: a layer that a forward pass uses more than once draws again each time, instead of once. `every_head`: dropout is placed
@@ -41,11 +41,13 @@ class Ways:
     every_head: bool = True
 
 
-NOW = Ways()
+CURRENT_MODE = NoiseMode()
 
 
 class NetworkNoise:
-    """Random numbers for the noise of one network; `begin` sets the images of the next forward pass. `each_use` is as in `Ways`."""
+    """Random numbers for the noise of one network; `prepare_step` sets the images of the next forward pass. `each_use` is as in
+    `NoiseMode`.
+    """
 
     def __init__(self, seed: int, device: torch.device, each_use: bool = True) -> None:
         self._seed, self._layers, self._each_use = seed, 0, each_use
@@ -54,16 +56,16 @@ class NetworkNoise:
         self._positions = torch.zeros(0, dtype=torch.int64, device=device)
         self._labeled = 0
 
-    def begin(self, step: int, labeled: Sequence[int], pseudo: Sequence[int]) -> None:
+    def prepare_step(self, step: int, labeled: Sequence[int], pseudo: Sequence[int]) -> None:
         """Set the next images by their positions in the step: first the labeled ones, then the pseudo-labeled ones."""
-        self._key.fill_(seed_of(self._seed, "network noise", step))
-        positions = torch.cat([2 * _numbers(labeled), 2 * _numbers(pseudo) + 1])
+        self._key.fill_(derive_seed(self._seed, "network noise", step))
+        positions = torch.cat([2 * _as_tensor(labeled), 2 * _as_tensor(pseudo) + 1])
         self._positions = positions.to(self._key.device, non_blocking=True)
         self._labeled = len(labeled)
         self._uses.clear()
 
     @property
-    def images(self) -> int:
+    def image_count(self) -> int:
         """Number of images in the next forward pass."""
         return len(self._positions)
 
@@ -78,25 +80,25 @@ class NetworkNoise:
             return layer
         uses = self._uses.get(layer, 0)
         self._uses[layer] = uses + 1
-        return layer + uses * _MOST_LAYERS
+        return layer + uses * _MAX_LAYERS
 
-    def kept(self, rates: Rates, values: int, layer: int) -> Float[Tensor, "batch values"]:
+    def sample_factors(self, rates: Rates, values: int, layer: int) -> Float[Tensor, "batch values"]:
         """Factors for each image's values: 0 for dropped ones, else 1 / (1 - rate)."""
         chance = torch.full(self._positions.shape, 1 - rates.pseudo, device=self._key.device)
         chance[: self._labeled] = 1 - rates.labeled
         index = self._positions[:, None] * values + torch.arange(values, device=self._key.device)
-        numbers = _mixed(_mixed(index & _MASK ^ self._key) + layer * 0x9E3779B9 & _MASK)
-        drawn = (numbers >> 8) * 2.0**-24  # exact in float32 and below 1: a rate of 0 drops nothing
-        return (drawn < chance[:, None]) / chance[:, None]
+        numbers = _lowbias32(_lowbias32(index & _MASK ^ self._key) + layer * 0x9E3779B9 & _MASK)
+        uniform = (numbers >> 8) * 2.0**-24  # exact in float32 and below 1: a rate of 0 drops nothing
+        return (uniform < chance[:, None]) / chance[:, None]
 
 
-def _numbers(values: Sequence[int]) -> Int[Tensor, " values"]:
+def _as_tensor(values: Sequence[int]) -> Int[Tensor, " values"]:
     if isinstance(values, range):  # the fast path: many numbers, at each step
         return torch.arange(values.start, values.stop)
     return torch.tensor(values, dtype=torch.int64)
 
 
-def _mixed(numbers: Int[Tensor, "*any"]) -> Int[Tensor, "*any"]:
+def _lowbias32(numbers: Int[Tensor, "*any"]) -> Int[Tensor, "*any"]:
     """Hash each 32-bit number in an int64 to 32 random-looking bits (constants of a published finalizer, "lowbias32"); products wrap."""
     numbers = (numbers ^ (numbers >> 16)) * 0x7FEB352D & _MASK
     numbers = (numbers ^ (numbers >> 15)) * 0x846CA68B & _MASK
@@ -114,27 +116,27 @@ class StochasticDepth(nn.Module):
         self._rates, self._noise, self._layer = rates, noise, noise.next_layer()
 
     def forward(self, added: Float[Tensor, "rows ..."]) -> Float[Tensor, "rows ..."]:
-        """Set some rows to 0 and scale up the others; the rows of an image are consecutive (`check_rows`)."""
+        """Set some rows to 0 and scale up the others; the rows of an image are consecutive (`check_row_order`)."""
         if not self.training:
             return added
-        rows = max(1, len(added) // self._noise.images)  # per image
-        kept = self._noise.kept(self._rates, rows, self._noise.next_use(self._layer))
-        return added * kept.to(added.dtype).view(-1, *(1 for _ in added.shape[1:]))
+        rows = max(1, len(added) // self._noise.image_count)  # per image
+        factors = self._noise.sample_factors(self._rates, rows, self._noise.next_use(self._layer))
+        return added * factors.to(added.dtype).view(-1, *(1 for _ in added.shape[1:]))
 
 
-def add_noise(network: nn.Module, labeled: Noise, pseudo: Noise, classes: int, seed: int, ways: Ways = NOW) -> NetworkNoise:
+def add_noise(network: nn.Module, labeled: Noise, pseudo: Noise, classes: int, seed: int, mode: NoiseMode = CURRENT_MODE) -> NetworkNoise:
     """Add dropout and stochastic depth to a network, at the rates of labeled and of pseudo-labeled images.
 
     The network must have been created with the larger of the two rates of stochastic depth, which it increases from block to block.
     Raises NstError for a network that has no place for the noise.
     """
     device = next(network.parameters()).device
-    noise = NetworkNoise(seed, device, ways.each_use)
+    noise = NetworkNoise(seed, device, mode.each_use)
     largest = max(labeled.stochastic_depth, pseudo.stochastic_depth)
     if largest:
         drop_paths = list(drop_paths_of(network))
         if not drop_paths:
-            raise NstError(f"{_kind_of(network)}: has no blocks that can be skipped; set noise.stochastic_depth to 0 for it")
+            raise NstError(f"{_class_name(network)}: has no blocks that can be skipped; set noise.stochastic_depth to 0 for it")
         for parent, name, rate in drop_paths:
             share = rate / largest
             rates = Rates(labeled.stochastic_depth * share, pseudo.stochastic_depth * share)
@@ -146,18 +148,18 @@ def add_noise(network: nn.Module, labeled: Noise, pseudo: Noise, classes: int, s
             if not classifier.training:
                 return inputs
             features = inputs[0]
-            kept = noise.kept(rates, features[0].numel(), layer)
-            return (features * kept.to(features.dtype).view(features.shape), *inputs[1:])
+            factors = noise.sample_factors(rates, features[0].numel(), layer)
+            return (features * factors.to(features.dtype).view(features.shape), *inputs[1:])
 
-        for classifier in classifiers_of(network, classes, ways.every_head):
+        for classifier in find_classifiers(network, classes, mode.every_head):
             classifier.register_forward_pre_hook(drop)
     return noise
 
 
-def check_rows(network: nn.Module, images: Float[Tensor, "2 3 height width"]) -> None:
+def check_row_order(network: nn.Module, images: Float[Tensor, "2 3 height width"]) -> None:
     """Run a noised network on two images. Raises ValueError unless the rows it skips are grouped by image, in order."""
     received: list[Tensor] = []
-    for layer in layers_of(network):
+    for layer in stochastic_depth_layers(network):
         layer.register_forward_pre_hook(lambda _, inputs: received.append(inputs[0]))
     network(images)
     if all(len(added) == len(images) for added in received):
@@ -171,16 +173,16 @@ def check_rows(network: nn.Module, images: Float[Tensor, "2 3 height width"]) ->
             raise ValueError(f"of a tensor of shape {tuple(added.shape)} for two images, not the first half is of the first image")
 
 
-def layers_of(network: nn.Module) -> list[StochasticDepth]:
+def stochastic_depth_layers(network: nn.Module) -> list[StochasticDepth]:
     """The stochastic-depth layers of a noised network."""
     return [layer for layer in network.modules() if isinstance(layer, StochasticDepth)]
 
 
-def classifiers_of(network: nn.Module, classes: int, every_head: bool = True) -> Sequence[nn.Module]:
-    """The last layers of a network: as timm's `get_classifier` says, with those that only its config names (`told_heads`); of a
+def find_classifiers(network: nn.Module, classes: int, every_head: bool = True) -> Sequence[nn.Module]:
+    """The last layers of a network: as timm's `get_classifier` says, with those that only its config names (`heads_in_config`); of a
     transformers network, the layers whose number of outputs follows the number of classes; else the last layer with one output per class.
 
-    Without `every_head` (see `Ways`), of a timm network only what `get_classifier` says, of a transformers one only the last layer.
+    Without `every_head` (see `NoiseMode`), of a timm network only what `get_classifier` says, of a transformers one only the last layer.
     """
     if hasattr(network, "get_classifier"):
         answer: Any = network.get_classifier()  # type: ignore[operator]
@@ -189,17 +191,17 @@ def classifiers_of(network: nn.Module, classes: int, every_head: bool = True) ->
             return heads
         heads = [module for head in heads for module in _each(head)]
         inside = {id(module) for head in heads for module in head.modules()}
-        return heads + [layer for layer in told_heads(network, classes) if id(layer) not in inside]
+        return heads + [layer for layer in heads_in_config(network, classes) if id(layer) not in inside]
     if every_head and hasattr(network, "last_layers"):
         last: list[nn.Module] = network.last_layers()  # type: ignore[operator]
     else:
         last = [module for module in network.modules() if _outputs(module) == classes][-1:]
     if not last:
-        raise NstError(f"{_kind_of(network)}: expected a last layer with {classes} outputs, found none; set noise.dropout to 0 for it")
+        raise NstError(f"{_class_name(network)}: expected a last layer with {classes} outputs, found none; set noise.dropout to 0 for it")
     return last
 
 
-def told_heads(network: nn.Module, classes: int) -> list[nn.Module]:
+def heads_in_config(network: nn.Module, classes: int) -> list[nn.Module]:
     """The layers with an output for each class that timm's config of a network names, such as VOLO's auxiliary head."""
     named = (getattr(network, "pretrained_cfg", None) or {}).get("classifier") or ()
     layers = dict(network.named_modules())
@@ -215,7 +217,7 @@ def _outputs(layer: nn.Module) -> object:
     return getattr(layer, "out_features", getattr(layer, "out_channels", None))
 
 
-def _kind_of(network: nn.Module) -> str:
+def _class_name(network: nn.Module) -> str:
     """The name of a network's class, of one of transformers' its own."""
     return type(getattr(network, "network", network)).__name__
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nst_data.errors import NstError, UsageError, first_line
 from nst_train.networks.image_text import ImageFeatures, ImageText, check_lengths
-from nst_train.networks.weights import FOLDER, extent
+from nst_train.networks.weights import FOLDER, measure_tensors
 from nst_train.transforms.preprocessing import LARGEST_SIDE_PX, TimmPreprocessing
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
@@ -44,17 +44,17 @@ def load_open_clip(name: str, folder: Path, exact: bool) -> ImageText:
         raise NstError(
             f"{name}: expected {OPEN_CLIP_CONFIG} beside weights as safetensors, found none; pickle files (.bin, .pt) are not supported"
         )
-    config = _checked_config(name, folder)
-    with _unlogged():
-        alone = {"pretrained_image": False, "pretrained_text": False, "pretrained_hf": False}
-        network = open_clip.create_model(f"{FOLDER}{folder}", precision="fp32", device="cpu", load_weights=False, **alone)
+    config = _load_config(name, folder)
+    with _silence_logging():
+        no_pretrained = {"pretrained_image": False, "pretrained_text": False, "pretrained_hf": False}
+        network = open_clip.create_model(f"{FOLDER}{folder}", precision="fp32", device="cpu", load_weights=False, **no_pretrained)
         load_checkpoint(network, str(weights[0]), strict=True)
         # without it, the folder's `auto_map` could name code to run
         of_transformers = {"trust_remote_code": False} if config["text_cfg"].get("hf_tokenizer_name") else {}
         tokenizer = open_clip.get_tokenizer(f"{FOLDER}{folder}", **of_transformers)
     network.eval()
 
-    def tokens(texts: Sequence[str]) -> dict[str, Tensor]:
+    def tokenize(texts: Sequence[str]) -> dict[str, Tensor]:
         if hasattr(tokenizer, "encode"):
             lengths = [len(tokenizer.encode(text)) + 2 for text in texts]
         else:
@@ -64,8 +64,8 @@ def load_open_clip(name: str, folder: Path, exact: bool) -> ImageText:
 
     return ImageText(
         ImageFeatures(network, lambda network, pixels: network.encode_image(pixels)),
-        _preprocessing(network.visual.preprocess_cfg, exact),
-        tokens,
+        _build_preprocessing(network.visual.preprocess_cfg, exact),
+        tokenize,
         lambda ids: network.encode_text(ids["input_ids"]),
         lambda pixels, ids: (
             network.logit_scale.exp()
@@ -77,7 +77,7 @@ def load_open_clip(name: str, folder: Path, exact: bool) -> ImageText:
 
 
 @contextmanager
-def _unlogged() -> Iterator[None]:
+def _silence_logging() -> Iterator[None]:
     """Silence OpenCLIP's messages about each step, and keep its use of the root logger from installing a handler there."""
     handler, previous = logging.NullHandler(), logging.root.manager.disable
     logging.root.addHandler(handler)
@@ -89,7 +89,7 @@ def _unlogged() -> Iterator[None]:
         logging.root.removeHandler(handler)
 
 
-def _preprocessing(config: dict[str, Any], exact: bool) -> TimmPreprocessing:
+def _build_preprocessing(config: dict[str, Any], exact: bool) -> TimmPreprocessing:
     """OpenCLIP's evaluation transform, which is the same as timm's: resize, center crop, normalize."""
     size, mode = config["size"], config.get("resize_mode") or "shortest"
     if mode not in _CROP_MODES:
@@ -97,10 +97,10 @@ def _preprocessing(config: dict[str, Any], exact: bool) -> TimmPreprocessing:
     height, width = (size, size) if isinstance(size, int) else size[-2:]
     interpolation = "bilinear" if config.get("interpolation") == "bilinear" else "bicubic"
     of_transform = {"input_size": (3, height, width), "interpolation": interpolation, "crop_pct": 1.0, "crop_mode": _CROP_MODES[mode]}
-    return TimmPreprocessing.of(of_transform | {"mean": config["mean"], "std": config["std"]}, exact)
+    return TimmPreprocessing.from_data_config(of_transform | {"mean": config["mean"], "std": config["std"]}, exact)
 
 
-def _checked_config(name: str, folder: Path) -> dict[str, Any]:
+def _load_config(name: str, folder: Path) -> dict[str, Any]:
     """The `model_cfg` of a folder's config, checked before anything is created from it.
 
     Raises NstError for numbers that do not fit the weights, for references to other models, and for tokenizer options other than a few
@@ -113,15 +113,15 @@ def _checked_config(name: str, folder: Path) -> dict[str, Any]:
         raise NstError(f"{name}: {OPEN_CLIP_CONFIG}: expected model_cfg with text_cfg and vision_cfg ({first_line(error)})") from None
     options = sides["text_cfg"].get("tokenizer_kwargs") or {}
     if not isinstance(options, dict) or (odd := sorted(set(options) - _TOKENIZER_OPTIONS)):
-        found = str(options if not isinstance(options, dict) else odd)[:80]
+        actual = str(options if not isinstance(options, dict) else odd)[:80]
         raise NstError(
-            f"{name}: {OPEN_CLIP_CONFIG}: text_cfg.tokenizer_kwargs: expected {', '.join(sorted(_TOKENIZER_OPTIONS))}, found {found}"
+            f"{name}: {OPEN_CLIP_CONFIG}: text_cfg.tokenizer_kwargs: expected {', '.join(sorted(_TOKENIZER_OPTIONS))}, found {actual}"
         )
-    tensors, largest = extent(name, folder)
+    tensors, largest = measure_tensors(name, folder)
     if not isinstance(config.get("embed_dim"), int) or not 0 < config["embed_dim"] <= largest:
-        found = str(config.get("embed_dim"))[:80]
+        actual = str(config.get("embed_dim"))[:80]
         raise NstError(
-            f"{name}: {OPEN_CLIP_CONFIG}: embed_dim: expected a number up to {largest:,}, the largest of its tensors, found {found}"
+            f"{name}: {OPEN_CLIP_CONFIG}: embed_dim: expected a number up to {largest:,}, the largest of its tensors, found {actual}"
         )
     for side, of_side in sides.items():
         if of_side.get("hf_model_name"):

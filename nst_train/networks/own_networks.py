@@ -15,13 +15,13 @@ from nst_data.errors import UsageError
 from nst_train.networks.weights import WEIGHTS
 
 _HALF = (0.5, 0.5, 0.5)
-_OF_TIMM = (
+_TIMM_ARGUMENTS = (
     "pretrained_cfg",
     "pretrained_cfg_overlay",
     "cache_dir",
     "pretrained_model_args",
 )  # arguments that timm passes to all networks
-_own: set[str] = set()
+_registered: set[str] = set()
 
 
 def register_network(
@@ -51,7 +51,7 @@ def register_network(
     """
     if not re.fullmatch(r"[A-Za-z]\w*", name):
         raise UsageError(f"{name}: expected a name of letters, digits and _ that begins with a letter")
-    if timm.is_model(name) and name not in _own:
+    if timm.is_model(name) and name not in _registered:
         raise UsageError(f"{name}: this is the name of a timm network; choose another one")
     config = PretrainedCfg(architecture=name, input_size=(3, image_size, image_size), mean=mean, std=std, crop_pct=1.0)
 
@@ -59,7 +59,7 @@ def register_network(
         stored = options.get("pretrained_cfg") or config
         stored = stored if isinstance(stored, dict) else stored.to_dict()
         num_classes = num_classes or stored["num_classes"]
-        module: Any = make(num_classes, **{key: value for key, value in options.items() if key not in _OF_TIMM})
+        module: Any = make(num_classes, **{key: value for key, value in options.items() if key not in _TIMM_ARGUMENTS})
         module.pretrained_cfg = stored
         module.num_classes = num_classes
         if not hasattr(module, "num_features"):  # timm writes it to the saved config
@@ -72,4 +72,4 @@ def register_network(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about a name that is registered again
         register_model(network)
-    _own.add(name)
+    _registered.add(name)

@@ -8,7 +8,7 @@ from nst_train.networks.freezing import freeze
 from nst_train.settings import TrainSettings
 
 
-def prepare(network: nn.Module, settings: TrainSettings) -> None:
+def prepare_for_training(network: nn.Module, settings: TrainSettings) -> None:
     """Put a network into training mode as the settings ask. Raises NstError for a setting that it has no place for."""
     network.train()
     freeze(network, settings)

@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from nst_data.errors import NstError, first_line
 from nst_train.networks.heads import zero_heads
 from nst_train.networks.image_processors import read_processor, write_processor
-from nst_train.networks.model_config import PROCESSOR
-from nst_train.networks.probe import FAILURES
-from nst_train.networks.weights import CONFIG, differences
+from nst_train.networks.model_config import PROCESSOR_FILE
+from nst_train.networks.probe import NETWORK_ERRORS
+from nst_train.networks.weights import CONFIG, describe_differences
 from nst_train.settings import TrainSettings
 
 _LAST_DROPOUT = "classifier_dropout_prob"
 """Off in training, which has `noise.dropout` in its place: MobileNets come with what was the share to keep in TensorFlow, 0.999 and 0.8."""
 
 
-class Logits(nn.Module):
+class TransformersClassifier(nn.Module):
     """A transformers classifier that returns only its logits."""
 
     def __init__(self, network: Any, processor: dict[str, Any] | None = None) -> None:  # noqa: ANN401 - transformers' are not typed
@@ -37,7 +37,7 @@ class Logits(nn.Module):
         """The layers whose weights have a shape that depends on the number of classes: one, or of a distilled network two."""
         config = copy.deepcopy(self.network.config)
         config.num_labels += 1
-        other = dict(_outline(type(self.network), config).named_parameters())
+        other = dict(_create_outline(type(self.network), config).named_parameters())
 
         def differs(place: str, layer: nn.Module) -> bool:
             weights = {f"{place}.{name}": weight for name, weight in layer.named_parameters(recurse=False)}
@@ -46,7 +46,7 @@ class Logits(nn.Module):
         return [layer for place, layer in self.network.named_modules() if differs(place, layer)]
 
 
-def _outline(kind: Any, config: Any) -> nn.Module:  # noqa: ANN401 - transformers' are not typed
+def _create_outline(kind: Any, config: Any) -> nn.Module:  # noqa: ANN401 - transformers' are not typed
     """A transformers network without memory for its weights, unless its constructor needs their values."""
     with torch.random.fork_rng(devices=[]):
         try:
@@ -57,10 +57,11 @@ def _outline(kind: Any, config: Any) -> nn.Module:  # noqa: ANN401 - transformer
                 return kind(config)  # type: ignore[no-any-return]
 
 
-def load_trained(kind: Any, folder: Path, what: str) -> Any:  # noqa: ANN401 - transformers' are not typed
+def load_trained(kind: Any, folder: Path, description: str) -> Any:  # noqa: ANN401 - transformers' are not typed
     """Load a network of a transformers auto class from a folder, on the CPU in float32 and eval mode, without running code from it.
 
-    Raises ValueError if weights are missing or have another shape, which transformers would initialize at random; `what` names the network.
+    Raises ValueError if weights are missing or have another shape, which transformers would initialize at random; `description` names the
+    network.
     """
     from transformers.utils import logging
 
@@ -73,11 +74,11 @@ def load_trained(kind: Any, folder: Path, what: str) -> Any:  # noqa: ANN401 - t
     )
     missing, reshaped = sorted(info["missing_keys"]), {key: shapes for key, *shapes in sorted(info["mismatched_keys"])}
     if missing or reshaped:
-        raise ValueError(f"not a trained {what}, {differences(missing, sorted(info['unexpected_keys']), reshaped)}")
+        raise ValueError(f"not a trained {description}, {describe_differences(missing, sorted(info['unexpected_keys']), reshaped)}")
     return network.eval()
 
 
-def create_transformer(folder: Path, settings: TrainSettings, classes: int) -> Logits:
+def create_transformer(folder: Path, settings: TrainSettings, classes: int) -> TransformersClassifier:
     """Create the classifier that a folder's config.json describes, with random weights or, with `pretrained`, the folder's.
 
     Only a last layer for other classes is initialized again. Raises NstError if other weights are missing or have another shape.
@@ -88,28 +89,28 @@ def create_transformer(folder: Path, settings: TrainSettings, classes: int) -> L
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     config, processor = AutoConfig.from_pretrained(folder, trust_remote_code=False), read_processor(settings.model, folder)
-    _settle(config, settings, classes)
+    _apply_settings(config, settings, classes)
     if not settings.pretrained:
-        classifier = Logits(AutoModelForImageClassification.from_config(config, trust_remote_code=False), processor)
-        return _begun(classifier, settings, classes)
+        classifier = TransformersClassifier(AutoModelForImageClassification.from_config(config, trust_remote_code=False), processor)
+        return _init_head(classifier, settings, classes)
     network, info = AutoModelForImageClassification.from_pretrained(
         *(folder,),
         **{"config": config, "use_safetensors": True, "trust_remote_code": False, "dtype": torch.float32},
         **{"ignore_mismatched_sizes": True, "output_loading_info": True},
     )
-    classifier = Logits(network, processor)
+    classifier = TransformersClassifier(network, processor)
     last = [id(weight) for layer in classifier.last_layers() for weight in layer.parameters(recurse=False)]
     renewed = {name for name, weight in network.state_dict(keep_vars=True).items() if id(weight) in last}
     missing = sorted(name for name in info["missing_keys"] if name not in renewed)
     reshaped = {name: shapes for name, *shapes in sorted(info["mismatched_keys"]) if name not in renewed}
     if missing or reshaped:
-        wrong = differences(missing, sorted(info["unexpected_keys"]), reshaped)
+        wrong = describe_differences(missing, sorted(info["unexpected_keys"]), reshaped)
         raise NstError(f"{settings.model}: its weights do not fit these settings ({wrong}); remove `image_size` or `pretrained`")
     is_published = not info["missing_keys"] and not info["mismatched_keys"]
-    return classifier if is_published else _begun(classifier, settings, classes)
+    return classifier if is_published else _init_head(classifier, settings, classes)
 
 
-def outline_of_kind(content: dict[str, Any], settings: TrainSettings, classes: int) -> Logits:
+def create_outline_of_type(content: dict[str, Any], settings: TrainSettings, classes: int) -> TransformersClassifier:
     """A classifier of the `model_type` in a config.json, in that type's default sizes, whatever the numbers in the config.
 
     Raises NstError for a type that is not an image classifier of transformers.
@@ -120,8 +121,8 @@ def outline_of_kind(content: dict[str, Any], settings: TrainSettings, classes: i
         config = AutoConfig.for_model(str(content.get("model_type")))
         architectures = content.get("architectures")
         config.architectures = [str(architecture) for architecture in architectures] if isinstance(architectures, list) else []
-        _settle(config, settings, classes)
-        return Logits(AutoModelForImageClassification.from_config(config, trust_remote_code=False))
+        _apply_settings(config, settings, classes)
+        return TransformersClassifier(AutoModelForImageClassification.from_config(config, trust_remote_code=False))
     except NstError:
         raise
     except (ValueError, TypeError) as error:
@@ -134,12 +135,12 @@ def has_last_dropout(content: dict[str, Any]) -> bool:
 
     try:
         default = getattr(AutoConfig.for_model(str(content.get("model_type"))), _LAST_DROPOUT, 0)
-    except (*FAILURES, ImportError):  # training will refuse it
+    except (*NETWORK_ERRORS, ImportError):  # training will refuse it
         return False
     return bool(content.get(_LAST_DROPOUT, default))
 
 
-def _settle(config: Any, settings: TrainSettings, classes: int) -> None:  # noqa: ANN401 - transformers' are not typed
+def _apply_settings(config: Any, settings: TrainSettings, classes: int) -> None:  # noqa: ANN401 - transformers' are not typed
     if config.problem_type is not None:
         config.problem_type = "single_label_classification"  # it is trained as one, whatever it was before
     config.num_labels = classes
@@ -152,7 +153,7 @@ def _settle(config: Any, settings: TrainSettings, classes: int) -> None:  # noqa
             config.image_size = [settings.image_size] * 2
     if not hasattr(config, "drop_path_rate"):
         return
-    rate, stages = max(settings.noise.stochastic_depth, settings.of_pseudo.noise.stochastic_depth), config.drop_path_rate
+    rate, stages = max(settings.noise.stochastic_depth, settings.for_pseudo_images.noise.stochastic_depth), config.drop_path_rate
     if not isinstance(stages, list | tuple):
         try:
             config.drop_path_rate = rate
@@ -164,17 +165,17 @@ def _settle(config: Any, settings: TrainSettings, classes: int) -> None:  # noqa
         config.drop_path_rate = [0.0] * len(stages)
 
 
-def _begun(network: Logits, settings: TrainSettings, classes: int) -> Logits:
+def _init_head(network: TransformersClassifier, settings: TrainSettings, classes: int) -> TransformersClassifier:
     """Initialize a new last layer as `head_init` says."""
     if settings.head_init == "zero":
         zero_heads(network, classes, settings.model)
     return network
 
 
-def save_transformer(network: Logits, folder: Path, class_names: list[str], data_config: dict[str, Any]) -> list[str]:
+def save_transformer(network: TransformersClassifier, folder: Path, class_names: list[str], data_config: dict[str, Any]) -> list[str]:
     """Write config.json, model.safetensors and preprocessor_config.json, and return the names of these files."""
     network.network.config.id2label = dict(enumerate(class_names))
     network.network.config.label2id = {name: index for index, name in enumerate(class_names)}
     network.network.save_pretrained(folder)
     write_processor(folder, data_config)
-    return [CONFIG, "model.safetensors", PROCESSOR]
+    return [CONFIG, "model.safetensors", PROCESSOR_FILE]

@@ -11,11 +11,11 @@ from huggingface_hub.utils import httpx  # type: ignore[attr-defined] # httpx or
 from safetensors import SafetensorError, safe_open
 
 from nst_data.errors import NstError, UsageError, first_line
-from nst_data.hub.errors import plain_errors
+from nst_data.hub.errors import translate_hub_errors
 from nst_data.hub.licenses import license_at
-from nst_data.hub.quiet import bars_on_terminals
+from nst_data.hub.quiet import bars_only_on_terminal
 from nst_data.hub.reference import HubReference
-from nst_data.hub.retries import check_hub_resolves, retried
+from nst_data.hub.retries import call_with_retries, check_hub_resolves
 from nst_data.store.files import hash_file
 from nst_data.store.inputs import Input
 from nst_data.store.manifest import json_digest
@@ -27,9 +27,9 @@ _PROCESSOR = "preprocessor_config.json"
 _FILES = [CONFIG, _PROCESSOR, WEIGHTS, "model-*.safetensors", "model.safetensors.index.json"]
 
 
-def repository_of(name: str) -> HubReference:
+def parse_repository(name: str) -> HubReference:
     """Parse [hf-hub:]OWNER/NAME[@REVISION]. Raises UsageError for any other text."""
-    reference = HubReference.of_repository(name)
+    reference = HubReference.parse_repository(name)
     if reference is None:
         raise UsageError(f"{name}: expected OWNER/NAME[@REVISION] on the Hub; a folder is named {FOLDER}{name}")
     return reference
@@ -40,7 +40,7 @@ def download(name: str) -> tuple[Path, str]:
 
     Raises NstError if it has no config.json or no safetensors.
     """
-    folder = snapshot(name)
+    folder = download_snapshot(name)
     if not (folder / CONFIG).is_file() or not any(folder.glob("*.safetensors")):
         files = ", ".join(sorted(path.name for path in folder.glob("*"))) or "none"
         raise NstError(
@@ -50,20 +50,22 @@ def download(name: str) -> tuple[Path, str]:
     return folder, folder.name
 
 
-def snapshot(name: str, more: Sequence[str] = (), revision: str | None = None) -> Path:
+def download_snapshot(name: str, extra_patterns: Sequence[str] = (), revision: str | None = None) -> Path:
     """Download those of a model's files that [hf-hub:]OWNER/NAME[@REVISION] has, to a folder named after its commit.
 
-    `more` are patterns of further files; `revision` is a commit that replaces REVISION.
+    `extra_patterns` are patterns of further files; `revision` is a commit that replaces REVISION.
     """
-    repository = repository_of(name)
+    repository = parse_repository(name)
     revision = revision or repository.revision
-    with plain_errors(name, "model"), bars_on_terminals():
-        return _downloaded(partial(snapshot_download, repository.repo, revision=revision, allow_patterns=[*_FILES, *more]))
+    with translate_hub_errors(name, "model"), bars_only_on_terminal():
+        return _download_or_cached(
+            partial(snapshot_download, repository.repo, revision=revision, allow_patterns=[*_FILES, *extra_patterns])
+        )
 
 
 def cached_folder(name: str) -> Path | None:
     """The cache folder with the config.json of [hf-hub:]OWNER/NAME[@REVISION], or None if it is not cached. Does not access the Hub."""
-    reference = repository_of(name)
+    reference = parse_repository(name)
     path = try_to_load_from_cache(reference.repo, CONFIG, revision=reference.revision)
     return Path(path).parent if isinstance(path, str) else None
 
@@ -94,11 +96,11 @@ def published_repository(name: str) -> str:
 
 def published_file(repo: str, name: str) -> Path:
     """The safetensors of a repository at its latest commit, in a folder named after it. `name` is their timm name."""
-    with plain_errors(f"{name} ({repo})", "model"), bars_on_terminals():
-        return _downloaded(partial(hf_hub_download, repo, WEIGHTS))
+    with translate_hub_errors(f"{name} ({repo})", "model"), bars_only_on_terminal():
+        return _download_or_cached(partial(hf_hub_download, repo, WEIGHTS))
 
 
-def _downloaded(download: Callable[..., str]) -> Path:
+def _download_or_cached(download: Callable[..., str]) -> Path:
     """Run a download, or without a network connection return what the cache has."""
     try:
         check_hub_resolves()
@@ -108,19 +110,19 @@ def _downloaded(download: Callable[..., str]) -> Path:
         except LocalEntryNotFoundError:
             pass
         raise
-    return Path(retried(download))
+    return Path(call_with_retries(download))
 
 
-def initial_weights(name: str) -> Input:
+def initial_weights_input(name: str) -> Input:
     """The lineage entry of a model's published weights: repository, commit, license and SHA-256; for a folder only its SHA-256.
 
     Raises UsageError or NstError if there are no weights.
     """
     if name.startswith(FOLDER):
-        return Input(ref=name, digest=hash_file(_single_file(name)).sha256)
+        return Input(ref=name, digest=hash_file(_single_weights_file(name)).sha256)
     if "/" in name:
         folder, commit = download(name)
-        files, repo = sorted(folder.glob("[!.]*.safetensors")), repository_of(name).repo
+        files, repo = sorted(folder.glob("[!.]*.safetensors")), parse_repository(name).repo
     else:
         weights, repo = published_weights(name)
         files, commit = [weights], weights.parent.name
@@ -147,7 +149,7 @@ def config_digest(name: str) -> str:
     return json_digest({file: hash_file(folder / file).sha256 for file in (CONFIG, _PROCESSOR) if (folder / file).is_file()})
 
 
-def _single_file(name: str) -> Path:
+def _single_weights_file(name: str) -> Path:
     folder = check_folder(name)
     if not (folder / WEIGHTS).is_file():
         raise NstError(f"{name}: expected its weights in one file, {WEIGHTS}, found them in several; save them as one")
@@ -156,7 +158,7 @@ def _single_file(name: str) -> Path:
 
 def license_of_model(repo: str, commit: str) -> str | None:
     """The license in the card of a repository at a commit, or None if there is no card or it names no license."""
-    with bars_on_terminals():
+    with bars_only_on_terminal():
         return license_at(repo, commit, "model")
 
 
@@ -166,7 +168,7 @@ def require_safetensors(name: str, folder: Path) -> None:
         raise NstError(f"{name}: {WEIGHTS} is missing; pickle files (.bin, .pt) are not supported")
 
 
-def extent(name: str, folder: Path) -> tuple[int, int]:
+def measure_tensors(name: str, folder: Path) -> tuple[int, int]:
     """The number of tensors in a folder's safetensors and the size of their largest dimension; only headers are read.
 
     Raises NstError for files that are not safetensors.
@@ -182,41 +184,41 @@ def extent(name: str, folder: Path) -> tuple[int, int]:
     return tensors, largest
 
 
-_SHOWN = 3
+_MAX_SHOWN = 3
 _MISMATCH = re.compile(r"size mismatch for (\S+): .*? shape (.+?) from checkpoint, the shape in current model is (.+?)\.$", re.M)
 
 
-def why_not_loaded(error: BaseException) -> str:
+def describe_load_error(error: BaseException) -> str:
     """A library's error in one line; for `load_state_dict` with all that differs: missing and unexpected tensors, and wrong shapes."""
     text = str(error)
     if "loading state_dict for" not in text:
         return first_line(error)
-    missing, unexpected = (_quoted(text, f"{kind} key(s) in state_dict: ") for kind in ("Missing", "Unexpected"))
-    return differences(missing, unexpected, {name: (found, expected) for name, found, expected in _MISMATCH.findall(text)})
+    missing, unexpected = (_quoted_names(text, f"{kind} key(s) in state_dict: ") for kind in ("Missing", "Unexpected"))
+    return describe_differences(missing, unexpected, {name: (actual, expected) for name, actual, expected in _MISMATCH.findall(text)})
 
 
-def differences(missing: Sequence[str], unexpected: Sequence[str], reshaped: Mapping[str, tuple[object, object]]) -> str:
+def describe_differences(missing: Sequence[str], unexpected: Sequence[str], reshaped: Mapping[str, tuple[object, object]]) -> str:
     """Describe how weights differ from a network's: tensors by name, and for `reshaped` the shapes found and expected."""
-    parts = [f"missing {_some(missing)}"] if missing else []
+    parts = [f"missing {_format_names(missing)}"] if missing else []
     if unexpected:
-        parts.append(f"unexpected {_some(unexpected)}")
+        parts.append(f"unexpected {_format_names(unexpected)}")
     if reshaped:
-        shapes = [f"{name} {_shape(found)} instead of {_shape(expected)}" for name, (found, expected) in reshaped.items()]
-        parts.append(f"wrong shape {_some(shapes)}")
+        shapes = [f"{name} {_format_shape(actual)} instead of {_format_shape(expected)}" for name, (actual, expected) in reshaped.items()]
+        parts.append(f"wrong shape {_format_names(shapes)}")
     return "; ".join(parts)
 
 
-def _some(names: Sequence[str]) -> str:
+def _format_names(names: Sequence[str]) -> str:
     """The number of tensors and the first few of their names."""
-    more = f", and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
-    return f"{len(names):,} tensor{'s' * (len(names) != 1)} ({', '.join(names[:_SHOWN])}{more})"
+    suffix = f", and {len(names) - _MAX_SHOWN:,} more" if len(names) > _MAX_SHOWN else ""
+    return f"{len(names):,} tensor{'s' * (len(names) != 1)} ({', '.join(names[:_MAX_SHOWN])}{suffix})"
 
 
-def _quoted(text: str, before: str) -> list[str]:
-    line = next((line for line in text.splitlines() if before in line), "")
-    return re.findall(r'"([^"]*)"', line.partition(before)[2])
+def _quoted_names(text: str, prefix: str) -> list[str]:
+    line = next((line for line in text.splitlines() if prefix in line), "")
+    return re.findall(r'"([^"]*)"', line.partition(prefix)[2])
 
 
-def _shape(shape: object) -> str:
+def _format_shape(shape: object) -> str:
     numbers = re.findall(r"\d+", str(shape))
     return "x".join(numbers) or "a number"

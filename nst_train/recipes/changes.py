@@ -5,30 +5,30 @@ from typing import Any
 
 import yaml
 
-from nst_data.errors import ODD_YAML, UsageError, brief
-from nst_data.yaml_faults import yaml_fault
+from nst_data.errors import OTHER_YAML_ERRORS, UsageError, short_repr
+from nst_data.yaml_faults import explain_yaml_error
 
 _LISTS = ("evaluate", "students")  # sections that may be missing, or hold their single entry without a list
 _EXPECTED = "expected KEY=VALUE, such as generations.1.ratio=7"
 
 
-def changes_of(words: Iterable[str]) -> dict[str, Any]:
+def parse_changes(assignments: Iterable[str]) -> dict[str, Any]:
     """Parse changes from a command line, KEY=VALUE with a YAML value; the last one wins. Raises UsageError if one cannot be parsed."""
     changes = {}
-    for word in words:
-        key, equals, value = word.partition("=")
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
         if not equals or not key.strip():
-            raise UsageError(f"`changes` {word}: {_EXPECTED}")
+            raise UsageError(f"`changes` {assignment}: {_EXPECTED}")
         if not value.strip():
-            raise UsageError(f"`changes` {word}: {_EXPECTED}; null for no value")  # for example, from an unset shell variable
+            raise UsageError(f"`changes` {assignment}: {_EXPECTED}; null for no value")  # for example, from an unset shell variable
         try:
             changes[key.strip()] = yaml.safe_load(value)
-        except (yaml.YAMLError, *ODD_YAML) as error:
-            raise UsageError(f"`changes` {word}: expected a value in YAML; {yaml_fault(error)[1]}") from None
+        except (yaml.YAMLError, *OTHER_YAML_ERRORS) as error:
+            raise UsageError(f"`changes` {assignment}: expected a value in YAML; {explain_yaml_error(error)[1]}") from None
     return changes
 
 
-def changed(content: Any, changes: Mapping[str, Any]) -> Any:  # noqa: ANN401 - anything a YAML file holds
+def apply_changes(content: Any, changes: Mapping[str, Any]) -> Any:  # noqa: ANN401 - anything a YAML file holds
     """The content of a recipe with other values at dotted places. Raises UsageError for a place that it cannot have.
 
     If an anchor shares a value between places, only the named place changes: aliases and merge keys were resolved before.
@@ -36,11 +36,11 @@ def changed(content: Any, changes: Mapping[str, Any]) -> Any:  # noqa: ANN401 - 
     for key, value in changes.items():
         if "" in key.split("."):
             raise UsageError(f"`changes` {key}: expected words between the dots, such as generations.1.ratio")
-        content = _with(content, key.split("."), value, key)
+        content = _replace_value(content, key.split("."), value, key)
     return content
 
 
-def _with(node: Any, steps: list[str], value: Any, key: str) -> Any:  # noqa: ANN401 - anything a YAML file holds
+def _replace_value(node: Any, steps: list[str], value: Any, key: str) -> Any:  # noqa: ANN401 - anything a YAML file holds
     if not steps:
         return value
     step, *rest = steps
@@ -56,12 +56,12 @@ def _with(node: Any, steps: list[str], value: Any, key: str) -> Any:  # noqa: AN
             tail = rest if step.isdigit() else steps if step.isidentifier() and not rest else []
             example = ".".join([parent, "0", *tail])
             raise UsageError(f"`changes` {key}: {parent} has {entry_range}, found {step}; name one, such as {example}")
-        return [*node[:index], _with(node[index], rest, value, key), *node[index + 1 :]]
+        return [*node[:index], _replace_value(node[index], rest, value, key), *node[index + 1 :]]
     if node is not None and not isinstance(node, dict):
-        raise UsageError(f"`changes` {key}: {parent} is {brief(node)}, which has no keys; change it as a whole: {parent}=VALUE")
+        raise UsageError(f"`changes` {key}: {parent} is {short_repr(node)}, which has no keys; change it as a whole: {parent}=VALUE")
     mapping = {} if node is None else node
     name = next((node_key for node_key in mapping if str(node_key) == step), step)  # a key may be a number
-    return {**mapping, name: _with(mapping.get(name), rest, value, key)}
+    return {**mapping, name: _replace_value(mapping.get(name), rest, value, key)}
 
 
 def change_at(place: tuple[int | str, ...], changes: Iterable[str]) -> tuple[str, str] | None:

@@ -8,14 +8,14 @@ from nst_data.sources import Source
 from nst_data.store.store import Store
 from nst_train.evaluation.accuracy import Accuracy
 from nst_train.evaluation.chance import paired_bootstrap
-from nst_train.evaluation.evaluate import kept_outcomes, load_candidate
-from nst_train.evaluation.measuring import Effort
+from nst_train.evaluation.evaluate import load_candidate, outcome_cache_folder
+from nst_train.evaluation.measuring import SuiteRunner
 from nst_train.evaluation_settings import CLEAN
 from nst_train.recipes.finished_run import Generation
 from nst_train.settings import RunSettings
 
 
-def compared(
+def compare_with_newest(
     generations: Sequence[Generation], test: Source | None, store: Store, run: RunSettings, progress: Progress
 ) -> list[Generation]:
     """The generations with `to_newest`: the difference in top-1 to the newest student, over the same images (paired bootstrap).
@@ -25,7 +25,7 @@ def compared(
     if test is None:
         return list(generations)
     newest = next(generation for generation in reversed(generations) if generation.edition is not None)
-    suite, effort = Accuracy(CLEAN, test), Effort(kept_outcomes(store), run, progress)
+    suite, effort = Accuracy(CLEAN, test), SuiteRunner(outcome_cache_folder(store), run, progress)
     outcomes = [suite.measure(load_candidate(generation.teacher.ref, store), effort).by_image["top1"] for generation in generations]
     newest_outcome = outcomes[generations.index(newest)]
     return [

@@ -13,7 +13,7 @@ from nst_data.errors import NstError
 from nst_data.progress import Progress
 from nst_data.sources.source import stamp_of
 from nst_data.store.files import write_text
-from nst_data.store.manifest import installed_packages, json_digest, version_of
+from nst_data.store.manifest import installed_packages, json_digest, package_version
 from nst_data.store.metrics import Metrics
 from nst_data.store.store import Store, Version
 from nst_train.evaluation.chance import Difference
@@ -21,9 +21,9 @@ from nst_train.recipes.opened_sources import OpenedSources
 from nst_train.recipes.recipe import Recipe
 from nst_train.teacher_names import is_in_store
 
-OF_THE_RUN = (None, "", "teacher", "the first training")  # names in `start` for networks that the run trains itself
-_ALSO = "open-clip-torch"  # teachers may depend on it
-_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+OWN_START_NAMES = (None, "", "teacher", "the first training")  # names in `start` for networks that the run trains itself
+_OPTIONAL_PACKAGE = "open-clip-torch"  # teachers may depend on it
+_WORLD_SIZE_VARIABLES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Generation:
     to_newest: Difference | None = None
 
 
-class _Kept(BaseModel):
+class _Record(BaseModel):
     """The record as stored."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -53,7 +53,7 @@ class _Kept(BaseModel):
 
 
 @dataclass(frozen=True)
-class Asked:
+class Dependencies:
     """Everything that a run depends on, as a digest, and the Hub repositories with the weights of timm names."""
 
     digest: str
@@ -72,58 +72,61 @@ class FinishedRun:
     recipe: Recipe
     sources: OpenedSources
 
-    def generations(self, progress: Progress) -> list[Generation] | None:
+    def load_generations(self, progress: Progress) -> list[Generation] | None:
         """The generations of the finished run; None if anything it depended on or made has changed, and with several processes."""
-        if _is_one_of_several() or not self._path.is_file():
+        if _has_peers() or not self._path.is_file():
             return None
         try:
-            kept = _Kept.model_validate_json(self._path.read_text("utf-8"))
-            versions = {ref: self.store.open(ref) for ref in kept.versions}
-            if {ref: version.manifest.digest for ref, version in versions.items()} != kept.versions:
+            record = _Record.model_validate_json(self._path.read_text("utf-8"))
+            versions = {ref: self.store.open(ref) for ref in record.versions}
+            if {ref: version.manifest.digest for ref, version in versions.items()} != record.versions:
                 return None
-            if not kept.measured.items() <= _measured(versions.values()).items() or self.asked(kept.repositories).digest != kept.asked:
+            if (
+                not record.measured.items() <= _measurement_digests(versions.values()).items()
+                or self.current_dependencies(record.repositories).digest != record.asked
+            ):
                 return None
             restored = [
                 Generation(versions[teacher], versions[corpus] if corpus else None, versions[edition] if edition else None, to_newest)
-                for teacher, corpus, edition, to_newest in kept.generations
+                for teacher, corpus, edition, to_newest in record.generations
             ]
         except (OSError, ValueError, KeyError, TypeError, NstError):  # the run itself will report it
             return None
         progress.say(f"{self.recipe.name} is finished: same recipe, images and models")
         return restored
 
-    def asked(self, repositories: Mapping[str, str]) -> Asked:
+    def current_dependencies(self, repositories: Mapping[str, str]) -> Dependencies:
         """Everything that the run depends on, as of now. Raises KeyError for a timm model whose repository is missing."""
         recipe = self.recipe.model_dump(mode="json")
         digest = json_digest(
             {
                 "recipe": recipe,
-                "packages": dict(installed_packages()) | {_ALSO: version_of(_ALSO) or ""},
+                "packages": dict(installed_packages()) | {_OPTIONAL_PACKAGE: package_version(_OPTIONAL_PACKAGE) or ""},
                 "sources": [[source.fingerprint, source.stamp] for source in self.sources.all()],
-                "files": {text: stamp_of(text) for text in _texts(recipe) if os.path.isfile(text)},
+                "files": {text: stamp_of(text) for text in _iterate_strings(recipe) if os.path.isfile(text)},
                 "models": {name: self._identity(name, repositories) for name in self._models},
                 "reviews": {ref: self.store.open(ref, "review").manifest.digest for ref in self.recipe.reviews.values()},
             }
         )
-        return Asked(digest, repositories)
+        return Dependencies(digest, repositories)
 
-    def begin(self) -> Asked | None:
+    def initial_dependencies(self) -> Dependencies | None:
         """What the run depends on at its start; None if no later run could be compared with it, or if something is missing now."""
         if any(isinstance(data, Path) for _, data in self.sources.evaluations):
             return None
         from nst_train.networks.weights import published_repository
 
         with contextlib.suppress(OSError, NstError):  # the run itself will report it
-            return self.asked({name: published_repository(name) for name in self._models if self._is_of_timm(name)})
+            return self.current_dependencies({name: published_repository(name) for name in self._models if self._is_timm_name(name)})
         return None
 
-    def keep(self, asked: Asked, versions: Sequence[Version], generations: Sequence[Generation]) -> None:
+    def save(self, dependencies: Dependencies, versions: Sequence[Version], generations: Sequence[Generation]) -> None:
         """Store what was made together with what the run depended on at its start; does nothing if the store is read-only."""
-        kept = _Kept(
-            asked=asked.digest,
-            repositories=dict(asked.repositories),
+        record = _Record(
+            asked=dependencies.digest,
+            repositories=dict(dependencies.repositories),
             versions={version.ref: version.manifest.digest for version in versions},
-            measured=_measured(versions),
+            measured=_measurement_digests(versions),
             generations=[
                 (
                     generation.teacher.ref,
@@ -134,7 +137,7 @@ class FinishedRun:
                 for generation in generations
             ],
         )
-        text = kept.model_dump_json(indent=2) + "\n"
+        text = record.model_dump_json(indent=2) + "\n"
         with contextlib.suppress(OSError):
             if not self._path.is_file() or self._path.read_text("utf-8") != text:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -154,7 +157,7 @@ class FinishedRun:
             self.recipe.select.by,
             *(settings.relative_to for settings in self.recipe.evaluate),
         ]
-        names += [name for name in references if name not in OF_THE_RUN and name is not None]
+        names += [name for name in references if name not in OWN_START_NAMES and name is not None]
         names += [self.recipe.teacher.model] if self.recipe.teacher else []
         own_model = None if self.recipe.teacher else f"{self.recipe.name}-teacher@gen-0"  # this one is made by the run
         return sorted({name for name in names if name != own_model})
@@ -164,34 +167,34 @@ class FinishedRun:
         if is_in_store(name, self.store):
             version = self.store.open(name, "teacher")
             return [version.ref, version.manifest.digest]
-        from nst_train.networks.weights import FOLDER, published_file, snapshot
+        from nst_train.networks.weights import FOLDER, download_snapshot, published_file
 
         if name.startswith(FOLDER):
             return sorted([path.name, stamp_of(str(path))] for path in Path(name.removeprefix(FOLDER)).iterdir())
-        return snapshot(name).name if "/" in name else published_file(repositories[name], name).parent.name
+        return download_snapshot(name).name if "/" in name else published_file(repositories[name], name).parent.name
 
-    def _is_of_timm(self, name: str) -> bool:
+    def _is_timm_name(self, name: str) -> bool:
         return not {":", "/"} & set(name) and not is_in_store(name, self.store)
 
 
-def _is_one_of_several() -> bool:
+def _has_peers() -> bool:
     """Whether this process has peers, according to torchrun, accelerate and MPI."""
-    return any(os.environ.get(name, "1") not in ("", "1") for name in _SIZES)
+    return any(os.environ.get(name, "1") not in ("", "1") for name in _WORLD_SIZE_VARIABLES)
 
 
-def _measured(versions: Iterable[Version]) -> dict[str, str]:
+def _measurement_digests(versions: Iterable[Version]) -> dict[str, str]:
     teachers = [version for version in versions if version.manifest.kind == "teacher"]
     return {
         f"{teacher.ref} {name}": json_digest(result.model_dump(mode="json"))
         for teacher in teachers
-        for name, result in Metrics.read(teacher.place).root.items()
+        for name, result in Metrics.read(teacher.local_folder).root.items()
     }
 
 
-def _texts(value: Any) -> Iterator[str]:  # noqa: ANN401 - a JSON value
+def _iterate_strings(value: Any) -> Iterator[str]:  # noqa: ANN401 - a JSON value
     """All strings in a value."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):
         for item in value.values() if isinstance(value, dict) else value:
-            yield from _texts(item)
+            yield from _iterate_strings(item)

@@ -9,21 +9,21 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from nst_data.arguments import with_checked_arguments
-from nst_data.errors import ODD_YAML, UsageError, brief
-from nst_data.settings import in_words, unknown_key
-from nst_data.yaml_faults import yaml_fault
-from nst_train.recipes.changes import change_at, changed, changes_inside
+from nst_data.errors import OTHER_YAML_ERRORS, UsageError, short_repr
+from nst_data.settings import describe_validation_error, unknown_key_message
+from nst_data.yaml_faults import explain_yaml_error
+from nst_train.recipes.changes import apply_changes, change_at, changes_inside
 from nst_train.recipes.dead_keys import dead_keys
 from nst_train.recipes.recipe import GenerationSettings, Recipe, StudentSettings
 from nst_train.recipes.sections import EvaluationSettings, SourceSettings, TeacherSettings
-from nst_train.recipes.sources import with_sources_beside
+from nst_train.recipes.sources import resolve_sources
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 NO_CHANGES: Mapping[str, Any] = MappingProxyType({})
 _EXAMPLES = {SourceSettings: "source: ...", EvaluationSettings: "suite: [corruptions]", GenerationSettings: "model: ..."}
-_MOST_SHOWN = 60
+_MAX_SHOWN = 60
 _EXAMPLES |= {TeacherSettings: "model: ...", StudentSettings: "name: ..., model: ..."}
 
 
@@ -43,10 +43,10 @@ def load_recipe(path: Path | str, *, changes: Mapping[str, Any] | None = None) -
         UsageError: Something in it is wrong; the message names the key and its line.
     """
     path = Path(path)
-    return parse_recipe(_text_of(path), path, changes or {})
+    return parse_recipe(_read_text(path), path, changes or {})
 
 
-def _text_of(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
         return path.read_text("utf-8")
     except UnicodeDecodeError:
@@ -60,15 +60,15 @@ def parse_recipe(text: str, path: Path, changes: Mapping[str, Any] = NO_CHANGES)
     try:
         content = yaml.safe_load(text)
         tree = yaml.compose(text, Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, *ODD_YAML) as error:
-        line, fault = yaml_fault(error)
+    except (yaml.YAMLError, *OTHER_YAML_ERRORS) as error:
+        line, fault = explain_yaml_error(error)
         raise UsageError(f"{path}{line}: expected YAML; {fault}") from None
     if not isinstance(content, dict):
         kinds = {NoneType: "an empty file", list: "a list", str: "text"}
-        actual = kinds.get(type(content)) or brief(content)
+        actual = kinds.get(type(content)) or short_repr(content)
         raise UsageError(f"{path}: expected a recipe with the keys {', '.join(Recipe.model_fields)}, found {actual}")
-    _check_keys(path, tree, set())
-    content = changed(content, changes)
+    _check_duplicate_keys(path, tree, set())
+    content = apply_changes(content, changes)
     try:
         recipe = Recipe.model_validate(content)
     except ValidationError as error:
@@ -76,21 +76,21 @@ def parse_recipe(text: str, path: Path, changes: Mapping[str, Any] = NO_CHANGES)
     except RecursionError:
         raise UsageError(f"{path}: expected a recipe, found lists or mappings that are nested too deeply, or hold themselves") from None
     for place, reason in dead_keys(content, recipe):
-        raise UsageError(f"{path}{_place(tree, place, changes)}: has no effect: {reason}; remove it")
+        raise UsageError(f"{path}{_describe_place(tree, place, changes)}: has no effect: {reason}; remove it")
     try:
-        return with_sources_beside(path, recipe)
+        return resolve_sources(path, recipe)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
 
 
-def _check_keys(path: Path, node: yaml.Node | None, seen: set[int]) -> None:
+def _check_duplicate_keys(path: Path, node: yaml.Node | None, seen: set[int]) -> None:
     """Raises UsageError for a duplicate key, of which YAML drops the first."""
     if id(node) in seen:  # an alias
         return
     seen.add(id(node))
     if isinstance(node, yaml.SequenceNode):
         for value in node.value:
-            _check_keys(path, value, seen)
+            _check_duplicate_keys(path, value, seen)
     if not isinstance(node, yaml.MappingNode):
         return
     lines: dict[Hashable, int] = {}
@@ -100,12 +100,12 @@ def _check_keys(path: Path, node: yaml.Node | None, seen: set[int]) -> None:
             if key.value in lines and key.value != "<<":
                 raise UsageError(f"{path}, line {line}: {key.value}: duplicate key, first on line {lines[key.value]}; remove one")
             lines[key.value] = line
-        _check_keys(path, value, seen)
+        _check_duplicate_keys(path, value, seen)
 
 
-def as_written(path: Path, changes: Mapping[str, Any] = NO_CHANGES) -> dict[str, Any]:
+def written_settings(path: Path, changes: Mapping[str, Any] = NO_CHANGES) -> dict[str, Any]:
     """What a recipe accepted by `load_recipe` spells out, without the values from presets and defaults."""
-    content: dict[str, Any] = changed(yaml.safe_load(path.read_text("utf-8")), changes)
+    content: dict[str, Any] = apply_changes(yaml.safe_load(path.read_text("utf-8")), changes)
     seed = {"seed": content["seed"]} if "seed" in content else {}
     return content | {name: [seed | entry for entry in content.get(name, [])] for name in ("generations", "students")}
 
@@ -113,39 +113,39 @@ def as_written(path: Path, changes: Mapping[str, Any] = NO_CHANGES) -> dict[str,
 def _explain(error: ValidationError, tree: yaml.Node | None, changes: Mapping[str, Any]) -> str:
     """The first error as one line: line number or change, place, what was expected and what was found."""
     details = error.errors()[0]
-    line = _place(tree, details["loc"], changes) + ": "
+    line = _describe_place(tree, details["loc"], changes) + ": "
     changed_keys = changes_inside(details["loc"], changes) if change_at(details["loc"], changes) is None else []
     if details["type"] == "extra_forbidden":
         line = f", `changes` {changed_keys[0]}: {'.'.join(map(str, details['loc']))}: " if changed_keys else line
-        return line + unknown_key(str(details["loc"][-1]), _model_at(details["loc"][:-1]))
+        return line + unknown_key_message(str(details["loc"][-1]), _model_at(details["loc"][:-1]))
     if details["type"] == "missing":
         return line + "missing"
-    message = _expected(details["type"], details["loc"]) or in_words(details)
+    message = _expectation(details["type"], details["loc"]) or describe_validation_error(details)
     context = f" (with `changes` {', '.join(changed_keys)})" if changed_keys else ""
     names_input = isinstance(details["input"], dict) or ", found " in message
-    actual = "" if names_input else f", found {_as_written_at(tree, details, changes)}"
+    actual = "" if names_input else f", found {_written_value(tree, details, changes)}"
     is_not_text = message.startswith("expected text") and not isinstance(details["input"], str | NoneType | list | dict)
     return line + message + actual + ("; put it in quotes" if is_not_text else "") + context
 
 
-def _as_written_at(tree: yaml.Node | None, error: "ErrorDetails", changes: Mapping[str, Any]) -> str:
+def _written_value(tree: yaml.Node | None, error: "ErrorDetails", changes: Mapping[str, Any]) -> str:
     """The value of an error as it is written in the file: `yes` rather than the true that YAML makes of it."""
     value = error["input"]
     if value is None or isinstance(value, str) or error["type"] == "invalid_key" or change_at(error["loc"], changes):
-        return brief(value)
-    node = _found(tree, error["loc"])[1]
-    return str(node.value) if isinstance(node, yaml.ScalarNode) and len(node.value) <= _MOST_SHOWN else brief(value)
+        return short_repr(value)
+    node = _locate(tree, error["loc"])[1]
+    return str(node.value) if isinstance(node, yaml.ScalarNode) and len(node.value) <= _MAX_SHOWN else short_repr(value)
 
 
-def _place(tree: yaml.Node | None, place: tuple[int | str, ...], changes: Mapping[str, Any]) -> str:
+def _describe_place(tree: yaml.Node | None, place: tuple[int | str, ...], changes: Mapping[str, Any]) -> str:
     """A place of a recipe with its line, or with the change that set its value."""
     if change := change_at(place, changes):
         key, inside = change
         return f", `changes` {key}" + (f": {inside}" if inside else "")
-    return f", line {_found(tree, place)[0]}: {'.'.join(map(str, place))}" if place else ""
+    return f", line {_locate(tree, place)[0]}: {'.'.join(map(str, place))}" if place else ""
 
 
-def _expected(error: str, place: tuple[int | str, ...]) -> str | None:
+def _expectation(error: str, place: tuple[int | str, ...]) -> str | None:
     """What is expected where pydantic found a value of another type; None for other errors."""
     model = _model_at(place)
     example = "{" + (_EXAMPLES.get(model) or f"{next(iter(model.model_fields))}: ...") + "}"
@@ -160,7 +160,7 @@ def _expected(error: str, place: tuple[int | str, ...]) -> str | None:
     return "expected keys that are text" if error == "invalid_key" else None
 
 
-def _found(node: yaml.Node | None, place: tuple[int | str, ...]) -> tuple[int, yaml.Node | None]:
+def _locate(node: yaml.Node | None, place: tuple[int | str, ...]) -> tuple[int, yaml.Node | None]:
     """(line, value) of a place, as far as it is in the file; the value is None if it is not."""
     line = node.start_mark.line if node else 0
     for step in place:

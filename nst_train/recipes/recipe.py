@@ -6,11 +6,11 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from nst_data.safe_names import folded
+from nst_data.safe_names import fold_name
 from nst_data.settings import Settings
 from nst_data.store.store import check_name
-from nst_data.store.version import is_review
-from nst_train.noise_settings import OF_RANDAUGMENT
+from nst_data.store.version import is_review_ref
+from nst_train.noise_settings import RANDAUGMENT_SETTINGS
 from nst_train.presets import PRESETS
 from nst_train.recipes.sections import (
     EvaluationSettings,
@@ -20,38 +20,38 @@ from nst_train.recipes.sections import (
     SourceSettings,
     TeacherSettings,
 )
-from nst_train.settings import PAPER_EPOCHS, RunSettings, TrainSettings, over
+from nst_train.settings import PAPER_EPOCHS, RunSettings, TrainSettings, deep_merge
 from nst_train.zero_shot_settings import ZeroShot
 
 _NOT_INHERITED = ("name", "finetune", "start", "pretrained", "probe", "pseudo_only", "freeze", "freeze_by")
-_OF_SCHEDULE = ("learning_rate", "warmup_epochs", "warmup_steps", "schedule", "decay_rate", "decay_epochs", "schedule_epochs")
+_SCHEDULE_SETTINGS = ("learning_rate", "warmup_epochs", "warmup_steps", "schedule", "decay_rate", "decay_epochs", "schedule_epochs")
 
 
-def inherited(generation: Mapping[str, Any]) -> dict[str, Any]:
+def inherited_settings(generation: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a generation, as written, that also hold for its `finetune` unless that sets them."""
     # the finetuning's unit of length replaces the other one; and a test size belongs to the image size next to it
     alternatives = {"epochs": "steps", "steps": "epochs", "warmup_steps": "warmup_epochs", "image_size": "test_size"}
     finetune = generation["finetune"]
     dropped = {*_NOT_INHERITED, *(alternatives[name] for name in finetune if name in alternatives)}
     if "preset" in finetune:  # its own preset, with its own schedule
-        dropped |= {"epochs", "steps", *_OF_SCHEDULE, *_of_preset(finetune)} - {"model"}
+        dropped |= {"epochs", "steps", *_SCHEDULE_SETTINGS, *_preset_values(finetune)} - {"model"}
     settings = {name: value for name, value in generation.items() if name not in dropped}
     own_noise, noise = finetune.get("noise"), settings.get("noise")
-    if isinstance(own_noise, dict) and isinstance(noise, dict) and own_noise.keys() & set(OF_RANDAUGMENT):
+    if isinstance(own_noise, dict) and isinstance(noise, dict) and own_noise.keys() & set(RANDAUGMENT_SETTINGS):
         settings["noise"] = {name: value for name, value in noise.items() if name != "augmentation"}
     return settings
 
 
-def of_finetuning(generation: Mapping[str, Any]) -> dict[str, Any]:
+def finetune_defaults(generation: Mapping[str, Any]) -> dict[str, Any]:
     """Defaults of a `finetune`: the un-augmented images of section 3.1, and the end of the first training's schedule.
 
     Images stay augmented after pretraining on pseudo-labels (study 6). Its own learning rate, warm-up or decay makes a separate schedule,
     which starts at its full rate. `start` is resolved when the first training is done.
     """
     finetune = generation["finetune"]
-    schedule_epochs, epochs = _epochs(generation, "schedule_epochs"), _epochs({**generation, **finetune})
-    counts_epochs = not _counts_steps(generation) and not _counts_steps(inherited(generation) | finetune)
-    is_end = counts_epochs and not any(name in finetune for name in (*_OF_SCHEDULE, "preset")) and schedule_epochs >= epochs
+    schedule_epochs, epochs = _written_epochs(generation, "schedule_epochs"), _written_epochs({**generation, **finetune})
+    counts_epochs = not _counts_steps(generation) and not _counts_steps(inherited_settings(generation) | finetune)
+    is_end = counts_epochs and not any(name in finetune for name in (*_SCHEDULE_SETTINGS, "preset")) and schedule_epochs >= epochs
     schedule: dict[str, float | None] = {"schedule_epochs": schedule_epochs if is_end else None}
     if not is_end and finetune.get("warmup_steps") is None and "preset" not in finetune:
         schedule |= {"warmup_epochs": 0, "warmup_steps": None}
@@ -62,20 +62,20 @@ def of_finetuning(generation: Mapping[str, Any]) -> dict[str, Any]:
     return {"start": "the first training", **schedule, **images, **unmixed, **sizes}
 
 
-def _epochs(settings: Mapping[str, Any], *longer: str) -> float:
+def _written_epochs(settings: Mapping[str, Any], *preferred_names: str) -> float:
     """The epochs of settings as written; 0 if they are not a number, which is reported elsewhere."""
-    values = {"epochs": PAPER_EPOCHS} | _of_preset(settings) | dict(settings)
-    epochs = next(values[name] for name in (*longer, "epochs") if values.get(name) is not None or name == "epochs")
+    values = {"epochs": PAPER_EPOCHS} | _preset_values(settings) | dict(settings)
+    epochs = next(values[name] for name in (*preferred_names, "epochs") if values.get(name) is not None or name == "epochs")
     return epochs if isinstance(epochs, int | float) else 0
 
 
 def _counts_steps(settings: Mapping[str, Any]) -> bool:
     """Whether settings as written, or their preset, give the length of a training in steps."""
     in_epochs = settings.get("epochs") or settings.get("schedule_epochs")
-    return bool(settings.get("steps") or ("steps" in _of_preset(settings) and not in_epochs))
+    return bool(settings.get("steps") or ("steps" in _preset_values(settings) and not in_epochs))
 
 
-def _of_preset(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _preset_values(settings: Mapping[str, Any]) -> dict[str, Any]:
     preset = settings.get("preset")
     return PRESETS[preset].values if isinstance(preset, str) and preset in PRESETS else {}
 
@@ -93,13 +93,13 @@ class GenerationSettings(TrainSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _inherit(cls, content: Any) -> Any:  # noqa: ANN401 - anything a YAML file holds
+    def _fill_in_finetune(cls, content: Any) -> Any:  # noqa: ANN401 - anything a YAML file holds
         if not isinstance(content, dict) or not isinstance(content.get("finetune"), dict):
             return content
-        return content | {"finetune": over(inherited(content) | of_finetuning(content), content["finetune"])}
+        return content | {"finetune": deep_merge(inherited_settings(content) | finetune_defaults(content), content["finetune"])}
 
     @property
-    def first(self) -> TrainSettings:
+    def first_training(self) -> TrainSettings:
         """The settings of the first training, or of the only one."""
         return TrainSettings.model_validate(self.model_dump(exclude={"finetune", "name"}) | {"preset": self.preset})
 
@@ -119,13 +119,13 @@ class Network:
     place: tuple[str, int]
 
     @property
-    def student(self) -> str | None:
+    def student_name(self) -> str | None:
         """Its name, if it is one of several students of one teacher."""
         return self.settings.name if isinstance(self.settings, StudentSettings) else None
 
-    def name_in(self, recipe: str, kind: str = "teacher") -> str:
+    def store_name(self, recipe: str, kind: str = "teacher") -> str:
         """Its name in the store, or that of its control."""
-        return f"{recipe}-{kind}" + ("" if self.student is None else f"-{self.student}")
+        return f"{recipe}-{kind}" + ("" if self.student_name is None else f"-{self.student_name}")
 
     @property
     def key(self) -> str:
@@ -190,29 +190,29 @@ class Recipe(Settings):
         last = first + len(chain)
         return [*chain, *(Network(last, settings, ("students", index)) for index, settings in enumerate(self.students))]
 
-    def reviews_of(self, generation: int) -> str | None:
+    def review_for(self, generation: int) -> str | None:
         """The review that a generation is trained with, if any."""
         return next((ref for first, ref in sorted(self.reviews.items(), reverse=True) if first <= generation), None)
 
     @field_validator("teacher", mode="before", json_schema_input_type=str | TeacherSettings | None)
     @classmethod
-    def _may_be_a_name(cls, value: Any) -> Any:  # noqa: ANN401 - anything a YAML file holds
+    def _parse_teacher(cls, value: Any) -> Any:  # noqa: ANN401 - anything a YAML file holds
         if isinstance(value, ZeroShot):
             return value.model_dump()
         return {"model": value} if isinstance(value, str) else value
 
     @field_validator("reviews", mode="before", json_schema_input_type=str | dict[int, str])
     @classmethod
-    def _may_be_of_all(cls, value: Any) -> Any:  # noqa: ANN401 - anything a YAML file holds
+    def _parse_reviews(cls, value: Any) -> Any:  # noqa: ANN401 - anything a YAML file holds
         by_generation = {0: value} if isinstance(value, str) else value
         if not isinstance(by_generation, dict):
             raise ValueError("expected NAME@review-N, or from which generation on: `{2: NAME@review-N}`")
-        if invalid := [ref for ref in by_generation.values() if not (isinstance(ref, str) and is_review(ref) and "/" not in ref)]:
+        if invalid := [ref for ref in by_generation.values() if not (isinstance(ref, str) and is_review_ref(ref) and "/" not in ref)]:
             raise ValueError(f"expected reviews of the store with their number, such as flowers@review-1, found {invalid[0]!r}")
         return by_generation
 
     @model_validator(mode="after")
-    def _reviews_are_of_its_generations(self) -> Self:
+    def _check_reviews(self) -> Self:
         last = self.networks[-1].generation if self.networks else 0
         if invalid := [first for first in self.reviews if not 0 <= first <= last]:
             raise ValueError(f"`reviews`: there is no generation {invalid[0]}; expected 0 to {last}")
@@ -226,13 +226,13 @@ class Recipe(Settings):
         return self.test is not None or self.holdout is not None
 
     @model_validator(mode="after")
-    def _is_tested_on_one_set(self) -> Self:
+    def _check_one_test_set(self) -> Self:
         if self.test is not None and self.holdout is not None:
             raise ValueError("`holdout` is for recipes without `test` images; remove one of them")
         return self
 
     @model_validator(mode="after")
-    def _has_a_student(self) -> Self:
+    def _check_has_student(self) -> Self:
         if self.teacher is not None and not self.networks:
             raise ValueError("`teacher` has no student; add one, such as `generations: [{model: ...}]`")
         if self.teacher is None and (not self.generations or len(self.networks) < 2):
@@ -243,7 +243,7 @@ class Recipe(Settings):
         return self
 
     @model_validator(mode="after")
-    def _has_labels_where_they_are_needed(self) -> Self:
+    def _check_needed_labels(self) -> Self:
         if self.labeled is not None:
             return self
         if self.teacher is None:
@@ -258,7 +258,7 @@ class Recipe(Settings):
         return self
 
     @model_validator(mode="after")
-    def _starts_from_a_classifier(self) -> Self:
+    def _check_start(self) -> Self:
         if self.teacher is None or self.teacher.class_names is None:
             return self
         last = self.networks[-1].generation
@@ -270,37 +270,37 @@ class Recipe(Settings):
         return self
 
     @model_validator(mode="after")
-    def _students_have_names_of_their_own(self) -> Self:
+    def _check_student_names(self) -> Self:
         names = [
             name
             for student in self.students
             for name in (student.name, *([f"{student.name}-before-finetuning"] if student.finetune else []))
         ]
-        folded_names = [folded(name) for name in names]  # otherwise the run would stop after training the first of them
-        if repeated := [name for name in names if folded_names.count(folded(name)) > 1]:
+        folded_names = [fold_name(name) for name in names]  # otherwise the run would stop after training the first of them
+        if repeated := [name for name in names if folded_names.count(fold_name(name)) > 1]:
             raise ValueError(f"`students`: two are called {repeated[0]}; give one of them another `name`")
         for network in self.networks:
-            check_name(network.name_in(self.name))
+            check_name(network.store_name(self.name))
         return self
 
     @model_validator(mode="after")
-    def _trains_no_model_that_it_names(self) -> Self:
-        own_models = {network.name_in(self.name, kind) for network in self.networks for kind in ("teacher", "control")}
-        of_0, by = f"{self.name}-teacher@gen-0", self.select.by
+    def _check_named_models(self) -> Self:
+        own_models = {network.store_name(self.name, kind) for network in self.networks for kind in ("teacher", "control")}
+        first_teacher, by = f"{self.name}-teacher@gen-0", self.select.by
         teacher = self.teacher.model if self.teacher else None
-        if by is not None and (by == teacher or (by.partition("@")[0] in own_models and (by != of_0 or teacher is None))):
+        if by is not None and (by == teacher or (by.partition("@")[0] in own_models and (by != first_teacher or teacher is None))):
             reason = "is the teacher" if by == teacher else "is trained by this recipe"
             raise ValueError(f"`select.by` {by} {reason}; name another model, or remove `by`: with `when: once` the first teacher selects")
         if teacher is None:
             return self
-        if teacher != of_0 and teacher.partition("@")[0] in own_models:
+        if teacher != first_teacher and teacher.partition("@")[0] in own_models:
             raise ValueError(f"`teacher` {teacher}: this recipe trains students of that name; give it another `name`")
-        if teacher != of_0 and any(settings.relative_to == of_0 for settings in self.evaluate):
-            raise ValueError(f"`relative_to` {of_0}: there is no generation 0 beside `teacher`; write {teacher}")
+        if teacher != first_teacher and any(settings.relative_to == first_teacher for settings in self.evaluate):
+            raise ValueError(f"`relative_to` {first_teacher}: there is no generation 0 beside `teacher`; write {teacher}")
         return self
 
     @model_validator(mode="after")
-    def _the_first_has_no_teacher(self) -> Self:
+    def _check_first_generation(self) -> Self:
         if self.teacher is not None:
             return self
         if self.generations[0].start == "teacher" or self.generations[0].pseudo_only:
@@ -308,13 +308,13 @@ class Recipe(Settings):
         return self
 
     @model_validator(mode="after")
-    def _only_the_first_is_a_probe(self) -> Self:
+    def _check_probes(self) -> Self:
         if any(network.generation and network.settings.probe for network in self.networks):
             raise ValueError("`probe` trains on labeled images only: it is for the first generation, and for a `finetune`")
         return self
 
     @model_validator(mode="after")
-    def _validation_has_images(self) -> Self:
+    def _check_validation(self) -> Self:
         if self.validation is None and any(
             settings.validate_every is not None or (settings.finetune and settings.finetune.validate_every is not None)
             for settings in (*self.generations, *self.students)
@@ -324,11 +324,11 @@ class Recipe(Settings):
 
     @field_validator("evaluate", mode="before", json_schema_input_type=EvaluationSettings | list[EvaluationSettings])
     @classmethod
-    def _may_be_one(cls, value: Any) -> Any:  # noqa: ANN401 - anything a YAML file holds
+    def _parse_evaluate(cls, value: Any) -> Any:  # noqa: ANN401 - anything a YAML file holds
         return [value] if isinstance(value, dict) else value
 
     @model_validator(mode="after")
-    def _what_is_streamed_is_read_in_order(self) -> Self:
+    def _check_streamed_sources(self) -> Self:
         """Training reads single images repeatedly, which would take many times as long over the network."""
         for role in ("labeled", "validation"):
             if (source := getattr(self, role)) and source.stream:
@@ -347,7 +347,7 @@ class Recipe(Settings):
         return self
 
     @model_validator(mode="after")
-    def _evaluation_has_images(self) -> Self:
+    def _check_evaluation_data(self) -> Self:
         if not self.is_tested and any(settings.data is None for settings in self.evaluate):
             raise ValueError(
                 "`evaluate` uses the test images if it has no `data`; add a line `test: {source: ...}` or `holdout: 0.2`, or set `data`"
@@ -355,13 +355,13 @@ class Recipe(Settings):
         return self
 
     @model_validator(mode="after")
-    def _results_have_names_of_their_own(self) -> Self:
+    def _check_result_names(self) -> Self:
         """Otherwise one would overwrite the other."""
         names = ["test"] if self.is_tested else []
         for settings in self.evaluate:
             if self.is_tested and settings.data is None and settings.name in (None, "test") and "suite" not in settings.model_fields_set:
                 raise ValueError("`evaluate` has no suite, and the unmodified test images are always measured; add `suite: [corruptions]`")
-            for name in map(settings.recorded, settings.suite):
+            for name in map(settings.result_name, settings.suite):
                 if name in names:
                     raise ValueError(f"`evaluate` records two results as {name!r} in metrics.json; give one of them another `name`")
                 names.append(name)
@@ -369,7 +369,7 @@ class Recipe(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _spread_seed(cls, content: Any) -> Any:  # noqa: ANN401 - anything a YAML file holds
+    def _distribute_seed(cls, content: Any) -> Any:  # noqa: ANN401 - anything a YAML file holds
         """Use the recipe's seed in each part that does not set its own."""
         if not isinstance(content, dict):
             return content

@@ -11,19 +11,19 @@ SCHEMA_FILE = "recipe.schema.json"
 MODELINE = f"# yaml-language-server: $schema={SCHEMA_FILE}"  # the first line of a recipe; refers to the file next to it
 _TITLE = "Recipe of nst run"
 _EXPONENT = r"^[+-]?[0-9]+(\.[0-9]*)?[eE][+-]?[0-9]+$"  # 1e-3, which is a string in YAML 1.1; bounds apply to numbers only
-_OF_A_PRESET = "model"  # or of the generation that a `finetune` belongs to
+_FROM_PRESET = "model"  # or of the generation that a `finetune` belongs to
 
 
 def recipe_schema() -> dict[str, Any]:
     """What `load_recipe` accepts, as a draft 2020-12 schema, except for rules that involve several keys."""
-    schema: dict[str, Any] = _plain(Recipe.model_json_schema())
+    schema: dict[str, Any] = _simplify(Recipe.model_json_schema())
     for name in MAY_BE_EMPTY:
         section = schema["properties"][name]
         description = {"description": section.pop("description")} if "description" in section else {}
         schema["properties"][name] = {"anyOf": [*section.pop("anyOf", [section]), {"type": "null"}]} | description
     for settings in schema["$defs"].values():
         if "preset" in settings["properties"]:
-            settings["required"] = [name for name in settings.get("required", []) if name != _OF_A_PRESET]
+            settings["required"] = [name for name in settings.get("required", []) if name != _FROM_PRESET]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": _TITLE} | schema
 
 
@@ -41,23 +41,23 @@ def write_schema(folder: Path) -> bool:
     return is_ours
 
 
-def _plain(node: Any, of_keys: bool = False) -> Any:  # noqa: ANN401 - any JSON
+def _simplify(node: Any, has_setting_names: bool = False) -> Any:  # noqa: ANN401 - any JSON
     """Drop what pydantic adds for programs: titles, defaults that are whole sections or empty, lists of arguments.
 
     A number may also be a string with an exponent, which pydantic parses.
 
-    `of_keys`: the node's own keys are names of settings, which may be called title or default.
+    `has_setting_names`: the node's own keys are names of settings, which may be called title or default.
     """
     if isinstance(node, list):
-        return [_plain(item) for item in node]
+        return [_simplify(item) for item in node]
     if not isinstance(node, dict):
         return node
     plain = {}
     for key, value in node.items():
-        if not of_keys and (key == "title" or (key == "default" and (isinstance(value, dict) or value in (None, [])))):
+        if not has_setting_names and (key == "title" or (key == "default" and (isinstance(value, dict) or value in (None, [])))):
             continue
         is_text = key == "description" and isinstance(value, str)
-        plain[key] = value.partition("\n\nArgs:")[0] if is_text else _plain(value, of_keys=key in ("properties", "$defs"))
-    if not of_keys and plain.get("type") == "number":
+        plain[key] = value.partition("\n\nArgs:")[0] if is_text else _simplify(value, has_setting_names=key in ("properties", "$defs"))
+    if not has_setting_names and plain.get("type") == "number":
         plain |= {"type": ["number", "string"], "pattern": _EXPONENT}
     return plain

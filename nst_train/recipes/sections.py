@@ -9,7 +9,7 @@ from nst_data.hub.repository import Repository
 from nst_data.settings import BalanceSettings, Settings
 from nst_data.store.store import check_name
 from nst_train.cluster_settings import ClusterSettings
-from nst_train.evaluation_settings import EvaluateSettings, recorded_name
+from nst_train.evaluation_settings import EvaluateSettings, result_name
 from nst_train.settings import LabelSettings
 from nst_train.zero_shot_settings import ZeroShot
 
@@ -27,7 +27,7 @@ class SourceSettings(Settings):
 
     @field_validator("source", mode="before")
     @classmethod
-    def _are_texts(cls, value: Any) -> Any:  # noqa: ANN401 - anything a YAML file holds
+    def _check_source(cls, value: Any) -> Any:  # noqa: ANN401 - anything a YAML file holds
         values = value if isinstance(value, list) else [value]
         if not values or not all(isinstance(text, str) and text for text in values):
             raise ValueError("expected text, or a list of texts")
@@ -38,7 +38,7 @@ class SourceSettings(Settings):
         """The sources as a list."""
         return [self.source] if isinstance(self.source, str) else self.source
 
-    def located(self, locate: Callable[[str], str]) -> Self:
+    def map_sources(self, locate: Callable[[str], str]) -> Self:
         """A copy whose sources are replaced by `locate(source)`."""
         sources = list(map(locate, self.sources))
         return self.model_copy(update={"source": sources[0] if isinstance(self.source, str) else sources})
@@ -58,7 +58,7 @@ class TeacherSettings(Settings):
     )
 
     @model_validator(mode="after")
-    def _has_names_in_its_prompts(self) -> Self:
+    def _check_prompts(self) -> Self:
         if self.class_names is None and self.prompts is not None:
             raise ValueError("`prompts` apply to image-text models, which require `class_names`; add them")
         if self.class_names is not None:
@@ -66,7 +66,7 @@ class TeacherSettings(Settings):
         return self
 
     @property
-    def named(self) -> str | ZeroShot:
+    def teacher_name(self) -> str | ZeroShot:
         """The teacher in the form that labeling accepts. Raises UsageError if a file of words does not exist."""
         if self.class_names is None:
             return self.model
@@ -94,13 +94,13 @@ class SelectSettings(BalanceSettings):
     )
 
     @model_validator(mode="after")
-    def _another_selects_once(self) -> Self:
+    def _check_selector(self) -> Self:
         if self.by is not None and self.when != "once":
             raise ValueError(f"`by` {self.by} selects with one model for all generations; add `when: once`, or remove `by`")
         return self
 
     @property
-    def balancing(self) -> BalanceSettings:
+    def balance_settings(self) -> BalanceSettings:
         """The settings without those that only a recipe has."""
         return BalanceSettings.model_validate(self.model_dump(exclude={"by", "when"}))
 
@@ -117,11 +117,11 @@ class PushToSettings(Settings):
 
     @field_validator("corpus", "teacher")
     @classmethod
-    def _is_a_repository(cls, value: str | None) -> str | None:
-        return value if value is None else Repository.named(value).id
+    def _check_repository(cls, value: str | None) -> str | None:
+        return value if value is None else Repository.from_id(value).id
 
     @model_validator(mode="after")
-    def _names_a_repository(self) -> Self:
+    def _check_any_repository(self) -> Self:
         if self.corpus is None and self.teacher is None:
             raise ValueError("expected `corpus: OWNER/NAME`, `teacher: OWNER/NAME` or both")
         return self
@@ -137,26 +137,26 @@ class EvaluationSettings(EvaluateSettings):
 
     @field_validator("data", mode="before", json_schema_input_type=str | SourceSettings | None)
     @classmethod
-    def _may_be_a_path(cls, value: Any) -> Any:  # noqa: ANN401 - anything a YAML file holds
+    def _parse_data(cls, value: Any) -> Any:  # noqa: ANN401 - anything a YAML file holds
         return {"source": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _has_data_and_name(self) -> Self:
-        if self.of_published and self.data is None:
+    def _check_data_and_name(self) -> Self:
+        if self.is_published and self.data is None:
             raise ValueError(f"`suite` {self.suite[0]} has its own folder; set it as `data`")
-        if self.of_published and self.data and (self.data.class_names or self.data.image_column or self.data.label_column):
+        if self.is_published and self.data and (self.data.class_names or self.data.image_column or self.data.label_column):
             raise ValueError(
                 f"`class_names`, `image_column` and `label_column` do not apply to {self.suite[0]}, "
                 "which is read from its published folders; remove them"
             )
-        if self.of_published and self.data and len(self.data.sources) > 1:
+        if self.is_published and self.data and len(self.data.sources) > 1:
             raise ValueError(f"`data` of {self.suite[0]} is one folder, found {len(self.data.sources)} sources; name one")
-        if self.of_published and self.data and self.data.stream:
+        if self.is_published and self.data and self.data.stream:
             raise ValueError(f"`stream` does not apply to {self.suite[0]}, which is read from its published folders; remove it")
-        if self.data and not self.of_published and not self.name:
+        if self.data and not self.is_published and not self.name:
             raise ValueError("`name` is missing: results on `data` are recorded under it in metrics.json")
         return self
 
-    def recorded(self, suite: str) -> str:
+    def result_name(self, suite: str) -> str:
         """The name of a suite in metrics.json: prefixed with `name` or test; by default a published suite keeps its own."""
-        return recorded_name(self.name or (suite if self.of_published else "test"), suite)
+        return result_name(self.name or (suite if self.is_published else "test"), suite)

@@ -9,7 +9,7 @@ from nst_data.self_contained.images import needs_pool
 from nst_data.sharing.push import is_pushed, push
 from nst_data.store.store import Number, Store, Version
 from nst_train.device import this_process
-from nst_train.evaluation.evaluate import load_candidate, measure
+from nst_train.evaluation.evaluate import load_candidate, measure_and_record
 from nst_train.evaluation.suites import open_suite
 from nst_train.labeling.label import label, label_like
 from nst_train.recipes.recipe import GenerationSettings, Recipe
@@ -20,7 +20,7 @@ from nst_train.teacher_names import TeacherName
 from nst_train.training.train import train
 
 
-def is_control_of_before(store: Store, name: str, teacher: TeacherName | None) -> bool:
+def has_earlier_control(store: Store, name: str, teacher: TeacherName | None) -> bool:
     """Whether a control exists that started, as in earlier versions, from a teacher whose weights know pseudo-labels."""
     versions = [version for control_name in (name, f"{name}-before-finetuning") for version in store.versions(control_name)]
     controls = [version for version in versions if version.number == Number(0) and version.is_readable]
@@ -28,7 +28,7 @@ def is_control_of_before(store: Store, name: str, teacher: TeacherName | None) -
 
 
 @dataclass(frozen=True)
-class Labels:
+class PseudoLabeling:
     """What the students of a recipe are trained on: the pool's labels, and the images selected by them."""
 
     recipe: Recipe
@@ -37,43 +37,47 @@ class Labels:
     publish: "Publishing"
     progress: Progress
 
-    def of_students(self, number: int, teacher: TeacherName, before: Version | None) -> tuple[Version | None, Version]:
+    def for_students(self, generation: int, teacher: TeacherName, previous_edition: Version | None) -> tuple[Version | None, Version]:
         """The edition with this teacher's labels, and the labeling of the pool that it was selected from, if that is new.
 
-        `before` is the edition of the previous generation. If another model selects, its labeling is generation 0 of the corpus, un-noised
-        and at temperature 1, whatever the settings of the labels that students are trained on.
+        `previous_edition` is the edition of the previous generation. If another model selects, its labeling is generation 0 of the corpus,
+        un-noised and at temperature 1, whatever the settings of the labels that students are trained on.
         """
         settings, corpus = self.recipe.label, None
-        if before is None and self.data.by is not None:
-            corpus, before = self._selected(0, self.data.by, settings.model_copy(update={"noise": False, "temperature": 1.0}))
-        if before is None or self.recipe.select.when == "every_generation":
-            return self._selected(number, teacher, settings)
-        run, progress = self._run, self.progress
-        relabeled = label_like(self.store, before, teacher, self.data.pool, settings, generation=number, run=run, progress=progress)
+        if previous_edition is None and self.data.selector is not None:
+            corpus, previous_edition = self._label_and_select(
+                0, self.data.selector, settings.model_copy(update={"noise": False, "temperature": 1.0})
+            )
+        if previous_edition is None or self.recipe.select.when == "every_generation":
+            return self._label_and_select(generation, teacher, settings)
+        run, progress = self._run_settings, self.progress
+        relabeled = label_like(
+            self.store, previous_edition, teacher, self.data.pool, settings, generation=generation, run=run, progress=progress
+        )
         return corpus, self.publish(relabeled)
 
-    def _selected(self, number: int, model: TeacherName, settings: LabelSettings) -> tuple[Version, Version]:
+    def _label_and_select(self, generation: int, model: TeacherName, settings: LabelSettings) -> tuple[Version, Version]:
         """The whole pool labeled by a model, and the edition selected by these labels."""
-        name, run, progress = self.recipe.name, self._run, self.progress
-        corpus = label(self.store, name, model, self.data.pool, settings, generation=number, run=run, progress=progress)
+        name, run, progress = self.recipe.name, self._run_settings, self.progress
+        corpus = label(self.store, name, model, self.data.pool, settings, generation=generation, run=run, progress=progress)
         self.publish(corpus)
         with this_process().main_process_first():
-            edition = self._balanced(corpus)
+            edition = self._balance(corpus)
         return corpus, self.publish(edition)
 
     @property
-    def _run(self) -> LabelRunSettings:
+    def _run_settings(self) -> LabelRunSettings:
         run = self.recipe.run
-        return LabelRunSettings(decode_threads=run.decode_threads, max_unreadable=run.max_unreadable, **self.recipe.label.of_cluster)
+        return LabelRunSettings(decode_threads=run.decode_threads, max_unreadable=run.max_unreadable, **self.recipe.label.cluster_options)
 
-    def _balanced(self, corpus: Version) -> Version:
+    def _balance(self, corpus: Version) -> Version:
         """The edition of a generation, without the images that are evaluated on.
 
         An existing one, made before the recipe named these images or by an nst that did not exclude the images of `evaluate`, is kept:
         students were trained on it.
         """
-        selection, number = self.recipe.select.balancing, Number(corpus.number.generation, 1)
-        reviews = self.recipe.reviews_of(max(1, corpus.number.generation))  # a selection by another model is for the first student
+        selection, number = self.recipe.select.balance_settings, Number(corpus.number.generation, 1)
+        reviews = self.recipe.review_for(max(1, corpus.number.generation))  # a selection by another model is for the first student
         review = self.store.open(reviews, "review") if reviews else None
         request = balance_request(corpus, selection, self.data.held_out, self.data.pool, review)
         earlier = request.digest if self.data.evaluated else None
@@ -112,22 +116,28 @@ class Trainings:
         self,
         name: str,
         settings: GenerationSettings,
-        number: int,
+        generation: int,
         reviews: str | None,
         teacher: TeacherName | None = None,
         edition: Version | None = None,
     ) -> Version:
         """Train a network of this generation, once or, with `finetune`, twice."""
-        first = settings.first
+        first = settings.first_training
         if first.start == "teacher" and teacher is not None:
             first = first.model_copy(update={"start": str(teacher)})  # not an image-text model: the recipe was checked
         if settings.finetune is None:
-            return self._train(name, first, number, reviews, edition)
-        first_version = self._train(f"{name}-before-finetuning", first, number, reviews, edition, whole=False)
-        return self._train(name, settings.finetune.model_copy(update={"start": first_version.ref}), number, reviews)
+            return self._train(name, first, generation, reviews, edition)
+        first_version = self._train(f"{name}-before-finetuning", first, generation, reviews, edition, is_final=False)
+        return self._train(name, settings.finetune.model_copy(update={"start": first_version.ref}), generation, reviews)
 
     def _train(
-        self, name: str, training: TrainSettings, number: int, reviews: str | None, edition: Version | None = None, whole: bool = True
+        self,
+        name: str,
+        training: TrainSettings,
+        generation: int,
+        reviews: str | None,
+        edition: Version | None = None,
+        is_final: bool = True,
     ) -> Version:
         takes_pool = needs_pool(edition) if edition else reviews is not None
         pool, run = self.data.pool if takes_pool else None, self.recipe.run
@@ -141,17 +151,19 @@ class Trainings:
             pool=pool,
             reviews=reviews,
             exclude=measured if reviews else [],
-            generation=number,
+            generation=generation,
             run=run,
             progress=self.progress,
             validation=self.data.validation,
         )
         if self.data.test is not None:
-            measure(self.store, trained, self.data.test, "test", run, self.progress)
-        for settings, data in self.data.evaluations if whole else []:
+            measure_and_record(self.store, trained, self.data.test, "test", run, self.progress)
+        for settings, data in self.data.evaluations if is_final else []:
             reference = load_candidate(settings.relative_to, self.store) if settings.relative_to else None
             for suite in settings.suite:
-                measure(self.store, trained, open_suite(suite, data, settings, reference), settings.recorded(suite), run, self.progress)
+                measure_and_record(
+                    self.store, trained, open_suite(suite, data, settings, reference), settings.result_name(suite), run, self.progress
+                )
         return self.publish(trained)
 
 
@@ -160,7 +172,7 @@ class Publishing:
     """Pushes versions to the Hub as they are made. A failure is reported and retried by the next run; it does not stop the training."""
 
     recipe: str
-    to: PushToSettings | None
+    destination: PushToSettings | None
     store: Store
     progress: Progress
     versions: list[Version] = field(default_factory=list)  # everything that the run made or found
@@ -174,16 +186,16 @@ class Publishing:
     def __call__(self, version: Version) -> Version:
         """Push a version if the recipe says so and the store does not know that it was pushed."""
         self.versions.append(version)
-        if self.to is None or not this_process().is_main_process:
+        if self.destination is None or not this_process().is_main_process:
             return version
         is_labels = version.manifest.kind != "teacher"
-        repo = self.to.corpus if is_labels else self.to.teacher
+        repo = self.destination.corpus if is_labels else self.destination.teacher
         name = version.name
         prefix = "" if name in (self.recipe, f"{self.recipe}-teacher") else name.removeprefix(f"{self.recipe}-") + "-"
         tag = f"{prefix}{version.number}"  # controls and networks that are finetuned later have their own numbers
         if repo is None or is_pushed(version, repo, tag):
             return version
-        options = self.to.model_dump(exclude={"corpus", "teacher"})
+        options = self.destination.model_dump(exclude={"corpus", "teacher"})
         try:
             place = push(self.store, version, repo, tag=tag, **options, progress=self.progress)
             self.progress.say(f"{version.ref} is {place.ref} on the Hub")

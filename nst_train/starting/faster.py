@@ -7,22 +7,22 @@ from typing import Any
 
 import torch
 
-from nst_data.freed_memory import freed_memory_kept
+from nst_data.freed_memory import keep_freed_memory
 from nst_train.batches.batches import TrainingBatch
 from nst_train.device import DEFAULT_THREADS, set_threads, this_device
 from nst_train.networks.attention import has_fused_attention
-from nst_train.networks.models import create_network, data_config_of, parameters_of
-from nst_train.networks.outline import outline
+from nst_train.networks.models import create_network, parameters_and_classes, training_data_config
+from nst_train.networks.outline import create_outline
 from nst_train.seeds import seed_network
 from nst_train.settings import TrainSettings
 from nst_train.training.schedule import Schedule
-from nst_train.training.step import make_step
+from nst_train.training.step import create_step
 
-CLEARLY = 1.1  # a smaller speed-up may be due to chance
-_SLOW = 3.0  # a candidate whose first step takes this many times as long, such as bf16 emulated by the CPU, is not tried again
+MIN_SPEEDUP = 1.1  # a smaller speed-up may be due to chance
+_MAX_SLOWDOWN = 3.0  # a candidate whose first step takes this many times as long, such as bf16 emulated by the CPU, is not tried again
 _WITHOUT_BF16 = ("DEFAULT", "AVX2")  # CPUs that predate its instructions
 _ROUNDS = 3
-_MOST_WEIGHTS = 100_000_000  # of a network that is timed: two are held at once, with optimizers and averages
+_MAX_WEIGHTS = 100_000_000  # of a network that is timed: two are held at once, with optimizers and averages
 _PIXELS = 2**18  # in the images of a timed step: 16 of 128 px
 
 
@@ -36,9 +36,9 @@ def faster_settings(settings: TrainSettings, classes: int) -> dict[str, Any]:
     """
     if this_device().type != "cpu":
         return {}
-    if (size := parameters_of(settings, classes)) is None or size[0] > _MOST_WEIGHTS:
+    if (size := parameters_and_classes(settings, classes)) is None or size[0] > _MAX_WEIGHTS:
         return {}
-    plain, changes = _untrained(settings), dict[str, Any]()
+    plain, changes = _without_weights(settings), dict[str, Any]()
     candidates: list[dict[str, Any]] = []
     if settings.precision == "auto" and torch.backends.cpu.get_cpu_capability() not in _WITHOUT_BF16:
         candidates.append({"precision": "bf16"})
@@ -46,35 +46,35 @@ def faster_settings(settings: TrainSettings, classes: int) -> dict[str, Any]:
             candidates.append({"precision": "bf16", "fused_attention": False})
     if settings.compute_threads is None and DEFAULT_THREADS > 1:
         candidates.append({"compute_threads": 1})
-    with _threads_kept(), freed_memory_kept():
+    with _restore_threads(), keep_freed_memory():
         for candidate in candidates:
             if _is_faster(plain.model_copy(update=changes | candidate), plain.model_copy(update=changes), classes):
                 changes |= candidate
     return changes
 
 
-def _is_faster(candidate: TrainSettings, before: TrainSettings, classes: int) -> bool:
-    """Whether every step of the candidate takes clearly less time than the step of `before` that is timed next to it."""
+def _is_faster(candidate: TrainSettings, baseline: TrainSettings, classes: int) -> bool:
+    """Whether every step of the candidate takes clearly less time than the step of `baseline` that is timed next to it."""
     (old_step, _), (new_step, _) = (
-        _step(settings, classes, settings.batch_size * (1 + settings.ratio)) for settings in (before, candidate)
+        _create_step(settings, classes, settings.batch_size * (1 + settings.ratio)) for settings in (baseline, candidate)
     )
-    if _seconds(new_step) > _SLOW * _seconds(old_step):
+    if _time_call(new_step) > _MAX_SLOWDOWN * _time_call(old_step):
         return False
-    return all(_seconds(new_step) * CLEARLY < _seconds(old_step) for _ in range(_ROUNDS))
+    return all(_time_call(new_step) * MIN_SPEEDUP < _time_call(old_step) for _ in range(_ROUNDS))
 
 
 def _has_fused_attention(settings: TrainSettings, classes: int) -> bool:
-    network = outline(settings, classes)
+    network = create_outline(settings, classes)
     return network is not None and has_fused_attention(network)
 
 
-def _untrained(settings: TrainSettings) -> TrainSettings:
+def _without_weights(settings: TrainSettings) -> TrainSettings:
     """The settings without weights to load, which do not affect the time."""
     return settings.model_copy(update={"pretrained": False, "start": None})
 
 
 @contextmanager
-def _threads_kept() -> Iterator[None]:
+def _restore_threads() -> Iterator[None]:
     previous_threads = torch.get_num_threads()
     try:
         yield
@@ -82,23 +82,23 @@ def _threads_kept() -> Iterator[None]:
         set_threads(previous_threads)
 
 
-def _seconds(work: Callable[[], object]) -> float:
+def _time_call(function: Callable[[], object]) -> float:
     since = time.perf_counter()
-    work()
+    function()
     return time.perf_counter() - since
 
 
-def _step(settings: TrainSettings, classes: int, per_step: int) -> tuple[Callable[[], object], int]:
+def _create_step(settings: TrainSettings, classes: int, per_step: int) -> tuple[Callable[[], object], int]:
     """A training step on random images with hard labels, and their number, at most `per_step`."""
     seed_network(0)
     network = create_network(settings, classes)
-    data_config = data_config_of(network, settings)
+    data_config = training_data_config(network, settings)
     size, threads = data_config["input_size"], settings.compute_threads or DEFAULT_THREADS
     images = min(per_step, max(2, _PIXELS // (size[1] * size[2])))
     parts = 1 if images < per_step else settings.accumulate
     images -= images % (2 * parts)  # mixup works on pairs
     settings = settings.model_copy(update={"batch_size": images, "accumulate": parts, "pseudo_only": False})
-    step = make_step(network, settings, Schedule.of(settings, images), data_config, classes)
+    step = create_step(network, settings, Schedule.of(settings, images), data_config, classes)
     # same layout as real batches: bytes in channels-last order
     pixels = torch.randint(256, (images, *size[1:], 3), dtype=torch.uint8).permute(0, 3, 1, 2)
     batch = TrainingBatch(pixels, torch.randint(classes, (images,)), {})

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 from nst_data.errors import NstError, UsageError
 from nst_data.images import decode, upright_size
-from nst_data.progress import as_text
+from nst_data.progress import escape_unprintable
 from nst_data.selection.overlap import DECODED_SIDE_PX
 from nst_data.sources import Row, Source, check_trainable, labels_in, match_classes, open_source
 from nst_data.sources.changes import HASH
 from nst_data.sources.hashing import image_hashes
-from nst_data.sources.unreadable import lost_class, phrase
-from nst_data.store.metrics import least_difference
-from nst_train.training.readable import in_two_classes
+from nst_data.sources.unreadable import describe_lost_classes, lost_class_error
+from nst_data.store.metrics import min_significant_difference
+from nst_train.training.readable import duplicate_warning
 
 FOLDERS = {  # names in common use; messages show the first
     "labeled": ("labeled", "labelled", "train", "training"),
@@ -27,26 +27,26 @@ FOLDERS = {  # names in common use; messages show the first
     "test": ("test", "testing"),
     "validation": ("validation", "valid", "val"),
 }
-_FILES = (".parquet", ".tar", ".txt", ".csv", ".jsonl")
+_FILE_SUFFIXES = (".parquet", ".tar", ".txt", ".csv", ".jsonl")
 HOLDOUT = 0.2
-_SAMPLED = 64  # images of a source whose headers are read
+_SAMPLE_SIZE = 64  # images of a source whose headers are read
 TINY_PX = 80  # images with shorter sides than this are enlarged a lot for a network of photographs
-_FEW_LABELED, _COMPARED = 5_000, 1_000  # images that are hashed to find copies
-_UNBALANCED, _FEW_TESTED, _MANY_TIMES = 10, 1_000, 50
+_MAX_HASHED, _MAX_COMPARED = 5_000, 1_000  # images that are hashed to find copies
+_UNBALANCED, _FEW_TESTED, _MAX_POOL_RATIO = 10, 1_000, 50
 
 
 @dataclass(frozen=True)
-class Look:
-    """What was found. `named` maps each role to its source as named or found, `columns` to the columns it was opened with."""
+class Inventory:
+    """What was found. `locations` maps each role to its source as named or found, `columns` to the columns it was opened with."""
 
-    named: dict[str, str]
+    locations: dict[str, str]
     labeled: Source
     pool: Source
     test: Source | None
     validation: Source | None
-    counts: NDArray[np.int64]  # labeled images of each class
+    class_counts: NDArray[np.int64]  # labeled images of each class
     sides_px: NDArray[np.int64]  # shorter side of some labeled and pool images, upright
-    unread: int  # number of sampled images that cannot be read
+    n_unreadable: int  # number of sampled images that cannot be read
     faults: list[str] = field(default_factory=list)  # unreadable classes; labeled images in two classes or in the test or validation set
     columns: dict[str, dict[str, str]] = field(default_factory=dict)  # by role, such as {"label_column": "kind"}
 
@@ -58,21 +58,21 @@ class Look:
     @property
     def holdout(self) -> float | None:
         """The share to hold out if there is no test set and a class has two images."""
-        return HOLDOUT if self.test is None and int(self.counts.max()) > 1 else None
+        return HOLDOUT if self.test is None and int(self.class_counts.max()) > 1 else None
 
     @property
-    def trained_on(self) -> int:
+    def n_training(self) -> int:
         """The number of labeled images left for training; near-duplicates may make it slightly larger."""
         if self.holdout is None:
             return len(self.labeled)
-        held_out = np.where(self.counts > 1, np.maximum(1, np.floor(self.holdout * self.counts + 0.5)), 0)
+        held_out = np.where(self.class_counts > 1, np.maximum(1, np.floor(self.holdout * self.class_counts + 0.5)), 0)
         return len(self.labeled) - int(held_out.sum())
 
     @property
     def per_class(self) -> str:
         """Labeled images per class as text: a number or a range."""
-        least, most = int(self.counts.min()), int(self.counts.max())
-        return f"{least:,}" if least == most else f"{least:,} to {most:,}"
+        min_count, max_count = int(self.class_counts.min()), int(self.class_counts.max())
+        return f"{min_count:,}" if min_count == max_count else f"{min_count:,} to {max_count:,}"
 
     @property
     def side_px(self) -> int:
@@ -80,20 +80,20 @@ class Look:
         return int(np.median(self.sides_px)) if len(self.sides_px) else 0
 
 
-def look_at(photos: Path | str | None, columns: Mapping[str, str] | None = None, **named: str | None) -> Look:
+def inspect_sources(photos: Path | str | None, columns: Mapping[str, str] | None = None, **by_role: str | None) -> Inventory:
     """Open the sources in a folder with labeled/, unlabeled/, test/ and validation/, and those named by role.
 
     `columns` are `open_source`'s `label_column`, `image_column` and `class_names` of the labeled images, and of others that have them.
     Raises UsageError or NstError, in one line, for anything that makes a recipe impossible.
     """
-    locations = {role: location for role, location in named.items() if location is not None}
+    locations = {role: location for role, location in by_role.items() if location is not None}
     if photos is not None:
-        locations = _found_in(Path(photos), set(locations)) | locations
-    _check_there(photos, locations)
-    _check_apart(locations)
+        locations = _find_sources(Path(photos), set(locations)) | locations
+    _check_required_roles(photos, locations)
+    _check_distinct(locations)
     sources, used_columns = {}, {}
     for role, location in locations.items():
-        sources[role], used_columns[role] = _opened(role, location, columns or {})
+        sources[role], used_columns[role] = _open_role(role, location, columns or {})
     labeled, pool = sources["labeled"], sources["pool"]
     check_trainable(labeled)
     for role in ("test", "validation"):
@@ -108,36 +108,39 @@ def look_at(photos: Path | str | None, columns: Mapping[str, str] | None = None,
     readable = np.array([side for side in sides if side], dtype=np.int64)
     check_classes_are_readable(labeled)
     test, validation = sources.get("test"), sources.get("validation")
-    measured = [source for source in (test, validation) if source]
-    faults = [f"{source.location}: {phrase(classes)}" for source in measured if (classes := _lost(source))]
-    faults += _of_equal_bytes(labeled, measured)
-    return Look(locations, labeled, pool, test, validation, counts, readable, len(sides) - len(readable), faults, used_columns)
+    eval_sources = [source for source in (test, validation) if source]
+    faults = [f"{source.location}: {describe_lost_classes(classes)}" for source in eval_sources if (classes := _lost_classes(source))]
+    faults += _duplicate_warnings(labeled, eval_sources)
+    return Inventory(locations, labeled, pool, test, validation, counts, readable, len(sides) - len(readable), faults, used_columns)
 
 
 def check_classes_are_readable(labeled: Source) -> None:
     """Raises NstError for a class whose images exist but cannot be read, as training does. Of a readable class, it reads one image."""
     names = labeled.class_names or []
     for name, images, fault in _unreadable_classes(labeled):
-        raise lost_class(labeled.location, images, names[name], fault)
+        raise lost_class_error(labeled.location, images, names[name], fault)
 
 
-def _of_equal_bytes(labeled: Source, measured: list[Source]) -> Iterator[str]:
+def _duplicate_warnings(labeled: Source, eval_sources: list[Source]) -> Iterator[str]:
     """A line for labeled images in two classes, and one per set for those also in it; skipped if there are many labeled images."""
-    if len(labeled) > _FEW_LABELED:
+    if len(labeled) > _MAX_HASHED:
         return
     labeled_hashes = [hashed for _, hashed in image_hashes(labeled.rows(np.arange(len(labeled))))]
-    if line := in_two_classes(labeled, np.array([bytes.fromhex(hashed or "0" * 32) for hashed in labeled_hashes], HASH)):
+    if line := duplicate_warning(labeled, np.array([bytes.fromhex(hashed or "0" * 32) for hashed in labeled_hashes], HASH)):
         yield line
     distinct_hashes = {*labeled_hashes}
-    for source in measured:
-        sample = source.rows(np.linspace(0, len(source) - 1, min(len(source), _COMPARED), dtype=np.int64))
+    for source in eval_sources:
+        sample = source.rows(np.linspace(0, len(source) - 1, min(len(source), _MAX_COMPARED), dtype=np.int64))
         hashes = [hashed for _, hashed in image_hashes(sample) if hashed]
-        if seen := sum(hashed in distinct_hashes for hashed in hashes):
+        if n_common := sum(hashed in distinct_hashes for hashed in hashes):
             compared = f"{len(hashes):,} images" + " that were compared" * (len(hashes) < len(source))
-            yield f"{source.location}: {seen:,} of its {compared} are labeled images too, on which a score tells nothing: remove them there"
+            yield (
+                f"{source.location}: {n_common:,} of its {compared} are labeled images too, on which a score tells nothing: remove them "
+                "there"
+            )
 
 
-def _lost(source: Source) -> dict[str, int]:
+def _lost_classes(source: Source) -> dict[str, int]:
     """The classes of which no image can be read, with their number of images."""
     names = source.class_names or []
     return {names[label]: images for label, images, _ in _unreadable_classes(source)}
@@ -147,15 +150,15 @@ def _unreadable_classes(source: Source) -> Iterator[tuple[int, int, str]]:
     """(class, number of images, a line about the first one) for each class of which no image can be read."""
     labels = labels_in(source)
     present, first_rows = np.unique(labels, return_index=True)
-    suspects = {int(labels[row.id]): why for row in source.rows(np.sort(first_rows)) if (why := _fault(row))}
+    suspects = {int(labels[row.id]): reason for row in source.rows(np.sort(first_rows)) if (reason := _read_error(row))}
     for label in map(int, present):
         if label in suspects:
             rows = np.flatnonzero(labels == label)
-            if len(rows) == 1 or all(_fault(row) for row in source.rows(rows[1:])):
+            if len(rows) == 1 or all(_read_error(row) for row in source.rows(rows[1:])):
                 yield label, len(rows), suspects[label]
 
 
-def _fault(row: Row) -> str | None:
+def _read_error(row: Row) -> str | None:
     """Where and why an image cannot be read; None if it can."""
     try:
         decode(row.read(), DECODED_SIDE_PX)
@@ -171,12 +174,14 @@ def check_is_folder(photos: Path) -> None:
         raise NstError(f"{photos}: {problem}; expected one with labeled/ and unlabeled/ in it, or `labeled` and `pool` sources")
 
 
-def _found_in(photos: Path, known: set[str]) -> dict[str, str]:
+def _find_sources(photos: Path, named_roles: set[str]) -> dict[str, str]:
     check_is_folder(photos)
-    paths = sorted(path for path in photos.iterdir() if not path.name.startswith(".") and (path.is_dir() or path.suffix.lower() in _FILES))
+    paths = sorted(
+        path for path in photos.iterdir() if not path.name.startswith(".") and (path.is_dir() or path.suffix.lower() in _FILE_SUFFIXES)
+    )
     locations = {}
     for role, names in FOLDERS.items():
-        if role in known:
+        if role in named_roles:
             continue
         matching = [path for path in paths if (path.name if path.is_dir() else path.stem).lower() in names]
         if len(matching) > 1:
@@ -186,13 +191,13 @@ def _found_in(photos: Path, known: set[str]) -> dict[str, str]:
     return locations
 
 
-def _check_there(photos: Path | str | None, found: dict[str, str]) -> None:
+def _check_required_roles(photos: Path | str | None, locations: dict[str, str]) -> None:
     """Raises UsageError if there are no labeled images or no pool, listing what was found."""
-    if photos is None and (missing := [f"`{role}`" for role in ("labeled", "pool") if role not in found]):
+    if photos is None and (missing := [f"`{role}`" for role in ("labeled", "pool") if role not in locations]):
         raise UsageError(f"{' and '.join(missing)}: missing; give a folder with labeled/ and unlabeled/ in it, or name both sources")
     for role in ("labeled", "pool"):
-        if role not in found:
-            entry_names = sorted(as_text(entry.name) for entry in Path(str(photos)).iterdir() if not entry.name.startswith("."))
+        if role not in locations:
+            entry_names = sorted(escape_unprintable(entry.name) for entry in Path(str(photos)).iterdir() if not entry.name.startswith("."))
             shown = ", ".join(entry_names[:5]) + ", ..." * (len(entry_names) > 5)
             hint = "; without a pool there is nothing to learn from: a single training makes a classifier" if role == "pool" else ""
             raise UsageError(
@@ -200,39 +205,40 @@ def _check_there(photos: Path | str | None, found: dict[str, str]) -> None:
             )
 
 
-def _check_apart(found: dict[str, str]) -> None:
+def _check_distinct(locations: dict[str, str]) -> None:
     """Raises NstError for a source inside the labeled folder, whose folders are classes; UsageError for a source in two roles."""
-    paths = {role: Path(location).resolve() for role, location in found.items() if os.path.exists(location)}
+    paths = {role: Path(location).resolve() for role, location in locations.items() if os.path.exists(location)}
     labeled = paths.pop("labeled", None)
     for first, second in (("test", "validation"), ("pool", "test"), ("pool", "validation")):
         if first in paths and paths[first] == paths.get(second):
-            raise UsageError(f"{found[first]}: given as `{first}` and as `{second}`; expected two sources")
+            raise UsageError(f"{locations[first]}: given as `{first}` and as `{second}`; expected two sources")
     for role in paths:
         if labeled is None:
             continue
         if paths[role] == labeled:
-            raise UsageError(f"{found[role]}: given as `labeled` and as `{role}`; expected two sources")
+            raise UsageError(f"{locations[role]}: given as `labeled` and as `{role}`; expected two sources")
         if labeled.is_dir() and labeled in paths[role].parents:
             raise NstError(
-                f"{found[role]}: is inside the labeled folder {found['labeled']}, where each folder is a class; move it out of there"
+                f"{locations[role]}: is inside the labeled folder {locations['labeled']}, where each folder is a class; move it out of "
+                "there"
             )
 
 
-def _opened(role: str, where: str, columns: Mapping[str, str]) -> tuple[Source, dict[str, str]]:
+def _open_role(role: str, location: str, columns: Mapping[str, str]) -> tuple[Source, dict[str, str]]:
     """The source, and the columns it was opened with: sources other than the labeled one may be folders, or have other columns."""
     used_columns: dict[str, Any] = {name: value for name, value in columns.items() if role != "pool" or name == "image_column"}
     try:
-        return open_source(where, labeled=role != "pool", **used_columns), used_columns
+        return open_source(location, labeled=role != "pool", **used_columns), used_columns
     except NstError as error:
         if used_columns and role != "labeled":
             with suppress(NstError):
-                return open_source(where, labeled=role != "pool"), {}
+                return open_source(location, labeled=role != "pool"), {}
         raise type(error)(f"{role}: {error}") from None
 
 
 def _sides_px(source: Source) -> Iterator[int]:
     """The shorter side of some evenly spread images, from their headers; 0 for unreadable ones."""
-    for row in source.rows(np.unique(np.linspace(0, len(source) - 1, min(_SAMPLED, len(source))).astype(np.int64))):
+    for row in source.rows(np.unique(np.linspace(0, len(source) - 1, min(_SAMPLE_SIZE, len(source))).astype(np.int64))):
         try:
             yield min(upright_size(row.read()))
         except (OSError, NstError):
@@ -242,70 +248,82 @@ def _sides_px(source: Source) -> Iterator[int]:
 def _check_some_readable(role: str, source: Source, sides: list[int]) -> None:
     """Raises NstError if none of the sampled images can be read."""
     if not any(sides):
-        looked = f"its {len(sides):,}" if len(sides) == len(source) else f"{len(sides):,} of its {len(source):,}"
+        inspected = f"its {len(sides):,}" if len(sides) == len(source) else f"{len(sides):,} of its {len(source):,}"
         row = next(iter(source.rows(np.zeros(1, np.int64))))
-        raise NstError(f"{role}: {source.location}: none of {looked} images that were looked at can be read; the first is {_fault(row)}")
+        raise NstError(
+            f"{role}: {source.location}: none of {inspected} images that were looked at can be read; the first is {_read_error(row)}"
+        )
 
 
-def warnings(look: Look) -> list[str]:
+def likely_problems(inventory: Inventory) -> list[str]:
     """Likely problems, one line each."""
-    return [*_of_labels(look), *_of_pool(look), *_of_images(look)]
+    return [*_label_warnings(inventory), *_pool_warnings(inventory), *_image_warnings(inventory)]
 
 
-def _of_labels(look: Look) -> Iterator[str]:
-    counts, names = look.counts, look.class_names
-    for least, most, description in ((0, 0, "no labeled images"), (1, 2, "one or two labeled images")):
-        if rare := [as_text(name) for name, images in zip(names, counts, strict=True) if least <= images <= most]:
+def _label_warnings(inventory: Inventory) -> Iterator[str]:
+    counts, names = inventory.class_counts, inventory.class_names
+    for min_count, max_count, description in ((0, 0, "no labeled images"), (1, 2, "one or two labeled images")):
+        if rare := [escape_unprintable(name) for name, images in zip(names, counts, strict=True) if min_count <= images <= max_count]:
             shown = ", ".join(rare[:5]) + ", ..." * (len(rare) > 5)
             verb, pronoun = ("have", "these") if len(rare) > 1 else ("has", "it")
             yield f"{len(rare):,} of {len(names):,} classes {verb} {description} ({shown}): label some more of {pronoun} first"
-    if empty := look.labeled.empty_classes:
+    if empty := inventory.labeled.empty_classes:
         folders, are = ("folders", "are not classes") if len(empty) > 1 else ("folder", "is not a class")
         yield f"{len(empty):,} {folders} without images {are}: {', '.join(empty[:5])}{', ...' * (len(empty) > 5)}"
     present = counts[counts > 0]
     if present.max() >= _UNBALANCED * present.min() and present.max() > 20:
-        rarest, commonest = (as_text(names[int(np.flatnonzero(counts == images)[0])]) for images in (present.min(), present.max()))
+        rarest, commonest = (
+            escape_unprintable(names[int(np.flatnonzero(counts == images)[0])]) for images in (present.min(), present.max())
+        )
         yield (
             f"labels are unbalanced: {present.max():,} of {commonest}, {present.min():,} of {rarest}: "
             "`class_weights: balanced` in the generations makes classes count alike"
         )
-    if look.test is None and look.holdout is None:
+    if inventory.test is None and inventory.holdout is None:
         yield "there are no test images, and no class has two images of which one could be held out: nothing will be measured"
-    elif look.test is None:
+    elif inventory.test is None:
         singletons = int((counts == 1).sum())
-        keep = f"{singletons:,} classes with one image keep it and are" if singletons > 1 else "1 class with one image keeps it and is"
-        held_out = len(look.labeled) - look.trained_on
-        note = f"; {keep} not tested" if singletons else ""
+        singletons_text = (
+            f"{singletons:,} classes with one image keep it and are" if singletons > 1 else "1 class with one image keeps it and is"
+        )
+        held_out = len(inventory.labeled) - inventory.n_training
+        note = f"; {singletons_text} not tested" if singletons else ""
         yield f"there are no test images: {held_out:,} of the labeled ones {'are' if held_out > 1 else 'is'} held out{note}"
-    tested = len(look.test) if look.test else len(look.labeled) - look.trained_on
+    tested = len(inventory.test) if inventory.test else len(inventory.labeled) - inventory.n_training
     if 0 < tested < _FEW_TESTED:
         tell = f"{tested:,} test images tell" if tested > 1 else "1 test image tells"
-        yield f"{tell} networks apart only where they differ by {100 * least_difference(tested):.0f} points or more"
+        yield f"{tell} networks apart only where they differ by {100 * min_significant_difference(tested):.0f} points or more"
 
 
-def _of_pool(look: Look) -> Iterator[str]:
-    if len(look.pool) < len(look.labeled):
-        yield f"the pool has {counted(len(look.pool), 'image')}, fewer than the {len(look.labeled):,} labeled ones: it can teach little"
-    places = {role: Path(location).resolve() for role, location in look.named.items() if os.path.isdir(location)}
+def _pool_warnings(inventory: Inventory) -> Iterator[str]:
+    if len(inventory.pool) < len(inventory.labeled):
+        yield (
+            f"the pool has {format_count(len(inventory.pool), 'image')}, fewer than the {len(inventory.labeled):,} labeled ones: it can "
+            "teach little"
+        )
+    places = {role: Path(location).resolve() for role, location in inventory.locations.items() if os.path.isdir(location)}
     for role in ("labeled", "test", "validation"):
         if "pool" in places and role in places and places["pool"] in places[role].parents:
             yield f"the pool contains the {role} images: students are not trained on them, but they are labeled, which takes time"
 
 
-def _of_images(look: Look) -> Iterator[str]:
-    if 0 < look.side_px < TINY_PX:
-        yield f"the images are tiny ({look.side_px} px): they are enlarged for a network that was trained on photographs"
-    if look.unread:
-        they = "they" if look.unread > 1 else "it"
-        yield f"{look.unread:,} of {look.unread + len(look.sides_px):,} images that were looked at cannot be read: {they} will be skipped"
-    yield from look.faults
+def _image_warnings(inventory: Inventory) -> Iterator[str]:
+    if 0 < inventory.side_px < TINY_PX:
+        yield f"the images are tiny ({inventory.side_px} px): they are enlarged for a network that was trained on photographs"
+    if inventory.n_unreadable:
+        they = "they" if inventory.n_unreadable > 1 else "it"
+        yield (
+            f"{inventory.n_unreadable:,} of {inventory.n_unreadable + len(inventory.sides_px):,} images that were looked at cannot be "
+            f"read: {they} will be skipped"
+        )
+    yield from inventory.faults
 
 
-def counted(number: int, noun: str) -> str:
+def format_count(number: int, noun: str) -> str:
     """A number with its noun, such as `1 image` or `1,200 images`."""
     return f"{number:,} {noun}{('es' if noun.endswith('s') else 's') * (number != 1)}"
 
 
-def few_times(look: Look) -> bool:
+def pool_resembles_labeled(inventory: Inventory) -> bool:
     """Whether the pool is small enough to resemble the labeled images: nobody collects many times as many by hand."""
-    return len(look.pool) <= _MANY_TIMES * len(look.labeled)
+    return len(inventory.pool) <= _MAX_POOL_RATIO * len(inventory.labeled)

@@ -10,34 +10,42 @@ from pathlib import Path
 from typing import Any
 
 from nst_data.errors import NstError
-from nst_data.progress import Progress, as_text
+from nst_data.progress import Progress, escape_unprintable
 from nst_data.self_contained.remote import StreamedEdition
 from nst_data.store.manifest import EditionManifest
 from nst_data.store.ownership import Sign
 from nst_data.store.store import Staging, Store, Version
-from nst_train.batches.batches import LabeledImages, TrainingBatch, batches_ahead, training_batches, without
+from nst_train.batches.batches import LabeledImages, TrainingBatch, choose_prefetch_factor, readable_images, training_batches
 from nst_train.batches.entries import PseudoLabeledImages, open_edition
-from nst_train.device import agreed_maxima, settled_channels_last, settled_precision, this_process
+from nst_train.device import create_max_reducer, resolve_channels_last, resolve_precision, this_process
 from nst_train.interruption import Interrupted, StopRequests
-from nst_train.networks.models import check_takes, count_parameters, create_network, data_config_of, evaluation_data_config_of
-from nst_train.seeds import seed_network, seed_of
+from nst_train.networks.models import check_accepts_images, count_parameters, create_network, evaluation_data_config, training_data_config
+from nst_train.seeds import derive_seed, seed_network
 from nst_train.settings import RunSettings, TrainSettings
-from nst_train.training.checkpoint import CheckpointClock, Resumed, diverged, is_finite, last_checkpoint, load_checkpoint, save_checkpoint
+from nst_train.training.checkpoint import (
+    CheckpointClock,
+    ResumePoint,
+    divergence_error,
+    is_finite,
+    last_checkpoint_step,
+    load_checkpoint,
+    save_checkpoint,
+)
 from nst_train.training.loss import balanced_weights
-from nst_train.training.material import Material
+from nst_train.training.material import TrainingData
 from nst_train.training.optimizer import check_optimizer, is_layer_decay_idle
-from nst_train.training.readable import check_classes, say_in_both, say_lost_classes, unreadable_images
-from nst_train.training.schedule import Schedule, images_that_count
-from nst_train.training.step import Step, make_step
+from nst_train.training.readable import check_classes, find_unreadable_images, report_lost_classes, warn_of_overlap
+from nst_train.training.schedule import Schedule, equivalent_labeled_images
+from nst_train.training.step import Step, create_step
 from nst_train.training.trackers import Trackers
 from nst_train.training.training_log import TrainingLog
 from nst_train.training.validation import Validation
-from nst_train.training.warm_start import start_from
+from nst_train.training.warm_start import load_start_weights
 from nst_train.transforms.noise import training_transforms
 
 _log = logging.getLogger(__name__)
 _NAMES_SHOWN = 3
-_OWED = "validation_owed"  # set in a checkpoint that was written in the middle of a validation
+_VALIDATION_PENDING = "validation_owed"  # set in a checkpoint that was written in the middle of a validation
 
 
 @dataclass
@@ -52,11 +60,11 @@ class Training:
     unreadable: list[str]
     classes_without_images: list[str]
     data_config: dict[str, Any]
-    ahead: int
+    prefetch_factor: int
     validation: Validation | None
     unreadable_validation: int
     sign: Sign | None = None  # of the main process: nobody else trains this
-    is_begun: bool = False
+    has_started: bool = False
 
     @classmethod
     def prepare(
@@ -64,7 +72,7 @@ class Training:
         store: Store,
         staging: Staging,
         settings: TrainSettings,
-        material: Material,
+        data: TrainingData,
         run: RunSettings,
         progress: Progress,
     ) -> "Training":
@@ -72,16 +80,16 @@ class Training:
 
         Without a labeled source, the network is trained on the edition only.
         """
-        processes, source, edition, pool = this_process().num_processes, material.labeled, material.edition, material.pool
+        processes, source, edition, pool = this_process().num_processes, data.labeled, data.edition, data.pool
         _check_batch_size(settings, processes, edition is not None)
         for images in filter(None, (source, pool)):
-            if copy := images.copy_of_images():
+            if copy := images.describe_copy():
                 progress.say(f"{images.location}: reading single images from {copy}, created once; image files need no copy")
-        labeled, lines, empty = LabeledImages.none(), list[str](), list[str]()
+        labeled, lines, empty = LabeledImages.empty(), list[str](), list[str]()
         class_names = list(edition.manifest.class_names) if edition is not None else []
         if source is not None:
-            faults = unreadable_images(store, staging, "labeled", source, run, progress, settings.transform == "evaluation")
-            labeled, lines = without(source, faults), list(faults.values())
+            faults = find_unreadable_images(store, staging, "labeled", source, run, progress, settings.transform == "evaluation")
+            labeled, lines = readable_images(source, faults), list(faults.values())
             empty = check_classes(source, labeled, faults, progress)
             source.read(int(labeled.rows[0]))  # opens files that are opened once, before workers are forked
             class_names = source.class_names or []
@@ -89,49 +97,49 @@ class Training:
         if edition is not None:
             with this_process().main_process_first():
                 pseudo = open_edition(edition, pool, class_names, staging.work, settings.hard, settings.seed, progress)
-        seed_network(seed_of(settings.seed, "initial weights"))
+        seed_network(derive_seed(settings.seed, "initial weights"))
         network = create_network(settings, len(class_names))
         for images in filter(None, (source, pool)):
-            if why := images.slow_reads():
-                progress.say(f"{images.location}: reading single images is slow: {why}")
+            if reason := images.describe_slow_reads():
+                progress.say(f"{images.location}: reading single images is slow: {reason}")
         if settings.start:
-            start_from(network, settings, store, class_names, progress)
+            load_start_weights(network, settings, store, class_names, progress)
         if edition is not None:
             _warn_if_smaller(settings.model, count_parameters(network), edition, progress)
         device_type = this_process().device.type
-        channels_last = settled_channels_last(settings.channels_last, network, device_type, settings.precision)
-        settings = settings.model_copy(update=staging.remembered("memory_format", {"channels_last": channels_last}))
-        data_config = data_config_of(network, settings)
+        channels_last = resolve_channels_last(settings.channels_last, network, device_type, settings.precision)
+        settings = settings.model_copy(update=staging.get_or_store("memory_format", {"channels_last": channels_last}))
+        data_config = training_data_config(network, settings)
         _log.info(
             "%s: %s on %s, processes: %d, precision: %s, channels-last: %s",
             *(staging.ref, settings.model, this_process().device, processes),
-            *(settled_precision(settings.precision, this_process().device), "on" if settings.channels_last else "off"),
+            *(resolve_precision(settings.precision, this_process().device), "on" if settings.channels_last else "off"),
         )
         images = settings.batch_size // processes * _images_per_labeled(settings, pseudo is not None)
         local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        ahead = batches_ahead(images, data_config["input_size"][-1], run.workers_on(device_type), local_processes)
-        at_once = images // settings.accumulate * (processes if settings.sync_batch_norm else 1)
-        check_takes(network, settings, data_config, len(class_names), at_once)
+        ahead = choose_prefetch_factor(images, data_config["input_size"][-1], run.workers_on(device_type), local_processes)
+        part_images = images // settings.accumulate * (processes if settings.sync_batch_norm else 1)
+        check_accepts_images(network, settings, data_config, len(class_names), part_images)
         check_optimizer(settings, this_process().device)
         weights = balanced_weights(labeled.labels, len(class_names)) if settings.class_weights else None
-        counted = len(labeled) if source is not None or pseudo is None else images_that_count(len(pseudo), settings)
-        step = make_step(network, settings, Schedule.of(settings, counted), data_config, len(class_names), weights)
+        counted = len(labeled) if source is not None or pseudo is None else equivalent_labeled_images(len(pseudo), settings)
+        step = create_step(network, settings, Schedule.of(settings, counted), data_config, len(class_names), weights)
         scores, unscored = None, 0
-        if (validation := material.validation) is not None:
-            unscored_faults = unreadable_images(store, staging, "validation", validation, run, progress)
-            say_lost_classes(validation, unscored_faults, progress)
-            say_in_both(staging, validation, progress)
+        if (validation := data.validation) is not None:
+            unscored_faults = find_unreadable_images(store, staging, "validation", validation, run, progress)
+            report_lost_classes(validation, unscored_faults, progress)
+            warn_of_overlap(staging, validation, progress)
             unscored = len(unscored_faults)
             per_epoch = round(counted * _images_per_labeled(settings, pseudo is not None))
-            test_config = evaluation_data_config_of(network, settings)
-            scores = Validation.of(validation, class_names, settings, test_config, step.schedule, per_epoch, run.decode_threads)
+            test_config = evaluation_data_config(network, settings)
+            scores = Validation.from_settings(validation, class_names, settings, test_config, step.schedule, per_epoch, run.decode_threads)
         return cls(staging, step, labeled, pseudo, class_names, lines, empty, data_config, ahead, scores, unscored)
 
-    def say_size(self, progress: Progress) -> None:
+    def report_size(self, progress: Progress) -> None:
         """Report the images and the number of steps, and warn if batch size, warm-up or `layer_decay` do not suit them."""
         ref, settings, schedule = self.staging.ref, self.step.settings, self.step.schedule
         images, pseudo = 0 if settings.pseudo_only else len(self.labeled), len(self.pseudo) if self.pseudo else 0
-        parts = [f"{images:,} labeled image{'s' * (images > 1)} of {_in_short(self.class_names)}"] if images else []
+        parts = [f"{images:,} labeled image{'s' * (images > 1)} of {_summarize_classes(self.class_names)}"] if images else []
         parts += [f"{pseudo:,} pseudo-labeled {'entries' if pseudo > 1 else 'entry'}"] if pseudo else []
         progress.say(f"{ref}: {schedule.steps:,} step{'s' * (schedule.steps > 1)} over {' and '.join(parts)}")
         if images and settings.batch_size > images:
@@ -154,7 +162,7 @@ class Training:
         """Take all steps after the last checkpoint. Raises Interrupted, after writing a checkpoint, if a signal asks to stop."""
         step, state, settings = self.step, this_process(), self.step.settings
         with state.main_process_first():  # it deletes damaged checkpoints before the others look
-            resumed = self._load(progress)
+            resumed = self._load_checkpoint(progress)
         if resumed.step:
             progress.say(f"{self.staging.ref}: resumes after step {resumed.step:,}")
         steps = range(resumed.step, step.schedule.steps)
@@ -168,7 +176,7 @@ class Training:
             run.workers_on(state.device.type),
             state.process_index,
             state.num_processes,
-            self.ahead,
+            self.prefetch_factor,
         )
         per_step = settings.batch_size * _images_per_labeled(settings, self.pseudo is not None)
         tracker_runs = resumed.notes.get("trackers", {})
@@ -177,114 +185,120 @@ class Training:
         log = TrainingLog(self.staging.build, step.schedule, per_step, resumed.step, resumed.notes, trackers)
         total = step.schedule.steps * per_step
         with trackers, closing(batches), progress.task(f"train {self.staging.ref}", total, "images", resumed.step * per_step) as task:
-            for _ in self._steps(steps, batches, log, run, since, progress.say, is_owed=bool(resumed.notes.get(_OWED))):
+            for _ in self._take_steps(
+                steps, batches, log, run, since, progress.say, is_validation_pending=bool(resumed.notes.get(_VALIDATION_PENDING))
+            ):
                 task.advance(per_step, log.note)
         if not is_finite(step.averaged.module):
-            raise self._diverged(step.schedule.steps, "the averaged weights are", None)
+            raise self._divergence_error(step.schedule.steps, "the averaged weights are", None)
 
-    def _steps(
+    def _take_steps(
         self,
         steps: range,
         batches: Iterator[TrainingBatch],
         log: TrainingLog,
         run: RunSettings,
         since: float,
-        say: Callable[[str], None],
-        is_owed: bool,
+        report: Callable[[str], None],
+        is_validation_pending: bool,
     ) -> Iterator[None]:
-        """Take the steps, each followed by any log, validation and checkpoint due. `is_owed`: validate before the first step as well."""
+        """Take the steps, each followed by any log, validation and checkpoint due. `is_validation_pending`: validate before the first step
+        as well.
+        """
         step, clock = self.step, CheckpointClock(run.checkpoint_minutes)
-        with StopRequests(agreed_maxima(), steps.start, say) as stops:
-            if is_owed:
+        with StopRequests(create_max_reducer(), steps.start, report) as stops:
+            if is_validation_pending:
                 self._validate(steps.start, log, stops, run, since)
             for index in steps:
-                done = index + 1
+                steps_done = index + 1
                 if self.sign:
                     self.sign.check(self.staging.ref)
                 try:
-                    with stops.waiting():
+                    with stops.interruptible():
                         batch = next(batches)
                 except (NstError, Interrupted) as error:
-                    if index > steps.start and last_checkpoint(self._checkpoints) != index:
-                        self._save(index, log, run.keep_checkpoints, since)
-                    raise self._interrupted(error, index) from None
-                self._check(log.add(done, *step(index, batch)))
-                self.is_begun = True
-                is_validated = self.validation is not None and self.validation.is_due(done)
+                    if index > steps.start and last_checkpoint_step(self._checkpoint_folder) != index:
+                        self._save_checkpoint(index, log, run.keep_checkpoints, since)
+                    raise self._with_position(error, index) from None
+                self._check_finite(log.add(steps_done, *step(index, batch)))
+                self.has_started = True
+                is_validated = self.validation is not None and self.validation.is_due(steps_done)
                 if is_validated:
-                    self._validate(done, log, stops, run, since)
-                elif log.is_row_due(done):
-                    self._check(log.write_row(done, self.staging.seconds + time.monotonic() - since))
-                stop = stops.agreed(done)
-                if stop or done == steps.stop or clock.is_due(step.schedule.ends_epoch(done)):  # sealing may be interrupted too
-                    since = self._save(done, log, run.keep_checkpoints, since)
+                    self._validate(steps_done, log, stops, run, since)
+                elif log.is_row_due(steps_done):
+                    self._check_finite(log.write_row(steps_done, self.staging.seconds + time.monotonic() - since))
+                stop = stops.agreed_signal(steps_done)
+                if stop or steps_done == steps.stop or clock.is_due(step.schedule.ends_epoch(steps_done)):  # sealing may be interrupted too
+                    since = self._save_checkpoint(steps_done, log, run.keep_checkpoints, since)
                     clock.restart()
                 if stop:
                     this_process().wait_for_everyone()  # otherwise torchrun would kill the process that writes
-                    raise self._interrupted(Interrupted(stop), done)
+                    raise self._with_position(Interrupted(stop), steps_done)
                 yield
         if this_process().is_main_process:
             self.staging.add_seconds(since)
 
-    def _validate(self, done: int, log: TrainingLog, stops: StopRequests, run: RunSettings, since: float) -> None:
-        """Score the averaged weights after step `done`. If it is interrupted, the resumed training starts with this validation."""
+    def _validate(self, steps_done: int, log: TrainingLog, stops: StopRequests, run: RunSettings, since: float) -> None:
+        """Score the averaged weights after step `steps_done`. If it is interrupted, the resumed training starts with this validation."""
         assert self.validation is not None, "expected by a training with validation images"
         try:
-            with stops.waiting():
-                scores = self.validation.score(self.step.averaged.module, done)
+            with stops.interruptible():
+                scores = self.validation.score(self.step.averaged.module, steps_done)
         except Interrupted as error:
-            self._save(done, log, run.keep_checkpoints, since, {_OWED: True})
-            raise self._interrupted(error, done) from None
-        log.validated(done, scores)
-        self._check(log.write_row(done, self.staging.seconds + time.monotonic() - since))
+            self._save_checkpoint(steps_done, log, run.keep_checkpoints, since, {_VALIDATION_PENDING: True})
+            raise self._with_position(error, steps_done) from None
+        log.log_validation(steps_done, scores)
+        self._check_finite(log.write_row(steps_done, self.staging.seconds + time.monotonic() - since))
 
-    def _interrupted(self, error: BaseException, done: int) -> BaseException:
+    def _with_position(self, error: BaseException, steps_done: int) -> BaseException:
         """Add the position in the training to an interruption; return any other error unchanged."""
         if not isinstance(error, Interrupted):
             return error
-        return Interrupted(error.number, f"after step {done:,} of {self.staging.ref}")
+        return Interrupted(error.number, f"after step {steps_done:,} of {self.staging.ref}")
 
-    def _load(self, progress: Progress) -> Resumed:
+    def _load_checkpoint(self, progress: Progress) -> ResumePoint:
         network, optimizer = self.step.unwrapped, self.step.optimizer.optimizer
-        if self.staging.elsewhere is not None:
-            self.staging.elsewhere.bring_training()
-        resumed = load_checkpoint(self._checkpoints, network, self.step.averaged.module, optimizer, progress.say)
+        if self.staging.remote_run is not None:
+            self.staging.remote_run.download_training()
+        resumed = load_checkpoint(self._checkpoint_folder, network, self.step.averaged.module, optimizer, progress.say)
         if scale := resumed.notes.get("loss_scale"):  # fp16 only
             self.step.scaler.load_state_dict(scale)
         if self.validation:
-            self.validation.go_on(resumed.notes, resumed.best)
+            self.validation.resume(resumed.notes, resumed.best_weights)
         return resumed
 
-    def _save(self, done: int, log: TrainingLog, keep: int, since: float, more: Mapping[str, Any] | None = None) -> float:
+    def _save_checkpoint(
+        self, steps_done: int, log: TrainingLog, max_checkpoints: int, since: float, extra_notes: Mapping[str, Any] | None = None
+    ) -> float:
         """Write a checkpoint, unless a number in it is no longer finite (the log will report that). Return the new start of the timing."""
         network, averaged = self.step.unwrapped, self.step.averaged.module
         if not this_process().is_main_process or not log.is_finite or not is_finite(network, averaged):
             return since
         notes = {"log": log.notes, "trackers": log.trackers.runs, "loss_scale": self.step.scaler.state_dict()}
-        notes |= (self.validation.notes if self.validation else {}) | dict(more or {})
+        notes |= (self.validation.notes if self.validation else {}) | dict(extra_notes or {})
         best = self.validation.best.weights if self.validation and self.validation.best else None
-        save_checkpoint(self._checkpoints, done, network, averaged, self.step.optimizer.optimizer, notes, best, keep)
-        _log.info("%s: checkpoint after step %d in %s", self.staging.ref, done, self._checkpoints)
+        save_checkpoint(self._checkpoint_folder, steps_done, network, averaged, self.step.optimizer.optimizer, notes, best, max_checkpoints)
+        _log.info("%s: checkpoint after step %d in %s", self.staging.ref, steps_done, self._checkpoint_folder)
         new_start = self.staging.add_seconds(since)
-        if self.staging.elsewhere is not None:
-            self.staging.elsewhere.keep_training()
+        if self.staging.remote_run is not None:
+            self.staging.remote_run.upload_training()
         return new_start
 
-    def _check(self, bad_step: int | None) -> None:
+    def _check_finite(self, bad_step: int | None) -> None:
         if bad_step is not None:
-            raise self._diverged(bad_step, "the loss is", self.step.schedule.learning_rate(bad_step - 1))
+            raise self._divergence_error(bad_step, "the loss is", self.step.schedule.learning_rate(bad_step - 1))
 
-    def _diverged(self, done: int, what: str, learning_rate: float | None) -> NstError:
-        return diverged(self.staging.ref, self._checkpoints, done, what, learning_rate, self.step.settings)
+    def _divergence_error(self, steps_done: int, subject: str, learning_rate: float | None) -> NstError:
+        return divergence_error(self.staging.ref, self._checkpoint_folder, steps_done, subject, learning_rate, self.step.settings)
 
     @property
-    def _checkpoints(self) -> Path:
+    def _checkpoint_folder(self) -> Path:
         return self.staging.work / "checkpoints"
 
 
-def _in_short(class_names: Sequence[str]) -> str:
+def _summarize_classes(class_names: Sequence[str]) -> str:
     """The number of classes and the first few names, which reveal a wrong folder."""
-    shown = ", ".join(map(as_text, class_names[:_NAMES_SHOWN])) + ", ..." * (len(class_names) > _NAMES_SHOWN)
+    shown = ", ".join(map(escape_unprintable, class_names[:_NAMES_SHOWN])) + ", ..." * (len(class_names) > _NAMES_SHOWN)
     return f"{len(class_names):,} class{'es' * (len(class_names) > 1)} ({shown})"
 
 
@@ -306,7 +320,7 @@ def _check_batch_size(settings: TrainSettings, processes: int, with_pseudo: bool
 
 def _warn_if_smaller(model: str, parameters: int, edition: Version | StreamedEdition, progress: Progress) -> None:
     """Warn if the student is smaller than its teacher; Noisy Student Training uses an equal or larger one (section 2)."""
-    teacher = EditionManifest.of(edition.manifest).counts.teacher_parameters
+    teacher = EditionManifest.from_manifest(edition.manifest).counts.teacher_parameters
     if parameters < teacher:
         progress.say(
             f"warning: the student {model} has {parameters:,} parameters, its teacher {teacher:,}; "

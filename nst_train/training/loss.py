@@ -8,25 +8,25 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from nst_train.settings import Weighing
+from nst_train.settings import LossWeighting
 
 
-def smoothed(labels: Int[Tensor, " batch"], classes: int, smoothing: float) -> Float[Tensor, "batch classes"]:
+def smooth_labels(labels: Int[Tensor, " batch"], classes: int, smoothing: float) -> Float[Tensor, "batch classes"]:
     """One-hot targets, with a share of `smoothing` spread evenly over all classes."""
     return F.one_hot(labels, classes).float() * (1 - smoothing) + smoothing / classes
 
 
-def renormalized(probs: Float[Tensor, "batch classes"], temperature: float = 1.0) -> Float[Tensor, "batch classes"]:
+def renormalize(probs: Float[Tensor, "batch classes"], temperature: float = 1.0) -> Float[Tensor, "batch classes"]:
     """Stored float16 soft labels as float32 distributions: p^(1/temperature), normalized to sum to 1.
 
     What float16 flushed to 0 stays 0 at any temperature. As the temperature approaches 0, the label becomes one-hot, or is split evenly
     among tied maxima.
     """
-    probs = _tempered(probs.float(), temperature)
+    probs = _apply_temperature(probs.float(), temperature)
     return probs / probs.sum(dim=1, keepdim=True)
 
 
-def _tempered(probs: Float[Tensor, "batch any"], temperature: float) -> Float[Tensor, "batch any"]:
+def _apply_temperature(probs: Float[Tensor, "batch any"], temperature: float) -> Float[Tensor, "batch any"]:
     """Values proportional to p^(1/temperature), scaled so that the largest is 1 and no power flushes all of them to 0."""
     return probs if temperature == 1 else (probs / probs.amax(dim=1, keepdim=True)) ** (1 / temperature)
 
@@ -51,7 +51,7 @@ def top_k_cross_entropies(
     other_classes = logits.shape[1] - top_labels.shape[1]
     top_probs = top_probs.float()
     even_share = (1 - top_probs.sum(dim=1, keepdim=True)).clamp(min=0) / max(1, other_classes)  # at k = classes it is used 0 times
-    probs = _tempered(torch.cat([top_probs, even_share], dim=1), temperature)
+    probs = _apply_temperature(torch.cat([top_probs, even_share], dim=1), temperature)
     named_probs, even_share = probs[:, :-1], probs[:, -1]
     log_probs = logits.float().log_softmax(dim=1)
     named_log_probs = log_probs.gather(1, top_labels.long())
@@ -83,22 +83,24 @@ def joint_cross_entropies(
     pseudo-labels; soft pseudo-labels are used as they are.
     """
     classes, labeled = logits.shape[1], len(labels)
-    targets = smoothed(labels, classes, smoothing)
+    targets = smooth_labels(labels, classes, smoothing)
     if "top_labels" in pseudo:
         soft_losses = top_k_cross_entropies(logits[labeled:], pseudo["top_labels"], pseudo["top_probs"], temperature)
         losses = torch.cat([cross_entropies(logits[:labeled], targets), soft_losses])
     else:
         if "probs" in pseudo:
-            targets = torch.cat([targets, renormalized(pseudo["probs"], temperature)])
+            targets = torch.cat([targets, renormalize(pseudo["probs"], temperature)])
         elif "label" in pseudo:
-            targets = torch.cat([targets, smoothed(pseudo["label"], classes, smoothing)])
+            targets = torch.cat([targets, smooth_labels(pseudo["label"], classes, smoothing)])
         losses = cross_entropies(logits, targets)
     if class_weights is None:
         return losses
     return torch.cat([losses[:labeled] * class_weights[labels], losses[labeled:]])
 
 
-def weighed(labeled: Float[Tensor, " labeled"], pseudo: Float[Tensor, " pseudo"], weighing: Weighing, ratio: float) -> Float[Tensor, ""]:
+def weighted_loss(
+    labeled: Float[Tensor, " labeled"], pseudo: Float[Tensor, " pseudo"], weighting: LossWeighting, ratio: float
+) -> Float[Tensor, ""]:
     """The loss of a step from the cross-entropies of its images; the plain mean if all of them are of one kind.
 
     - `concat`, section 3.1: labeled and unlabeled images are concatenated to compute the average cross-entropy.
@@ -108,6 +110,6 @@ def weighed(labeled: Float[Tensor, " labeled"], pseudo: Float[Tensor, " pseudo"]
 
     Each process holds an equal share of both parts, so in all three cases the mean of their gradients is the gradient over all images.
     """
-    if weighing == "concat" or not len(pseudo) or not len(labeled):
+    if weighting == "concat" or not len(pseudo) or not len(labeled):
         return torch.cat([labeled, pseudo]).mean()
-    return labeled.mean() + (ratio if weighing == "code" else 1) * pseudo.mean()
+    return labeled.mean() + (ratio if weighting == "code" else 1) * pseudo.mean()

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from nst_train.seeds import seed_of
+from nst_train.seeds import derive_seed
 from nst_train.settings import TrainSettings
 
 Box = tuple[int, int, int, int]
@@ -22,64 +22,64 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Mixing:
-    """How the images of a step are mixed. `kept` is the share of itself that each image keeps, `box` the area that CutMix pastes into.
+    """How the images of a step are mixed. `own_share` is the share of itself that each image keeps, `box` the area that CutMix pastes into.
 
-    The box is (top, bottom, left, right) in pixels; None means mixup, a weighted mean of both images. `others` holds, for each image, the
+    The box is (top, bottom, left, right) in pixels; None means mixup, a weighted mean of both images. `partners` holds, for each image, the
     position of its partner.
     """
 
-    kept: float
+    own_share: float
     box: Box | None
-    others: Int[Tensor, " batch"]
+    partners: Int[Tensor, " batch"]
 
-    def images(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
+    def mix_images(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
         """Mix each image with its partner."""
         if self.box is None:
-            return images * self.kept + images[self.others] * (1 - self.kept)
+            return images * self.own_share + images[self.partners] * (1 - self.own_share)
         top, bottom, left, right = self.box
         mixed = images.clone()
-        mixed[:, :, top:bottom, left:right] = images[self.others, :, top:bottom, left:right]
+        mixed[:, :, top:bottom, left:right] = images[self.partners, :, top:bottom, left:right]
         return mixed
 
-    def losses(self, logits: Float[Tensor, "batch classes"], against: Callable[[Tensor], Tensor]) -> Float[Tensor, " batch"]:
+    def mix_losses(self, logits: Float[Tensor, "batch classes"], criterion: Callable[[Tensor], Tensor]) -> Float[Tensor, " batch"]:
         """The loss of each mixed image against its mixed target. It is linear in the target, so mixed targets are never built.
 
-        `against` returns the losses of logits against the targets of the unmixed images, in order.
+        `criterion` returns the losses of logits against the targets of the unmixed images, in order.
         """
-        of_takers = against(logits[self.others.argsort()])  # each target against the image that took from its image
-        return self.kept * against(logits) + (1 - self.kept) * of_takers[self.others]
+        taker_losses = criterion(logits[self.partners.argsort()])  # each target against the image that took from its image
+        return self.own_share * criterion(logits) + (1 - self.own_share) * taker_losses[self.partners]
 
 
-def mixing_of(settings: TrainSettings, step: int, images: Float[Tensor, "batch 3 height width"], labeled: int) -> Mixing | None:
+def sample_mixing(settings: TrainSettings, step: int, images: Float[Tensor, "batch 3 height width"], labeled: int) -> Mixing | None:
     """The mixing of a step whose first `labeled` images are the labeled ones; None if neither mixup nor CutMix is on.
 
     If both are on, each gets half of the steps (timm's `switch_prob` 0.5).
     """
     if not settings.mixup and not settings.cutmix:
         return None
-    partners = others_of(labeled, len(images) - labeled).to(images.device, non_blocking=True)
-    draw = np.random.default_rng(seed_of(settings.seed, "mixing", step))
+    partners = partner_positions(labeled, len(images) - labeled).to(images.device, non_blocking=True)
+    draw = np.random.default_rng(derive_seed(settings.seed, "mixing", step))
     is_cutmix = draw.random() < 0.5 if settings.mixup and settings.cutmix else bool(settings.cutmix)
     alpha = settings.cutmix if is_cutmix else settings.mixup
-    kept = float(draw.beta(alpha, alpha))
+    own_share = float(draw.beta(alpha, alpha))
     if not is_cutmix:
-        return Mixing(kept, None, partners)
+        return Mixing(own_share, None, partners)
     height_px, width_px = images.shape[-2:]
-    box = box_of(kept, height_px, width_px, int(draw.integers(height_px)), int(draw.integers(width_px)))
+    box = cutmix_box(own_share, height_px, width_px, int(draw.integers(height_px)), int(draw.integers(width_px)))
     top, bottom, left, right = box
     return Mixing(1 - (bottom - top) * (right - left) / (height_px * width_px), box, partners)  # of the box after clipping
 
 
-def box_of(kept: float, height_px: int, width_px: int, middle_y: int, middle_x: int) -> Box:
-    """A box with the image's aspect ratio that leaves `kept` of its area, centered on the given point and clipped at the border."""
-    side = (1 - kept) ** 0.5
+def cutmix_box(own_share: float, height_px: int, width_px: int, middle_y: int, middle_x: int) -> Box:
+    """A box with the image's aspect ratio that leaves `own_share` of its area, centered on the given point and clipped at the border."""
+    side = (1 - own_share) ** 0.5
     height, width = int(height_px * side), int(width_px * side)
     top, bottom = max(0, middle_y - height // 2), min(height_px, middle_y + (height + 1) // 2)
     left, right = max(0, middle_x - width // 2), min(width_px, middle_x + (width + 1) // 2)
     return top, bottom, left, right
 
 
-def others_of(labeled: int, pseudo: int) -> Int[Tensor, " batch"]:
+def partner_positions(labeled: int, pseudo: int) -> Int[Tensor, " batch"]:
     """For each image of a step or of a part of it, labeled ones first, the position of its partner.
 
     The number of pseudo-labeled images must be a multiple of the labeled ones, or there is only one kind and its number is even.

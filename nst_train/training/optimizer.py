@@ -13,22 +13,22 @@ from nst_train.training.checkpoint import check_can_be_saved
 from nst_train.training.schedule import Schedule
 
 logging.getLogger("timm.optim").addHandler(logging.NullHandler())  # otherwise Python prints its warnings to stderr
-_SHAPES = [(8, 3, 3, 3), (8,), (160, 160)]  # a convolution, a bias, and a matrix that optimizers with factored state do factor
+_TRIAL_SHAPES = [(8, 3, 3, 3), (8,), (160, 160)]  # a convolution, a bias, and a matrix that optimizers with factored state do factor
 
 
-def make_optimizer(network: nn.Module, settings: TrainSettings, schedule: Schedule) -> torch.optim.Optimizer:
+def create_optimizer(network: nn.Module, settings: TrainSettings, schedule: Schedule) -> torch.optim.Optimizer:
     """timm's optimizer for the trainable weights. Raises NstError if timm rejects the settings."""
     options: dict[str, Any] = {"alpha": 0.9, "eps": 1e-3} if settings.optimizer == "rmsproptf" else {}  # as in the released code
     if settings.weight_decay_on == "all":
-        options["param_group_fn"] = lambda network: _decayed_and_not(network, settings.weight_decay)
+        options["param_group_fn"] = lambda network: _weight_decay_groups(network, settings.weight_decay)
     if settings.layer_decay is not None:
         options["layer_decay"] = settings.layer_decay  # each group gets an `lr_scale`, by which `Step` multiplies
     try:
         optimizer: torch.optim.Optimizer = create_optimizer_v2(
-            network, settings.optimizer, schedule.peak, settings.weight_decay, settings.momentum, **options
+            network, settings.optimizer, schedule.peak_learning_rate, settings.weight_decay, settings.momentum, **options
         )
     except (ValueError, TypeError) as error:
-        raise _refused(settings, error) from None
+        raise _settings_error(settings, error) from None
     return optimizer
 
 
@@ -42,14 +42,14 @@ def check_optimizer(settings: TrainSettings, device: torch.device) -> None:
 
     Raises NstError: some timm optimizers need a GPU or second derivatives, or have state that no checkpoint can hold.
     """
-    weights = [nn.Parameter(torch.zeros(shape, device=device)) for shape in _SHAPES]
+    weights = [nn.Parameter(torch.zeros(shape, device=device)) for shape in _TRIAL_SHAPES]
     optimizer: Any
     try:
         optimizer = create_optimizer_v2(weights, settings.optimizer, settings.learning_rate, settings.weight_decay, settings.momentum)
     except (ValueError, TypeError) as error:
-        raise _refused(settings, error) from None
+        raise _settings_error(settings, error) from None
     except (AssertionError, RuntimeError, ImportError) as error:
-        raise _unusable(settings, error) from None
+        raise _unusable_error(settings, error) from None
     try:
         for weight in weights:
             weight.grad = torch.ones_like(weight)
@@ -57,18 +57,18 @@ def check_optimizer(settings: TrainSettings, device: torch.device) -> None:
             optimizer.step()
         check_can_be_saved(optimizer)
     except (ValueError, TypeError, AssertionError, RuntimeError, NstError) as error:
-        raise _unusable(settings, error) from None
+        raise _unusable_error(settings, error) from None
 
 
-def _refused(settings: TrainSettings, error: Exception) -> NstError:
+def _settings_error(settings: TrainSettings, error: Exception) -> NstError:
     return NstError(f"optimizer {settings.optimizer}: cannot be made with these settings ({first_line(error)})")
 
 
-def _unusable(settings: TrainSettings, error: Exception) -> NstError:
+def _unusable_error(settings: TrainSettings, error: Exception) -> NstError:
     return NstError(f"optimizer {settings.optimizer}: cannot be used here ({first_line(error)}); choose another `optimizer`")
 
 
-def _decayed_and_not(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def _weight_decay_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Parameter groups that decay all trainable weights, biases too, except those of normalization layers (released code: main.py)."""
     normalizing = {weight for layer in network.modules() if _is_normalization(layer) for weight in layer.parameters(recurse=False)}
     trained = [weight for weight in network.parameters() if weight.requires_grad]

@@ -14,16 +14,16 @@ from nst_data.store.counts import ProbeCounts, TeacherCounts
 from nst_data.store.manifest import PROBE_SAMPLE
 from nst_data.store.staging import Staging
 from nst_data.store.store import Store
-from nst_train.batches.batches import without
-from nst_train.features.backbone import Embedder, backbone_of, last_layer
-from nst_train.features.embed import embed_by
-from nst_train.features.linear_probe import STRENGTHS, fit, folds_of
-from nst_train.networks.models import count_parameters, create_network, data_config_of, save_teacher
+from nst_train.batches.batches import readable_images
+from nst_train.features.backbone import Embedder, create_backbone, last_layer
+from nst_train.features.embed import embed_with
+from nst_train.features.linear_probe import STRENGTHS, choose_folds, fit
+from nst_train.networks.models import count_parameters, create_network, save_teacher, training_data_config
 from nst_train.noise_settings import Noise
-from nst_train.seeds import seed_network, seed_of
+from nst_train.seeds import derive_seed, seed_network
 from nst_train.settings import EmbedSettings, RunSettings, TrainSettings
-from nst_train.training.readable import check_classes, unreadable_images
-from nst_train.training.warm_start import start_from
+from nst_train.training.readable import check_classes, find_unreadable_images
+from nst_train.training.warm_start import load_start_weights
 
 
 def fit_probe(
@@ -41,16 +41,16 @@ def fit_probe(
 
     Raises NstError if the network does not end in a single linear layer.
     """
-    faults = unreadable_images(store, staging, "labeled", labeled, run, progress)
-    images, names = without(labeled, faults), labeled.class_names or []
+    faults = find_unreadable_images(store, staging, "labeled", labeled, run, progress)
+    images, names = readable_images(labeled, faults), labeled.class_names or []
     empty = check_classes(labeled, images, faults, progress)
-    seed_network(seed_of(settings.seed, "initial weights"))
+    seed_network(derive_seed(settings.seed, "initial weights"))
     network = create_network(settings.model_copy(update={"noise": Noise.none()}), len(names))
     if settings.start:
-        start_from(network, settings, store, names, progress)
+        load_start_weights(network, settings, store, names, progress)
     entry = staging.request.inputs.by_role["initial_weights"]
-    backbone = backbone_of(network, len(names), settings.model, data_config_of(network, settings))
-    features = embed_by(store, Embedder(backbone, entry), labeled, EmbedSettings(precision=settings.precision), run, progress)
+    backbone = create_backbone(network, len(names), settings.model, training_data_config(network, settings))
+    features = embed_with(store, Embedder(backbone, entry), labeled, EmbedSettings(precision=settings.precision), run, progress)
     rows = features.rows()["id"].to_numpy()
     is_read = np.isin(rows, images.rows)
     labels = labels_in(labeled)[rows[is_read]].astype(np.int64)
@@ -58,8 +58,8 @@ def fit_probe(
         progress.say(
             f"{staging.ref}: fitting the last layer on {len(labels):,} images, seeking its strength on {min(sample, len(labels)):,} of them"
         )
-    is_sought = sample is not None or folds_of(labels) > 0
-    task_context = progress.task(f"fit {staging.ref}", len(STRENGTHS), "strengths") if is_sought else nullcontext()
+    is_searched = sample is not None or choose_folds(labels) > 0
+    task_context = progress.task(f"fit {staging.ref}", len(STRENGTHS), "strengths") if is_searched else nullcontext()
     with task_context as task:
         probe = fit(features.matrix()[is_read], labels, len(names), settings.seed, settings.class_weights, sample=sample, task=task)
     layer = last_layer(network, len(names), settings.model)
@@ -77,6 +77,6 @@ def fit_probe(
         probe=ProbeCounts(strength=probe.strength, folds=probe.folds),
     )
     staging.add_seconds(since)
-    manifest = staging.describe(files, names, counts, machine)
+    manifest = staging.build_manifest(files, names, counts, machine)
     cards.write_model_card(Described(staging.build, staging.target, manifest))
     staging.seal(manifest)

@@ -13,38 +13,45 @@ from numpy.typing import NDArray
 from nst_data.prefetch import cpus_of_this_process
 from nst_data.progress import Progress
 from nst_data.sources import Source, labels_in
-from nst_data.sources.changes import HASH, Reading
+from nst_data.sources.changes import HASH, ReadRecord
 from nst_data.sources.stamps import digest_of
-from nst_data.sources.unreadable import check_readable, lost_class, lost_classes, phrase
-from nst_data.store.files import replacing
+from nst_data.sources.unreadable import check_readable, describe_lost_classes, lost_class_error, lost_classes
+from nst_data.store.files import atomic_write
 from nst_data.store.indexes import Indexes
 from nst_data.store.manifest import installed_packages, json_digest
 from nst_data.store.store import Staging, Store, Version
-from nst_train.batches.batches import LabeledImages, unreadable
+from nst_train.batches.batches import LabeledImages, find_unreadable
 from nst_train.device import this_process
 from nst_train.settings import RunSettings
 
 _DIGEST_BYTES = 32
-_MANY = 10_000  # images; decoding this many takes long enough to show progress
+_MIN_IMAGES_FOR_PROGRESS = 10_000  # images; decoding this many takes long enough to show progress
 
 
-def check_unchanged(staged: Version | Staging, sources: Mapping[str, Source], progress: Progress, notes: bool = True) -> None:
+def check_unchanged(staged: Version | Staging, sources: Mapping[str, Source], progress: Progress, update_record: bool = True) -> None:
     """Raises NstError if images that were trained on now have other bytes under the same names and sizes.
 
-    With `notes` False, nothing is written.
+    With `update_record` False, nothing is written.
     """
     if not this_process().is_main_process:
         return
     is_sealed = isinstance(staged, Version)
     for role, source in sources.items():
-        reading = Reading(staged.folder if isinstance(staged, Version) else staged.build, role)
+        reading = ReadRecord(staged.folder if isinstance(staged, Version) else staged.build, role)
         remedy = f"`store.remove({staged.ref!r})` and train again" + (", or ask for another `generation` N" if is_sealed else "")
-        reading.check(source, reading.kept(), f"{staged.ref} was {'made' if is_sealed else 'begun'}", remedy, progress, notes=notes)
-        if notes and not is_sealed:
-            reading.begin(source)
+        reading.check_unchanged(
+            source,
+            reading.stored_hashes(),
+            f"{staged.ref} was {'made' if is_sealed else 'begun'}",
+            remedy,
+            progress,
+            update_record=update_record,
+        )
+        if update_record and not is_sealed:
+            reading.record_stamps(source)
 
 
-def unreadable_images(
+def find_unreadable_images(
     store: Store, staging: Staging, role: str, source: Source, run: RunSettings, progress: Progress, shapes: bool = False
 ) -> dict[str, str]:
     """The rows that cannot be decoded, each with a line of the reason. One process finds them, once; a resumed training reuses the result.
@@ -57,23 +64,23 @@ def unreadable_images(
     name, noun = "unreadable" if role == "labeled" else f"unreadable_{role}", f"{role} images"
     with this_process().main_process_first():
         if (staging.work / f"{name}.json").exists():
-            faults = staging.remembered(name, {})
+            faults = staging.get_or_store(name, {})
         else:
-            decoded = _Decoded.of(store.indexes, source, shapes)
-            hashes, faults = decoded.hashes(), dict[str, str]()
+            cache = _CachedHashes.for_source(store.indexes, source, shapes)
+            hashes, faults = cache.load(), dict[str, str]()
             if hashes is None:
                 hashes = np.zeros(len(source), HASH)
-                check_progress = progress if len(source) >= _MANY else Progress()
+                check_progress = progress if len(source) >= _MIN_IMAGES_FOR_PROGRESS else Progress()
                 with check_progress.task(f"check {noun}", len(source), "images") as task:
-                    faults = unreadable(source, run.decode_threads or cpus_of_this_process(), hashes, task, shapes)
+                    faults = find_unreadable(source, run.decode_threads or cpus_of_this_process(), hashes, task, shapes)
                 # before the result is remembered, so that the check is repeated when the images are back
                 check_readable(source.location, len(source), len(faults), run.max_unreadable, next(iter(faults.values()), ""), noun)
                 if not faults:
-                    decoded.keep(hashes)
-            if line := in_two_classes(source, hashes):
+                    cache.save(hashes)
+            if line := duplicate_warning(source, hashes):
                 progress.say_once(f"warning: {line}")
-            Reading(staging.build, role).keep(hashes)
-            faults = staging.remembered(name, faults)
+            ReadRecord(staging.build, role).store_hashes(hashes)
+            faults = staging.get_or_store(name, faults)
     for line in list(faults.values())[:3]:
         progress.say_once(f"skipped, unreadable: {line}")
     if len(faults) > 3:
@@ -82,7 +89,7 @@ def unreadable_images(
 
 
 @dataclass(frozen=True)
-class _Decoded:
+class _CachedHashes:
     """Hashes of the images of a source whose images could all be decoded, for the current files and this machine's packages."""
 
     indexes: Indexes
@@ -90,7 +97,7 @@ class _Decoded:
     name: str | None
 
     @classmethod
-    def of(cls, indexes: Indexes, source: Source, shapes: bool = False) -> Self:
+    def for_source(cls, indexes: Indexes, source: Source, shapes: bool = False) -> Self:
         """The entry for a source, with `shapes` of images of which none is too elongated; none if a rewritten file would go unnoticed."""
         stamps = source.stamps()
         if not stamps.all() or not (len(stamps) or source.revision):
@@ -98,7 +105,7 @@ class _Decoded:
         name = json_digest([source.images_fingerprint, digest_of(stamps), dict(installed_packages()), *["shapes"] * shapes])
         return cls(indexes.alone, len(source), f"{name}.hashes")  # packages may lack a decoder on another machine
 
-    def hashes(self) -> NDArray[np.void] | None:
+    def load(self) -> NDArray[np.void] | None:
         """Shape (images,), dtype HASH; None if they are not known."""
         file = self.indexes.find(self.name) if self.name else None
         try:
@@ -106,24 +113,24 @@ class _Decoded:
         except OSError:
             return None
         digest, hashes = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
-        is_whole = digest == hashlib.sha256(hashes).digest() and len(hashes) == self.images * HASH.itemsize
-        return np.frombuffer(hashes, HASH) if is_whole else None  # otherwise damaged: decode again
+        is_intact = digest == hashlib.sha256(hashes).digest() and len(hashes) == self.images * HASH.itemsize
+        return np.frombuffer(hashes, HASH) if is_intact else None  # otherwise damaged: decode again
 
-    def keep(self, hashes: NDArray[np.void]) -> None:
+    def save(self, hashes: NDArray[np.void]) -> None:
         """Store the hashes."""
         if self.name:
             content = hashes.tobytes()
-            self.indexes.keep(self.name, partial(_write, content=hashlib.sha256(content).digest() + content))
+            self.indexes.save(self.name, partial(_write_bytes, content=hashlib.sha256(content).digest() + content))
 
 
-def _write(path: Path, content: bytes) -> None:
-    with replacing(path) as file:
+def _write_bytes(path: Path, content: bytes) -> None:
+    with atomic_write(path) as file:
         file.write(content)
 
 
-def say_in_both(staging: Staging, validation: Source, progress: Progress) -> None:
+def warn_of_overlap(staging: Staging, validation: Source, progress: Progress) -> None:
     """Report how many validation images are also labeled images, by their bytes: scores on these do not tell which weights are best."""
-    labeled, scored = (Reading(staging.build, role).known_hashes() for role in ("labeled", "validation"))
+    labeled, scored = (ReadRecord(staging.build, role).known_hashes() for role in ("labeled", "validation"))
     if shared := int(np.isin(scored, labeled).sum()):
         progress.say(
             f"warning: {validation.location}: {shared:,} of {len(scored):,} validation images are among the labeled ones, "
@@ -131,8 +138,8 @@ def say_in_both(staging: Staging, validation: Source, progress: Progress) -> Non
         )
 
 
-def in_two_classes(source: Source, hashes: NDArray[np.void]) -> str | None:
-    """A warning if images of different classes have the same bytes. `hashes` holds the hash of each row, 0 for rows that were not read."""
+def duplicate_warning(source: Source, hashes: NDArray[np.void]) -> str | None:
+    """A warning if images of different classes have the same bytes. `load` holds the hash of each row, 0 for rows that were not read."""
     labels, names = labels_in(source), source.class_names or []
     read_rows = np.flatnonzero(hashes != np.zeros(1, HASH))
     halves = hashes[read_rows].view("<u8").reshape(-1, 2)
@@ -150,10 +157,10 @@ def in_two_classes(source: Source, hashes: NDArray[np.void]) -> str | None:
 def check_classes(source: Source, labeled: LabeledImages, faults: Mapping[str, str], progress: Progress) -> list[str]:
     """The classes without any labeled image. Raises NstError for a class whose images exist but cannot be read."""
     labels, names, readable = labels_in(source), source.class_names or [], set(labeled.labels.tolist())
-    for row, why in faults.items():
+    for row, reason in faults.items():
         label = int(labels[int(row)])
         if label not in readable:
-            raise lost_class(source.location, int((labels == label).sum()), names[label], why)
+            raise lost_class_error(source.location, int((labels == label).sum()), names[label], reason)
     if empty := [name for label, name in enumerate(names) if label not in readable]:
         shown = ", ".join(empty[:5]) + ", ..." * (len(empty) > 5)
         have = "have" if len(empty) > 1 else "has"
@@ -161,8 +168,8 @@ def check_classes(source: Source, labeled: LabeledImages, faults: Mapping[str, s
     return [*empty, *source.empty_classes]
 
 
-def say_lost_classes(source: Source, faults: Mapping[str, str], progress: Progress) -> None:
+def report_lost_classes(source: Source, faults: Mapping[str, str], progress: Progress) -> None:
     """Report the classes of which no validation image can be read."""
     lost_rows = np.fromiter(map(int, faults), np.int64, count=len(faults))
     if classes := lost_classes(labels_in(source), source.class_names or [], lost_rows):
-        progress.say(f"{source.location}: {phrase(classes)}")
+        progress.say(f"{source.location}: {describe_lost_classes(classes)}")

@@ -11,11 +11,11 @@ LEARNING_RATE_BATCH = 256
 
 @dataclass(frozen=True)
 class Schedule:
-    """A training in steps. Only labeled images count (section 3.1); if there are none, see `images_that_count`."""
+    """A training in steps. Only labeled images count (section 3.1); if there are none, see `equivalent_labeled_images`."""
 
     steps: int
     steps_per_epoch: float
-    peak: float
+    peak_learning_rate: float
     warmup_steps: float
     decay_steps: float
     decay_rate: float
@@ -33,7 +33,7 @@ class Schedule:
         return cls(
             steps=steps,
             steps_per_epoch=steps_per_epoch,
-            peak=settings.learning_rate * settings.batch_size / LEARNING_RATE_BATCH,
+            peak_learning_rate=settings.learning_rate * settings.batch_size / LEARNING_RATE_BATCH,
             warmup_steps=settings.warmup_epochs * steps_per_epoch if settings.warmup_steps is None else settings.warmup_steps,
             decay_steps=decay_steps,
             decay_rate=settings.decay_rate,
@@ -45,23 +45,23 @@ class Schedule:
         """Linear warm-up, then a staircase counted from step 0 (released code), or a cosine from the end of warm-up to 0."""
         step += self.skipped_steps
         if step < self.warmup_steps:
-            return self.peak * step / self.warmup_steps
+            return self.peak_learning_rate * step / self.warmup_steps
         if self.is_cosine:
             fraction = (step - self.warmup_steps) / (self.steps + self.skipped_steps - self.warmup_steps)
-            return self.peak * (1 + math.cos(math.pi * fraction)) / 2
-        return float(self.peak * self.decay_rate ** (step // self.decay_steps))
+            return self.peak_learning_rate * (1 + math.cos(math.pi * fraction)) / 2
+        return float(self.peak_learning_rate * self.decay_rate ** (step // self.decay_steps))
 
     @property
-    def highest(self) -> float:
+    def max_learning_rate(self) -> float:
         """The highest learning rate: the peak, or the first rate if the training starts after it."""
-        return self.peak if self.skipped_steps < self.warmup_steps else self.learning_rate(0)
+        return self.peak_learning_rate if self.skipped_steps < self.warmup_steps else self.learning_rate(0)
 
-    def ends_epoch(self, done: int, epochs: float = 1.0) -> bool:
-        """Whether step `done` (counted from 1) is the last or passes a multiple of `epochs`."""
+    def ends_epoch(self, steps_done: int, epochs: float = 1.0) -> bool:
+        """Whether step `steps_done` (counted from 1) is the last or passes a multiple of `epochs`."""
         interval = epochs * self.steps_per_epoch
-        return done == self.steps or done // interval > (done - 1) // interval
+        return steps_done == self.steps or steps_done // interval > (steps_done - 1) // interval
 
 
-def images_that_count(entries: int, settings: TrainSettings) -> float:
+def equivalent_labeled_images(entries: int, settings: TrainSettings) -> float:
     """The number that replaces the labeled images of a training on an edition only, so that an epoch uses each of its entries once."""
     return entries / settings.ratio

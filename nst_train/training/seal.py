@@ -37,6 +37,6 @@ def seal(staging: Staging, settings: TrainSettings, training: Training, machine:
     )
     write_curves(staging.build, staging.ref, best.step / schedule.steps_per_epoch if best else None)
     machine = machine | {"channels_last": training.step.settings.channels_last}
-    manifest = staging.describe(files, class_names, counts, machine)
+    manifest = staging.build_manifest(files, class_names, counts, machine)
     cards.write_model_card(Described(staging.build, staging.target, manifest))
     staging.seal(manifest)

@@ -14,21 +14,21 @@ from torch import Tensor, nn
 
 from nst_data.errors import NstError, UsageError
 from nst_train.batches.batches import TrainingBatch
-from nst_train.device import autocast, settled_channels_last, settled_precision, this_process
+from nst_train.device import autocast, resolve_channels_last, resolve_precision, this_process
 from nst_train.networks.batch_norm import synchronize_batch_norm
 from nst_train.networks.network_noise import NetworkNoise, add_noise
-from nst_train.networks.preparation import prepare
-from nst_train.networks.transformers_networks import Logits
-from nst_train.seeds import seed_network, seed_of
+from nst_train.networks.preparation import prepare_for_training
+from nst_train.networks.transformers_networks import TransformersClassifier
+from nst_train.seeds import derive_seed, seed_network
 from nst_train.settings import TrainSettings
-from nst_train.training.loss import joint_cross_entropies, weighed
-from nst_train.training.mixing import mixing_of
-from nst_train.training.optimizer import make_optimizer
+from nst_train.training.loss import joint_cross_entropies, weighted_loss
+from nst_train.training.mixing import sample_mixing
+from nst_train.training.optimizer import create_optimizer
 from nst_train.training.schedule import Schedule
 from nst_train.transforms.noise import Normalize
 
-_UNREDUCED = "finished reduction in the prior iteration"  # torch's words if a weight gets no gradient in a step
-_SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+_UNREDUCED_MESSAGE = "finished reduction in the prior iteration"  # torch's words if a weight gets no gradient in a step
+_SHARDED_TYPES = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
 @dataclass
@@ -50,14 +50,14 @@ class Step:
 
     def __call__(self, step: int, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
         """Take the step. Return the cross-entropy of each labeled and of each pseudo-labeled image before it, detached."""
-        seed, process = seed_of(self.settings.seed, "own noise", step), self.accelerator.process_index
-        seed_network(seed_of(seed, process) if process else seed)  # for random numbers that a network draws in addition to our noise
+        seed, process = derive_seed(self.settings.seed, "own noise", step), self.accelerator.process_index
+        seed_network(derive_seed(seed, process) if process else seed)  # for random numbers that a network draws in addition to our noise
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.learning_rate(step) * group.get("lr_scale", 1.0)  # from `layer_decay`
-        parts = batch.parts(self.settings.accumulate, self.accelerator.device)
-        losses = [self._gradients(step, number, part) for number, part in enumerate(parts)]
+        parts = batch.split(self.settings.accumulate, self.accelerator.device)
+        losses = [self._accumulate_gradients(step, number, part) for number, part in enumerate(parts)]
         if self.accelerator.num_processes > 1:
-            seed_network(seed_of(seed, "optimizer"))  # an optimizer that draws random numbers draws the same in every process
+            seed_network(derive_seed(seed, "optimizer"))  # an optimizer that draws random numbers draws the same in every process
         if self.settings.clip_grad:
             self.scaler.unscale_(self.optimizer.optimizer)
             self.accelerator.clip_grad_norm_(self.network.parameters(), self.settings.clip_grad)
@@ -68,18 +68,18 @@ class Step:
         self.averaged.update(self.unwrapped, step + 2)
         return torch.cat([labeled for labeled, _ in losses]), torch.cat([pseudo for _, pseudo in losses])
 
-    def _gradients(self, step: int, number: int, part: TrainingBatch) -> tuple[Tensor, Tensor]:
+    def _accumulate_gradients(self, step: int, part_index: int, part: TrainingBatch) -> tuple[Tensor, Tensor]:
         """Add the gradient of one part of a step, already on the device, and return the cross-entropies of its images."""
         settings, labeled = self.settings, len(part.labels)
-        position = self.accelerator.process_index * settings.accumulate + number  # among parts of equal size
-        self.noise.begin(step, *(range(position * size, (position + 1) * size) for size in (labeled, len(part.images) - labeled)))
+        position = self.accelerator.process_index * settings.accumulate + part_index  # among parts of equal size
+        self.noise.prepare_step(step, *(range(position * size, (position + 1) * size) for size in (labeled, len(part.images) - labeled)))
         images = self.normalize(part.images)
-        mixing = mixing_of(settings, step, images, labeled)
+        mixing = sample_mixing(settings, step, images, labeled)
         if mixing:
-            images = mixing.images(images)
+            images = mixing.mix_images(images)
         if settings.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        is_last = number + 1 == settings.accumulate
+        is_last = part_index + 1 == settings.accumulate
         with nullcontext() if is_last else self.accelerator.no_sync(self.network):
             logits = self._logits(images)
             criterion = partial(
@@ -90,8 +90,8 @@ class Step:
                 temperature=settings.pseudo_temperature,
                 class_weights=self.class_weights,
             )
-            losses = mixing.losses(logits, criterion) if mixing else criterion(logits)
-            loss = weighed(losses[:labeled], losses[labeled:], settings.loss, settings.ratio) / settings.accumulate
+            losses = mixing.mix_losses(logits, criterion) if mixing else criterion(logits)
+            loss = weighted_loss(losses[:labeled], losses[labeled:], settings.loss, settings.ratio) / settings.accumulate
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         losses = losses.detach()
         return losses[:labeled], losses[labeled:]
@@ -101,7 +101,7 @@ class Step:
             with autocast(self.precision, self.accelerator.device.type):
                 logits: Tensor = self.network(images)
         except RuntimeError as error:
-            if _UNREDUCED not in str(error):
+            if _UNREDUCED_MESSAGE not in str(error):
                 raise
             raise NstError(
                 f"{self.settings.model}: some weights get a gradient in some steps only, which processes cannot average; "
@@ -110,7 +110,7 @@ class Step:
         return logits
 
 
-def make_step(
+def create_step(
     network: nn.Module,
     settings: TrainSettings,
     schedule: Schedule,
@@ -128,22 +128,24 @@ def make_step(
     accelerator = Accelerator(
         cpu=this_process().device.type == "cpu", mixed_precision="no", kwargs_handlers=[of_processes], dynamo_plugin=uncompiled
     )
-    if (kind := accelerator.distributed_type) in _SHARDED:
+    if (kind := accelerator.distributed_type) in _SHARDED_TYPES:
         raise UsageError(
             f"`accelerate launch` asks for {kind.value}, which splits a network over processes; expected each of them to hold the whole one"
         )
-    precision = settled_precision(settings.precision, accelerator.device)
-    channels_last = settled_channels_last(settings.channels_last, network, accelerator.device.type, precision)
+    precision = resolve_precision(settings.precision, accelerator.device)
+    channels_last = resolve_channels_last(settings.channels_last, network, accelerator.device.type, precision)
     settings = settings.model_copy(update={"channels_last": channels_last})
     network = network.to(accelerator.device)
     if channels_last:
         network = network.to(memory_format=torch.channels_last)
     averaged = ModelEmaV3(network, decay=settings.ema_decay, use_warmup=True, warmup_gamma=9.0, warmup_power=1.0)
-    prepare(network, settings)
+    prepare_for_training(network, settings)
     if accelerator.distributed_type != DistributedType.NO:
-        of_processes.find_unused_parameters = isinstance(network, Logits) or has_unused_weights(network, data_config["input_size"])
-    noise = add_noise(network, settings.noise, settings.of_pseudo.noise, classes, settings.seed)
-    optimizer = make_optimizer(network, settings, schedule)
+        of_processes.find_unused_parameters = isinstance(network, TransformersClassifier) or has_unused_weights(
+            network, data_config["input_size"]
+        )
+    noise = add_noise(network, settings.noise, settings.for_pseudo_images.noise, classes, settings.seed)
+    optimizer = create_optimizer(network, settings, schedule)
     if settings.compile:
         network.compile()
     wrapped, optimizer = accelerator.prepare(network, optimizer)

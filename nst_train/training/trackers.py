@@ -20,22 +20,22 @@ from nst_train.settings import TrainSettings
 
 NO_RUNS: Mapping[str, str] = MappingProxyType({})
 DEFAULT_TRACKER, NO_TRACKER = "tensorboard", "none"
-_CONTINUED = ("mlflow", "trackio", "wandb")  # trackers that reopen the run of a resumed training
-_REST = 20  # a failed tracker rests this many times as long as it took to fail
+_RESUMABLE_TRACKERS = ("mlflow", "trackio", "wandb")  # trackers that reopen the run of a resumed training
+_REST_FACTOR = 20  # a failed tracker rests this many times as long as it took to fail
 
 
-def check_trackers(asked: Sequence[str]) -> list[str]:
+def resolve_trackers(requested: Sequence[str]) -> list[str]:
     """The trackers to use: the requested ones, or TensorBoard if it is installed. Raises UsageError for one that is not available."""
     known_names, installed = sorted(LOGGER_TYPE_TO_CLASS), [str(name) for name in get_available_trackers()]
-    for name in asked:
+    for name in requested:
         if name not in (*known_names, NO_TRACKER):
             raise UsageError(f"`tracker` {name}: expected one of {', '.join(known_names)}, or {NO_TRACKER}")
         if name not in (*installed, NO_TRACKER):
             available = ", ".join(installed) or NO_TRACKER
             raise UsageError(f"`tracker` {name}: its package is not installed; install it, or use one of those installed: {available}")
-    if not asked:
+    if not requested:
         return [DEFAULT_TRACKER] * (DEFAULT_TRACKER in installed)
-    return [name for name in dict.fromkeys(asked) if name != NO_TRACKER]
+    return [name for name in dict.fromkeys(requested) if name != NO_TRACKER]
 
 
 class Trackers:
@@ -64,40 +64,41 @@ class Trackers:
         runs: Mapping[str, str],
         settings: TrainSettings,
         folder: Path,
-        begun: int,
+        start_step: int,
         progress: Progress | None = None,
     ) -> Self:
         """Start trackers for the training `ref` of request `digest`; trackers that write files write them in `folder`.
 
-        A training resumed after step `begun` continues the `runs` of its checkpoint, or a new one if a service does not reopen its run.
+        A training resumed after step `start_step` continues the `runs` of its checkpoint, or a new one if a service does not reopen its
+        run.
         Raises NstError if a tracker cannot be started.
         """
         if not this_process().is_main_process:
             return cls()
-        by_digest = begun > 0 and not runs  # as before checkpoints kept `runs`
+        by_digest = start_step > 0 and not runs  # as before checkpoints kept `runs`
         started = cls(runs={"run": digest[:16] if by_digest else _new_id(), **runs}, progress=progress)
         try:
             for name in names:
-                started._start(name, ref, settings, folder, begun)
+                started._start(name, ref, settings, folder, start_step)
         except BaseException:
             started.close()
             raise
         return started
 
-    def _start(self, name: str, ref: str, settings: TrainSettings, folder: Path, begun: int) -> None:
+    def _start(self, name: str, ref: str, settings: TrainSettings, folder: Path, start_step: int) -> None:
         """Start one tracker, in its existing run if there is one."""
         refusal = ""
         try:
             try:
-                tracker = _started(name, ref, self.runs, settings, folder, begun)
+                tracker = _start_tracker(name, ref, self.runs, settings, folder, start_step)
             except Exception as error:
-                if not begun or name not in _CONTINUED:
+                if not start_step or name not in _RESUMABLE_TRACKERS:
                     raise
                 refusal = first_line(error)
                 self.runs.pop(name, None)
                 if name != "mlflow":
                     self.runs[name] = _new_id()
-                tracker = _started(name, ref, self.runs, settings, folder, begun)
+                tracker = _start_tracker(name, ref, self.runs, settings, folder, start_step)
         except Exception as error:  # each service refuses in its own way, for example if nobody is logged in
             raise NstError(f"`tracker` {name}: cannot be started ({first_line(error)}); fix that, or use `tracker` {NO_TRACKER}") from error
         self._trackers.append(tracker)
@@ -117,8 +118,8 @@ class Trackers:
                     tracker.log(values, step=step)
             except Exception as error:
                 now = time.monotonic()
-                self._rests_until[tracker.name] = now + _REST * max(now - began - 1, 0)
-                self._say_failed(tracker.name, error)
+                self._rests_until[tracker.name] = now + _REST_FACTOR * max(now - began - 1, 0)
+                self._report_failure(tracker.name, error)
 
     def __enter__(self) -> Self:
         return self
@@ -132,9 +133,9 @@ class Trackers:
             try:
                 _finish(tracker)
             except Exception as error:
-                self._say_failed(tracker.name, error)
+                self._report_failure(tracker.name, error)
 
-    def _say_failed(self, name: str, error: Exception) -> None:
+    def _report_failure(self, name: str, error: Exception) -> None:
         if name not in self._failed:
             self._failed.add(name)
             self._progress.say(f"`tracker` {name}: failed ({first_line(error)}); training continues, {METRICS_LOG} has every number")
@@ -153,18 +154,18 @@ def _finish(tracker: GeneralTracker) -> None:
         import_module(tracker.name).finish()
 
 
-def _started(tracker: str, ref: str, runs: Mapping[str, str], settings: TrainSettings, folder: Path, begun: int) -> GeneralTracker:
-    kind = LOGGER_TYPE_TO_CLASS[tracker]
-    project = tracker if tracker == DEFAULT_TRACKER else ref.partition("@")[0]  # TensorBoard's project is a folder
+def _start_tracker(name: str, ref: str, runs: Mapping[str, str], settings: TrainSettings, folder: Path, start_step: int) -> GeneralTracker:
+    kind = LOGGER_TYPE_TO_CLASS[name]
+    project = name if name == DEFAULT_TRACKER else ref.partition("@")[0]  # TensorBoard's project is a folder
     place = [folder] if kind.requires_logging_directory else []
     with redirect_stdout(sys.stderr):  # some of them print a greeting, and standard output is for a command's result
-        started = kind(project, *place, **_going_on(tracker, ref, runs, begun))
+        started = kind(project, *place, **_resume_options(name, ref, runs, start_step))
         if hasattr(started, "start"):  # older versions of Accelerate start a tracker when it is created
             started.start()
         # TensorBoard would store them under the current time; an existing MLflow run has them already and does not let them change
-        if tracker != DEFAULT_TRACKER and not (tracker == "mlflow" and tracker in runs):
+        if name != DEFAULT_TRACKER and not (name == "mlflow" and name in runs):
             try:
-                started.store_init_configuration(_shown(settings))
+                started.store_init_configuration(_flat_settings(settings))
             except BaseException:
                 with suppress(Exception):
                     _finish(started)
@@ -172,21 +173,21 @@ def _started(tracker: str, ref: str, runs: Mapping[str, str], settings: TrainSet
     return started
 
 
-def _going_on(tracker: str, ref: str, runs: Mapping[str, str], begun: int) -> dict[str, Any]:
+def _resume_options(name: str, ref: str, runs: Mapping[str, str], start_step: int) -> dict[str, Any]:
     """Arguments that make a resumed training continue its curves: TensorBoard drops later points, the others reopen the run."""
-    if tracker == DEFAULT_TRACKER:
-        return {"purge_step": begun + 1} if begun else {}
-    run_id = runs.get(tracker, runs["run"])
-    if tracker == "wandb":
+    if name == DEFAULT_TRACKER:
+        return {"purge_step": start_step + 1} if start_step else {}
+    run_id = runs.get(name, runs["run"])
+    if name == "wandb":
         return {"name": ref, "id": run_id, "resume": "allow"}
-    if tracker == "trackio":  # Trackio identifies a run by its name
+    if name == "trackio":  # Trackio identifies a run by its name
         return {"name": f"{ref}-{run_id[:6]}", "resume": "allow"}
-    if tracker == "mlflow":
-        return {"run_id": run_id} if tracker in runs else {"run_name": ref}
+    if name == "mlflow":
+        return {"run_id": run_id} if name in runs else {"run_name": ref}
     return {}
 
 
-def _shown(settings: TrainSettings) -> dict[str, Any]:
+def _flat_settings(settings: TrainSettings) -> dict[str, Any]:
     """Settings as flat values, with only the name of a model folder, since a tracker may be public."""
     values = settings.model_dump(mode="json") | {"model": settings.model.rpartition("/")[2]}
     return {**{name: value for name, value in values.items() if not isinstance(value, dict)}, **values["noise"]}

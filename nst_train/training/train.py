@@ -8,25 +8,25 @@ from typing import Any
 
 from nst_data.arguments import with_checked_arguments
 from nst_data.errors import NstError, UsageError
-from nst_data.freed_memory import freed_memory_kept
-from nst_data.progress import Progress, on_this_terminal
+from nst_data.freed_memory import keep_freed_memory
+from nst_data.progress import Progress, terminal_progress
 from nst_data.reuse import reuse
 from nst_data.self_contained.remote import StreamedEdition
 from nst_data.sources import Source
 from nst_data.store.ownership import Sign
 from nst_data.store.store import Number, Staging, Store, Version
-from nst_train.batches.batches import worker_failures
-from nst_train.device import DEFAULT_THREADS, agreed_text, memory_failures, set_threads, settled_precision, this_process
-from nst_train.networks.models import check_names
+from nst_train.batches.batches import translate_worker_errors
+from nst_train.device import DEFAULT_THREADS, broadcast_text, resolve_precision, set_threads, this_process, translate_memory_errors
+from nst_train.networks.models import check_model_and_optimizer
 from nst_train.settings import RunSettings, TrainSettings
-from nst_train.teacher_names import settled
+from nst_train.teacher_names import pin_version
 from nst_train.training.loop import Training
-from nst_train.training.material import Material
+from nst_train.training.material import TrainingData
 from nst_train.training.probing import fit_probe
 from nst_train.training.readable import check_unchanged
-from nst_train.training.request import begin, request_of
+from nst_train.training.request import build_request, find_or_stage
 from nst_train.training.seal import seal
-from nst_train.training.trackers import check_trackers
+from nst_train.training.trackers import resolve_trackers
 
 
 @with_checked_arguments
@@ -77,71 +77,71 @@ def train(
         NstError: The settings do not suit the data or the network, found before any work starts; or the loss is not finite.
         KeyboardInterrupt: A signal asked to stop, and a checkpoint was written. Its `status` is the exit status of a command, such as 130.
     """
-    run, progress = run or RunSettings(), progress or on_this_terminal()
+    run, progress = run or RunSettings(), progress or terminal_progress()
     edition = pseudo if pseudo is None or isinstance(pseudo, StreamedEdition) else store.open(pseudo, "edition")
     reviews = None if reviews is None else store.open(reviews, "review")
-    material = Material(labeled, edition, pool, reviews, exclude, validation)
-    material.check(progress)
+    data = TrainingData(labeled, edition, pool, reviews, exclude, validation)
+    data.check(progress)
     if labeled is None:
-        settings = _of_pseudo_labels_alone(settings, material)
-    check_names(settings)
-    trackers = check_trackers(run.tracker)
-    settings, material = _what_counts(settings, material, store)
+        settings = _pseudo_only_settings(settings, data)
+    check_model_and_optimizer(settings)
+    trackers = resolve_trackers(run.tracker)
+    settings, data = _drop_unused(settings, data, store)
     with this_process().main_process_first():
-        request, number = request_of(store, settings, material), None if generation is None else Number(generation)
-        how = reuse(store, request, name, number, progress, lambda reused: check_unchanged(reused, material.labeled_sources, progress))
-        staging = begin(store, request, name, generation)
-        for line in [] if isinstance(staging, Version) else store.unfinished_beside(staging):
+        request, number = build_request(store, settings, data), None if generation is None else Number(generation)
+        status = reuse(store, request, name, number, progress, lambda reused: check_unchanged(reused, data.labeled_sources, progress))
+        staging = find_or_stage(store, request, name, generation)
+        for line in [] if isinstance(staging, Version) else store.other_unfinished(staging):
             progress.say(line)
-        check_unchanged(staging, material.labeled_sources, progress)
+        check_unchanged(staging, data.labeled_sources, progress)
     if isinstance(staging, Version):
-        progress.say(f"{staging.ref} {how}: same images, labels and settings")
+        progress.say(f"{staging.ref} {status}: same images, labels and settings")
         return staging
-    with _alone(staging, progress) as sign:
-        _train(store, staging, sign, settings, material, run, progress, trackers)
+    with _claim_training(staging, progress) as sign:
+        _train(store, staging, sign, settings, data, run, progress, trackers)
     return staging.version
 
 
-def _of_pseudo_labels_alone(settings: TrainSettings, material: Material) -> TrainSettings:
+def _pseudo_only_settings(settings: TrainSettings, data: TrainingData) -> TrainSettings:
     """The settings of a training without labeled images. Raises UsageError for options that need some."""
-    reviews = material.reviews
+    reviews = data.reviews
     needed_for = {
-        "a teacher, which has no pseudo-labels (`pseudo`),": material.edition is None,
+        "a teacher, which has no pseudo-labels (`pseudo`),": data.edition is None,
         f"`reviews` {reviews.ref if reviews else ''}": reviews is not None,
         "`probe`": settings.probe,
         "`class_weights`": settings.class_weights is not None,
     }
-    if lacking := next((option for option, is_asked in needed_for.items() if is_asked), None):
-        raise UsageError(f"`labeled` is missing: {lacking} needs labeled images")
-    return settings.of_pseudo_alone()
+    if unmet_option := next((option for option, is_requested in needed_for.items() if is_requested), None):
+        raise UsageError(f"`labeled` is missing: {unmet_option} needs labeled images")
+    return settings.for_pseudo_only()
 
 
-def _what_counts(settings: TrainSettings, material: Material, store: Store) -> tuple[TrainSettings, Material]:
+def _drop_unused(settings: TrainSettings, data: TrainingData, store: Store) -> tuple[TrainSettings, TrainingData]:
     """Drop what has no effect, so that runs with and without it are the same training. Raises UsageError for a probe on pseudo-labels."""
     if settings.probe:
-        if material.edition is not None:
+        if data.edition is not None:
             raise UsageError("`probe` trains on labeled images only; remove it, or `pseudo`")
-        settings, material = settings.of_probe(), replace(material, validation=None)  # which would have no effect
-    if material.edition is None:
-        settings = settings.of_labeled_alone()
-    if material.validation is None:
+        settings, data = settings.for_probe(), replace(data, validation=None)  # which would have no effect
+    if data.edition is None:
+        settings = settings.for_labeled_only()
+    if data.validation is None:
         settings = settings.without_validation()
     if settings.start:  # pin the version, because a newer one may appear
-        settings = settings.model_copy(update={"start": settled(settings.start, store)})
-    return settings, material
+        settings = settings.model_copy(update={"start": pin_version(settings.start, store)})
+    return settings, data
 
 
 @contextmanager
-def _alone(staging: Staging, progress: Progress) -> Iterator[Sign | None]:
+def _claim_training(staging: Staging, progress: Progress) -> Iterator[Sign | None]:
     """Own the training for all of its processes, through the main one. Raises NstError in all of them if others are training it."""
     with ExitStack() as stack:
         sign, refused = None, ""
         if this_process().is_main_process:
             try:
-                sign = stack.enter_context(staging.owned(progress.say))
+                sign = stack.enter_context(staging.hold_ownership(progress.say))
             except NstError as error:
                 refused = str(error)
-        if refused := agreed_text(refused):
+        if refused := broadcast_text(refused):
             raise NstError(refused)
         yield sign
 
@@ -151,29 +151,34 @@ def _train(
     staging: Staging,
     sign: Sign | None,
     settings: TrainSettings,
-    material: Material,
+    data: TrainingData,
     run: RunSettings,
     progress: Progress,
     trackers: list[str],
 ) -> None:
     """Train the remaining steps, and seal. `sign` belongs to the main process."""
-    since, machine = time.monotonic(), _machine(staging, settings)
+    since, machine = time.monotonic(), _resolve_machine(staging, settings)
     settings = settings.model_copy(update={"precision": machine["precision"]})
-    with staging.refusable():
-        material, reviewed = material.with_pool(store).with_answers(store, staging, progress)
+    with staging.discard_on_error():
+        data, reviewed = data.with_pool(store).with_answers(store, staging, progress)
     if settings.probe:
-        assert material.labeled is not None, "refused"
-        with staging.refusable():
+        assert data.labeled is not None, "refused"
+        with staging.discard_on_error():
             if sign is not None:
-                fit_probe(store, staging, settings, material.labeled, run, progress, machine, since, reviewed)
+                fit_probe(store, staging, settings, data.labeled, run, progress, machine, since, reviewed)
         this_process().wait_for_everyone()
         return
     set_threads(machine["threads"])
-    with staging.refusable():
-        training = Training.prepare(store, staging, settings, material, run, progress)
+    with staging.discard_on_error():
+        training = Training.prepare(store, staging, settings, data, run, progress)
     training.sign = sign
-    training.say_size(progress)
-    with staging.refusable(lambda _: training.is_begun), worker_failures(), memory_failures(), freed_memory_kept():
+    training.report_size(progress)
+    with (
+        staging.discard_on_error(lambda _: training.has_started),
+        translate_worker_errors(),
+        translate_memory_errors(),
+        keep_freed_memory(),
+    ):
         training.run(run, progress, since, trackers)
     if sign is not None:
         sign.check(staging.ref)
@@ -181,19 +186,19 @@ def _train(
     this_process().wait_for_everyone()
 
 
-def _machine(staging: Staging, settings: TrainSettings) -> dict[str, Any]:
+def _resolve_machine(staging: Staging, settings: TrainSettings) -> dict[str, Any]:
     """How the process that started this training computes it. Raises NstError like `check_device`."""
     device = this_process().device
-    chosen = {"device": device.type, "precision": settled_precision(settings.precision, device)}
-    machine = staging.remembered("machine", {"threads": settings.compute_threads or DEFAULT_THREADS, **chosen})
+    chosen = {"device": device.type, "precision": resolve_precision(settings.precision, device)}
+    machine = staging.get_or_store("machine", {"threads": settings.compute_threads or DEFAULT_THREADS, **chosen})
     check_device(staging.ref, machine, device.type)
     return machine
 
 
-def check_device(ref: str, machine: Mapping[str, Any], kind: str) -> None:
+def check_device(ref: str, machine: Mapping[str, Any], device_type: str) -> None:
     """Raises NstError if the training was started on another kind of device than this process uses."""
-    if machine["device"] != kind:
+    if machine["device"] != device_type:
         raise NstError(
-            f"{ref} was started on {machine['device']}, this process uses {kind}; resume it where it was started, "
+            f"{ref} was started on {machine['device']}, this process uses {device_type}; resume it where it was started, "
             f"or `store.remove({ref!r})` first"
         )

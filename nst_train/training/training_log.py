@@ -17,7 +17,7 @@ from torch import Tensor
 
 from nst_data.cards.curves import METRICS_LOG
 from nst_data.store.files import write_text
-from nst_train.device import over_processes, this_process
+from nst_train.device import all_reduce, this_process
 from nst_train.training.schedule import Schedule
 from nst_train.training.trackers import Trackers
 
@@ -39,27 +39,34 @@ class TrainingLog:
         folder: Path,
         schedule: Schedule,
         images_per_step: int,
-        begun: int,
+        start_step: int,
         notes: dict[str, Any],
         trackers: Trackers,
     ) -> None:
         self._metrics, self._summary = folder / METRICS_LOG, folder / SUMMARY
         self._schedule, self._images_per_step, self.trackers = schedule, images_per_step, trackers
-        nothing = {"window": [0.0] * 3, "counts": [0, 0], "folded": begun, "line": [0.0] * 4, "row": [0.0] * 4, "row_began": begun}
+        nothing = {
+            "window": [0.0] * 3,
+            "counts": [0, 0],
+            "folded": start_step,
+            "line": [0.0] * 4,
+            "row": [0.0] * 4,
+            "row_began": start_step,
+        }
         sums = notes.get("log", nothing)
         self._window = torch.tensor(sums["window"])  # loss of both parts and number of finite steps, since the last fold
         self._counts, self._folded = list(sums["counts"]), int(sums["folded"])
         self._line, self._row, self._row_began = list(sums["line"]), list(sums["row"]), int(sums["row_began"])
-        self._line_began, self._line_time = begun, time.monotonic()
+        self._line_began, self._line_time = start_step, time.monotonic()
         self._noted = time.monotonic()
         self._scores: dict[str, Any] = {}
         self._top1: float | None = None
         self.note = ""
         if this_process().is_main_process:
-            self._cut_back(begun)
+            self._truncate_logs(start_step)
 
-    def add(self, done: int, labeled: Tensor, pseudo: Tensor) -> int | None:
-        """Count the losses of step `done` (counted from 1), each of shape (images of the part,).
+    def add(self, steps_done: int, labeled: Tensor, pseudo: Tensor) -> int | None:
+        """Count the losses of step `steps_done` (counted from 1), each of shape (images of the part,).
 
         Return the first step whose loss is not finite, if this step checks for that: every 20 steps, alike in all processes.
         """
@@ -68,18 +75,18 @@ class TrainingLog:
         self._window[:2] += sums
         self._window[2] += self._window[:2].isfinite().all()
         self._counts = [total + len(part) for total, part in zip(self._counts, (labeled, pseudo), strict=True)]
-        if done % LOG_EVERY_STEPS == 0 or done == self._schedule.steps:
-            if (bad_step := self.fold(done)) is not None:
+        if steps_done % LOG_EVERY_STEPS == 0 or steps_done == self._schedule.steps:
+            if (bad_step := self.fold(steps_done)) is not None:
                 return bad_step
-            self._write_line(done)
+            self._write_metrics(steps_done)
         elif time.monotonic() - self._noted > _NOTE_EVERY_SECONDS:
-            self._note([total + increment for total, increment in zip(self._line, self._sums.tolist(), strict=False)], done)
+            self._update_note([total + increment for total, increment in zip(self._line, self._sums.tolist(), strict=False)], steps_done)
         return None
 
-    def fold(self, done: int) -> int | None:
+    def fold(self, steps_done: int) -> int | None:
         """Add the sums of all processes. Return the first step with a non-finite loss, or None. All processes must call it."""
-        *sums, finite = over_processes(self._sums, "sum").tolist()
-        began, self._folded = self._folded, done
+        *sums, finite = all_reduce(self._sums, "sum").tolist()
+        began, self._folded = self._folded, steps_done
         self._window.zero_()
         self._counts = [0, 0]
         if not all(map(math.isfinite, sums)):
@@ -88,30 +95,30 @@ class TrainingLog:
         self._row = [total + increment for total, increment in zip(self._row, sums, strict=True)]
         return None
 
-    def validated(self, done: int, scores: dict[str, Any]) -> None:
-        """Log the scores of the averaged weights after step `done`."""
+    def log_validation(self, steps_done: int, scores: dict[str, Any]) -> None:
+        """Log the scores of the averaged weights after step `steps_done`."""
         self._scores, self._top1 = scores, scores["top1"]
         values = {f"validation_{name}": scores[name] for name in ("top1", "nll")}
-        self._append({"step": done, "epoch": self._epoch(done), **values})
-        self.trackers.log({name.replace("_", "/", 1): value for name, value in values.items()}, done)
+        self._append({"step": steps_done, "epoch": self._epoch(steps_done), **values})
+        self.trackers.log({name.replace("_", "/", 1): value for name, value in values.items()}, steps_done)
 
-    def is_row_due(self, done: int) -> bool:
-        """Whether the summary gets a row after step `done`, apart from those of validations."""
+    def is_row_due(self, steps_done: int) -> bool:
+        """Whether the summary gets a row after step `steps_done`, apart from those of validations."""
         per_epoch = self._schedule.steps_per_epoch
-        is_long_enough = per_epoch >= LOG_EVERY_STEPS or done - self._row_began >= LOG_EVERY_STEPS
-        return done == self._schedule.steps or (self._schedule.ends_epoch(done) and is_long_enough)
+        is_long_enough = per_epoch >= LOG_EVERY_STEPS or steps_done - self._row_began >= LOG_EVERY_STEPS
+        return steps_done == self._schedule.steps or (self._schedule.ends_epoch(steps_done) and is_long_enough)
 
-    def write_row(self, done: int, seconds: float) -> int | None:
+    def write_row(self, steps_done: int, seconds: float) -> int | None:
         """Write a summary row after `seconds` of training: means since the previous row. Returns what `fold` does; all must call it."""
-        if (bad_step := self.fold(done)) is not None:
+        if (bad_step := self.fold(steps_done)) is not None:
             return bad_step
-        loss_labeled, loss_pseudo = _means(self._row)
+        loss_labeled, loss_pseudo = _mean_losses(self._row)
         top1 = self._scores.get("top1")
-        row = (self._epoch(done), done, loss_labeled, loss_pseudo, self._learning_rate(done), top1, round(seconds, 1))
+        row = (self._epoch(steps_done), steps_done, loss_labeled, loss_pseudo, self._learning_rate(steps_done), top1, round(seconds, 1))
         if this_process().is_main_process:
             with self._summary.open("a", newline="") as file:
                 csv.writer(file, lineterminator="\n").writerow(["" if value is None else value for value in row])
-        self._row, self._row_began, self._scores = [0.0] * 4, done, {}
+        self._row, self._row_began, self._scores = [0.0] * 4, steps_done, {}
         return None
 
     @property
@@ -132,50 +139,50 @@ class TrainingLog:
         images, pseudo_images = (torch.tensor(float(count), device=self._window.device) for count in self._counts)
         return torch.stack([labeled, images, pseudo, pseudo_images, finite])
 
-    def _write_line(self, done: int) -> None:
+    def _write_metrics(self, steps_done: int) -> None:
         now = time.monotonic()
-        rate = (done - self._line_began) * self._images_per_step / max(now - self._line_time, 1e-9)
-        loss_labeled, loss_pseudo = _means(self._line)
-        values = {"learning_rate": self._learning_rate(done), "loss_labeled": loss_labeled, "loss_pseudo": loss_pseudo}
-        self._append({"step": done, "epoch": self._epoch(done), **values, "images_per_second": round(rate, 1)})
+        rate = (steps_done - self._line_began) * self._images_per_step / max(now - self._line_time, 1e-9)
+        loss_labeled, loss_pseudo = _mean_losses(self._line)
+        values = {"learning_rate": self._learning_rate(steps_done), "loss_labeled": loss_labeled, "loss_pseudo": loss_pseudo}
+        self._append({"step": steps_done, "epoch": self._epoch(steps_done), **values, "images_per_second": round(rate, 1)})
         logged = {name.replace("loss_", "loss/"): value for name, value in values.items() if value is not None}
-        self.trackers.log(logged | {"images_per_second": rate, "epoch": self._epoch(done)}, done)
-        self._note(self._line, done)
-        self._line, self._line_began, self._line_time = [0.0] * 4, done, now
+        self.trackers.log(logged | {"images_per_second": rate, "epoch": self._epoch(steps_done)}, steps_done)
+        self._update_note(self._line, steps_done)
+        self._line, self._line_began, self._line_time = [0.0] * 4, steps_done, now
 
-    def _note(self, sums: list[float], done: int) -> None:
-        losses = zip(("loss", "pseudo"), _means(sums), strict=True)
+    def _update_note(self, sums: list[float], steps_done: int) -> None:
+        losses = zip(("loss", "pseudo"), _mean_losses(sums), strict=True)
         shown = [f"{name} {value:.3f}" for name, value in losses if value is not None]
         top1 = [] if self._top1 is None else [f"validation {100 * self._top1:.1f}%"]
-        self.note = ", ".join([*shown, f"lr {self._learning_rate(done):.3g}", *top1])
+        self.note = ", ".join([*shown, f"lr {self._learning_rate(steps_done):.3g}", *top1])
         self._noted = time.monotonic()
 
-    def _epoch(self, done: int) -> float:
-        return round(done / self._schedule.steps_per_epoch, 4)
+    def _epoch(self, steps_done: int) -> float:
+        return round(steps_done / self._schedule.steps_per_epoch, 4)
 
-    def _learning_rate(self, done: int) -> float:
-        return self._schedule.learning_rate(done - 1)
+    def _learning_rate(self, steps_done: int) -> float:
+        return self._schedule.learning_rate(steps_done - 1)
 
     def _append(self, row: dict[str, Any]) -> None:
         if this_process().is_main_process:
             with self._metrics.open("a") as file:
                 file.write(json.dumps(row) + "\n")
 
-    def _cut_back(self, begun: int) -> None:
+    def _truncate_logs(self, start_step: int) -> None:
         """Keep complete rows up to the checkpoint: a kill can truncate the last row, and later rows are written again."""
-        complete = [line for line in _lines(self._metrics) if line.endswith("}\n") and json.loads(line)["step"] <= begun]
+        complete = [line for line in _read_lines(self._metrics) if line.endswith("}\n") and json.loads(line)["step"] <= start_step]
         write_text(self._metrics, "".join(complete))
-        rows = [line for line in _lines(self._summary)[1:] if line.endswith("\n") and int(line.split(",")[1]) <= begun]
+        rows = [line for line in _read_lines(self._summary)[1:] if line.endswith("\n") and int(line.split(",")[1]) <= start_step]
         header = io.StringIO()
         csv.writer(header, lineterminator="\n").writerow(SUMMARY_COLUMNS)
         write_text(self._summary, header.getvalue() + "".join(rows))
 
 
-def _means(sums: list[float]) -> tuple[float | None, float | None]:
+def _mean_losses(sums: list[float]) -> tuple[float | None, float | None]:
     """Mean loss of labeled and of pseudo-labeled images; None for a kind that has no images."""
     labeled, images, pseudo, pseudo_images = sums[:4]
     return labeled / images if images else None, pseudo / pseudo_images if pseudo_images else None
 
 
-def _lines(path: Path) -> list[str]:
+def _read_lines(path: Path) -> list[str]:
     return path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from nst_data.decoding.jpeg import jpeg_header
 from nst_data.images import reduced_factor, upright_size
 from nst_train.settings import CropDraw
-from nst_train.transforms.preprocessing import as_image, decode_pixels
+from nst_train.transforms.preprocessing import decode_pixels, to_pillow
 
 _OVERSIZE = 2  # a JPEG is decoded so that the crop has at least twice the size that it is then resized to
 _ASPECTS = (3 / 4, 4 / 3)
@@ -35,7 +35,7 @@ class Box(NamedTuple):
     height: int
 
 
-def middle_square(width: int, height: int) -> Box:
+def center_square(width: int, height: int) -> Box:
     """The largest centered square of an image."""
     side = min(width, height)
     return Box((width - side) // 2, (height - side) // 2, side, side)
@@ -47,7 +47,7 @@ def random_box(width: int, height: int, scale_min: float, random: Random) -> Box
     With `scale_min` 1 it is always the largest centered square.
     """
     if scale_min == 1:
-        return middle_square(width, height)
+        return center_square(width, height)
     for _ in range(_ATTEMPTS):
         area = random.uniform(scale_min, 1.0) * width * height
         aspect = math.exp(random.uniform(math.log(_ASPECTS[0]), math.log(_ASPECTS[1])))
@@ -67,20 +67,20 @@ def released_box(width: int, height: int, scale_min: float, size_px: int, random
     the whole image is drawn, it is the center crop of evaluation. With `scale_min` 1 it is the largest centered square.
     """
     if scale_min == 1:
-        return middle_square(width, height)
+        return center_square(width, height)
     area = width * height
-    least = scale_min * area
+    min_area = scale_min * area
     for _ in range(_ATTEMPTS):
         aspect = random.uniform(*_ASPECTS)
         highest = min(height, round(math.sqrt(area / aspect)), int((width + 0.5) / aspect))
-        high = random.randint(min(round(math.sqrt(least / aspect)), highest), highest)
+        high = random.randint(min(round(math.sqrt(min_area / aspect)), highest), highest)
         wide = round(high * aspect)
-        if wide * high < least:
+        if wide * high < min_area:
             high += 1
         elif wide * high > area:
             high -= 1
         wide = round(high * aspect)
-        if high > height or wide > width or not max(least, _COVERED * area) <= wide * high:
+        if high > height or wide > width or not max(min_area, _COVERED * area) <= wide * high:
             continue
         if wide * high == area:
             break
@@ -93,9 +93,9 @@ def released_box(width: int, height: int, scale_min: float, size_px: int, random
 class RandomResizedCrop:
     """Decode an image, crop it at random, and resize the crop."""
 
-    def __init__(self, scale_min: float, size_px: tuple[int, int], interpolation: str, draw: CropDraw = "torchvision") -> None:
+    def __init__(self, scale_min: float, size_px: tuple[int, int], interpolation: str, method: CropDraw = "torchvision") -> None:
         """`size_px` is (height, width); `interpolation` is bicubic, bilinear or another of timm's."""
-        self._scale_min, self._size, self._interpolation, self._draw = scale_min, size_px, interpolation, draw
+        self._scale_min, self._size, self._interpolation, self._draw = scale_min, size_px, interpolation, method
 
     def __call__(self, encoded: bytes | memoryview, random: Random) -> Image.Image:
         """An RGB image of size `size_px`. Raises ImageError for bytes that cannot be decoded."""
@@ -103,33 +103,33 @@ class RandomResizedCrop:
         least_side_px = None
         if header is not None and min(header.width, header.height) >= 2 * _OVERSIZE * max(self._size):
             width, height = upright_size(encoded)
-            box = self._box(width, height, random)
+            box = self._sample_box(width, height, random)
             factor = reduced_factor(box.width, box.height, _OVERSIZE * max(self._size))
             least_side_px = min(width, height) // factor if factor > 1 else None
         pixels = decode_pixels(encoded, least_side_px).permute(1, 2, 0)
         if box is None:
-            box = self._box(pixels.shape[1], pixels.shape[0], random)
+            box = self._sample_box(pixels.shape[1], pixels.shape[0], random)
         else:
-            box = _scaled(box, pixels.shape[1] / width, pixels.shape[0] / height)
-        part = pixels[box.top : box.top + box.height, box.left : box.left + box.width]
-        return Image.fromarray(_resized(part, self._size, self._interpolation))
+            box = _scale_box(box, pixels.shape[1] / width, pixels.shape[0] / height)
+        cropped = pixels[box.top : box.top + box.height, box.left : box.left + box.width]
+        return Image.fromarray(_resize(cropped, self._size, self._interpolation))
 
-    def _box(self, width: int, height: int, random: Random) -> Box:
+    def _sample_box(self, width: int, height: int, random: Random) -> Box:
         if self._draw == "released":
             return released_box(width, height, self._scale_min, min(self._size), random)
         return random_box(width, height, self._scale_min, random)
 
 
-def _scaled(box: Box, across: float, down: float) -> Box:
-    left, right = round(box.left * across), round((box.left + box.width) * across)
-    top, bottom = round(box.top * down), round((box.top + box.height) * down)
+def _scale_box(box: Box, x_scale: float, y_scale: float) -> Box:
+    left, right = round(box.left * x_scale), round((box.left + box.width) * x_scale)
+    top, bottom = round(box.top * y_scale), round((box.top + box.height) * y_scale)
     return Box(left, top, right - left, bottom - top)
 
 
-def _resized(pixels: torch.Tensor, size_px: tuple[int, int], interpolation: str) -> NDArray[np.uint8]:
+def _resize(pixels: torch.Tensor, size_px: tuple[int, int], interpolation: str) -> NDArray[np.uint8]:
     """Resize uint8 pixels of shape (h, w, 3) to (height, width, 3). The memory stays channels last, the fastest layout for torch."""
     if pixels.shape[:2] != size_px and interpolation not in _OF_TORCH:
-        resized = as_image(pixels.permute(2, 0, 1)).resize(size_px[::-1], str_to_pil_interp(interpolation))
+        resized = to_pillow(pixels.permute(2, 0, 1)).resize(size_px[::-1], str_to_pil_interp(interpolation))
         return np.array(resized)
     if pixels.shape[:2] != size_px:
         batch = pixels[None].permute(0, 3, 1, 2)

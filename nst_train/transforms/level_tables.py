@@ -14,24 +14,24 @@ _CHANNEL_STARTS = np.array([0, 256, 512])
 _LEVELS = np.arange(256)
 
 
-def through(image: Image.Image, table: NDArray[np.integer]) -> Image.Image:
+def apply_table(image: Image.Image, table: NDArray[np.integer]) -> Image.Image:
     """Replace each level of each channel of an RGB image; the table has shape (256,)."""
     if _is_large(image):
         return image.point(table.tolist() * 3)
     return Image.fromarray(table.astype(np.uint8).take(np.asarray(image)))
 
 
-def autocontrast(image: Image.Image, kind: type[np.floating] = np.float64) -> Image.Image:
-    """Stretch each channel of an RGB image over all levels, computing in `kind`: float64 as in Pillow, or float32 as in TensorFlow."""
-    if kind is np.float64 and _is_large(image):
+def autocontrast(image: Image.Image, dtype: type[np.floating] = np.float64) -> Image.Image:
+    """Stretch each channel of an RGB image over all levels, computing in `dtype`: float64 as in Pillow, or float32 as in TensorFlow."""
+    if dtype is np.float64 and _is_large(image):
         return auto_augment.auto_contrast(image)  # type: ignore[no-any-return]
-    low, high = np.array(image.getextrema(), kind).T[..., None]
-    scale = kind(255) / np.maximum(high - low, 1)
-    stretched = np.clip(_LEVELS.astype(kind) * scale - low * scale, 0, 255).astype(np.intp)
+    low, high = np.array(image.getextrema(), dtype).T[..., None]
+    scale = dtype(255) / np.maximum(high - low, 1)
+    stretched = np.clip(_LEVELS.astype(dtype) * scale - low * scale, 0, 255).astype(np.intp)
     tables = np.where(high > low, stretched, _LEVELS)
     if _is_large(image):
         return image.point(tables.ravel().tolist())
-    return _through_each(np.asarray(image) + _CHANNEL_STARTS, tables)
+    return _apply_channel_tables(np.asarray(image) + _CHANNEL_STARTS, tables)
 
 
 def equalize(image: Image.Image) -> Image.Image:
@@ -44,13 +44,13 @@ def equalize(image: Image.Image) -> Image.Image:
     step = (counts.sum(1) - counts[np.arange(3), highest])[:, None] // 255
     below = np.cumsum(counts, axis=1) - counts
     spread = np.minimum((below + step // 2) // np.maximum(step, 1), 255)
-    return _through_each(pixels, np.where(step > 0, spread, _LEVELS))
+    return _apply_channel_tables(pixels, np.where(step > 0, spread, _LEVELS))
 
 
 def _is_large(image: Image.Image) -> bool:
     return image.width * image.height > _SMALL_PIXELS
 
 
-def _through_each(pixels: NDArray[np.int64], tables: NDArray[np.integer]) -> Image.Image:
+def _apply_channel_tables(pixels: NDArray[np.int64], tables: NDArray[np.integer]) -> Image.Image:
     """`pixels` has shape (height, width, 3), with 256 and 512 added to the second and third channel; `tables` has shape (3, 256)."""
     return Image.fromarray(tables.astype(np.uint8).ravel().take(pixels))

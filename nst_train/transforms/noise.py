@@ -28,7 +28,7 @@ Transform = Callable[[bytes | memoryview, int], NDArray[np.uint8]]
 
 def training_transforms(settings: TrainSettings, data_config: dict[str, Any]) -> dict[str, Transform]:
     """The transforms for `labeled` and `pseudo` images."""
-    return {"labeled": training_transform(settings, data_config), "pseudo": training_transform(settings.of_pseudo, data_config)}
+    return {"labeled": training_transform(settings, data_config), "pseudo": training_transform(settings.for_pseudo_images, data_config)}
 
 
 def training_transform(settings: TrainSettings, data_config: dict[str, Any]) -> Transform:
@@ -39,11 +39,11 @@ def training_transform(settings: TrainSettings, data_config: dict[str, Any]) -> 
     The transform raises ImageError for bytes that cannot be decoded.
     """
     if settings.transform == "evaluation":
-        return _AsInEvaluation(data_config)
+        return _EvaluationTransform(data_config)
     _, height, width = data_config["input_size"]
     scale_min = 1.0 if settings.crop_padding else settings.crop_scale_min
     crop = RandomResizedCrop(scale_min, (height, width), data_config["interpolation"], settings.crop_draw)
-    steps = _augmentations(settings.noise, data_config)
+    steps = _build_augmentations(settings.noise, data_config)
     flip = [_Flip(settings.flip)] if settings.flip else []
     if settings.crop_padding:
         return _Chain(crop, [*steps, PaddedCrop(settings.crop_padding, (height, width)), *flip])
@@ -58,25 +58,25 @@ class _Chain:
         self._crop, self._steps = crop, steps
 
     def __call__(self, encoded: bytes | memoryview, seed: int) -> NDArray[np.uint8]:
-        drawn = Random(seed)
-        image = self._crop(encoded, drawn)
+        random = Random(seed)
+        image = self._crop(encoded, random)
         for step in self._steps:
-            image = step(image, drawn)
+            image = step(image, random)
         return np.asarray(image)
 
 
-class _AsInEvaluation:
+class _EvaluationTransform:
     def __init__(self, data_config: dict[str, Any]) -> None:
-        self._preprocessing = TimmPreprocessing.of(data_config)
+        self._preprocessing = TimmPreprocessing.from_data_config(data_config)
 
     def __call__(self, encoded: bytes | memoryview, seed: int) -> NDArray[np.uint8]:
-        pixels = self._preprocessing.prepare(decode_pixels(encoded, self._preprocessing.least_side_px))
+        pixels = self._preprocessing.prepare(decode_pixels(encoded, self._preprocessing.min_side_px))
         return np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
 
 
 class _Flip:
-    def __init__(self, chance: float) -> None:
-        self._chance = chance
+    def __init__(self, probability: float) -> None:
+        self._chance = probability
 
     def __call__(self, image: Image.Image, random: Random) -> Image.Image:
         return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if random.random() < self._chance else image
@@ -90,7 +90,7 @@ class _Cutout:
         return cutout(image, self._side_px, random)
 
 
-class _FromTimm:
+class _TimmAugmentation:
     """A timm augmentation, given as a string. It draws from the three global random generators, which are seeded for each image."""
 
     def __init__(self, augmentation: str, data_config: dict[str, Any]) -> None:
@@ -118,10 +118,10 @@ def _posterize(image: Image.Image, bits: int, **options: object) -> Image.Image:
     return posterize(image, bits, **options) if bits > 0 else Image.new("RGB", image.size)
 
 
-def _augmentations(noise: Noise, data_config: dict[str, Any]) -> list[_Step]:
+def _build_augmentations(noise: Noise, data_config: dict[str, Any]) -> list[_Step]:
     steps: list[_Step] = []
     if noise.augmentation:
-        steps.append(_FromTimm(noise.augmentation, data_config))
+        steps.append(_TimmAugmentation(noise.augmentation, data_config))
     elif noise.operations:
         steps.append(RandAugment(noise, min(data_config["input_size"][1:])))
     if noise.cutout:

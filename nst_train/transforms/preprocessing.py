@@ -18,10 +18,10 @@ from torch.nn import functional as F
 from torchvision.transforms import Resize
 from torchvision.transforms.v2 import functional as tensor_transforms
 
-from nst_data.decoding.jpeg import jpeg_header, may_hold_pictures
-from nst_data.decoding.orientation import LYING, jpeg_orientation
+from nst_data.decoding.jpeg import jpeg_header, may_hold_more_images
+from nst_data.decoding.orientation import TRANSPOSED, jpeg_orientation
 from nst_data.errors import NstError
-from nst_data.images import PHASH_SIZE_PX, check_dimensions, decode, large_images_alone, phash_row_step, reduced_factor
+from nst_data.images import PHASH_SIZE_PX, check_dimensions, decode, large_image_lock, phash_row_step, reduced_factor
 
 try:
     from simplejpeg import decode_jpeg  # libjpeg-turbo, as in Pillow; raises its warnings as errors and prints nothing
@@ -33,9 +33,9 @@ _OVERSIZE = 8  # a JPEG is decoded at 8 or more times the size that it is then r
 _DCT_SIDE_PX = 8  # from this side on, scales of n/8 all give different sizes, by which simplejpeg chooses the scale
 _FLIPS: dict[int, tuple[int, ...]] = {2: (-1,), 3: (-2, -1), 4: (-2,), 6: (-1,), 7: (-2, -1), 8: (-2,)}
 """The axes along which an image of each EXIF orientation is flipped, after transposing it if it lies on its side."""
-_THUMBNAIL = (PHASH_SIZE_PX, PHASH_SIZE_PX)
+_THUMBNAIL_SIZE = (PHASH_SIZE_PX, PHASH_SIZE_PX)
 _CROP_MODES = (None, "", "center", "squash", "border")
-_BY_PILLOW_ALONE = ("lanczos", "hamming", "box")  # torchvision cannot resize tensors with these
+_PILLOW_ONLY = ("lanczos", "hamming", "box")  # torchvision cannot resize tensors with these
 
 
 class Preprocessing(Protocol):
@@ -46,21 +46,21 @@ class Preprocessing(Protocol):
         """Whether images are decoded and resized by Pillow."""
 
     @property
-    def least_side_px(self) -> int | None:
+    def min_side_px(self) -> int | None:
         """The least length of both sides for decoding a JPEG at reduced size; None to never reduce."""
 
     def prepare(self, pixels: UInt8[Tensor, "3 h w"]) -> Tensor:
         """Turn a decoded image of any size into a tensor of the classifier's size."""
 
     @property
-    def described(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """What other programs need to prepare images in the same way, as JSON values."""
 
     @property
     def data_config(self) -> dict[str, Any]:
         """What a training transform is built from: `input_size` and `interpolation`."""
 
-    def of_its_size(self, image: UInt8[np.ndarray, "height width 3"]) -> Tensor:
+    def prepare_sized(self, image: UInt8[np.ndarray, "height width 3"]) -> Tensor:
         """Turn an image from a training transform, of the classifier's size, into what `prepare` returns."""
 
     def finish(self, batch: Tensor) -> Float[Tensor, "batch 3 height width"]:
@@ -84,7 +84,7 @@ class TimmPreprocessing:
     exact: bool = False
 
     @classmethod
-    def of(cls, data_config: dict[str, Any], exact: bool = False) -> "TimmPreprocessing":
+    def from_data_config(cls, data_config: dict[str, Any], exact: bool = False) -> "TimmPreprocessing":
         """Create it from the result of timm's `resolve_model_data_config`. Raises NstError like `check_data_config`."""
         c = check_data_config(data_config)
         return cls(
@@ -92,16 +92,16 @@ class TimmPreprocessing:
         )
 
     @cached_property
-    def least_side_px(self) -> int | None:
+    def min_side_px(self) -> int | None:
         """Eight times the longer side that images are resized to; None with `exact`."""
-        return None if self.exact else _OVERSIZE * max(self._resized_to)
+        return None if self.exact else _OVERSIZE * max(self._resize_size)
 
     def prepare(self, pixels: UInt8[Tensor, "3 h w"]) -> UInt8[Tensor, "3 height width"]:
         """Resize and crop a decoded image."""
         # timm pads tensors with a single level, not with a color
-        if self.exact or self.crop_mode == "border" or self.interpolation in _BY_PILLOW_ALONE:
-            return self._transform(as_image(pixels))  # type: ignore[no-any-return]
-        if pixels.shape[-2:] == self.input_size[1:] == self._resized_to:
+        if self.exact or self.crop_mode == "border" or self.interpolation in _PILLOW_ONLY:
+            return self._transform(to_pillow(pixels))  # type: ignore[no-any-return]
+        if pixels.shape[-2:] == self.input_size[1:] == self._resize_size:
             return pixels
         for step in self._transform.transforms[:-1]:
             resizes = isinstance(step, Resize)  # torchvision's v1 `Resize` converts tensors to float32, at four times the cost
@@ -109,7 +109,7 @@ class TimmPreprocessing:
         return pixels
 
     @property
-    def described(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """timm's `data_config`, for RGB values in [0, 1]."""
         return {
             **{"input_size": list(self.input_size), "interpolation": self.interpolation, "mean": list(self.mean), "std": list(self.std)},
@@ -121,13 +121,13 @@ class TimmPreprocessing:
         """The input size and interpolation, in timm's format."""
         return {"input_size": self.input_size, "interpolation": self.interpolation}
 
-    def of_its_size(self, image: UInt8[np.ndarray, "height width 3"]) -> UInt8[Tensor, "3 height width"]:
+    def prepare_sized(self, image: UInt8[np.ndarray, "height width 3"]) -> UInt8[Tensor, "3 height width"]:
         """The image as a tensor, otherwise unchanged."""
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
     def finish(self, batch: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
         """Normalize a batch, bit for bit as torchvision's ToTensor and Normalize do for each image."""
-        mean, std = (_per_channel(value, batch.device) for value in (self.mean, self.std))
+        mean, std = (_channel_tensor(value, batch.device) for value in (self.mean, self.std))
         return batch.float().div_(255).sub_(mean).div_(std)
 
     @cached_property
@@ -142,7 +142,7 @@ class TimmPreprocessing:
         )
 
     @cached_property
-    def _resized_to(self) -> tuple[int, int]:
+    def _resize_size(self) -> tuple[int, int]:
         resize = self._transform.transforms[0]
         assert isinstance(resize, Resize | ResizeKeepRatio), "timm's evaluation transform begins by resizing"
         size = resize.size
@@ -156,7 +156,7 @@ class ProcessorPreprocessing:
     identity: str  # distinguishes processors: their JSON
     processor: Any = field(compare=False)
     exact: bool = False
-    least_side_px: int | None = field(default=None, init=False)
+    min_side_px: int | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         shapes = {tuple(self.prepare(torch.zeros(3, *size, dtype=torch.uint8)).shape) for size in ((48, 64), (640, 480))}
@@ -165,11 +165,11 @@ class ProcessorPreprocessing:
 
     def prepare(self, pixels: UInt8[Tensor, "3 h w"]) -> Float[Tensor, "3 height width"]:
         """The processor's own pixel values."""
-        values: Tensor = self.processor(images=as_image(pixels), return_tensors="pt")["pixel_values"]
+        values: Tensor = self.processor(images=to_pillow(pixels), return_tensors="pt")["pixel_values"]
         return values[0]
 
     @property
-    def described(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """The processor's own `preprocessor_config.json`."""
         return dict(json.loads(self.processor.to_json_string()))
 
@@ -179,10 +179,10 @@ class ProcessorPreprocessing:
         size = tuple(self.prepare(torch.zeros(3, 48, 64, dtype=torch.uint8)).shape)
         return {"input_size": size, "interpolation": "bilinear" if self.processor.resample == Image.Resampling.BILINEAR else "bicubic"}
 
-    def of_its_size(self, image: UInt8[np.ndarray, "height width 3"]) -> Float[Tensor, "3 height width"]:
+    def prepare_sized(self, image: UInt8[np.ndarray, "height width 3"]) -> Float[Tensor, "3 height width"]:
         """Rescale and normalize an image, without resizing or cropping."""
-        as_it_is = {"do_resize": False, "do_center_crop": False, "return_tensors": "pt"}
-        values: Tensor = self.processor(images=Image.fromarray(image), **as_it_is)["pixel_values"]
+        options = {"do_resize": False, "do_center_crop": False, "return_tensors": "pt"}
+        values: Tensor = self.processor(images=Image.fromarray(image), **options)["pixel_values"]
         return values[0]
 
     def finish(self, batch: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
@@ -218,62 +218,62 @@ def _are_numbers(values: Any, count: int) -> bool:  # noqa: ANN401 - anything th
     return are_numbers and len(values) == count and bool(np.isfinite(values).all())
 
 
-def decode_pixels(encoded: bytes | memoryview, least_side_px: int | None = None, exact: bool = False) -> UInt8[Tensor, "3 height width"]:
+def decode_pixels(encoded: bytes | memoryview, min_side_px: int | None = None, exact: bool = False) -> UInt8[Tensor, "3 height width"]:
     """Decode like `nst_data.images.decode`, but a JPEG by libjpeg-turbo directly unless `exact`: the same pixels at less cost.
 
-    With `least_side_px`, a JPEG may be decoded at reduced size, as described there. Raises ImageError with the reason.
+    With `min_side_px`, a JPEG may be decoded at reduced size, as described there. Raises ImageError with the reason.
     """
     header = None if exact or decode_jpeg is None else jpeg_header(encoded)
     if header is not None and header.components in (1, 3):
         check_dimensions(header.width, header.height)
-        factor = reduced_factor(header.width, header.height, least_side_px) if least_side_px else 1
-        if factor == 1 or (min(header.width, header.height) >= _DCT_SIDE_PX and not may_hold_pictures(encoded)):
+        factor = reduced_factor(header.width, header.height, min_side_px) if min_side_px else 1
+        if factor == 1 or (min(header.width, header.height) >= _DCT_SIDE_PX and not may_hold_more_images(encoded)):
             min_size = {"min_width": -(-header.width // factor), "min_height": -(-header.height // factor)}  # Pillow rounds up too
             try:
-                with large_images_alone(header.width * header.height):
+                with large_image_lock(header.width * header.height):
                     pixels = torch.from_numpy(decode_jpeg(memoryview(encoded).cast("B"), "RGB", **min_size)).permute(2, 0, 1)
-                return _upright(pixels, jpeg_orientation(encoded))
+                return _apply_orientation(pixels, jpeg_orientation(encoded))
             except ValueError:
                 pass  # left to Pillow, which decodes it or gives the reason
-    image = decode(encoded, least_side_px)
+    image = decode(encoded, min_side_px)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-def _upright(pixels: UInt8[Tensor, "3 h w"], orientation: int) -> UInt8[Tensor, "3 height width"]:
-    if orientation in LYING:
+def _apply_orientation(pixels: UInt8[Tensor, "3 h w"], orientation: int) -> UInt8[Tensor, "3 height width"]:
+    if orientation in TRANSPOSED:
         pixels = pixels.transpose(-2, -1)
     return pixels.flip(_FLIPS[orientation]) if orientation in _FLIPS else pixels
 
 
 def thumbnail(pixels: UInt8[Tensor, "3 h w"]) -> UInt8[Tensor, "3 32 32"]:
     """The thumbnail that the perceptual hash is computed from, up to rounding the same as `nst_data.images.phash_thumbnail`."""
-    if pixels.shape[-2:] == _THUMBNAIL:
+    if pixels.shape[-2:] == _THUMBNAIL_SIZE:
         return pixels
     rows = pixels[:, :: phash_row_step(pixels.shape[-2])]
-    return F.interpolate(rows[None], size=_THUMBNAIL, mode="bilinear", antialias=True)[0]
+    return F.interpolate(rows[None], size=_THUMBNAIL_SIZE, mode="bilinear", antialias=True)[0]
 
 
-def stacked_thumbnails(small: Sequence[UInt8[Tensor, "3 32 32"]]) -> NDArray[np.uint8]:
+def stack_thumbnails(images: Sequence[UInt8[Tensor, "3 32 32"]]) -> NDArray[np.uint8]:
     """Stack thumbnails for `nst_data.images.phash`, to shape (images, 32, 32, 3)."""
-    if not small:
-        return np.empty((0, *_THUMBNAIL, 3), np.uint8)
-    thumbnails: NDArray[np.uint8] = stacked(small).permute(0, 2, 3, 1).numpy()
+    if not images:
+        return np.empty((0, *_THUMBNAIL_SIZE, 3), np.uint8)
+    thumbnails: NDArray[np.uint8] = stack_images(images).permute(0, 2, 3, 1).numpy()
     return thumbnails
 
 
-def stacked(images: Sequence[Tensor]) -> Tensor:
+def stack_images(images: Sequence[Tensor]) -> Tensor:
     """Stack images of one size, channels last in memory if the first is, so that whole images are copied and not single values."""
     if images[0].stride(0) == 1:
         return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
     return torch.stack(list(images))
 
 
-def as_image(pixels: UInt8[Tensor, "3 height width"]) -> Image.Image:
+def to_pillow(pixels: UInt8[Tensor, "3 height width"]) -> Image.Image:
     """A decoded image as a Pillow image."""
     return Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
 
 
 @lru_cache
-def _per_channel(values: tuple[float, ...], device: torch.device) -> Float[Tensor, "1 channels 1 1"]:
+def _channel_tensor(values: tuple[float, ...], device: torch.device) -> Float[Tensor, "1 channels 1 1"]:
     """Mean or std on the device, cached: copying it for each batch would make the device wait."""
     return torch.tensor(values, device=device).view(1, -1, 1, 1)

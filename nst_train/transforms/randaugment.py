@@ -29,14 +29,16 @@ from PIL import Image, ImageChops, ImageFilter
 from timm.data import auto_augment
 
 from nst_train.noise_settings import Amounts, Noise
-from nst_train.transforms.level_tables import autocontrast, equalize, through
+from nst_train.transforms.level_tables import apply_table, autocontrast, equalize
 
 _LEVELS = np.arange(256)
 FILL = (128, 128, 128)
-_AT_MAGNITUDE = 10  # the amounts below are what an operation does at this magnitude
+_REFERENCE_MAGNITUDE = 10  # the amounts below are what an operation does at this magnitude
 _REFERENCE_SIDE, _TRANSLATE_PX, _CUTOUT_PX = 600, 100, 40  # of the released code, for the image size of its EfficientNet-B7
 _SMALL_SIDE = 64
-_UP = 0.005  # pixels: above the error of Pillow's coordinates (in 1/65536) over 600 rows, below the 0.01 between two at one magnitude
+_ROUND_UP_PX = (
+    0.005  # pixels: above the error of Pillow's coordinates (in 1/65536) over 600 rows, below the 0.01 between two at one magnitude
+)
 _OF_WHITE, _GRAY = np.float32(1 / 255), np.array([0.2989, 0.587, 0.114], np.float32)
 # Pillow adds 0.5, so that an offset of -0.49 rounds down, whatever the float errors
 _SMOOTH = ImageFilter.Kernel((3, 3), (1, 1, 1, 1, 5, 1, 1, 1, 1), scale=13, offset=-0.49)
@@ -44,15 +46,15 @@ _SMOOTH = ImageFilter.Kernel((3, 3), (1, 1, 1, 1, 5, 1, 1, 1, 1), scale=13, offs
 
 def translate_px(side_px: int, amounts: Amounts = "scaled") -> float:
     """Pixels that images move at magnitude 10: an eighth of sides up to 64, as for SVHN; else 100 (released), or 100 per 600 (scaled)."""
-    return _pixels(_TRANSLATE_PX, side_px, amounts)
+    return _scaled_pixels(_TRANSLATE_PX, side_px, amounts)
 
 
 def cutout_px(side_px: int, amounts: Amounts = "scaled") -> float:
     """Half the side of Cutout's square at magnitude 10: an eighth of sides up to 64, as for SVHN; else 40, or 40 per 600."""
-    return _pixels(_CUTOUT_PX, side_px, amounts)
+    return _scaled_pixels(_CUTOUT_PX, side_px, amounts)
 
 
-def _pixels(released: int, side_px: int, amounts: Amounts) -> float:
+def _scaled_pixels(released: int, side_px: int, amounts: Amounts) -> float:
     if side_px <= _SMALL_SIDE:
         return side_px / 8
     return released if amounts == "released" else side_px * released / _REFERENCE_SIDE
@@ -80,13 +82,13 @@ OPERATIONS = tuple(_AMOUNTS)
 _SIGNED = {"Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY"}
 
 
-def amount_of(name: str, magnitude: float, side_px: int = _REFERENCE_SIDE, amounts: Amounts = "scaled") -> float:
+def operation_amount(name: str, magnitude: float, side_px: int = _REFERENCE_SIDE, amounts: Amounts = "scaled") -> float:
     """The amount that the released code passes to an operation, without its random sign.
 
     Degrees for Rotate, bits kept by Posterize, levels for Solarize and SolarizeAdd, pixels for Translate and Cutout, a slope for Shear, a
     blending factor for Color, Contrast, Brightness and Sharpness; 0 for operations without an amount.
     """
-    return _AMOUNTS[name](magnitude / _AT_MAGNITUDE, side_px, amounts)
+    return _AMOUNTS[name](magnitude / _REFERENCE_MAGNITUDE, side_px, amounts)
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class Operation:
         amount = -self.amount if self.name in _SIGNED and random.random() < 0.5 else self.amount
         if self.name == "Cutout":
             return cutout(image, 2 * int(amount), random)
-        changes = _RELEASED if self.amounts == "released" else _CHANGES
+        changes = _RELEASED_FUNCTIONS if self.amounts == "released" else _FUNCTIONS
         return changes[self.name](image, amount)
 
 
@@ -110,7 +112,7 @@ class RandAugment:
     """Operations drawn with replacement, each applied (section 3.1: two of them, magnitude 27)."""
 
     def __init__(self, noise: Noise, side_px: int) -> None:
-        by_name = {name: amount_of(name, noise.magnitude, side_px, noise.amounts) for name in OPERATIONS}
+        by_name = {name: operation_amount(name, noise.magnitude, side_px, noise.amounts) for name in OPERATIONS}
         self.operations = [Operation(name, amount, noise.amounts) for name, amount in by_name.items()]
         self._count = noise.operations
 
@@ -132,15 +134,15 @@ def cutout(image: Image.Image, side_px: int, random: Random) -> Image.Image:
 
 def _posterize(image: Image.Image, bits: float) -> Image.Image:
     shift = min((8 - int(bits)) % 256, 7)  # TensorFlow shifts a byte by no more than 7
-    return through(image, _LEVELS >> shift << shift)
+    return apply_table(image, _LEVELS >> shift << shift)
 
 
 def _solarize(image: Image.Image, threshold: float) -> Image.Image:
-    return through(image, np.where(int(threshold) % 256 > _LEVELS, _LEVELS, 255 - _LEVELS))
+    return apply_table(image, np.where(int(threshold) % 256 > _LEVELS, _LEVELS, 255 - _LEVELS))
 
 
 def _solarize_add(image: Image.Image, addition: float) -> Image.Image:
-    return through(image, np.where(_LEVELS < 128, np.minimum(_LEVELS + int(addition), 255), _LEVELS))
+    return apply_table(image, np.where(_LEVELS < 128, np.minimum(_LEVELS + int(addition), 255), _LEVELS))
 
 
 def _contrast(image: Image.Image, factor: float) -> Image.Image:
@@ -165,7 +167,7 @@ def _shear(image: Image.Image, level: float, across: bool, up: float = 0.0) -> I
 
 
 _nearest = {"resample": Image.Resampling.NEAREST, "fillcolor": FILL}
-_CHANGES: dict[str, Callable[[Image.Image, float], Image.Image]] = {
+_FUNCTIONS: dict[str, Callable[[Image.Image, float], Image.Image]] = {
     "AutoContrast": lambda image, _: autocontrast(image),
     "Equalize": lambda image, _: equalize(image),
     "Invert": lambda image, _: ImageChops.invert(image),
@@ -182,9 +184,9 @@ _CHANGES: dict[str, Callable[[Image.Image, float], Image.Image]] = {
     "TranslateY": partial(auto_augment.translate_y_abs, **_nearest),
     "SolarizeAdd": _solarize_add,
 }
-_RELEASED = _CHANGES | {
+_RELEASED_FUNCTIONS = _FUNCTIONS | {
     "AutoContrast": lambda image, _: autocontrast(image, np.float32),
     "Color": _color,
-    "ShearX": partial(_shear, across=True, up=_UP),
-    "ShearY": partial(_shear, across=False, up=_UP),
+    "ShearX": partial(_shear, across=True, up=_ROUND_UP_PX),
+    "ShearY": partial(_shear, across=False, up=_ROUND_UP_PX),
 }

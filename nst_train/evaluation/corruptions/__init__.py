@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from nst_data.errors import NstError, UsageError
 
 SEVERITIES = (1, 2, 3, 4, 5)
-LEAST_SIDE_PX = 32
+MIN_SIDE_PX = 32
 
 CORRUPTIONS = (
     "gaussian_noise",
@@ -62,12 +62,12 @@ def corrupt(pixels: NDArray[np.uint8], name: str, severity: int, seed: int) -> N
         raise UsageError(f"corruption: expected one of {', '.join(names)}, found {name!r}")
     if severity not in SEVERITIES:
         raise UsageError(f"severity of {name}: expected 1 to 5, found {severity!r}")
-    _check(pixels, name)
-    random = np.random.default_rng([_whole(seed, name), *name.encode()])
+    _check_pixels(pixels, name)
+    random = np.random.default_rng([_check_seed(seed, name), *name.encode()])
     check_opencv()
-    from nst_train.evaluation.corruptions.functions import apply
+    from nst_train.evaluation.corruptions.functions import apply_corruption
 
-    return apply(name, pixels, random, int(severity))
+    return apply_corruption(name, pixels, random, int(severity))
 
 
 def check_opencv() -> None:
@@ -80,16 +80,16 @@ def check_opencv() -> None:
         raise UsageError("corruptions are made by OpenCV, which is not installed: pip install 'nst[robustness]'")
 
 
-def _check(pixels: NDArray[np.uint8], name: str) -> None:
+def _check_pixels(pixels: NDArray[np.uint8], name: str) -> None:
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-        found = f"{pixels.dtype}, shape {pixels.shape}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
-        raise NstError(f"{name}: expected an RGB image as uint8 array of shape (height, width, 3), found {found}")
-    if min(pixels.shape[:2]) < LEAST_SIDE_PX:
+        actual = f"{pixels.dtype}, shape {pixels.shape}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
+        raise NstError(f"{name}: expected an RGB image as uint8 array of shape (height, width, 3), found {actual}")
+    if min(pixels.shape[:2]) < MIN_SIDE_PX:
         height, width = pixels.shape[:2]
-        raise NstError(f"{name}: expected an image of {LEAST_SIDE_PX} px or more on both sides, found {width}x{height}; enlarge it first")
+        raise NstError(f"{name}: expected an image of {MIN_SIDE_PX} px or more on both sides, found {width}x{height}; enlarge it first")
 
 
-def _whole(seed: int, name: str) -> int:
+def _check_seed(seed: int, name: str) -> int:
     try:
         number = operator.index(seed)
     except TypeError:

@@ -10,7 +10,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 Levels = NDArray[np.float32]
-WITHIN = 1e-3  # of a level: the largest error of float32 sums over a flat image
+LEVEL_TOLERANCE = 1e-3  # of a level: the largest error of float32 sums over a flat image
 
 
 def smooth(values: NDArray[Any], sigma: float, truncate: float = 4, border: int = cv2.BORDER_REPLICATE) -> Levels:
@@ -34,7 +34,7 @@ def glass_blur(pixels: NDArray[np.uint8], random: Generator, sigma: float, reach
     NumPy views the swap becomes a copy, one pixel after the other, and the released sets are made this way. Here the origins of all pixels
     are computed at once.
     """
-    blurred = (smooth(pixels, sigma) + np.float32(WITHIN)).astype(np.uint8)
+    blurred = (smooth(pixels, sigma) + np.float32(LEVEL_TOLERANCE)).astype(np.uint8)
     for _ in range(int(rounds)):
         blurred = _copy_neighbors(blurred, int(reach), random)
     return smooth(blurred, sigma)
@@ -78,16 +78,16 @@ def _disk(radius: float, softness: float) -> Levels:
 
 def motion_blur(pixels: NDArray[np.uint8], random: Generator, radius: float, sigma: float) -> Levels:
     """Motion blur along a line within 45 degrees of the horizontal, rounded to whole levels as in ImageMagick."""
-    rounded: Levels = np.rint(drag(pixels, radius, sigma, random.uniform(-45, 45)))
+    rounded: Levels = np.rint(blur_along(pixels, radius, sigma, random.uniform(-45, 45)))
     return rounded
 
 
-def drag(values: NDArray[np.uint8], radius: float, sigma: float, degrees: float) -> Levels:
+def blur_along(values: NDArray[np.uint8], radius: float, sigma: float, degrees: float) -> Levels:
     """ImageMagick's motion blur: half a Gaussian over 2 radius + 1 pixels in one direction (90 degrees is down), with repeated edges."""
     along = np.arange(2 * math.ceil(radius) + 1)
     weights = np.exp(-(along**2) / (2 * sigma**2))
     angle = math.radians(degrees)
-    right, down = (np.ceil(along * part - 0.5).astype(int) for part in (math.cos(angle), math.sin(angle)))
+    right, down = (np.ceil(along * component - 0.5).astype(int) for component in (math.cos(angle), math.sin(angle)))
     kernel = np.zeros((np.ptp(down) + 1, np.ptp(right) + 1), dtype=np.float32)
     left, top = min(right.min(), 0), min(down.min(), 0)
     np.add.at(kernel, (down - top, right - left), weights / weights.sum())
@@ -107,7 +107,7 @@ def zoom_blur(pixels: NDArray[np.uint8], random: Generator, end: float, step: fl
 
 def enlarge(values: Levels, factor: float) -> Levels:
     """The center of the image, enlarged linearly to the shape of the image; the corners of the center stay corners."""
-    (a, first_row), (b, first_column) = (_source_of(side, factor) for side in values.shape[:2])
+    (a, first_row), (b, first_column) = (_source_mapping(side, factor) for side in values.shape[:2])
     matrix = np.array([[b, 0, first_column], [0, a, first_row]])
     size = (values.shape[1], values.shape[0])
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
@@ -115,9 +115,9 @@ def enlarge(values: Levels, factor: float) -> Levels:
     return enlarged
 
 
-def _source_of(side_px: int, factor: float) -> tuple[float, float]:
+def _source_mapping(side_px: int, factor: float) -> tuple[float, float]:
     """(scale, first) such that pixel p of the enlarged side shows position scale * p + first of the original."""
-    part = math.ceil(side_px / factor)
-    enlarged = round(part * factor)
-    scale = (part - 1) / (enlarged - 1)
-    return scale, (side_px - part) // 2 + (enlarged - side_px) // 2 * scale
+    crop_px = math.ceil(side_px / factor)
+    enlarged = round(crop_px * factor)
+    scale = (crop_px - 1) / (enlarged - 1)
+    return scale, (side_px - crop_px) // 2 + (enlarged - side_px) // 2 * scale

@@ -16,39 +16,39 @@ from nst_train.evaluation.corruptions.plasma import plasma
 _SIDE_PX = 512
 _MEANS = ((78, 149, 166), (201, 205, 214), (201, 205, 214), (138, 153, 165), (112, 123, 135))
 _SPREADS = (43, 23, 23, 31, 44)
-PICTURES = len(_MEANS)
+N_PICTURES = len(_MEANS)
 _SUBPIXEL_BITS = 4
 
 
-def piece_of_ice(picture: int, scale: float, shape: tuple[int, ...], random: Generator) -> NDArray[np.uint8]:
+def crop_ice(picture: int, scale: float, shape: tuple[int, ...], random: Generator) -> NDArray[np.uint8]:
     """A random piece of a picture (0 to 4) shrunk by `scale`, with this height and width; enlarged if the picture is smaller."""
-    whole = _shrunk(picture, scale)
-    fit = min(1.0, len(whole) / max(shape))
+    picture_px = _shrink_picture(picture, scale)
+    fit = min(1.0, len(picture_px) / max(shape))
     height, width = (max(1, int(side * fit)) for side in shape)
-    top, left = int(random.integers(len(whole) - height + 1)), int(random.integers(len(whole) - width + 1))
-    piece: NDArray[np.uint8] = whole[top : top + height, left : left + width]
+    top, left = int(random.integers(len(picture_px) - height + 1)), int(random.integers(len(picture_px) - width + 1))
+    piece: NDArray[np.uint8] = picture_px[top : top + height, left : left + width]
     if fit < 1:
         piece = cv2.resize(piece, (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR)
     return piece
 
 
 @lru_cache
-def _shrunk(picture: int, scale: float) -> NDArray[np.uint8]:
+def _shrink_picture(picture: int, scale: float) -> NDArray[np.uint8]:
     side = round(_SIDE_PX * scale)
-    shrunk: NDArray[np.uint8] = cv2.resize(_picture(picture), (side, side), interpolation=cv2.INTER_LINEAR)
+    shrunk: NDArray[np.uint8] = cv2.resize(_draw_picture(picture), (side, side), interpolation=cv2.INTER_LINEAR)
     return shrunk
 
 
 @lru_cache
-def _picture(number: int) -> NDArray[np.uint8]:
+def _draw_picture(number: int) -> NDArray[np.uint8]:
     random = np.random.default_rng([number, *b"ice"])
-    depth = plasma(_SIDE_PX, 1.6, random) + np.float32(1.2) * _flowers(random)
+    depth = plasma(_SIDE_PX, 1.6, random) + np.float32(1.2) * _draw_flowers(random)
     levels = (depth - depth.mean()) / depth.std()
     colors: NDArray[np.float32] = np.array(_MEANS[number], np.float32) + _SPREADS[number] * levels[..., None]
     return np.clip(colors, 0, 255).astype(np.uint8)
 
 
-def _flowers(random: Generator) -> NDArray[np.float32]:
+def _draw_flowers(random: Generator) -> NDArray[np.float32]:
     """Stems, branches and twigs, drawn as lines with values from 0 to 1."""
     stems = 70
     start, angle, length = random.uniform(0, _SIDE_PX, (stems, 2)), random.uniform(0, 2 * np.pi, stems), random.uniform(60, 260, stems)

@@ -22,8 +22,8 @@ def shot_noise(pixels: NDArray[np.uint8], random: Generator, photons: float) -> 
 
 def impulse_noise(pixels: NDArray[np.uint8], random: Generator, share: float) -> NDArray[np.uint8]:
     """Salt and pepper noise: this share of the values becomes 0 or 255, equally often."""
-    drawn = random.random(pixels.shape, dtype=np.float32)
-    return np.where(drawn < share / 2, np.uint8(0), np.where(drawn >= 1 - share / 2, np.uint8(255), pixels))
+    uniform = random.random(pixels.shape, dtype=np.float32)
+    return np.where(uniform < share / 2, np.uint8(0), np.where(uniform >= 1 - share / 2, np.uint8(255), pixels))
 
 
 def speckle_noise(pixels: NDArray[np.uint8], random: Generator, std: float) -> Levels:

@@ -5,8 +5,8 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from nst_train.evaluation.corruptions.blur import drag, enlarge, smooth
-from nst_train.evaluation.corruptions.ice import PICTURES, piece_of_ice
+from nst_train.evaluation.corruptions.blur import blur_along, enlarge, smooth
+from nst_train.evaluation.corruptions.ice import N_PICTURES, crop_ice
 from nst_train.evaluation.corruptions.plasma import plasma
 
 Levels = NDArray[np.float32]
@@ -29,16 +29,16 @@ def snow(
     """
     flakes = enlarge((mean + std * random.standard_normal(pixels.shape[:2])).astype(np.float32), flake_px)
     flakes[flakes < threshold] = 0
-    fallen = np.rint(drag((np.clip(flakes, 0, 1) * 255).astype(np.uint8), radius, sigma, random.uniform(-135, -45)))
+    streaks = np.rint(blur_along((np.clip(flakes, 0, 1) * 255).astype(np.uint8), radius, sigma, random.uniform(-135, -45)))
     levels = pixels.astype(np.float32)
     white = np.maximum(levels, cv2.cvtColor(levels, cv2.COLOR_RGB2GRAY)[..., None] * 1.5 + 127.5)
-    snowy: Levels = np.float32(darkness) * levels + np.float32(1 - darkness) * white + (fallen + fallen[::-1, ::-1])[..., None]
+    snowy: Levels = np.float32(darkness) * levels + np.float32(1 - darkness) * white + (streaks + streaks[::-1, ::-1])[..., None]
     return snowy
 
 
 def frost(pixels: NDArray[np.uint8], random: Generator, image_share: float, ice_share: float, scale: float) -> Levels:
     """A weighted sum of the image and a piece of an icy window, from a picture shrunk by `scale`."""
-    ice = piece_of_ice(int(random.integers(PICTURES)), scale, pixels.shape[:2], random)
+    ice = crop_ice(int(random.integers(N_PICTURES)), scale, pixels.shape[:2], random)
     return np.float32(image_share) * pixels + np.float32(ice_share) * ice
 
 
