@@ -67,8 +67,8 @@ class Cutoffs:
     """The last of the first rows of each class, for classes that have more rows.
 
     Rows are ordered by `keys`, the largest first. `last_rows` has each class's `label` and the keys of its last row; `excess_ties` are the
-    `id`s of rows with exactly these keys that come after it. `last_bin_rows` are all rows in the bins in which classes end; None if they are
-    many.
+    `id`s of rows with exactly these keys that come after it. `last_bin_rows` are all rows in the bins in which classes end; None if they
+    are many.
     """
 
     keys: tuple[str, ...]
