@@ -35,7 +35,7 @@ from nst_data.progress import Progress
 from nst_data.sources import open_source
 from nst_data.store.store import Store
 from nst_data.self_contained.remote import StreamedEdition
-from nst_train.batches.batches import training_batches, without
+from nst_train.batches.batches import readable_images, training_batches
 from nst_train.batches.entries import open_edition
 from nst_train.transforms.noise import training_transforms
 from nst_train.settings import RunSettings, TrainSettings

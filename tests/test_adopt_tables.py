@@ -536,7 +536,7 @@ def test_a_table_of_text_goes_on_after_a_kill_to_the_same_bytes_and_may_be_cut(t
             raise StoppedError
         return looked_at(row)
 
-    monkeypatch.setattr(adoption, "_looked_at", stopping)
+    monkeypatch.setattr(adoption, "_inspect_image", stopping)
     with pytest.raises(StoppedError):
         adopt(store, "cut", file, **options)
     assert store.unfinished() == ["cut@gen-1"]

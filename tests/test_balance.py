@@ -46,7 +46,7 @@ ORDERS = {
 @example([(3, 0, 0.5), (0, 0, 0.5)], 1, 0, ("id", "image_hash"))
 def test_the_surest_rows_are_exact_whatever_is_narrowed_and_whatever_decides_ties(rows, per_class, ranked_rows, ties):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cutoffs, "_RANKED_ROWS", ranked_rows)
+        patch.setattr(cutoffs, "_MAX_SORTED_ROWS", ranked_rows)
         table = most_confident(label_frame(rows), per_class, ties).sort("id").collect()
     expected, taken = [None] * len(rows), Counter()
     for index in sorted(range(len(rows)), key=lambda index: (-rows[index][2], ORDERS[ties](index, rows[index][0]))):

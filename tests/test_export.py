@@ -36,11 +36,11 @@ import os, signal, sys
 import nst_data.formats.export as export
 from nst_data.store.store import Store
 opened = []
-def replacing(*words, really=export.replacing):
+def atomic_write(*words, really=export.atomic_write):
     opened.append(words)
     return really(*words) if len(opened) < 3 else os.kill(os.getpid(), signal.SIGKILL)
 export._ROWS_PER_TAR = 5
-export.replacing = replacing
+export.atomic_write = atomic_write
 export.write_text = lambda path, text, really=export.write_text: opened.append(path) or really(path, text)
 export.export(Store(sys.argv[1]), "tiny@gen-1", sys.argv[2], to=sys.argv[3])
 os.kill(os.getpid(), signal.SIGKILL)

@@ -144,7 +144,7 @@ def test_networks_of_transformers_and_large_ones_are_written_as_onnx_too(tmp_pat
     for name in ("a.onnx", "b.onnx"):
         export_teacher(store, vit, tmp_path / name, "onnx")
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
-    monkeypatch.setattr(exporting, "_MOST_BYTES", 1_000)
+    monkeypatch.setattr(exporting, "_MAX_INLINE_BYTES", 1_000)
     written = export_teacher(store, vit, tmp_path / "vit.onnx", "onnx")
     assert written.difference < 1e-4
     assert str(tmp_path).encode() not in (tmp_path / "vit.onnx").read_bytes()

@@ -73,7 +73,7 @@ EVERY_FILTER = {"exclude_class": ("cat",), "fraction": 0.8, "class_min_confidenc
     ids=["every filter", "as released", "automatic quota", "narrowed to hashes", "no quota"],
 )
 def test_spark_selects_the_rows_that_polars_selects(chosen, ranked_rows, tmp_path, monkeypatch):
-    monkeypatch.setattr(cutoffs, "_RANKED_ROWS", ranked_rows)
+    monkeypatch.setattr(cutoffs, "_MAX_SORTED_ROWS", ranked_rows)
     labels = many_labels(800, len(NAMES), seed=len(str(chosen)))
     labels.sample(fraction=1, shuffle=True, seed=0).write_parquet(tmp_path / "labels.parquet", row_group_size=100)
     left_out = {"held_out": set(labels["image_hash"][:20]), "near_held_out": set(labels["image_hash"][10:40])}

@@ -38,9 +38,9 @@ EPOCH = """
 edition = StreamedEdition.open(given["ref"])
 pseudo = open_edition(edition, None, given["classes"], Path(given["work"]))
 found, there, most = [], set(), 0
-with pseudo.kept(range(len(pseudo) // 8), 8) as reached:
+with pseudo.prefetch_shards(range(len(pseudo) // 8), 8) as reached:
     for step in range(len(pseudo) // 8):
-        indices = pseudo.at(np.arange(8 * step, 8 * step + 8))
+        indices = pseudo.images_at(np.arange(8 * step, 8 * step + 8))
         probs = pseudo.targets_of(indices)["probs"].numpy()
         found += [(image_hash(pseudo.read(int(index))), soft.tobytes().hex()) for index, soft in zip(indices, probs)]
         most = max(most, len(shards(given["work"])))
@@ -88,7 +88,7 @@ class Counted(Progress):
 
 def batches(steps, workers):
     pseudo = open_edition(edition, None, images.class_names, Path(given["top"], "work"))
-    made = training_batches(settings, without(images, {}), pseudo, training_transforms(settings, CONFIG), steps, workers)
+    made = training_batches(settings, readable_images(images, {}), pseudo, training_transforms(settings, CONFIG), steps, workers)
     return [digest(batch.images, batch.labels, batch.pseudo["probs"]) for batch in made]
 
 found = {"alone": batches(range(20), 0), "workers": batches(range(20), 2), "rest": batches(range(7, 20), 1), "weights": [], "most": 0}
@@ -107,9 +107,9 @@ for stops in ([], [1], [5, 8, 3]):
     found["left"] = [str(path) for path in store.root.rglob("*.parquet")]
 pseudo = open_edition(edition, None, images.class_names, Path(given["top"], "work"))
 window = pseudo.shards
-with pseudo.kept(range(9), 8):
+with pseudo.prefetch_shards(range(9), 8):
     try:
-        with window.kept(0, lambda position: []):
+        with window.keep_available(0, lambda position: []):
             pass
     except NstError as error:
         found["second"] = str(error)
@@ -235,7 +235,7 @@ from nst_data.self_contained.remote import StreamedEdition
 found = []
 for ref in sys.argv[1:]:
     try:
-        found.append(StreamedEdition.open(ref).sizes().tolist())
+        found.append(StreamedEdition.open(ref).shard_sizes().tolist())
     except NstError as error:
         found.append(str(error))
 print(json.dumps(found))

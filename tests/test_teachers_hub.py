@@ -21,7 +21,7 @@ from nst_train.classifiers.teachers import load_classifier
 pytestmark = pytest.mark.slow
 SCRIPT = """
 import json, sys
-from labels import RUN, SETTINGS, rows
+from labels import RUN, SETTINGS, table_rows
 from nst_data.errors import NstError
 from nst_data.sources import open_source
 from nst_data.store.store import Store
@@ -32,7 +32,7 @@ for number, name in enumerate(names):
     try:
         version = label(store, f"bugs-{number}", name, pool, SETTINGS, run=RUN)
         entry = version.manifest.request.inputs.teacher.model_dump()
-        probs = [row["probs"][:3] for row in rows(version)]
+        probs = [row["probs"][:3] for row in table_rows(version)]
         print(json.dumps({"entry": entry, "probs": probs, "classes": len(version.manifest.class_names)}))
     except NstError as error:
         print(json.dumps({"error": str(error)}))
@@ -40,7 +40,7 @@ version = store.open("bugs-0")
 with open(moving, "r+") as ref:  # the branch gets another commit
     ref.write(json.loads(sys.argv[5]))
 grown = extend(store, version, open_source(sys.argv[6]), run=RUN)
-print(json.dumps({"entry": grown.manifest.request.inputs.teacher.model_dump(), "rows": len(rows(grown))}))
+print(json.dumps({"entry": grown.manifest.request.inputs.teacher.model_dump(), "rows": len(table_rows(grown))}))
 """
 
 

@@ -339,12 +339,12 @@ if "trackio" in sys.argv:
         print(json.dumps(["trackio", run.name, run.config["model"], [row["step"] for row in rows if "loss/labeled" in row]]))
 
 from pathlib import Path
-from nst_data.progress import Lines
+from nst_data.progress import LineProgress
 from nst_train.settings import TrainSettings
 from nst_train.training.trackers import Trackers
 client.delete_run(kept)
 runs = {"run": "a", "mlflow": kept}
-with Trackers.start(["mlflow"], "tracked@gen-0", "", runs, TrainSettings(model="x"), Path(), 40, Lines()) as trackers:
+with Trackers.start(["mlflow"], "tracked@gen-0", "", runs, TrainSettings(model="x"), Path(), 40, LineProgress()) as trackers:
     trackers.log({"loss/labeled": 1.0}, 60)
 new = client.get_run(trackers.runs["mlflow"])
 print(json.dumps(["new", new.info.run_name, new.data.params["model"], [new.data.metrics["loss/labeled"]], new.info.run_id != kept]))

@@ -22,7 +22,7 @@ SCRIPT = """
 import json, os, sys
 from pathlib import Path
 home = Path(os.environ["HF_HOME"])  # what the tests import sets it anew
-from labels import RUN, SETTINGS, rows
+from labels import RUN, SETTINGS, table_rows
 from nst_data.errors import NstError
 from nst_data.sources import open_source
 from nst_data.store.store import Store
@@ -35,7 +35,7 @@ first, *names = json.loads(sys.argv[4])
 version = label(store, "bugs", ZeroShot(model=first, class_names=["ant", "bee"]), pool, SETTINGS, run=RUN)
 more = extend(store, version, grown, run=RUN)
 entry = version.manifest.request.inputs.teacher
-print(json.dumps({"digest": entry.digest, "revision": entry.revision, "rows": len(rows(more))}))
+print(json.dumps({"digest": entry.digest, "revision": entry.revision, "rows": len(table_rows(more))}))
 for name in names:
     try:
         _, entry = load_classifier(ZeroShot(model=name, class_names=["ant", "bee"]), store)
