@@ -172,6 +172,17 @@ def test_the_python_in_the_docs_compiles_and_finds_what_it_imports():
                         assert {alias.name for alias in node.names} <= there, page.name
 
 
+def test_the_functions_and_classes_that_contributing_names_are_in_the_code():
+    words = set()
+    for package in ("nst_data", "nst_train", "cli"):
+        for path in (ROOT / package).rglob("*.py"):
+            words |= set(re.findall(r"\w+", path.read_text("utf-8")))
+    named = {token.content for token in tokens(ROOT / "CONTRIBUTING.md") if token.type == "code_inline"}
+    named = {name for name in named if re.fullmatch(r"_\w+|[a-z]+_\w+|[A-Z]\w+", name)}
+    assert len(named) > 10
+    assert named <= words
+
+
 @pytest.mark.slow
 def test_the_commands_of_the_readme_and_the_quick_start_run_one_after_the_other(tmp_path):
     """As a reader would type them in a clone, with the environment that the tests have; the quick start finds what README's have trained.
