@@ -6,6 +6,7 @@ import pytest
 import yaml
 from conftest import TINY, write_tiny_images, write_tiny_recipe
 from labels import SETTINGS, write_teacher
+from watched import RecordingProgress
 
 from nst_data.errors import NstError, UsageError
 from nst_data.progress import Progress
@@ -121,3 +122,14 @@ def test_its_own_first_teacher_may_teach_on(tmp_path):
     text = yaml.safe_dump({"name": "bugs", **sources, "teacher": "bugs-teacher@gen-0", "generations": [STUDENT | {"ratio": 3}]})
     recipe = parse_recipe(text, tmp_path / "bugs.yaml")
     assert [(one.generation, one.settings.ratio, one.key) for one in recipe.networks] == [(1, 3, "generations.0")]
+
+
+def test_a_run_names_the_classes_of_which_its_student_has_no_pseudo_labels(images, tmp_path):
+    select = PARTS["select"] | {"class_min_confidence": {"ant": 1.0}, "exclude_class": ["cat"]}
+    path = write_tiny_recipe(
+        images, teacher="local-dir:large", generations=[TINY | {"epochs": 1, "ratio": 2}], **PARTS | {"select": select}
+    )
+    said = RecordingProgress()
+    self_training(Store(tmp_path), load_recipe(path), progress=said)
+    (line,) = [line for line in said.lines if "has no images of" in line]
+    assert line == "warning: bugs@gen-1.1 has no images of 1 of 3 classes: ant; its student sees labeled images of it only"

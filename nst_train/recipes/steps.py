@@ -7,6 +7,7 @@ from nst_data.progress import Progress
 from nst_data.selection.editions import balance, balance_request
 from nst_data.self_contained.images import needs_pool
 from nst_data.sharing.push import is_pushed, push
+from nst_data.store.manifest import EditionManifest
 from nst_data.store.store import Number, Store, Version
 from nst_train.device import this_process
 from nst_train.evaluation.evaluate import load_candidate, measure_and_record
@@ -18,6 +19,8 @@ from nst_train.recipes.sections import PushToSettings
 from nst_train.settings import LabelRunSettings, LabelSettings, TrainSettings
 from nst_train.teacher_names import TeacherName
 from nst_train.training.train import train
+
+_MAX_NAMED = 10  # classes in a warning
 
 
 def has_earlier_control(store: Store, name: str, teacher: TeacherName | None) -> bool:
@@ -63,7 +66,19 @@ class PseudoLabeling:
         self.publish(corpus)
         with this_process().main_process_first():
             edition = self._balance(corpus)
+        self._warn_of_empty_classes(edition)
         return corpus, self.publish(edition)
+
+    def _warn_of_empty_classes(self, edition: Version) -> None:
+        """Report the classes of which no image was selected, except those that the recipe excludes."""
+        manifest = EditionManifest.from_manifest(edition.manifest)
+        empty = [name for name in manifest.counts.classes_without_images if name not in self.recipe.select.exclude_class]
+        if empty:
+            names = ", ".join(empty[:_MAX_NAMED]) + f" and {len(empty) - _MAX_NAMED:,} more" * (len(empty) > _MAX_NAMED)
+            self.progress.say(
+                f"warning: {edition.ref} has no images of {len(empty):,} of {len(manifest.class_names):,} classes: {names}; "
+                f"its student sees labeled images of {'them' if len(empty) > 1 else 'it'} only"
+            )
 
     @property
     def _run_settings(self) -> LabelRunSettings:
