@@ -283,6 +283,17 @@ def test_copies_of_labeled_images_among_test_images_are_said(tmp_path, network):
     assert line.startswith(f"{top / 'test'}: 2 of its 8 images are labeled images too, on which a score tells nothing")
 
 
+@pytest.mark.parametrize(
+    ("more", "says"), [(1, "6 of its 7 images are labeled images too"), (0, "all of its images are labeled images too")]
+)
+def test_labeled_images_in_a_listed_pool_are_said(tmp_path, network, more, says):
+    top = photos(tmp_path / "photos")
+    images = sorted((top / "labeled").rglob("*.png"))[:6] + sorted((top / "unlabeled").iterdir())[:more]
+    (top / "pool.txt").write_text("".join(f"{path}\n" for path in images))
+    (line,) = (line for line in recipe_of(tmp_path, network, pool=str(top / "pool.txt"))[1] if "labeled images too" in line)
+    assert line.startswith(f"{top / 'pool.txt'}: {says}")
+
+
 def test_labeled_images_that_stand_in_two_classes_are_said(tmp_path, network):
     top = photos(tmp_path / "photos")
     path = sorted((top / "labeled" / "ant").iterdir())[0]

@@ -110,7 +110,7 @@ def inspect_sources(photos: Path | str | None, columns: Mapping[str, str] | None
     test, validation = sources.get("test"), sources.get("validation")
     eval_sources = [source for source in (test, validation) if source]
     faults = [f"{source.location}: {describe_lost_classes(classes)}" for source in eval_sources if (classes := _lost_classes(source))]
-    faults += _duplicate_warnings(labeled, eval_sources)
+    faults += _duplicate_warnings(labeled, eval_sources, pool)
     return Inventory(locations, labeled, pool, test, validation, counts, readable, len(sides) - len(readable), faults, used_columns)
 
 
@@ -121,23 +121,31 @@ def check_classes_are_readable(labeled: Source) -> None:
         raise lost_class_error(labeled.location, images, names[name], fault)
 
 
-def _duplicate_warnings(labeled: Source, eval_sources: list[Source]) -> Iterator[str]:
+def _duplicate_warnings(labeled: Source, eval_sources: list[Source], pool: Source) -> Iterator[str]:
     """A line for labeled images in two classes, and one per set for those also in it; skipped if there are many labeled images."""
     if len(labeled) > _MAX_HASHED:
         return
     labeled_hashes = [hashed for _, hashed in image_hashes(labeled.rows(np.arange(len(labeled))))]
     if line := duplicate_warning(labeled, np.array([bytes.fromhex(hashed or "0" * 32) for hashed in labeled_hashes], HASH)):
         yield line
-    distinct_hashes = {*labeled_hashes}
+    distinct_hashes = {hashed for hashed in labeled_hashes if hashed}
     for source in eval_sources:
-        sample = source.rows(np.linspace(0, len(source) - 1, min(len(source), _MAX_COMPARED), dtype=np.int64))
-        hashes = [hashed for _, hashed in image_hashes(sample) if hashed]
-        if n_common := sum(hashed in distinct_hashes for hashed in hashes):
-            compared = f"{len(hashes):,} images" + " that were compared" * (len(hashes) < len(source))
-            yield (
-                f"{source.location}: {n_common:,} of its {compared} are labeled images too, on which a score tells nothing: remove them "
-                "there"
-            )
+        n_common, compared = _count_common(source, distinct_hashes)
+        if n_common:
+            yield f"{source.location}: {n_common:,} of {compared} are labeled images too, on which a score tells nothing: remove them there"
+    n_common, compared = _count_common(pool, distinct_hashes)
+    if n_common == len(pool):
+        yield f"{pool.location}: all of its images are labeled images too: nothing is left to learn from; add unlabeled images"
+    elif n_common and not Path(pool.location).is_dir():  # of a folder that contains the labeled one `_pool_warnings` tells
+        yield f"{pool.location}: {n_common:,} of {compared} are labeled images too, from which nothing new is learned"
+
+
+def _count_common(source: Source, hashes: set[str]) -> tuple[int, str]:
+    """How many images of a sample have one of the hashes, and the sample's size as text."""
+    sample = source.rows(np.linspace(0, len(source) - 1, min(len(source), _MAX_COMPARED), dtype=np.int64))
+    compared = [hashed for _, hashed in image_hashes(sample) if hashed]
+    note = " that were compared" * (len(compared) < len(source))
+    return sum(hashed in hashes for hashed in compared), f"its {len(compared):,} images{note}"
 
 
 def _lost_classes(source: Source) -> dict[str, int]:
