@@ -426,7 +426,7 @@ def test_wrong_use_is_one_line(tmp_path, store, table):
         (2, [table, "--probs", "guess2"], "expected one column `guess2`, found image, probs, guess"),
         (1, [without, "--probs", "probs"], "or name where the images are: --pool SOURCE"),
         (2, [several, "--probs", "probs"], "expected one image column, found one, two; name one with --image-column"),
-        (2, [table, "--probs", "probs", "--corpus", "../bugs"], "name '../bugs': expected letters, digits"),
+        (2, [table, "--probs", "probs", "--corpus", "../bugs"], "name '../bugs': expected ASCII letters, digits"),
     ):
         stderr = run("adopt", *where, *words, status=status).stderr
         assert line in stderr.strip().splitlines()[-1]

@@ -103,7 +103,7 @@ def test_what_is_no_answer_is_refused_and_not_written(store):
         log.append(ROSE, "1.jpg", class_name="rose", excluded="unusable")
     with pytest.raises(UsageError, match=r"^`excluded`:.*'none of these' or 'unusable', found 'dull'$"):
         log.append(ROSE, "1.jpg", excluded="dull")
-    with pytest.raises(UsageError, match=r"^reviewer's name '\.\./bob': expected letters"):
+    with pytest.raises(UsageError, match=r"^reviewer's name '\.\./bob': expected ASCII letters"):
         AnswerLog(store, "flowers", "../bob")
     assert not (store.root / "reviews").exists()
 

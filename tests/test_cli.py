@@ -164,7 +164,7 @@ def test_nothing_confident_enough_says_what_was_dropped(tiny_store):
         (["balance", "tiny@gen-1", "--per-class", "0"], "--per-class: … from 1, 'auto' or 'none', found 0"),
         (["balance", "tiny@gen-one"], "version 'gen-one': expected gen-N or gen-N.K"),
         (["balance", "tiny-teacher@gen-0"], "tiny-teacher@gen-0: expected a generation in the store"),
-        (["show", "../tiny"], "name '../tiny': expected letters, digits"),
+        (["show", "../tiny"], "name '../tiny': expected ASCII letters, digits"),
         (["show", "nothing"], "nothing called 'nothing', `nst list`"),
         (["train", "--labeled", "x", "--name", "n", "--model", "test_resnet", "--ratio", "3"], "add an edition with --pseudo"),
         (["train", "--labeled", "x", "--name", "n", "--model", "test_resnet", "--dropout", "2"], "--dropout: expected a number below 1"),

@@ -182,7 +182,7 @@ def test_what_is_kept_is_not_measured_again(copied, monkeypatch):
         ),
         (["--suite", "imagenet-c", "--stream"], "--stream … not … imagenet-c, … published folders"),
         (["--record", "fgsm", "--suite", "clean", "--suite", "fgsm"], "--record fgsm: … clean and of fgsm … choose another name"),
-        (["--record", "../test"], "name '../test': expected letters, digits"),
+        (["--record", "../test"], "name '../test': expected ASCII letters, digits"),
         (["--record", "test", "test_resnet"], "--record: test_resnet … not a teacher"),
     ],
 )
@@ -244,7 +244,7 @@ def test_a_recipe_evaluates_every_generation(tmp_path):
     [
         ({"suite": ["imagenet-c"]}, "`suite` imagenet-c.*set it as `data`"),
         ({"suite": ["fgsm"], "data": "shifted"}, r"`name` is missing:.*`data`.*metrics\.json"),
-        ({"suite": ["fgsm"], "data": "shifted", "name": "../x"}, "name '../x': expected letters, digits"),
+        ({"suite": ["fgsm"], "data": "shifted", "name": "../x"}, "name '../x': expected ASCII letters, digits"),
         (
             {"suite": "imagenet-c", "data": {"source": "c", "image_column": "x"}},
             "`class_names`, `image_column` and `label_column`.*imagenet-c.*remove",

@@ -97,7 +97,7 @@ def test_what_was_labeled_before_is_named_alone(known, pool_folder, words, says)
         (("--class-names", "names.txt"), "--class-names names.txt: … image-text models"),
         (("--label-column", "kind"), "--label-column applies to --calibrate SOURCE"),
         (("--image-column", "image"), "image files, …; remove --image-column"),
-        (("--corpus", "../outside"), "name '../outside': expected letters, digits"),
+        (("--corpus", "../outside"), "name '../outside': expected ASCII letters, digits"),
         (("--teacher", "tiny-techer"), "tiny-techer: no network of timm and no teacher … did you mean tiny-teacher"),
         (("--teacher", "tiny-teacher@gen-9"), "tiny-teacher@gen-9: expected a teacher in the store"),
         (("--corpus", "tiny-teacher"), "tiny-teacher"),

@@ -54,7 +54,7 @@ def test_what_a_recipe_leaves_out_has_the_papers_value():
         (("seed: 3", "xyzzy: 3"), r"line 4: xyzzy:.*one of name, labeled"),
         (("ratio: 3", "ratio: 0"), r"line 7: generations\.1\.ratio:.*at least 1, found 0"),
         (("{model: efficientnet_b0}", "{epochs: 3}"), r"line 6: generations.0.model: missing"),
-        (("name: flowers", "name: ../flowers"), r"line 1: name: .*expected letters, digits"),
+        (("name: flowers", "name: ../flowers"), r"line 1: name: .*expected ASCII letters, digits"),
         (("labeled: {", "labelled: {"), r"labelled: unknown key; did you mean labeled\?"),
         (("seed: 3", "seed: [3"), r"flowers\.yaml, line 5: expected YAML; a bracket is not closed, .* at 'generations:'"),
         (("name:", "  name: x\nname:"), r"flowers\.yaml, line 2: expected YAML; indentation or punctuation is wrong at 'name: flowers'$"),

@@ -92,7 +92,7 @@ def test_the_settings_of_each_student_are_shown(recipe):
             {"generations": [TINY], "students": [STUDENTS[0] | {"finetune": {"epochs": 1}}, SHORT | {"name": "slim-before-finetuning"}]},
             r"`students`: two.*slim-before-finetuning.*another `name`",
         ),
-        ({"generations": [TINY], "students": [SHORT | {"name": "../x"}]}, r"name 'bugs-teacher-\.\./x': expected letters, digits"),
+        ({"generations": [TINY], "students": [SHORT | {"name": "../x"}]}, r"name 'bugs-teacher-\.\./x': expected ASCII letters, digits"),
         ({"students": STUDENTS}, r"`generations`:.*student or more, found 0.*`teacher: MODEL`"),
         ({"teacher": "bugs-teacher-wide", "students": STUDENTS}, r"`teacher` bugs-teacher-wide:.*another `name`"),
         ({"generations": [TINY], "students": [STUDENTS[0] | {"validate_every": 1}]}, r"`validate_every` needs validation images"),

@@ -221,7 +221,7 @@ def test_a_name_stands_for_one_kind(store, first, second, is_sealed):
 
 @pytest.mark.parametrize("name", ["", "-a", ".a", "a/b", "../a", "a b", "a\n", "ä", "a" * 97, "a@b"])
 def test_a_name_that_is_no_safe_folder_is_wrong_use(store, name):
-    with pytest.raises(UsageError, match=r"expected letters, digits"):
+    with pytest.raises(UsageError, match=r"expected ASCII letters, digits"):
         store.find_or_stage(request(), name)
 
 

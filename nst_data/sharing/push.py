@@ -150,7 +150,7 @@ def is_pushed(version: Version, repo_id: str, tag: str | None = None) -> bool:
 def check_tag(tag: str) -> str:
     """The tag, if git and the Hub accept it. Raises UsageError otherwise."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}", tag) or tag.endswith((".", ".lock")) or ".." in tag:
-        raise UsageError(f"tag {tag!r}: expected letters, digits, '.', '_' and '-', beginning with a letter or digit, as in gen-1.1")
+        raise UsageError(f"tag {tag!r}: expected ASCII letters, digits, '.', '_' and '-', beginning with a letter or digit, as in gen-1.1")
     if Number.is_valid(tag) and str(Number.parse(tag)) != tag:
         raise UsageError(f"tag {tag!r}: looks like a version number but is not one; expected {Number.parse(tag)}")
     return tag

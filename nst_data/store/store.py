@@ -462,7 +462,7 @@ class Store:
 def check_name(name: str) -> str:
     """Return the name if it is safe as a folder and as a Hub repository. Raises UsageError otherwise."""
     if not _NAME.fullmatch(name):
-        raise UsageError(f"name {name!r}: expected letters, digits, '.', '_' and '-' (at most 96, beginning with a letter or digit)")
+        raise UsageError(f"name {name!r}: expected ASCII letters, digits, '.', '_' and '-' (at most 96, beginning with a letter or digit)")
     return name
 
 
