@@ -174,7 +174,7 @@ def test_versions_are_listed_by_name_and_number(store):
     for seed in range(10):
         make_version(store, "a", request(seed=seed))
     make_version(store, "a", request("edition"), generation=2)
-    make_version(store, "t", request("teacher"), first=0)
+    make_version(store, "t", request("teacher"), first_generation=0)
     refs = [version.ref for version in store.versions()]
     assert refs == ["a@gen-1", "a@gen-2", "a@gen-2.1", *(f"a@gen-{number}" for number in range(3, 11)), "b@gen-1", "t@gen-0"]
     assert [version.ref for version in store.versions("b")] == ["b@gen-1"]
