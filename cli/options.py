@@ -127,9 +127,9 @@ def print_json(value: Any) -> None:  # noqa: ANN401 - any result
 def with_settings(**models: type[Settings]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command one option per field of each settings model, and pass it the validated settings under the model's name.
 
-    Nested settings become options on the same level: those of `noise` by their names, those of `pseudo_noise` as `--pseudo-...`.
-    Only values from the command line are passed to a model, which fills in the rest. A command with a parameter `user_values` also gets
-    these as {model: its values on the command line}.
+    Nested settings become options on the same level: those of `noise` by their names, those of `pseudo_noise` as `--pseudo-...`. Only
+    values from the command line are passed to a model, which fills in the rest. A command with a parameter `given` also gets these as
+    {model: its values on the command line}.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:

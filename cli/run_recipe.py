@@ -250,7 +250,7 @@ def _show_settings(path: Path, store: "Store", json: bool, changes: Mapping[str,
 
 
 def _origin(filled_in: Mapping[str, str], sections: Sequence[str], changes: Mapping[str, Any], place: str) -> str:
-    """Where a recipe's setting comes from; it may be in any of the `sections` sections, at the top level of the recipe, or in its `run`."""
+    """Where a recipe's setting comes from; it may be in any of the `sections`, at the top level of the recipe, or in its `run`."""
     if place in filled_in:
         return filled_in[place]
     places = [place, f"run.{place}", *(f"{path}.{place}" for path in sections)]

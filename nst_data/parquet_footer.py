@@ -14,8 +14,9 @@ PARQUET_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError)
 def column_chunks(
     footer: pq.FileMetaData, names: Sequence[str], groups: Sequence[int] | None = None
 ) -> Iterator[list[pq.ColumnChunkMetaData]]:
-    """Yield, for each row group, the metadata of the columns with these names and of columns nested in them. Raises one of
-    `PARQUET_ERRORS`.
+    """Yield, for each row group, the metadata of the columns with these names and of columns nested in them.
+
+    Raises one of `PARQUET_ERRORS` if the footer is damaged.
 
     Arrow aborts the process when asked for inconsistent metadata, such as a histogram of the wrong length or statistics of the wrong type.
     For the former, starting to read a column raises an error instead; so that is done first, on a file without pages. It is read buffered,

@@ -40,7 +40,7 @@ class Progress:
 
     @contextmanager
     def task(self, name: str, total: int, unit: str, done: int = 0) -> Iterator[Task]:
-        """Track long work of `total` units, of which `n_done` are already complete."""
+        """Track long work of `total` units, of which `done` are already complete."""
         yield _SilentTask()
 
 

@@ -62,7 +62,7 @@ def reuse(
     progress: Progress,
     check: Callable[[Version], None],
 ) -> str:
-    """Reuse a version made under another name for the one requested, if the store is `with_reuse`.
+    """Reuse a version made under another name for the one requested, if the store comes from `Store.with_reuse`.
 
     Files share disk space if possible. Does nothing if the requested version exists or is in progress, or if no equivalent version exists.
     If that is damaged or, as `check` reports by raising NstError, its images have changed since, the version is made from scratch.

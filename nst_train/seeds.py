@@ -8,7 +8,7 @@ import torch
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A 32-bit seed that depends on every word."""
+    """A 32-bit seed that depends on every part."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=4).digest(), "big")
 
 

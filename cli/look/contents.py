@@ -52,7 +52,7 @@ class Contents:
         compared: "Version | Source | None" = None,
         ref2: str | None = None,
     ) -> None:
-        """`compared_name` is a version whose labels are shown next to the view's own, or labeled images with the true labels."""
+        """`compared` is a version whose labels are shown next to the view's own, or labeled images with the true labels."""
         self.store, self.ref, self.view, self.images, self.reviewing = store, ref, view, images, reviewing
         self.other, self.ref2, self.similar = compared, ref2, open_similarity_search(store, view)
         self._thumbnails = Thumbnails()

@@ -42,7 +42,7 @@ A view of {title}, exported by `nst look`.
 def export(contents: Contents, folder: Path, anonymous: bool, progress: Progress, card_version: Version | None = None) -> dict[str, int]:
     """Write `index.html`, and a README.md that makes the folder a static Space; returns the number of `images` and of `bytes` in the page.
 
-    With `anonymize_item`, keys, hashes and reviewers are left out. A picture of the page is added to the card of `card_version`. Raises
+    With `anonymous`, keys, hashes and reviewers are left out. A picture of the page is added to the card of `card_version`. Raises
     UsageError for a folder with other content.
     """
     _check_folder(folder)

@@ -103,7 +103,7 @@ def _selection_limits(described: Described, edition: EditionManifest) -> Iterato
 
 
 def _exclusion_limits(described: Described) -> Iterator[str]:
-    """What was kept out when the images were selected: of a relabeled edition, when that which it is like was drawn."""
+    """What was kept out when the images were selected: for a relabeled edition, when the one that it relabels was drawn."""
     edition = described.manifest
     assert isinstance(edition, EditionManifest), "nothing else is selected"
     inputs, counts, selection = edition.request.inputs, edition.counts, edition.request.selection

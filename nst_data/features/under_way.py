@@ -3,8 +3,8 @@
 In a local store, shards are written to their final folder, with temporary files in `.work`. In a remote store, features are made as
 versions are: `runs/features/DIGEST/request.json` says that they are in progress, each shard is uploaded to its place along with a note,
 and `features.json` comes last. Processes that are asked for the same features join in; a shard has the same bytes whoever writes it. If
-machines of different kinds write the same shard at once and differ in the last bits, it is written again. If others finished, removed
-or restarted the features meanwhile, a process is told so before it writes another shard.
+machines of different kinds write the same shard at once and differ in the last bits, it is written again. If others finished, removed or
+restarted the features meanwhile, a process is told so before it writes another shard.
 """
 
 import datetime
@@ -59,7 +59,7 @@ class FeaturesInProgress:
             self.run.replace_by_first_stored(self.build / READ_FOLDER)
 
     def write(self, shard: int, rows: Sequence[pa.Table], errors: list[dict[str, Any]]) -> None:
-        """Write a whole shard from tables with the columns of `schema`."""
+        """Write a whole shard from tables with the columns of `features_schema`."""
         table_schema = features_schema(self.dimensions)
         table = pa.concat_tables([table_schema.empty_table(), *rows])
         with (

@@ -42,8 +42,9 @@ def call_with_retries(call: Callable[[], T], waits: Sequence[float] = WAITS_SECO
 
 
 def check_hub_resolves() -> None:
-    """Raise httpx.ConnectError if the Hub's name cannot be resolved, as without a network: huggingface_hub would silently retry for up to
-    a minute. Behind a proxy nothing is checked, as the proxy resolves the name.
+    """Raise httpx.ConnectError if the Hub's name cannot be resolved, as without a network.
+
+    huggingface_hub would silently retry for up to a minute. Behind a proxy nothing is checked, as the proxy resolves the name.
     """
     from huggingface_hub import constants
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined] # httpx or httpx2, by version

@@ -180,7 +180,7 @@ class _Part:
 
 
 def _measure_part(before: pl.LazyFrame, after: pl.LazyFrame, subject: str, part: int, parts: int) -> _Part:
-    """Compare the images in one of `n_parts` equal ranges of hashes."""
+    """Compare the images in one of `parts` equal ranges of hashes."""
     first, second = (one_row_per_image(_filter_hash_range(labels, part, parts)) for labels in (before, after))
     changes, *images = collect(subject, count_changes(join_common_images(first, second)), first.select(pl.len()), second.select(pl.len()))
     return _Part(changes, *(int(frame.item()) for frame in images))

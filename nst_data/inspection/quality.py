@@ -78,9 +78,7 @@ class Quality:
 
 
 def join_truth(labels: pl.LazyFrame, truth: pl.LazyFrame, by: str) -> pl.LazyFrame:
-    """Keep the labels whose value in column `join_column` occurs in the truth, adding `truth` (int64). `join_column` must be unique in the
-    truth.
-    """
+    """Keep the labels whose value in column `by` occurs in the truth, adding `truth` (int64). `by` must be unique in the truth."""
     return labels.select(by, "label", "confidence").join(truth.select(by, "truth"), on=by, how="inner")
 
 

@@ -15,8 +15,9 @@ SORTS: tuple[Sort, ...] = get_args(Sort)
 
 @dataclass(frozen=True)
 class Query:
-    """Filters and order. `min_confidence` is inclusive, `max_confidence` exclusive unless it is 1; `rows` restricts the result to these,
-    in their order.
+    """Filters and order.
+
+    `min_confidence` is inclusive, `max_confidence` exclusive unless it is 1; `rows` restricts the result to these, in their order.
     """
 
     class_name: str | None = None

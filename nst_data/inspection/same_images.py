@@ -15,8 +15,8 @@ def read_columns_by_hash(
 ) -> dict[str, tuple[Any, ...]]:
     """Some `columns` of another version by `image_hash`, without images that it lacks.
 
-    `pool_rows` maps each hash to its row in the pool of `viewed`. If both versions label the same pool, only row groups around these are
-    read.
+    `pool_rows` maps each hash to its row in the pool of `viewed`. If both versions label the same pool, only row groups around these rows
+    are read.
     """
     if viewed.ref != other.ref and (is_anonymous(viewed.manifest) or is_anonymous(other.manifest)):
         return {}  # anonymous versions have row numbers in place of hashes

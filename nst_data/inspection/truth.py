@@ -108,7 +108,7 @@ def _from_tables(
 
 
 def _drop_ambiguous(rows: pl.DataFrame, by: str) -> tuple[pl.DataFrame, int]:
-    """Deduplicate by `join_column`, and count the rows whose value has several classes, which are dropped."""
+    """Deduplicate by column `by`, and count the rows whose value has several classes, which are dropped."""
     grouped = rows.group_by(by).agg(pl.col("truth").first(), classes=pl.col("truth").n_unique(), rows=pl.len())
     several = pl.col("classes") > 1
     return grouped.filter(~several).select(by, "truth"), int(grouped.filter(several)["rows"].sum())

@@ -28,8 +28,9 @@ def object_contents(value: Any) -> Collection[str] | None:  # noqa: ANN401 - any
 
 
 def parse_cell(value: Any, logits: bool) -> Cell:  # noqa: ANN401
-    """Classes and numbers of a cell that `object_contents`; with `logits`, all logits and no classes. Raises ValueError for any other
-    cell.
+    """Classes and numbers of a cell that `object_contents` recognizes; with `logits`, all logits and no classes.
+
+    Raises ValueError for any other cell.
     """
     if value is None:
         return _NO_LABEL

@@ -22,9 +22,9 @@ def is_task(task: Task) -> bool:
 
 
 def row_of(task: Task, location: str) -> dict[str, Any]:
-    """A task's `key`, what it records `IMAGE_FIELDS` the image, its prediction and its answer, either of which may be None.
+    """A task's `key`, those of the `IMAGE_FIELDS` that it has, and its prediction and its answer, either of which may be None.
 
-    Both have a `label` and a `score` (None for answers). Raises NstError if several predictions, or several answers, disagree.
+    The last two have a `label` and a `score` (None for answers). Raises NstError if several predictions, or several answers, disagree.
     """
     task_location = f"{location}: task {task.get('id', '')} ({key_of(task)!r})"
     return {

@@ -12,7 +12,7 @@ from nst_data.review.neighbors import MAX_REFERENCES, OwnPositions, UnitVectors,
 from nst_data.review.spreading import l2_normalize
 
 TYPICALITY_WEIGHT = 0.25  # weight of typicality relative to margin in `mixed_scores`
-OUTLIER_TYPICALITY_WEIGHT = 0.5  # and relative to the distance to labeled images in `outlier`
+OUTLIER_TYPICALITY_WEIGHT = 0.5  # and relative to the distance to labeled images in `outliers`
 _MAX_REFERENCE_PROBS = 2**26
 
 Scores = Float[np.ndarray, " images"]  # -inf for images without features

@@ -30,7 +30,7 @@ class FeaturedImages:
             yield places[is_present], l2_normalize(matrix[is_present] - np.float32(center))
 
     def gather(self, positions: NDArray[np.int64], center: NDArray[np.float32] | float = 0) -> NDArray[np.float32]:
-        """The features of the given images as `batches` yields them, in this order, shape (places, dimensions); all must have features."""
+        """The features of some images as `batches` yields them, in this order, shape (positions, dimensions); all must have features."""
         features = np.empty((len(positions), self.features.about.dimensions), np.float32)
         output_rows = np.full(len(self._images), -1, np.int64)
         output_rows[positions] = np.arange(len(positions))

@@ -69,8 +69,8 @@ class LabeledPart:
         """Combine labeled images with the answers of a review, using each image once.
 
         Answers about images in `labeled` change or exclude them. The others are about images of the pool; with an `edition`, only images in
-        its table of answered images, which contains no held-out ones, are added. Images of the `excluded_sources` sources and their
-        near-duplicates are left out. The hashes of `labeled` are cached in `work_folder`.
+        its table of answered images, which contains no held-out ones, are added. Images of the `excluded_sources` and their near-duplicates
+        are left out. The hashes of `labeled` are cached in `work_folder`.
 
         Raises NstError if a class is missing from those of `labeled`, or if images are missing from the pool.
         """

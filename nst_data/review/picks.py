@@ -30,9 +30,9 @@ from nst_data.tables.label_tables import collect, scan_labels
 class Picks:
     """`rows` has the columns `queues.PICK_COLUMNS`, with the image to look at first in the first row.
 
-    They were picked from `images` distinct ones, excluding those already `answered` and those `not_found` in the pool.
-    `estimated_errors` is an upper estimate of the number of wrong labels in a labeled set, if one was made; the probe's mistakes count too.
-    `queue` is the name under which the picks are kept.
+    They were picked from `images` distinct ones, excluding those already `answered` and those `not_found` in the pool. `estimated_errors`
+    is an upper estimate of the number of wrong labels in a labeled set, if one was made; the probe's mistakes count too. `queue` is the
+    name under which the picks are kept.
     """
 
     ref: str

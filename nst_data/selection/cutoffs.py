@@ -48,8 +48,8 @@ def count_bins(
 ) -> pl.DataFrame:
     """Count `rows` by `label` and `bin`, a number from 0 to BINS; those with a `reason`, one of `reasons`, by that instead.
 
-    `on_batch`, for Polars only, is called with the `bin_expr` of all rows in order: `label` * `places_of(reasons)` + `bin` for rows with a
-    bin.
+    `on_batch`, for Polars only, is called with the `number` of all rows in order: `label` * `codes_per_label(reasons)` + `bin` for rows
+    with a bin.
     """
     places = codes_per_label(reasons)
     if reasons:
@@ -132,9 +132,9 @@ def find_cutoffs(
     """Where the first `quotas` rows of each class end.
 
     Rows are ordered by `by` (in [0, 1], the largest first), then by `ties`, the smallest first; no two rows are equal in all of these.
-    `bin_counts` is the number of `rows` by `label` and `bin` (`bin_of`), if known; `labels` has the columns `id` and `ties`, if
-    `rows` has not. The columns that break ties are read only for the rows that tie. `select_remaining` filters `rows` to those that count,
-    if not all do: it is applied only to the few rows around which a class may end.
+    `bin_counts` is the number of `rows` by `label` and `bin` (`bin_of`), if known; `labels` has the columns `id` and `ties`, if `rows` has
+    not. The columns that break ties are read only for the rows that tie. `select_remaining` filters `rows` to those that count, if not all
+    do: it is applied only to the few rows around which a class may end.
     """
     labels = rows if labels is None else labels
     if bin_counts is None:
@@ -193,8 +193,8 @@ def _find_last_rows(box: "_Box", candidates: pl.DataFrame, labels: LazyFrameT, t
 class _Box:
     """For each class, the interval of values that contains its last row, and how many rows it still needs from there.
 
-    `classes` has `label`, `needed` and, for each of `keys`, the interval's lower end, in [0, 1]. The interval of the last key is
-    `width` wide; those of the keys before are single values. `rows` is the number of rows in all intervals.
+    `classes` has `label`, `needed` and, for each of `keys`, the interval's lower end, in [0, 1]. The interval of the last key is `width`
+    wide; those of the keys before are single values. `rows` is the number of rows in all intervals.
     """
 
     keys: tuple[str, ...]
@@ -226,7 +226,7 @@ class _Box:
         return inside
 
     def count(self, rows_inside: LazyFrameT) -> pl.DataFrame:
-        """Count the rows returned by `rows_inside` by `label` and `bin`, of which an interval has BINS."""
+        """Count rows, as the method `rows_inside` returns them, by `label` and `bin`, of which an interval has BINS."""
         key = self.keys[-1]
         place = (nw.col(key).cast(nw.Float64) - nw.col(f"{key}_low")) / self.width
         return count_bins(rows_inside, bin_of(place))

@@ -106,8 +106,8 @@ def balance(
         version: A generation made by `label` or `adopt`, or its `name@gen-N`.
         settings: Which images are selected, and how often each occurs in the training set.
         exclude: Sources whose images are dropped, with their near-duplicates: images that a student is evaluated on.
-        reviews: People's answers, `name@review-N`: images that they excluded are dropped, and so are those to which they gave a
-            class, which `train` uses as labeled ones.
+        reviews: People's answers, `name@review-N`: images that they excluded are dropped, and so are those to which they gave a class,
+            which `train` uses as labeled ones.
         pool: The labeled images, if they are no longer where they were labeled. They are read to compare candidate near-duplicates, and to
             embed them (`embed_images`).
         edition: Use this edition number, from 1, instead of the next free one.
@@ -117,8 +117,8 @@ def balance(
         progress: How progress is shown; by default lines on standard error.
 
     Returns:
-        The sealed edition. Its table `balanced` has a row for each image, and `copies` says how often it is trained on;
-        `manifest.counts` has the dropped images by reason.
+        The sealed edition. Its table `balanced` has a row for each image, and `copies` says how often it is trained on; `manifest.counts`
+        has the dropped images by reason.
 
     Raises:
         UsageError: The settings name a class that the teacher does not know, the pool cannot be opened, or images are to be excluded from

@@ -76,7 +76,7 @@ class _Band:
 
 
 def _gather_ranges(values: NDArray[np.int64] | None, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The numbers from each `starts` up to its `stops`, one range after the other; with `values`, the values at these positions."""
+    """The numbers from each start up to its stop, one range after the other; with `values`, the values at these positions."""
     lengths = stops - starts
     numbers = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
     return numbers if values is None else values[numbers]

@@ -1,7 +1,7 @@
 """Images of a pool that are held-out images: those with equal bytes, and near-duplicates (section 3.1 of the paper removes both).
 
-Near-duplicates are found in two stages: the perceptual hashes of the labels give candidates, looked up in bands; these are decoded
-and compared with the held-out images themselves.
+Near-duplicates are found in two stages: the perceptual hashes of the labels give candidates, looked up in bands; these are decoded and
+compared with the held-out images themselves.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -42,7 +42,7 @@ class ImageDescriptors(NamedTuple):
 
     @classmethod
     def from_thumbnails(cls, thumbnails: NDArray[np.uint8]) -> "ImageDescriptors":
-        """The looks of thumbnails made by `phash_thumbnail`, shape (images, 32, 32, 3)."""
+        """The descriptors of thumbnails made by `phash_thumbnail`, shape (images, 32, 32, 3)."""
         coefficients = low_frequencies(thumbnails).reshape(-1, 64)
         mean_gray, waves = coefficients[:, :1] / PHASH_SIZE_PX, coefficients[:, 1:]
         curved = waves * _CURVATURE
@@ -54,7 +54,7 @@ class ImageDescriptors(NamedTuple):
         )
 
     def take(self, rows: NDArray[np.int64] | NDArray[np.bool_] | slice) -> "ImageDescriptors":
-        """The looks of some of the images."""
+        """The descriptors of some of the images."""
         return ImageDescriptors(self.outlines[rows], self.tints[rows], self.contrasts[rows])
 
     def matches(self, query: "ImageDescriptors") -> NDArray[np.bool_]:
@@ -68,7 +68,7 @@ class ImageDescriptors(NamedTuple):
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Images that must not be trained on: the hashes of their bytes and, if near-duplicates are wanted, how they look."""
+    """Images that must not be trained on: the hashes of their bytes and, if near-duplicates are wanted, their descriptors."""
 
     image_hashes: frozenset[str]
     descriptors: ImageDescriptors

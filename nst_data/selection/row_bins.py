@@ -22,7 +22,7 @@ _MAX_CODES = 2**28  # a lookup table has one byte for each
 class RowBins:
     """For each row, the number by which `count_bins` counts it, in a file. Written in a `with` block and read after it.
 
-    The numbers are not kept (`is_stored`) if there are very many classes.
+    The numbers are not kept (`is_stored` is false) if there are very many classes.
     """
 
     def __init__(self, file: Path, n_classes: int, reasons: Sequence[str]) -> None:
@@ -89,5 +89,5 @@ class RowBins:
 
 
 def _slice_between(sorted_ids: NDArray[np.int64], ids: NDArray[np.int64]) -> slice:
-    """The slice of `sorted_ids` increasing `id`s that is between the first and the last of `ids`."""
+    """The slice of `sorted_ids` between the first and the last of `ids`; both increase."""
     return slice(*np.searchsorted(sorted_ids, [ids[0], ids[-1] + 1])) if len(ids) else slice(0)

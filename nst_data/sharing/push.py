@@ -249,7 +249,7 @@ class _VersionPush:
                 return commit
 
     def update_main(self, tagged_commit: str) -> None:
-        """Update files on the main branch that are not sealed, for a version that is already tagged at the commit `tagged_commit`."""
+        """Update files on the main branch that are not sealed, for a version that is already tagged at `tagged_commit`."""
         parent, remote_names = self.repository.head()
         try:
             on_main = manifest_at(self.repository, parent) if MANIFEST_NAME in remote_names else None

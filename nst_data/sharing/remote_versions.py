@@ -18,8 +18,10 @@ _THREADS = 8
 
 @dataclass(frozen=True)
 class RemoteVersion:
-    """One tag of a repository. `manifest` is None if it is not a version of nst or, with a `problem`, cannot be trusted. `top1` is the
-    accuracy on test images."""
+    """One tag of a repository.
+
+    `manifest` is None if it is not a version of nst or, with a `problem`, cannot be trusted. `top1` is the accuracy on test images.
+    """
 
     tag: str
     commit: str

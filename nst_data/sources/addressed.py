@@ -49,7 +49,7 @@ class AddressedFiles(ImageFiles):
         return content
 
     def rows(self, needed: RowIndices) -> Iterator[Row]:
-        """The wanted files, read ahead. Raises NstError if the network fails."""
+        """The needed files, read ahead. Raises NstError if the network fails."""
         for (row, name, size), content in read_ahead(self._tree, self._extents(needed)):
             yield Row(row, name, _content_or_error(content, size))
 
@@ -161,7 +161,7 @@ class AddressedTars(TarFiles):
         super().__init__(location, [tree.address_of(file.name) for file in stored], names, labels, indexes)
 
     def rows(self, needed: RowIndices) -> Iterator[Row]:
-        """The wanted members, read ahead. Raises NstError if the network fails."""
+        """The needed members, read ahead. Raises NstError if the network fails."""
         for group, content in read_ahead(self._tree, group_neighbors(self._extents(needed))):
             for extent, (row, key, size, problem) in group:
                 if isinstance(content, MissingFileError) or problem is not None:

@@ -181,7 +181,7 @@ def _file_times(path: str) -> Times:
 
 
 def _select_known(rows: NDArray[np.int64], known: KnownHashes) -> list[tuple[NDArray[np.int64], NDArray[np.bytes_]]]:
-    """The wanted rows (increasing row numbers) whose hash is known, with these hashes."""
+    """Those of the `rows` (increasing row numbers) whose hash is known, with these hashes."""
     pieces = []
     for numbers, hashes in known:
         rows_in_range = rows[slice(*np.searchsorted(rows, [numbers.min(), numbers.max() + 1]))] if len(numbers) else rows[:0]

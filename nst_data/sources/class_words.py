@@ -10,7 +10,7 @@ _MAX_SHOWN = 3
 
 
 def find_non_class(texts: Collection[str], is_requested: bool) -> tuple[str, str] | None:
-    """The first word that is not a class (a missing value, or a fraction in a column of numbers), with what is wrong and what to do.
+    """The first text that is not a class (a missing value, or a fraction in a column of numbers), with what is wrong and what to do.
 
     With `is_requested` the user has named the column, and fractions are accepted as classes.
     """

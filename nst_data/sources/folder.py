@@ -41,7 +41,7 @@ class ImageFiles(Source):
         return read_file(self._file_path(self.key(row)), self._listing.table["bytes"][row].as_py())
 
     def rows(self, needed: RowIndices) -> Iterator[Row]:
-        """The wanted files; each is read when its row is read."""
+        """The needed files; each is read when its row is read."""
         for piece in in_pieces(needed, 1024):
             entries = rows_of_table(self._listing.table, piece)
             for row, name, size in zip(piece.tolist(), entries["name"].to_pylist(), entries["bytes"].to_pylist(), strict=True):

@@ -207,7 +207,7 @@ def read_coco(file: str, location: str) -> pl.DataFrame:
 
 
 def _index_by_id(entries: Sequence[Mapping[str, Any]], field: str, subject: str) -> dict[Any, str]:
-    """The field `field` of each entry by its `id`. Raises NstError, beginning with `subject`, if an id has different texts."""
+    """The text of `field` in each entry, by the entry's `id`. Raises NstError, beginning with `subject`, if an id has different texts."""
     texts_by_id: dict[Any, str] = {}
     for entry in entries:
         text = str(entry[field])

@@ -51,7 +51,7 @@ def wnids_of(names: Sequence[str]) -> list[str] | None:
 
 
 def match_imagenet_classes(class_names: Sequence[str], expected: Sequence[str]) -> list[int | None] | None:
-    """For each found class its index among the expected ones (None if absent), if both lists are ImageNet's classes.
+    """For each of the `class_names` its index among the expected ones (None if absent), if both lists are ImageNet's classes.
 
     Returns None if they are not, or if there is no evidence that they are: WordNet ids, or all 1,000 names, on one side. If one side holds
     at least 950 numbers and the other all 1,000 names, the numbers are label indices in ImageNet's order.

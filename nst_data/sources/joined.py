@@ -65,7 +65,7 @@ class JoinedSource(Source):
         return self._sources[number].read(source_row)
 
     def rows(self, needed: RowIndices) -> Iterator[Row]:
-        """The wanted rows, source by source."""
+        """The needed rows, source by source."""
         for number, source in enumerate(self._sources):
             start = self._starts[number]
             source_rows = np.asarray(within(needed, start, self._starts[number + 1]), dtype=np.int64) - start

@@ -12,7 +12,7 @@ _MAX_KEYS_IN_MEMORY = 2**20  # number of keys held in memory
 
 
 def match_keys(keys: Iterable[pa.Array], available: Iterable[pa.Array], rows: NDArray[np.int64]) -> None:
-    """Fill `rows` with the index of each wanted key in `available` (the first of several), or -1 if it is absent.
+    """Fill `rows` with the index of each of the `keys` in `available` (the first of several), or -1 if it is absent.
 
     Keys are equal if their 64-bit hashes are: whoever reads the images verifies their content.
     """

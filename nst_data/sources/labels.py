@@ -55,7 +55,7 @@ def check_trainable(source: Source) -> None:
 def match_classes(
     names: Sequence[str], expected: Sequence[str], subject: str, subset: bool = False, advice: str = _ADVICE
 ) -> NDArray[np.int64]:
-    """For each found class its index among the expected ones, by name, or by number if all are numbers; shape (found,).
+    """For each of the `names` its index among the expected ones, by name, or by number if all are numbers; shape (names,).
 
     ImageNet's WordNet ids and words are treated as equal (`nst_data.sources.imagenet_names`). Raises NstError with both sets of names,
     ending in `advice`, if they differ; `subset` allows missing classes.
@@ -206,7 +206,7 @@ def floats_to_integers(column: pa.ChunkedArray, subject: str) -> pa.ChunkedArray
 def labels_of(
     column: pa.ChunkedArray, names: list[str] | None, location: str, name: str, n_names: int = 0
 ) -> tuple[NDArray[np.int64], list[str]]:
-    """(labels, class names) of a column of integers, whose `n_names` may be known, or of strings. Raises NstError for other columns.
+    """(labels, class names) of a column of integers, whose `names` may be known, or of strings. Raises NstError for other columns.
 
     `n_names` is the number of names that the user gives for integers.
     """
@@ -270,7 +270,7 @@ def class_numbers(class_names: Sequence[str]) -> list[int] | None:
 
 
 def parse_class_numbers(texts: Sequence[str], subject: str) -> list[int] | None:
-    """Distinct words as class numbers, written as `1` or, as in a table of floats, `1.0`; None if some are names.
+    """Distinct texts as class numbers, written as `1` or, as in a table of floats, `1.0`; None if some are names.
 
     Raises NstError for a negative number, which means that an image has no class.
     """

@@ -147,7 +147,7 @@ def open_table(location: str) -> Source:
 
 
 def _check_mistyped_path(location: str, path: Path) -> None:
-    """Raise NotHereError, naming what exists, for a mistyped path such as `photos/unlabelled` if there is a local folder `photos`."""
+    """Raise PathNotFoundError, naming what exists, for a mistyped path such as `photos/unlabelled` if there is a local folder `photos`."""
     if path.exists() or is_pattern(location) or not path.parent.is_dir() or path.parent == Path.cwd() or set("@:") & set(location):
         return
     names = sorted(entry.name for entry in path.parent.iterdir() if not entry.name.startswith("."))

@@ -118,7 +118,7 @@ class ParquetFiles(Source):
         )
 
     def rows(self, needed: RowIndices) -> Iterator[Row]:
-        """The wanted rows in file order, by row group; rows of a damaged row group report the damage when they are read."""
+        """The needed rows in file order, by row group; rows of a damaged row group report the damage when they are read."""
         for file, (first, last) in enumerate(zip(self._starts[:-1], self._starts[1:], strict=True)):
             for start, stop, cells in self._stretches(file, within(needed, first, last)):
                 for row in np.asarray(within(needed, start, stop)).tolist():

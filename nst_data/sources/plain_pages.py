@@ -78,7 +78,7 @@ class _Page(NamedTuple):
 class PlainPages:
     """The values of a column across several files, using 20 bytes of memory per row group.
 
-    Row group i begins with row `first_rows[i]`; its pages begin at byte `offsets[i]` of file `numbers[i]`.
+    Row group i begins with row `first_rows[i]`; its pages begin at byte `offsets[i]` of file `file_numbers[i]`.
     """
 
     files: Sequence[str]

@@ -72,7 +72,7 @@ class ArrowDataset(Source):
         return bytes(Row(row, "", cell_content(self._arrow[row : row + 1].column(0), 0, self._resolve_path)).read())
 
     def rows(self, needed: RowIndices) -> Iterator[Row]:
-        """The wanted rows, as slices of the memory-mapped dataset without copying."""
+        """The needed rows, as slices of the memory-mapped dataset without copying."""
         for piece in in_pieces(needed, _PIECE):
             first, last = int(piece[0]), int(piece[-1])
             column = self._arrow[range(first, last + 1) if last - first + 1 == len(piece) else piece].column(0)

@@ -103,7 +103,7 @@ class Source(ABC):
 
     @abstractmethod
     def rows(self, needed: RowIndices) -> Iterator[Row]:
-        """The wanted rows (increasing row numbers), read sequentially."""
+        """The needed rows (increasing row numbers), read sequentially."""
 
     def columns(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """The named non-image columns, all rows in order, in batches of a few megabytes. Raises NstError if a column does not exist."""
@@ -215,8 +215,9 @@ class Source(ABC):
     def try_find_all(
         self, keys: Callable[[], Iterable[pa.Array]], rows: NDArray[np.int64], normalize: Callable[[pa.Array], pa.Array] | None = None
     ) -> bool:
-        """Like `find_all`, comparing keys mapped by `normalize` on both sides. Returns whether each key identifies exactly one image
-        here.
+        """Like `find_all`, comparing keys mapped by `normalize` on both sides.
+
+        Returns whether each key identifies exactly one image here.
         """
         if normalize is None:
             match_keys(keys(), self._keys(), rows)
@@ -323,12 +324,12 @@ def _modified_ns(path: str) -> int:
 
 
 def within(needed: RowIndices, start: int, stop: int) -> RowIndices:
-    """The wanted rows in the half-open range from `start` to `stop`."""
+    """The needed rows in the half-open range from `start` to `stop`."""
     return needed[bisect_left(needed, start) : bisect_left(needed, stop)]
 
 
 def in_pieces(needed: RowIndices, size: int) -> Iterator[NDArray[np.int64]]:
-    """The wanted rows in pieces of at most `size`."""
+    """The needed rows in pieces of at most `size`."""
     for start in range(0, len(needed), size):
         yield np.asarray(needed[start : start + size], dtype=np.int64)
 

@@ -26,7 +26,7 @@ from nst_data.store.indexes import Indexes
 
 
 class _Group(NamedTuple):
-    """A row group that contains wanted rows, with the footer of its file."""
+    """A row group that contains needed rows, with the footer of its file."""
 
     file: int
     number: int
@@ -57,7 +57,7 @@ class StreamedParquet(ParquetFiles):
         return self._read_from_group(row)
 
     def rows(self, needed: RowIndices) -> Iterator[Row]:
-        """The wanted rows as for local files, with row groups read ahead. Raises NstError if the network fails."""
+        """The needed rows as for local files, with row groups read ahead. Raises NstError if the network fails."""
         pieces = read_ahead(self._tree, self._pieces(needed))
         for _, of_group in groupby(pieces, lambda piece: piece[0][0][:2]):
             group_pieces = list(of_group)

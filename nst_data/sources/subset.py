@@ -39,7 +39,7 @@ class Subset(Source):
         return self._source.read(int(self._rows[row]))
 
     def rows(self, needed: RowIndices) -> Iterator[Row]:
-        """The wanted rows, numbered within the subset."""
+        """The needed rows, numbered within the subset."""
         numbers = np.asarray(needed, dtype=np.int64)
         for number, row in zip(numbers.tolist(), self._source.rows(self._rows[numbers]), strict=True):
             yield replace(row, id=number)

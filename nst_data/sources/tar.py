@@ -68,7 +68,7 @@ class TarFiles(Source):
         return bytes(Row(row, "", self._content(self._index.slice(row, 1).to_pylist()[0])).read())
 
     def rows(self, needed: RowIndices) -> Iterator[Row]:
-        """The wanted members; each is read when its row is read."""
+        """The needed members; each is read when its row is read."""
         for piece in in_pieces(needed, 1024):
             for row, entry in zip(piece.tolist(), rows_of_table(self._index, piece).to_pylist(), strict=True):
                 yield Row(row, self._key(row, entry["file"], entry["name"]), self._content(entry))

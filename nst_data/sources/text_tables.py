@@ -79,7 +79,7 @@ def _empty_lines_before(location: str) -> int:
 
 
 def delimited_batches(location: str, separator: str, needed: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """The wanted columns of CSV or TSV as text, all by default, a few megabytes at a time; an empty cell is null.
+    """The needed columns of CSV or TSV as text, all by default, a few megabytes at a time; an empty cell is null.
 
     Cells that were quoted for spreadsheets by `safe_names.escape_formula` are unquoted. If a column's name was surrounded by blanks, its
     cells are stripped too.

@@ -182,7 +182,7 @@ class FileTree:
     def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
         """The bytes of a file, or those in [start, stop), fewer if the file ends before `stop`.
 
-        Raises MissingError if there is no such file.
+        Raises MissingFileError if there is no such file.
         """
         at_once = _SINGLE_READ_OPTIONS.get(self._scheme, {})
 
@@ -240,7 +240,7 @@ class FileTree:
         return self._with_retries(put, name)
 
     def sha256(self, file: StoredFile) -> str:
-        """The sha256 of a file, which is read in pieces. Raises MissingError if it is gone."""
+        """The sha256 of a file, which is read in pieces. Raises MissingFileError if it is gone."""
         sha256 = hashlib.sha256()
         for start in range(0, file.size, _PART_BYTES):
             sha256.update(self.read(file.name, start, start + _PART_BYTES))

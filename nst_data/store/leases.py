@@ -58,7 +58,7 @@ class Lease:
 
 @contextmanager
 def hold_lease(tree: FileTree, place: str, subject: str, report: Callable[[str], None] = lambda _: None) -> Iterator[Lease]:
-    """Own `place` while the block runs. Raises AtWorkError if a living process owns it; a dead process is replaced."""
+    """Own `place` while the block runs. Raises InUseError if a living process owns it; a dead process is replaced."""
     lease = _acquire_lease(tree, place, subject, report)
     try:
         yield lease
@@ -85,7 +85,7 @@ def remove_dead_leases(tree: FileTree, place: str) -> None:
 
 
 def check_not_in_use(tree: FileTree, subject: str, places: list[str], report: Callable[[str], None] = lambda _: None) -> None:
-    """Raise AtWorkError if a living process is at one of the places. Signs of other machines are watched until that is known."""
+    """Raise InUseError if a living process is at one of the places. Signs of other machines are watched until that is known."""
     watch = _Watch(tree, subject, report)
     while any(watch.is_alive(sign) is None for place in places for sign in _lease_names(tree, place)):
         time.sleep(_POLL_SECONDS)
@@ -117,7 +117,7 @@ class _Watch:
         self._seen: dict[str, tuple[bytes, float]] = {}
 
     def is_alive(self, sign: str) -> bool | None:
-        """False for the sign of a dead process, None if that is not known yet. Raises AtWorkError if the process is alive."""
+        """False for the sign of a dead process, None if that is not known yet. Raises InUseError if the process is alive."""
         content = self._tree.read_if_exists(sign)
         if content is None:
             return False

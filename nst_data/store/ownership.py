@@ -161,7 +161,7 @@ class Sign:
 def hold_ownership(place: Path, subject: str, report: Callable[[str], None] = lambda _: None, wait: bool = False) -> Iterator[Sign]:
     """Own `place`, whose folder must exist, while the block runs; `subject` names it in messages.
 
-    If a living process owns it, raises AtWorkError or, with `wait`, waits for it to end. A dead process is replaced.
+    If a living process owns it, raises InUseError or, with `wait`, waits for it to end. A dead process is replaced.
     """
     sign = _acquire_ownership(place, subject, report, wait)
     try:
@@ -183,7 +183,7 @@ def register_worker(place: Path) -> Iterator[Sign]:
 
 
 def check_not_in_use(subject: str, *places: Path, report: Callable[[str], None] = lambda _: None) -> None:
-    """Raise AtWorkError if a living process is at one of the places. Signs of other machines are watched until that is known."""
+    """Raise InUseError if a living process is at one of the places. Signs of other machines are watched until that is known."""
     watch = _Watch()
     while unknown := [sign for place in places for sign in _sign_folders(place) if watch.state(sign, subject) != "dead"]:
         watch.report_once(report, subject, unknown[0])
@@ -235,7 +235,7 @@ class _Watch:
         self._said = False
 
     def state(self, sign: Path, error_subject: str | None) -> State:
-        """Whether the process of a sign is alive. Raises AtWorkError if it is and `error_subject` names its work."""
+        """Whether the process of a sign is alive. Raises InUseError if it is and `error_subject` names its work."""
         process = _read_process(sign)
         is_alive = process.is_alive
         if is_alive is None:

@@ -75,7 +75,7 @@ class RemoteRun:
             tree.remove(placed)
 
     def hold_ownership(self, subject: str, report: Callable[[str], None]) -> AbstractContextManager[Lease]:
-        """Own the work, across all machines, while the block runs. Raises AtWorkError if a living process owns it."""
+        """Own the work, across all machines, while the block runs. Raises InUseError if a living process owns it."""
         return hold_lease(self.mirror.tree, f"{self.name}/owner", subject, report)
 
     def register_worker(self) -> AbstractContextManager[Lease]:
@@ -83,7 +83,7 @@ class RemoteRun:
         return register_worker(self.mirror.tree, f"{self.name}/worker")
 
     def check_not_in_use(self, subject: str, report: Callable[[str], None]) -> None:
-        """Raise AtWorkError if a process of any machine is working on it."""
+        """Raise InUseError if a process of any machine is working on it."""
         check_not_in_use(self.mirror.tree, subject, [f"{self.name}/owner", f"{self.name}/worker"], report)
 
     def download_notes(self) -> None:

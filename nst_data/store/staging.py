@@ -95,8 +95,9 @@ class Staging:
         return json.loads(path.read_text("utf-8")) if path.exists() else None
 
     def run_as_worker(self, build_version: Callable[[], Version]) -> Version:
-        """The result of `build_version`, which any number of processes may run; if it fails after another one sealed the version, that
-        version.
+        """The result of `build_version`, which any number of processes may run.
+
+        If it fails after another process sealed the version, returns that version.
         """
         try:
             with ExitStack() as stack:
@@ -114,7 +115,7 @@ class Staging:
 
     @contextmanager
     def hold_ownership(self, report: Callable[[str], None]) -> Iterator[Sign]:
-        """Own this while the block runs. Raises AtWorkError, or NstError if the version is sealed or removed meanwhile."""
+        """Own this while the block runs. Raises InUseError, or NstError if the version is sealed or removed meanwhile."""
         try:
             with ExitStack() as stack:
                 sign = stack.enter_context(hold_ownership(self.folder / "owner", self.ref, report))

@@ -284,7 +284,7 @@ class Store:
 
         Raises:
             UsageError: It is not a version of the store, or its number is not given.
-            AtWorkError: It is being made.
+            InUseError: It is being made.
             NstError: Something else in the store was made from it.
         """
         if not isinstance(ref, str | Version):
@@ -377,7 +377,7 @@ class Store:
         discard(run)
 
     def _read_stagings(self, pattern: str, strict: bool = True) -> Iterator[Staging]:
-        """Raises NstError for one that cannot be read, unless not all are wanted."""
+        """If `strict`, raises NstError for one that cannot be read; otherwise leaves it out."""
         for folder in sorted((self.root / "runs").glob(f"{pattern}/*")):
             if not Number.is_valid(folder.name):
                 continue

@@ -77,7 +77,7 @@ class Route:
         self._has_met = False
 
     def order(self, remaining: Iterable[int]) -> Iterator[int]:
-        """Yield the shards that are left, in the order in which to take them."""
+        """Yield the `remaining` shards in the order in which to take them."""
         shards = sorted(remaining)
         if self._rng is None or self._last is None:
             first = bisect_left(shards, self._start)

@@ -48,7 +48,7 @@ class Partitions:
         self.rows += len(records)
 
     def __iter__(self) -> Iterator[NDArray[np.uint64]]:
-        """Yield the records of each partition, shape (records, numbers); those of several numbers in the order in which they were added."""
+        """Yield the records of each partition, shape (records, n_values); those of several values in the order in which they were added."""
         for partition in range(1 << self._bits):
             bounds = [(int(starts[partition]), int(starts[partition + 1])) for starts in self._starts]
             records = np.empty((sum(stop - start for start, stop in bounds), self._numbers), np.uint64)

@@ -32,8 +32,9 @@ def is_of_edition(seen_in: str | None) -> bool:
 
 
 def sample_rank(seen_in: str | None) -> int:
-    """The rank of a random draw. An image counts for its draw of the highest rank: a whole pool's rather than an edition's, and of those
-    the newest generation's, whose pool may have grown.
+    """The rank of a random draw: an image counts for its draw of the highest rank.
+
+    A whole pool's draws rank above an edition's, and among them those of the newest generation highest, as its pool may have grown.
     """
     number = (seen_in or "").partition("@")[2]
     if not Number.is_valid(number):

@@ -77,7 +77,7 @@ class TopLabelColumns:
             )
 
     def top_batches(self) -> Iterator[tuple[NDArray[np.int32], NDArray[np.float32]]]:
-        """Yield all rows in order, in batches: classes, the most probable first, and their probabilities, both of shape (rows, most)."""
+        """Yield batches of all rows, in order: classes, most probable first, and their probabilities, both of shape (rows, max_classes)."""
         start = 0
         for batch in self._table.columns(self._columns.all_columns):
             yield self._read_batch(batch, start)
@@ -165,7 +165,7 @@ class TopLabelColumns:
         return texts
 
     def _resolve_classes(self, texts: set[str], class_names: list[str] | None, origin: str) -> tuple[list[str], dict[str, int]]:
-        """(class names, index among them of each word in the table)."""
+        """(class names, index among them of each text in the table)."""
         location, column = self._table.location, format_columns(self._columns.classes)
         names = class_names or self._table.class_columns().get(column)
         sorted_words = sorted(texts)
@@ -189,7 +189,7 @@ class TopLabelColumns:
         return names, dict(zip(sorted_words, indices.tolist(), strict=True))
 
     def _first_row_with(self, text: str) -> int:
-        """The first row that names a class by this word."""
+        """The first row that names a class by this text."""
         start = 0
         for batch in self._table.columns(self._columns.classes):
             lists = self._classes_in(batch)

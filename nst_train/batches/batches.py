@@ -124,7 +124,7 @@ def find_unreadable(
 
 
 def readable_images(source: Source, faults: Mapping[str, str]) -> LabeledImages:
-    """The images of a labeled source except the rows in `find_faults` and the rows that the source leaves out."""
+    """The images of a labeled source except the rows in `faults` and the rows that the source leaves out."""
     rows = np.delete(np.arange(len(source)), [*(int(row) for row in faults), *source.left_out])
     return LabeledImages(source, rows, labels_in(source)[rows])
 
@@ -211,10 +211,9 @@ def training_batches(
     num_processes: int = 1,
     prefetch_factor: int = _PREFETCH_FACTORS[0],
 ) -> Generator[TrainingBatch, None, None]:
-    """The batches of `steps`, made by `workers` processes that each prefetch up to `prefetch_factor` of them. Neither number changes the
-    batches.
+    """The batches of `steps`, made by `workers` processes that each prefetch up to `prefetch_factor` of them.
 
-    `transforms` maps "labeled" and "pseudo" to the transform of these images.
+    Neither number changes the batches. `transforms` maps "labeled" and "pseudo" to the transform of these images.
     """
     loader = DataLoader(
         _StepBatches(settings, labeled, pseudo, transforms, process_index, num_processes),

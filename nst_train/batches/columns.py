@@ -15,9 +15,10 @@ BATCH_ROWS = 8192  # rows in memory at a time
 
 
 def write_columns(files: Sequence[Path], images: int, class_order: NDArray[np.int64], folder: Path, targets: Sequence[str]) -> None:
-    """Write `hashes`, `ends` and the targets of files with `images` images to `folder`; class order[i] of the edition becomes class i.
+    """Write `hashes`, `ends` and the targets of files with `images` images to `folder`.
 
-    ends[i] is the number of entries up to and including image i: entry e belongs to the first image with ends > e.
+    Class class_order[i] of the edition becomes class i. ends[i] is the number of entries up to and including image i: entry e belongs to
+    the first image with ends > e.
     """
     schema, entries = pq.read_schema(files[0]), 0
     hashes, ends = create_column(images, folder, "hashes", (16,), np.uint8), create_column(images, folder, "ends")
@@ -64,7 +65,7 @@ def _shape_and_dtype(column: pa.DataType) -> tuple[tuple[int, ...], Any]:
 
 
 def _renumber_classes(name: str, rows: NDArray[Any], class_order: NDArray[np.int64]) -> NDArray[Any]:
-    """Values of a target column after renumbering: class order[i] of the edition becomes class i."""
+    """Values of a target column after renumbering: class class_order[i] of the edition becomes class i."""
     if name in ("label", "top_labels"):
         rows = np.argsort(class_order)[rows]
     return rows[:, class_order] if name == "probs" else rows

@@ -31,7 +31,7 @@ from nst_train.teacher_names import TeacherName
 NetworkFormat = Literal["onnx", "torch-export"]
 NETWORK_FORMATS: tuple[NetworkFormat, ...] = get_args(NetworkFormat)
 TOLERANCE = 1e-4  # absolute difference of logits, relative to the largest one if that exceeds 1
-_METADATA_FILE = "nst.json"  # metadata file in a torch.export archive
+_METADATA_FILE = "nst.json"  # in a torch.export archive
 _MAX_INLINE_BYTES = 2**31 - 2**27  # of weights inside an ONNX file; protobuf is limited to 2 GB
 _N_IMAGES = 3
 

@@ -29,7 +29,7 @@ from nst_train.device import autocast, resolve_precision, set_threads, this_devi
 GPU_BATCH_SIZE, LARGEST_BATCH_SIZE = 256, 1024
 _GPU_BATCH_PIXELS = GPU_BATCH_SIZE * 224 * 224  # 256 images of 800 px would take 70 GB in EfficientNet-L2
 _BACKWARD_MEMORY = 16  # a backward pass needs the activations of every layer, inference only those of one or two
-_MAX_RETAINED_BYTES = 2**26  # bytes: activations of a layer for a batch of `_CPU_BATCH_PIXELS`
+_MAX_RETAINED_BYTES = 2**26  # the activations of a layer for a batch of `_CPU_BATCH_PIXELS`
 _CPU_BATCH_PIXELS = 2**19  # fits into a core's caches: 256 images of 32 px, 8 of 224 px
 
 

@@ -136,7 +136,7 @@ def load_teacher(
 
 
 def _find_training_settings(names: Sequence[TeacherName], store: Store, transform: TransformKind) -> tuple[TrainSettings, NoiseMode]:
-    """The settings to noise a teacher with, and in which ways; those of earlier versions of nst for a teacher outside the store."""
+    """The settings and the mode to noise a teacher with; those of earlier versions of nst for a teacher outside the store."""
     name = names[0]
     if len(names) > 1 or isinstance(name, ZeroShot) or not is_in_store(name, store):
         return TrainSettings(model=str(name), preset="efficientnet-b7" if transform == "training" else None), _EARLIER_MODE

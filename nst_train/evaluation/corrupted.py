@@ -40,8 +40,9 @@ class Corruptions:
         return json_digest([self.source.fingerprint, self.seed, self.reference and self.reference.identity, *extra])
 
     def measure(self, candidate: Candidate, runner: SuiteRunner) -> Measurement:
-        """Measure as in `corruption_metrics`. If the reference makes no error under a corruption, `mce_missing` says so in place of
-        `mce`.
+        """Measure as in `corruption_metrics`.
+
+        If the reference makes no error under a corruption, `mce_missing` says so in place of `mce`.
         """
         reference = None
         if self.reference:

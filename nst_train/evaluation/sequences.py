@@ -60,7 +60,7 @@ class Sequences(Source):
         return bytes(next(self.rows(range(row, row + 1))).read())
 
     def rows(self, needed: RowIndices) -> Iterator[Row]:
-        """Yield the wanted frames; a video is decoded when its first wanted frame is reached."""
+        """Yield the needed frames; a video is decoded when its first needed frame is reached."""
         number, content = -1, list[Frame]()
         for row in np.asarray(needed).tolist():
             if row // self.frames != number:

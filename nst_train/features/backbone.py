@@ -24,7 +24,7 @@ from nst_train.settings import TrainSettings
 from nst_train.teacher_names import is_in_store
 from nst_train.transforms.preprocessing import TimmPreprocessing
 
-_LOGITS_TOLERANCE = 1e-3  # relative tolerance for logits computed in two ways
+_LOGITS_TOLERANCE = 1e-3  # relative, for logits computed in two ways
 _CLASSES = 2  # of the temporary last layer, which is removed again
 
 

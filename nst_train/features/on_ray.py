@@ -88,7 +88,7 @@ def embedding_on_ray(
 
 @contextmanager
 def _place_marker(store: Store) -> Iterator[str]:
-    """Provide the `EmbedJob.sign` of a store while open. Also deletes signs left by killed processes of this machine."""
+    """Provide the `EmbedJob.marker` of a store while open. Also deletes markers left by killed processes of this machine."""
     if store.mirror is not None:
         remove_dead_leases(store.mirror.tree, _MARKER)
         with register_worker(store.mirror.tree, _MARKER) as lease:

@@ -157,7 +157,7 @@ class Labeling:
         return self.create_part(*self.shards.plan.bounds(shard), partial(self.shards.refresh_claim, shard))
 
     def _stored_batches(self, part: Part, pieces: ShardPieces) -> list[tuple[pa.Table, Errors]]:
-        """The kept batches of a partially labeled shard, except its last batch, which is always computed."""
+        """The stored batches of a partially labeled shard, except its last batch, which is always computed."""
         last_batch = (max(1, len(part.to_label)) - 1) // self.computation.batch_size
         return pieces.load_batches()[:last_batch]
 

@@ -79,8 +79,8 @@ def takes_momentum(optimizer: str) -> bool:
 def create_network(settings: TrainSettings, classes: int) -> nn.Module:
     """Create the network to train, with blocks that can be skipped if the settings have stochastic depth (`network_noise.add_noise`).
 
-    Initial weights depend on torch's seed. Raises NstError for settings that the network refuses; `check_model_and_optimizer` checks the
-    names.
+    Initial weights depend on torch's seed. Raises NstError for settings that the network refuses; names are checked by
+    `check_model_and_optimizer`.
     """
     name = settings.model
     if "/" in name and not name.startswith(FOLDER):
@@ -121,8 +121,10 @@ def _of_timm(name: str, settings: TrainSettings, options: dict[str, Any]) -> nn.
 
 
 def unasked_noise(network: nn.Module, settings: TrainSettings) -> list[str]:
-    """The arguments that timm gives a network by default though the settings do not ask for them: dropout as in GhostNet and ReXNet, which
-    would come on top of `noise.dropout`, and if `noise.stochastic_depth` is 0 that of Swin, NesT and others.
+    """The arguments that timm gives a network by default, though the settings do not ask for the noise.
+
+    They are dropout as in GhostNet and ReXNet, which would come on top of `noise.dropout`, and, if `noise.stochastic_depth` is 0, the
+    stochastic depth of Swin, NesT and others.
     """
     if not type(network).__module__.startswith("timm."):  # a user's own network, which may not take these arguments
         return []

@@ -45,8 +45,9 @@ CURRENT_MODE = NoiseMode()
 
 
 class NetworkNoise:
-    """Random numbers for the noise of one network; `prepare_step` sets the images of the next forward pass. `each_use` is as in
-    `NoiseMode`.
+    """Random numbers for the noise of one network; `prepare_step` sets the images of the next forward pass.
+
+    `each_use` is as in `NoiseMode`.
     """
 
     def __init__(self, seed: int, device: torch.device, each_use: bool = True) -> None:
@@ -179,8 +180,10 @@ def stochastic_depth_layers(network: nn.Module) -> list[StochasticDepth]:
 
 
 def find_classifiers(network: nn.Module, classes: int, every_head: bool = True) -> Sequence[nn.Module]:
-    """The last layers of a network: as timm's `get_classifier` says, with those that only its config names (`heads_in_config`); of a
-    transformers network, the layers whose number of outputs follows the number of classes; else the last layer with one output per class.
+    """The last layers of a network, with an output for each class.
+
+    Of a timm network, those that `get_classifier` names and those that only its config names (`heads_in_config`); of a transformers
+    network, the layers whose number of outputs follows the number of classes; else the last layer with one output per class.
 
     Without `every_head` (see `NoiseMode`), of a timm network only what `get_classifier` says, of a transformers one only the last layer.
     """

@@ -44,8 +44,10 @@ def extra_settings(settings: TrainSettings, classes: int) -> dict[str, str]:
 
 
 def has_several_heads(settings: TrainSettings, classes: int) -> bool:
-    """Whether a network has last layers that an earlier nst passed over: all but one of a distilled DeiT of transformers, and of timm's
-    networks those that `get_classifier` does not name, such as VOLO's auxiliary head. False for what cannot be made.
+    """Whether a network has last layers that an earlier nst passed over; False for a network that cannot be created.
+
+    These are all but one of a distilled DeiT of transformers, and of timm's networks those that `get_classifier` does not name, such as
+    VOLO's auxiliary head.
     """
     config = None if "/" in settings.model else timm.models.get_pretrained_cfg(settings.model, allow_unregistered=True)
     if "/" not in settings.model and (config is None or isinstance(config.classifier, str | None)):

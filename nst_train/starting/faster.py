@@ -30,8 +30,9 @@ def faster_settings(settings: TrainSettings, classes: int) -> dict[str, Any]:
     """The values of `precision`, `fused_attention` and `compute_threads` with which this CPU trains clearly faster than with the defaults.
 
     Candidates are tried in turn against the best so far, step by step, unless settings name a value: bf16 if the CPU may support it, the
-    same without fused attention, one thread.
-    The memory format is not a candidate: images arrive as channels-last, and networks are equally fast with weights in either format.
+    same without fused attention, one thread. The memory format is not a candidate: images arrive as channels-last, and networks are
+    equally fast with weights in either format.
+
     Empty if nothing is faster, for networks of over 100 million weights, and on a GPU. Other load on the machine affects the result.
     """
     if this_device().type != "cpu":

@@ -202,8 +202,9 @@ class Training:
         report: Callable[[str], None],
         is_validation_pending: bool,
     ) -> Iterator[None]:
-        """Take the steps, each followed by any log, validation and checkpoint due. `is_validation_pending`: validate before the first step
-        as well.
+        """Take the steps, each followed by any log, validation and checkpoint due.
+
+        `is_validation_pending`: validate before the first step as well.
         """
         step, clock = self.step, CheckpointClock(run.checkpoint_minutes)
         with StopRequests(create_max_reducer(), steps.start, report) as stops:

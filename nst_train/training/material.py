@@ -56,13 +56,13 @@ class TrainingData:
         return {role: source for role, source in (("labeled", self.labeled), ("validation", self.validation)) if source is not None}
 
     def with_pool(self, store: Store) -> "TrainingData":
-        """This material with the pool that the edition needs, if any: the one the user named, or else the one that was labeled."""
+        """A copy with the pool that the edition needs, if any: the one the user named, or else the one that was labeled."""
         if self.pool is not None or self.edition is None or not needs_pool(self.edition):
             return self
         return replace(self, pool=open_labeled_pool(self.edition, store.indexes, EDITION_HINT))
 
     def with_answers(self, store: Store, staging: Staging, progress: Progress) -> tuple["TrainingData", int]:
-        """This material with human answers merged into the labeled images, and the number of labels that people gave."""
+        """A copy with human answers merged into the labeled images, and the number of labels that people gave."""
         if self.reviews is None or self.labeled is None:
             return self, 0
         assert not isinstance(self.edition, StreamedEdition), "refused"

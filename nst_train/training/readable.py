@@ -25,7 +25,7 @@ from nst_train.device import this_process
 from nst_train.settings import RunSettings
 
 _DIGEST_BYTES = 32
-_MIN_IMAGES_FOR_PROGRESS = 10_000  # images; decoding this many takes long enough to show progress
+_MIN_IMAGES_FOR_PROGRESS = 10_000  # decoding this many takes long enough to show progress
 
 
 def check_unchanged(staged: Version | Staging, sources: Mapping[str, Source], progress: Progress, update_record: bool = True) -> None:
@@ -56,10 +56,9 @@ def find_unreadable_images(
 ) -> dict[str, str]:
     """The rows that cannot be decoded, each with a line of the reason. One process finds them, once; a resumed training reuses the result.
 
-    With `shapes`, those are included that the evaluation transform cannot resize, as they are too elongated.
-
-    If all images could be decoded before and no file was written since, they are not read again.
-    Raises NstError if none can be decoded, or fewer than the run allows.
+    With `shapes`, those are included that the evaluation transform cannot resize, as they are too elongated. If all images could be
+    decoded before and no file was written since, they are not read again. Raises NstError if none can be decoded, or fewer than the run
+    allows.
     """
     name, noun = "unreadable" if role == "labeled" else f"unreadable_{role}", f"{role} images"
     with this_process().main_process_first():
@@ -139,7 +138,7 @@ def warn_of_overlap(staging: Staging, validation: Source, progress: Progress) ->
 
 
 def duplicate_warning(source: Source, hashes: NDArray[np.void]) -> str | None:
-    """A warning if images of different classes have the same bytes. `load` holds the hash of each row, 0 for rows that were not read."""
+    """A warning if images of different classes have the same bytes. `hashes` holds the hash of each row, 0 for rows that were not read."""
     labels, names = labels_in(source), source.class_names or []
     read_rows = np.flatnonzero(hashes != np.zeros(1, HASH))
     halves = hashes[read_rows].view("<u8").reshape(-1, 2)

@@ -20,7 +20,7 @@ from nst_train.settings import TrainSettings
 
 NO_RUNS: Mapping[str, str] = MappingProxyType({})
 DEFAULT_TRACKER, NO_TRACKER = "tensorboard", "none"
-_RESUMABLE_TRACKERS = ("mlflow", "trackio", "wandb")  # trackers that reopen the run of a resumed training
+_RESUMABLE_TRACKERS = ("mlflow", "trackio", "wandb")  # they reopen the run of a resumed training
 _REST_FACTOR = 20  # a failed tracker rests this many times as long as it took to fail
 
 
@@ -70,8 +70,7 @@ class Trackers:
         """Start trackers for the training `ref` of request `digest`; trackers that write files write them in `folder`.
 
         A training resumed after step `start_step` continues the `runs` of its checkpoint, or a new one if a service does not reopen its
-        run.
-        Raises NstError if a tracker cannot be started.
+        run. Raises NstError if a tracker cannot be started.
         """
         if not this_process().is_main_process:
             return cls()
