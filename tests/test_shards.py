@@ -301,7 +301,7 @@ def test_machines_that_see_only_what_others_finished_seldom_compute_the_same_sha
 def test_a_worker_that_is_through_with_its_part_does_not_go_along_with_another_machine(machine):
     machines = [machine(number, 100) for number in range(2)]
     _, computed = shared_by(machines, [1, 1.5], lambda number: (number, 2))
-    assert computed <= 105
+    assert computed <= 110  # where to go on is drawn; along with the other it would be 112
 
 
 def test_one_machine_reads_on_in_one_place_round_to_where_it_began(machine):
