@@ -4,6 +4,7 @@ import gc
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
@@ -11,6 +12,7 @@ from sealed_labels import label_row, seal_generation
 from selections import many_labels
 
 from nst_data.errors import NstError, UsageError
+from nst_data.progress import Progress
 from nst_data.selection import cutoffs
 from nst_data.selection.editions import Engine, balance
 from nst_data.selection.selection import select
@@ -19,6 +21,7 @@ from nst_data.store.store import Store
 from nst_data.tables.engines import scan
 from nst_data.tables.label_tables import translate_table_errors
 from nst_data.tables.schema import SELECTION_COLUMNS
+from nst_data.tables.spark import SparkRunner
 
 pytestmark = [
     pytest.mark.slow,
@@ -178,6 +181,19 @@ def test_a_master_that_is_none_is_one_line():
     code = "from nst_data.tables.engines import scan; from pathlib import Path; scan([Path('labels.parquet')], {}, 'spark', 'nonsense')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stderr.splitlines()[-1].startswith("nst_data.errors.NstError: `engine` spark: Spark did not start (")
+
+
+def test_a_java_process_that_takes_seconds_to_die_is_told_as_dead(monkeypatch):
+    from py4j.protocol import Py4JNetworkError
+    from pyspark import SparkContext
+
+    def fail():
+        raise Py4JNetworkError("Error while sending or receiving")
+
+    with subprocess.Popen(["sleep", "3"]) as java:
+        monkeypatch.setattr(SparkContext, "_gateway", SimpleNamespace(proc=java))
+        with pytest.raises(NstError, match=r"^`engine` spark: Spark's Java process on this machine has died;"):
+            SparkRunner(Progress()).result(fail)
 
 
 def test_a_session_ends_and_begins_anew_and_ctrl_c_and_the_death_of_its_java_are_one_line_each():

@@ -18,7 +18,7 @@ T = TypeVar("T")
 _ANSWER_SECONDS = 10.0
 _POLL_SECONDS = 1.0
 _UNSERVED_SECONDS = 15.0
-_DEATH_SECONDS = 1.0
+_EXIT_SECONDS, _LOST_EXIT_SECONDS = 1.0, 10.0  # the latter once a connection to Spark's Java process is lost
 _CANCEL_EVERY_SECONDS, _CANCEL_SECONDS = 0.2, 10.0
 
 
@@ -65,14 +65,17 @@ def _may_be_spark_death(error: BaseException | None) -> bool:
     return isinstance(error, OSError) or (isinstance(error, Exception) and spark_message(error) is not None)
 
 
-def _has_spark_died() -> bool:
+def _has_spark_died(error: BaseException | None) -> bool:
+    """Whether Spark's Java process ends, whose connections close before that: on a busy machine by seconds."""
     from pyspark import SparkContext
 
     process = getattr(SparkContext._gateway, "proc", None)  # absent if another program started it
     if process is None:
         return False
+    is_py4j = type(error).__module__.partition(".")[0] == "py4j"
+    has_lost_connection = isinstance(error, ConnectionError) or (is_py4j and not hasattr(error, "java_exception"))
     with suppress(subprocess.TimeoutExpired):
-        process.wait(_DEATH_SECONDS)  # its connections close before it exits
+        process.wait(_LOST_EXIT_SECONDS if has_lost_connection else _EXIT_SECONDS)
     return process.returncode is not None
 
 
@@ -161,7 +164,7 @@ class SparkRunner(Runner):
         except BaseException:
             _cancel_jobs(thread)
             raise
-        if _may_be_spark_death(future.exception()) and _has_spark_died():
+        if _may_be_spark_death(error := future.exception()) and _has_spark_died(error):
             raise NstError(
                 "`engine` spark: Spark's Java process on this machine has died; if it was killed for lack of memory, change "
                 "spark.driver.memory, and run this again"
