@@ -3,6 +3,7 @@
 import heapq
 import itertools
 import os
+import random
 import subprocess
 import sys
 import threading
@@ -298,10 +299,12 @@ def test_machines_that_see_only_what_others_finished_seldom_compute_the_same_sha
     assert all(shards.missing() == [] for shards in machines)
 
 
-def test_a_worker_that_is_through_with_its_part_does_not_go_along_with_another_machine(machine):
+def test_a_worker_that_is_through_with_its_part_does_not_go_along_with_another_machine(machine, monkeypatch):
+    seeds, seeded = itertools.count(), random.Random
+    monkeypatch.setattr(random, "Random", lambda _: seeded(next(seeds)))  # not by the folder and process of this test
     machines = [machine(number, 100) for number in range(2)]
     _, computed = shared_by(machines, [1, 1.5], lambda number: (number, 2))
-    assert computed <= 110  # where to go on is drawn; along with the other it would be 112
+    assert computed <= 105
 
 
 def test_one_machine_reads_on_in_one_place_round_to_where_it_began(machine):
