@@ -24,13 +24,14 @@ def test_a_push_that_fails_is_told_stops_nothing_and_is_done_by_the_next_run(tmp
         (offline,) = nst(url, tmp_path, ["run", recipe, "--json"], token=ALICE, HF_HUB_OFFLINE="1")
         assert offline.status == 0, offline.err
         assert [row["teacher"] for row in offline.value["generations"]] == ["bugs-teacher@gen-0", "bugs-teacher@gen-1"]
-        told = [line for line in offline.err.splitlines() if line.startswith("warning: ") and "has no images of" not in line]
+        told = [line for line in offline.err.splitlines() if line.startswith("warning: ")]
+        told = [line for line in told if not line.startswith("warning: bugs@gen-1.1 has no images of ")]  # of classes, which varies
         assert [line.split(" ")[1] for line in told] == ["bugs-teacher@gen-0", "bugs@gen-1", "bugs@gen-1.1", "bugs-teacher@gen-1"]
         assert all(line.endswith("unset it; the next run of this recipe tries again") for line in told)
         assert answers == []
         (again,) = nst(url, tmp_path, ["run", recipe, "--json"], token=ALICE)
     assert again.status == 0, again.err
-    assert "tries again" not in again.err
+    assert "warning" not in again.err
     top = tmp_path / "hub"
     assert all(resolve_commit(top, TO["corpus"], tag) for tag in ("gen-1", "gen-1.1"))
     assert all(resolve_commit(top, TO["teacher"], tag, "models") for tag in ("gen-0", "gen-1"))

@@ -64,9 +64,11 @@ class PseudoLabeling:
         name, run, progress = self.recipe.name, self._run_settings, self.progress
         corpus = label(self.store, name, model, self.data.pool, settings, generation=generation, run=run, progress=progress)
         self.publish(corpus)
+        existing = {version.ref for version in self.store.versions(name)}
         with this_process().main_process_first():
             edition = self._balance(corpus)
-        self._warn_of_empty_classes(edition)
+        if edition.ref not in existing:
+            self._warn_of_empty_classes(edition)
         return corpus, self.publish(edition)
 
     def _warn_of_empty_classes(self, edition: Version) -> None:
