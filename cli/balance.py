@@ -111,7 +111,7 @@ def _print_counts(counts: "EditionCounts", settings: BalanceSettings) -> None:
     print("  dropped: " + (", ".join(dropped) or "none"))
     if quota := counts.quota:
         per_class, max_copies = _included_classes(counts, settings), _max_copies(counts, settings)
-        n_fewer = sum(of_class.copies < quota for of_class in per_class)
+        n_fewer = sum(class_counts.copies < quota for class_counts in per_class)
         about = "" if settings.method == "exact" else "about "  # copies are rounded at random
         note = f"; fewer in {n_fewer:,} of {len(per_class):,} classes" if n_fewer and not about else ""
         print(

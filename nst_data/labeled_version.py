@@ -100,11 +100,11 @@ def check_unchanged(
     is_sealed = isinstance(staged, Version)
     folder = staged.folder if isinstance(staged, Version) else staged.build
     for role, source in sources.items():
-        reading, created = ReadRecord(folder, role), None
+        record, created = ReadRecord(folder, role), None
         if isinstance(staged, Version) and role == "pool":
             created = staged.manifest.created
         if compare:
-            hashes = hashes_in(folder) if role == "pool" else reading.stored_hashes()
-            reading.check_unchanged(source, hashes, f"{staged.ref} was {'made' if is_sealed else 'begun'}", remedy, progress, created)
+            hashes = hashes_in(folder) if role == "pool" else record.stored_hashes()
+            record.check_unchanged(source, hashes, f"{staged.ref} was {'made' if is_sealed else 'begun'}", remedy, progress, created)
         if not is_sealed:
-            reading.record_stamps(source)
+            record.record_stamps(source)

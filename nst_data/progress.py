@@ -53,11 +53,11 @@ class LineProgress(Progress):
     """Plain lines on standard error: at the start, every ten seconds, and at the end. `rephrase` rephrases the lines given to `say`."""
 
     def __init__(self, rephrase: Callable[[str], str] = str) -> None:
-        self._words = rephrase
+        self._rephrase = rephrase
 
     def say(self, line: str) -> None:
         """Print a line."""
-        print(escape_unprintable(self._words(line)), file=sys.stderr, flush=True)
+        print(escape_unprintable(self._rephrase(line)), file=sys.stderr, flush=True)
 
     @contextmanager
     def task(self, name: str, total: int, unit: str, done: int = 0) -> Iterator[Task]:
@@ -84,10 +84,10 @@ def _format_rate(amount: int, seconds: float, unit: str) -> str:
 
 class _LineTask:
     def __init__(self, name: str, total: int, unit: str, completed: int) -> None:
-        self._name, self._total, self._unit, self._done, self._before = name, total, unit, completed, completed
-        self._began = self._printed = time.monotonic()
+        self._name, self._total, self._unit, self._done, self._completed_before = name, total, unit, completed, completed
+        self._started_at = self._printed = time.monotonic()
         self._note = ""
-        self._said: tuple[int, str] | None = None
+        self._last_printed: tuple[int, str] | None = None
 
     def advance(self, amount: int, note: str = "") -> None:
         self._done += amount
@@ -97,13 +97,13 @@ class _LineTask:
 
     def finish(self) -> None:
         """Print the final state, unless the last line already showed it."""
-        if self._said != (self._done, self._note):
+        if self._last_printed != (self._done, self._note):
             self.print_state()
 
     def print_state(self) -> None:
-        self._said = (self._done, self._note)
+        self._last_printed = (self._done, self._note)
         self._printed = time.monotonic()
-        n_done, seconds, missing = self._done - self._before, self._printed - self._began, self._total - self._done
+        n_done, seconds, missing = self._done - self._completed_before, self._printed - self._started_at, self._total - self._done
         time_left = f"{missing * seconds / n_done:,.0f} s left" if n_done and missing > 0 else ""
         fields = [_format_amount(self._done, self._total, self._unit), _format_rate(n_done, seconds, self._unit), time_left, self._note]
         print(escape_unprintable(f"{self._name}: {', '.join(filter(None, fields))}"), file=sys.stderr, flush=True)

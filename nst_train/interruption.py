@@ -59,12 +59,12 @@ class StopRequests:
         start_step: int = 0,
         report: Callable[[str], None] | None = None,
     ) -> None:
-        self._maximum, self._say = max_over_processes, report
+        self._max_over_processes, self._report = max_over_processes, report
         self._explanation: threading.Timer | None = None
         self._received = 0
         self._is_waiting = False
-        self._next = self._before = start_step
-        self._asked = time.monotonic()
+        self._next = self._last_step = start_step
+        self._agreed_at = time.monotonic()
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -98,28 +98,28 @@ class StopRequests:
         A signal may reach only one process. The processes exchange signals about once a second: each time, they agree on the step of the
         next exchange, from the time that the slowest one took for its last steps.
         """
-        if self._maximum is None:
+        if self._max_over_processes is None:
             return self._received
         if step < self._next:
             return 0
         now = time.monotonic()
-        received, slowest = self._maximum([float(self._received), now - self._asked])
+        received, slowest = self._max_over_processes([float(self._received), now - self._agreed_at])
         self._received = int(received)
-        self._next = step + max(1, int((step - self._before) * AGREE_EVERY_SECONDS / max(slowest, 1e-6)))
-        self._before, self._asked = step, now
+        self._next = step + max(1, int((step - self._last_step) * AGREE_EVERY_SECONDS / max(slowest, 1e-6)))
+        self._last_step, self._agreed_at = step, now
         return self._received
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._received == number == signal.SIGINT:
             raise Interrupted(number)
-        if not self._received and self._say is not None:  # in a thread: a handler may have interrupted another print
+        if not self._received and self._report is not None:  # in a thread: a handler may have interrupted another print
             self._explanation = threading.Timer(
-                EXPLAIN_AFTER_SECONDS, self._say, [_STOP_MESSAGE + (_SECOND_CTRL_C_MESSAGE if number == signal.SIGINT else "")]
+                EXPLAIN_AFTER_SECONDS, self._report, [_STOP_MESSAGE + (_SECOND_CTRL_C_MESSAGE if number == signal.SIGINT else "")]
             )
             self._explanation.daemon = True
             self._explanation.start()
         self._received = self._received or number
-        if self._is_waiting and self._maximum is None:
+        if self._is_waiting and self._max_over_processes is None:
             self._interrupt_wait(number, frame)
         elif self._is_waiting:
             signal.setitimer(signal.ITIMER_REAL, MAX_WAIT_SECONDS)

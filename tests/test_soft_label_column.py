@@ -35,7 +35,7 @@ def read(column):
 def test_lists_of_any_float_are_taken(tmp_path, kind, listed):
     values = [np.array(row, kind.to_pandas_dtype()) for row in GOOD]
     found = column_of(tmp_path, pa.array([row.tolist() for row in values], listed(kind)))
-    assert found.classes == 3
+    assert found.n_classes == 3
     np.testing.assert_array_equal(read(found), np.array(GOOD, np.float32))
 
 

@@ -113,8 +113,8 @@ def count_changes(joined: pl.LazyFrame) -> pl.LazyFrame:
     """
     confidence, after = (pl.col(name).cast(pl.Float64).fill_nan(None) for name in ("confidence", "confidence_after"))
     moved = (after - confidence).abs()
-    editions = {"copies", "copies_after"} <= set(joined.collect_schema())
-    copies_changed = (pl.col("copies") != pl.col("copies_after")).sum() if editions else pl.lit(None, dtype=pl.UInt32).first()
+    have_copies = {"copies", "copies_after"} <= set(joined.collect_schema())
+    copies_changed = (pl.col("copies") != pl.col("copies_after")).sum() if have_copies else pl.lit(None, dtype=pl.UInt32).first()
     return joined.group_by("label", "label_after", bin=confidence_bin(confidence)).agg(
         images=pl.len(), moved=moved.sum(), measured=moved.count(), copies_changed=copies_changed
     )
@@ -179,19 +179,19 @@ class _Part:
     images_after: int
 
 
-def _measure_part(before: pl.LazyFrame, after: pl.LazyFrame, subject: str, part: int, parts: int) -> _Part:
-    """Compare the images in one of `parts` equal ranges of hashes."""
-    first, second = (one_row_per_image(_filter_hash_range(labels, part, parts)) for labels in (before, after))
+def _measure_part(before: pl.LazyFrame, after: pl.LazyFrame, subject: str, part: int, n_parts: int) -> _Part:
+    """Compare the images in one of `n_parts` equal ranges of hashes."""
+    first, second = (one_row_per_image(_filter_hash_range(labels, part, n_parts)) for labels in (before, after))
     changes, *images = collect(subject, count_changes(join_common_images(first, second)), first.select(pl.len()), second.select(pl.len()))
     return _Part(changes, *(int(frame.item()) for frame in images))
 
 
-def _filter_hash_range(labels: pl.LazyFrame, part: int, parts: int) -> pl.LazyFrame:
-    if parts == 1:
+def _filter_hash_range(labels: pl.LazyFrame, part: int, n_parts: int) -> pl.LazyFrame:
+    if n_parts == 1:
         return labels
-    low, high = (f"{(number << 128) // parts:032x}" for number in (part, part + 1))
+    low, high = (f"{(number << 128) // n_parts:032x}" for number in (part, part + 1))
     above = pl.col("image_hash") >= low
-    return labels.filter(above if part == parts - 1 else above & (pl.col("image_hash") < high))
+    return labels.filter(above if part == n_parts - 1 else above & (pl.col("image_hash") < high))
 
 
 _differs = pl.col("label") != pl.col("label_after")

@@ -66,11 +66,11 @@ class DroppedImages:
 
     def rows_of(self, hashes: Iterable[str]) -> dict[str, list[int]]:
         """The rows of each `image_hash` that was left out."""
-        found = self.columns.places_of(hashes)
-        places = pl.Series([place for there in found.values() for place in there], dtype=pl.UInt32)
+        found = self.columns.positions_by_hash(hashes)
+        places = pl.Series([place for positions in found.values() for place in positions], dtype=pl.UInt32)
         frame = self.frame.filter(pl.col("place").is_in(places.implode()))
         row_at = dict(frame.select("place", "row").iter_rows())
-        return {hashed: rows for hashed, there in found.items() if (rows := [row_at[place] for place in there if place in row_at])}
+        return {hashed: rows for hashed, positions in found.items() if (rows := [row_at[place] for place in positions if place in row_at])}
 
 
 def _answered_hashes(store: Store, edition: Version) -> dict[str, frozenset[str]]:

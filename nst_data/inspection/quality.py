@@ -77,9 +77,9 @@ class Quality:
     review: ReviewQuality | None = None  # only if the truth is a review
 
 
-def join_truth(labels: pl.LazyFrame, truth: pl.LazyFrame, by: str) -> pl.LazyFrame:
-    """Keep the labels whose value in column `by` occurs in the truth, adding `truth` (int64). `by` must be unique in the truth."""
-    return labels.select(by, "label", "confidence").join(truth.select(by, "truth"), on=by, how="inner")
+def join_truth(labels: pl.LazyFrame, truth: pl.LazyFrame, join_column: str) -> pl.LazyFrame:
+    """Keep the labels whose value in `join_column` occurs in the truth, where it must be unique, adding `truth` (int64)."""
+    return labels.select(join_column, "label", "confidence").join(truth.select(join_column, "truth"), on=join_column, how="inner")
 
 
 def count_confusions(joined: pl.LazyFrame) -> pl.LazyFrame:

@@ -45,7 +45,7 @@ class RowColumns:
         """The first 16 hex digits of each `image_hash` as an integer, uint64."""
         return self._compute_once("hashes", self._compute_hashes)["hash"]
 
-    def places_of(self, hashes: Iterable[str]) -> dict[str, list[int]]:
+    def positions_by_hash(self, hashes: Iterable[str]) -> dict[str, list[int]]:
         """The positions of each `image_hash` that occurs in the rows."""
         requested = set(hashes)
         numbers = hash_numbers(pl.Series(sorted(requested), dtype=pl.String))

@@ -107,11 +107,11 @@ def _from_tables(
     return Truth(location, join_column, joined, len(labels), ambiguous)
 
 
-def _drop_ambiguous(rows: pl.DataFrame, by: str) -> tuple[pl.DataFrame, int]:
-    """Deduplicate by column `by`, and count the rows whose value has several classes, which are dropped."""
-    grouped = rows.group_by(by).agg(pl.col("truth").first(), classes=pl.col("truth").n_unique(), rows=pl.len())
+def _drop_ambiguous(rows: pl.DataFrame, join_column: str) -> tuple[pl.DataFrame, int]:
+    """Deduplicate by column `join_column`, and count the rows whose value has several classes, which are dropped."""
+    grouped = rows.group_by(join_column).agg(pl.col("truth").first(), classes=pl.col("truth").n_unique(), rows=pl.len())
     several = pl.col("classes") > 1
-    return grouped.filter(~several).select(by, "truth"), int(grouped.filter(several)["rows"].sum())
+    return grouped.filter(~several).select(join_column, "truth"), int(grouped.filter(several)["rows"].sum())
 
 
 def _keys_match(version: Version, source: Source, keyed: pl.DataFrame) -> bool:

@@ -44,7 +44,7 @@ class View:
         self.suspicion: Future[pl.Series] | None = None
         self.compared: Future[pl.DataFrame] | None = None
         self.hashed: Future[pl.Series] | None = None
-        self._lock, self._one_at_a_time = threading.Lock(), threading.Lock()
+        self._lock, self._query_lock = threading.Lock(), threading.Lock()
         self._dropped: DroppedImages | None = None
 
     def _read_frame(self) -> pl.DataFrame:
@@ -106,7 +106,7 @@ class View:
         if sort_column is None:
             total, page = pl.collect_all([rows.select(pl.len()), rows.select("row").slice(query.offset, query.limit)])
             return int(total.item()), (offset + page["row"].cast(pl.Int64)).to_list()
-        with self._one_at_a_time:  # bounds memory to that of one query, however fast a person types
+        with self._query_lock:  # bounds memory to that of one query, however fast a person types
             values = rows.select("row", by=sort_column).collect()
             return values.height, (offset + first_rows(values, query.sort in _LARGEST_FIRST, query.offset, query.limit)).tolist()
 
@@ -245,7 +245,7 @@ class View:
             places = all_hashes.is_in(sorted_hashes).arg_true().to_list()
             return grouped((all_hashes[place], place) for place in places)
         assert self.columns is not None
-        return self.columns.places_of(sorted_hashes)
+        return self.columns.positions_by_hash(sorted_hashes)
 
     def dropped_rows_of(self, hashes: Iterable[str]) -> dict[str, list[int]]:
         """The rows of each `image_hash` that an edition left out; none as long as nobody has asked which those are."""

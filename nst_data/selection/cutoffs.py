@@ -51,12 +51,12 @@ def count_bins(
     `on_batch`, for Polars only, is called with the `number` of all rows in order: `label` * `codes_per_label(reasons)` + `bin` for rows
     with a bin.
     """
-    places = codes_per_label(reasons)
+    codes = codes_per_label(reasons)
     if reasons:
         rows = with_text_index(rows, "reason", reasons, "nst_place")
         bin_expr = nw.coalesce(BINS + 1 + nw.col("nst_place").cast(nw.Int64), bin_expr.cast(nw.Int64))
-    counted = count_numbers(rows, nw.col("label") * places + bin_expr, on_batch)
-    counted = counted.select("rows", label=pl.col("number") // places, place=pl.col("number") % places)
+    counted = count_numbers(rows, nw.col("label") * codes + bin_expr, on_batch)
+    counted = counted.select("rows", label=pl.col("number") // codes, place=pl.col("number") % codes)
     reason = (pl.col("place") - BINS - 1).replace_strict(range(len(reasons)), reasons, default=None, return_dtype=pl.String)
     bin_ = pl.when(pl.col("place") <= BINS).then("place")
     return counted.select("rows", "label", bin_.alias("bin"), *([reason.alias("reason")] if reasons else []))

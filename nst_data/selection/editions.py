@@ -209,11 +209,11 @@ def _build_edition(
     max_unreadable: float,
 ) -> Version:
     started, class_names = time.monotonic(), generation.manifest.class_names
-    with staging.discard_on_error(has_chunks), _workspace(staging) as work, _engine_context(engine, progress) as at_work:
+    with staging.discard_on_error(has_chunks), _workspace(staging) as work, _engine_context(engine, progress) as runner:
         top_k = _check_table(generation)
         with translate_table_errors(generation.ref):
             tables = table_files(generation.folder, "pseudo_labels")
-            labels = at_work.result(lambda: engines.scan(tables, SELECTION_COLUMNS, engine.name, engine.master))
+            labels = runner.result(lambda: engines.scan(tables, SELECTION_COLUMNS, engine.name, engine.master))
         if settings.embed_images:
             images.open("`embed_images` writes the images too")
         with_near_duplicates, shown_progress = not settings.exact_overlap_only, progress if exclude else None
@@ -236,8 +236,8 @@ def _build_edition(
         answered = AnsweredRows.from_review(generation, reviews, excluded_hashes) if reviews else None
         excluded_hashes |= hashes_by_reason(reviews) if reviews else {}
         with translate_table_errors(generation.ref):
-            selection = at_work.result(lambda: select(labels, settings, class_names, excluded_hashes, work, generation.ref))
-        at_work.close()  # what follows may take hours, in which a cluster can do other work
+            selection = runner.result(lambda: select(labels, settings, class_names, excluded_hashes, work, generation.ref))
+        runner.close()  # what follows may take hours, in which a cluster can do other work
         counts = _edition_counts(selection, generation, settings, overlap, held_out.unreadable, top_k, answered)
         files = _write_selected(staging, generation, selection, settings, counts, images, progress)
         shards = {"shards": shard_counts([staging.build / name for name in files])} if settings.embed_images else {}
@@ -381,8 +381,10 @@ def _write_selected(
         for _ in label_batches(generation, [name for name in schema.names if name not in ADDED_COLUMNS]):
             pass  # reject an invalid table now, not after hours of reading images
         with_images = balanced_schema(class_names, counts.top_k, with_images=True)
-        pool, is_same = images.open(""), images.ids_are_pool_rows
-        return write_self_contained(staging, tables, counts.unique, pool, is_same, with_images, settings.shard_mb, settings.seed, progress)
+        pool, ids_are_pool_rows = images.open(""), images.ids_are_pool_rows
+        return write_self_contained(
+            staging, tables, counts.unique, pool, ids_are_pool_rows, with_images, settings.shard_mb, settings.seed, progress
+        )
     plan = ShardPlan(counts.unique, min(1_000_000, SHARD_BYTES // soft_label_bytes(schema)), "balanced")
 
     def write(shard: tuple[str, list[pa.Table]]) -> SealedFile:

@@ -120,13 +120,13 @@ def _sample_class(groups: list[list[int]], hashes: Sequence[str], share: float, 
     def order(rows: list[int]) -> bytes:
         return hashlib.sha256(f"holdout {seed} {min(hashes[row] for row in rows)}".encode()).digest()
 
-    images, drawn, n_held_out = sum(map(len, groups)), sorted(groups, key=order), 0
+    images, shuffled_groups, n_held_out = sum(map(len, groups)), sorted(groups, key=order), 0
     limit = max(1, math.floor(share * images + 0.5))
-    for rows in drawn:
+    for rows in shuffled_groups:
         if n_held_out + len(rows) <= limit and n_held_out + len(rows) < images:
             n_held_out += len(rows)
             yield from rows
-    smallest = min(drawn, key=len)
+    smallest = min(shuffled_groups, key=len)
     if not n_held_out and 2 * len(smallest) <= images:  # each group is more than the share: some images are copied many times
         yield from smallest
 

@@ -128,11 +128,11 @@ class HeldOut:
         columns = [np.concatenate(column) for column in zip(*descriptors, strict=True)]
         return cls(frozenset(image_hashes), ImageDescriptors(*columns), HashIndex(np.concatenate(phashes)), unreadable)
 
-    def matches(self, descriptor: ImageDescriptors, perceptual_hash: int) -> bool:
-        """Whether a held-out image shows what the one image in `descriptor`, which has this perceptual hash, shows."""
+    def matches(self, query: ImageDescriptors, perceptual_hash: int) -> bool:
+        """Whether a held-out image shows what the one image in `query`, which has this perceptual hash, shows."""
         near = self.index.find_near(perceptual_hash)
         pieces = (near[start : start + _IMAGES_AT_ONCE] for start in range(0, len(near), _IMAGES_AT_ONCE))
-        return any(bool(self.descriptors.take(piece).matches(descriptor).any()) for piece in pieces)
+        return any(bool(self.descriptors.take(piece).matches(query).any()) for piece in pieces)
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,9 @@ class RowBins:
     """
 
     def __init__(self, file: Path, n_classes: int, reasons: Sequence[str]) -> None:
-        self._classes, self._places = n_classes, codes_per_label(reasons)
+        self._n_classes, self._codes_per_label = n_classes, codes_per_label(reasons)
         self._numbers = RowNumbers(file, np.int32)
-        self.is_stored = n_classes * self._places <= _MAX_CODES
+        self.is_stored = n_classes * self._codes_per_label <= _MAX_CODES
 
     def __enter__(self) -> Self:
         self._numbers.__enter__()
@@ -67,7 +67,7 @@ class RowBins:
             rows = np.flatnonzero(is_first)
             columns = {
                 "id": ids[rows],
-                "label": (numbers[rows] // self._places).astype(np.int64),
+                "label": (numbers[rows] // self._codes_per_label).astype(np.int64),
                 "duplicates": duplicates[rows],
                 "nst_order": ((hashes.first_digits(start, stop, HASH_DIGITS)[rows] * a + b) % ORDER_SIZE).astype(np.int32),
             }
@@ -80,10 +80,10 @@ class RowBins:
 
     def _is_above_last_bin(self, cuts: Cutoffs) -> NDArray[np.bool_]:
         """For each number, whether its rows are in a bin above the one in which their class ends."""
-        ends = np.full(self._classes, -1)
+        ends = np.full(self._n_classes, -1)
         key = cuts.keys[0]
         ends[cuts.last_rows["label"].to_numpy()] = np.minimum(cuts.last_rows[key].to_numpy() * BINS, BINS).astype(np.int64)
-        is_above = np.zeros((self._classes, self._places), np.bool_)
+        is_above = np.zeros((self._n_classes, self._codes_per_label), np.bool_)
         is_above[:, : BINS + 1] = np.arange(BINS + 1) > ends[:, None]
         return is_above.ravel()
 

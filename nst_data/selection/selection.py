@@ -63,8 +63,8 @@ def select(
         nw.from_native(filters.repeated_images_in_memory(labels) if hashes is None else hashes.find_repeated().lazy()),
         work_folder / "repeated",
     )
-    judge = _build_filters(all_rows, repeated, settings, class_names, held_out, work_folder)
-    rows = judge(all_rows)
+    add_reasons = _build_filters(all_rows, repeated, settings, class_names, held_out, work_folder)
+    rows = add_reasons(all_rows)
     is_by_quota = settings.per_class != "none" and settings.method != "official"
     with RowBins(work_folder / "bins", len(class_names), reasons) as bins:
         counted = _count_rows(rows, len(class_names), reasons, bins.add if hashes and is_by_quota else None)
@@ -79,7 +79,7 @@ def select(
     else:  # `most_confident` in less time: most rows are dropped by their confidence, and need no other reason
         in_bins = remaining.select("label", "bin", "rows")
         cuts = find_cutoffs(
-            all_rows, "confidence", quota, bin_counts=in_bins, select_remaining=lambda subset: _remaining_rows(judge(subset))
+            all_rows, "confidence", quota, bin_counts=in_bins, select_remaining=lambda subset: _remaining_rows(add_reasons(subset))
         )
         if hashes and hashes.ids.are_increasing and bins.is_stored and (ends := cuts.ids_in_last_bins) is not None:
             repeats = collect_small(repeated.filter(nw.col("id") == nw.col("first_id")).select("id", "duplicates"))
@@ -87,7 +87,9 @@ def select(
                 bins.write_first_rows(cuts, ends, repeats, hashes, settings.seed, work_folder / "most_confident")
             )
         else:
-            confident_rows = with_seeded_order(_remaining_rows(judge(cuts.select_first(all_rows))), settings.seed, COPIES, "nst_order")
+            confident_rows = with_seeded_order(
+                _remaining_rows(add_reasons(cuts.select_first(all_rows))), settings.seed, COPIES, "nst_order"
+            )
             confident_rows = cache_rows(
                 confident_rows.select("id", "label", "duplicates", nw.col("nst_order").cast(nw.Int32)), work_folder / "most_confident"
             )

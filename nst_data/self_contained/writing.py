@@ -40,7 +40,7 @@ def write_self_contained(
     rows: Iterable[pa.Table],
     count: int,
     pool: Source,
-    is_same_pool: bool,
+    ids_are_pool_rows: bool,
     schema: pa.Schema,
     shard_mb: int,
     seed: int,
@@ -49,12 +49,12 @@ def write_self_contained(
 ) -> dict[str, SealedFile]:
     """Write `count` rows with images in shards of about `shard_mb` (10^6 bytes); return each file's digest by path within the version.
 
-    `rows` must come in pool order and have all columns of `schema` except `image`. If `is_same_pool`, an `id` is a row of `pool`; otherwise
-    rows are found by `key`. The order depends only on the images and the seed. Raises NstError if an image cannot be read or differs from
-    the one that was labeled.
+    `rows` must come in pool order and have all columns of `schema` except `image`. If `ids_are_pool_rows`, an `id` is a row of `pool`;
+    otherwise rows are found by `key`. The order depends only on the images and the seed. Raises NstError if an image cannot be read or
+    differs from the one that was labeled.
     """
     progress = progress or Progress()
-    images = _Images(pool, is_same_pool, soft_label_bytes(schema) + _ROW_BYTES, threads or cpus_of_this_process())
+    images = _Images(pool, ids_are_pool_rows, soft_label_bytes(schema) + _ROW_BYTES, threads or cpus_of_this_process())
     work = staging.work / _WORK_FOLDER
     work.mkdir(exist_ok=True)
     clear_abandoned(work)

@@ -61,11 +61,11 @@ def match_classes(
     ending in `advice`, if they differ; `subset` allows missing classes.
     """
     names, expected = _without_zero_padding(names, expected)
-    places = indices_among(names, expected)
-    if None in places or (len(set(places)) < len(expected) and not subset):
-        places = match_imagenet_classes(names, expected) or places
-    unknown = [name for name, place in zip(names, places, strict=True) if place is None]
-    present = set(places)
+    indices = indices_among(names, expected)
+    if None in indices or (len(set(indices)) < len(expected) and not subset):
+        indices = match_imagenet_classes(names, expected) or indices
+    unknown = [name for name, place in zip(names, indices, strict=True) if place is None]
+    present = set(indices)
     missing_names = [name for index, name in enumerate(expected) if index not in present]
     if unknown or (missing_names and not subset):
         raise NstError(
@@ -77,7 +77,7 @@ def match_classes(
             )
             + f". {advice}"
         )
-    return np.array(places, dtype=np.int64)
+    return np.array(indices, dtype=np.int64)
 
 
 def indices_among(names: Sequence[str], expected: Sequence[str]) -> list[int | None]:

@@ -23,7 +23,7 @@ class Extent(NamedTuple):
     stop: int
 
 
-def read_ahead(tree: FileTree, needed: Iterable[tuple[Extent, T]]) -> Iterator[tuple[T, bytes | MissingFileError]]:
+def read_ahead(tree: FileTree, extents: Iterable[tuple[Extent, T]]) -> Iterator[tuple[T, bytes | MissingFileError]]:
     """The second item of each pair with the bytes of its extent, in order: fewer bytes at the end of a file, the error if it is missing.
 
     Raises NstError if the server cannot be reached.
@@ -32,7 +32,7 @@ def read_ahead(tree: FileTree, needed: Iterable[tuple[Extent, T]]) -> Iterator[t
     ahead = 0
     readers = ThreadPoolExecutor(_MAX_CONCURRENT, "nst-read-ahead")
     try:
-        for extent, item in needed:
+        for extent, item in extents:
             size = extent.stop - extent.start
             while waiting and (ahead + size > _AHEAD_BYTES or len(waiting) >= _AHEAD):
                 done_size, done_item, future = waiting.popleft()

@@ -60,7 +60,7 @@ class Mirror:
             raise UsageError(f"{tree.address}: expected a store in a folder or on s3://; other addresses are for pools and labeled sets")
         self.tree = tree
         self.root = _mirrors_folder() / _folder_name(tree.address)
-        self._seen_whole: set[str] = set()  # versions all of whose files were here when this process looked
+        self._complete_versions: set[str] = set()  # versions all of whose files were here when this process looked
 
     def __repr__(self) -> str:
         return f"Mirror({self.tree.address!r})"
@@ -161,11 +161,11 @@ class Mirror:
         """Download all files of a sealed version and verify those in its manifest. Raises NstError if one is missing or damaged."""
         version = self.name_of(folder)
         was_brought = self._known_etags(version).get("") == "whole"
-        if not (folder / seal_name(version)).is_file() or (was_brought and version in self._seen_whole):
+        if not (folder / seal_name(version)).is_file() or (was_brought and version in self._complete_versions):
             return
         sealed = self._sealed_files(version, folder)
         if was_brought and all((folder / name).is_file() for name in sealed):  # scratch disks lose files that nobody reads
-            self._seen_whole.add(version)
+            self._complete_versions.add(version)
             return
         files = [file for file in self.tree.files(version) if not file.name.endswith(f"/{seal_name(version)}")]
         below = {file.name.removeprefix(f"{version}/"): file for file in files}

@@ -232,7 +232,7 @@ class _Watch:
 
     def __init__(self) -> None:
         self._seen: dict[Path, tuple[str, float]] = {}
-        self._said = False
+        self._has_reported = False
 
     def state(self, sign: Path, error_subject: str | None) -> State:
         """Whether the process of a sign is alive. Raises InUseError if it is and `error_subject` names its work."""
@@ -247,12 +247,12 @@ class _Watch:
     def report_once(self, report: Callable[[str], None], subject: str, sign: Path) -> None:
         """Report, once, which process is being waited for."""
         process = _read_process(sign)
-        if not self._said and not process.pid:
+        if not self._has_reported and not process.pid:
             report(f"{subject}: another process may be working on it; waiting to see whether it is alive")
-        elif not self._said:
+        elif not self._has_reported:
             silence_note = "" if process.is_alive else f" (or {DEAD_AFTER_SECONDS:.0f} s without a heartbeat)"
             report(f"{subject}: in use by {process}; waiting for it to finish{silence_note}")
-        self._said = True
+        self._has_reported = True
 
     def _is_changing(self, sign: Path) -> bool | None:
         beat = ""

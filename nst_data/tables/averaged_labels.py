@@ -76,10 +76,10 @@ class AveragedLabels:
                 path.unlink(missing_ok=True)
 
     def _save_mean(self, tables: Sequence[NDArray[Any]], file: Path, top_k: int | None, progress: Progress) -> None:
-        rows = len(self.rows.in_pool)
-        with progress.task("average the labels", rows, "soft labels") as task, atomic_write(file) as out:
-            for start in range(0, rows, _ROWS_AT_ONCE):
-                mean = self._mean(tables, start, min(start + _ROWS_AT_ONCE, rows))
+        n_rows = len(self.rows.in_pool)
+        with progress.task("average the labels", n_rows, "soft labels") as task, atomic_write(file) as out:
+            for start in range(0, n_rows, _ROWS_AT_ONCE):
+                mean = self._mean(tables, start, min(start + _ROWS_AT_ONCE, n_rows))
                 out.write(soft_labels(mean, top_k).tobytes())
                 task.advance(len(mean))
 
@@ -89,8 +89,8 @@ class AveragedLabels:
 
     def _mean(self, tables: Sequence[NDArray[Any]], start: int, stop: int) -> NDArray[np.float32]:
         total = np.zeros((stop - start, len(self.class_names)))
-        for member, exact, places in zip(self._members, tables, self._class_indices, strict=True):
-            total[:, places] += member.labels.dense_probs(exact[np.asarray(member.rows.in_table[start:stop])])
+        for member, exact, indices in zip(self._members, tables, self._class_indices, strict=True):
+            total[:, indices] += member.labels.dense_probs(exact[np.asarray(member.rows.in_table[start:stop])])
         return (total / len(self._members)).astype(np.float32)
 
 

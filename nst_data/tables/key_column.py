@@ -37,7 +37,7 @@ class _Comparison:
     method: str
     n_missing: int
     row: int
-    pool_rows: tuple[int, int] = (0, 0)  # rows of the pool
+    ambiguous_rows: tuple[int, int] = (0, 0)  # rows of the pool
 
 
 class KeyColumn:
@@ -121,7 +121,7 @@ class KeyColumn:
                 f"{column}: {best.n_missing:,} of its {rows:,} images {verb} not in {pool.location}, such as {example}{remainder}; "
                 f"{expected}; drop such rows, or give another `pool`"
             )
-        first, second = best.pool_rows
+        first, second = best.ambiguous_rows
         return NstError(
             f"{column} names images by {best.method}, and {self._key_of(best.row)!r} may be {pool.key(first)!r} or {pool.key(second)!r} of "
             f"{pool.location}; expected paths in it, such as {pool.key(first)!r}"

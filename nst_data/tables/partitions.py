@@ -21,7 +21,7 @@ class Partitions:
 
     def __init__(self, folder: Path, n_values: int, n_rows: int) -> None:
         """`n_rows` is the expected number of records, which determines the number of partitions."""
-        self._folder, self._numbers, self._bits = folder, n_values, min((n_rows // _PARTITION_ROWS).bit_length(), _MAX_BITS)
+        self._folder, self._n_values, self._bits = folder, n_values, min((n_rows // _PARTITION_ROWS).bit_length(), _MAX_BITS)
         self._starts: list[NDArray[np.int64]] = []  # for each added piece, where its partitions begin in the file
         self.rows = 0
 
@@ -35,7 +35,7 @@ class Partitions:
     def add(self, *numbers: NDArray[np.uint64]) -> None:
         """Add a record for each position of these arrays. A single array must be sorted."""
         shift = np.uint64(64 - self._bits)
-        if self._numbers == 1:
+        if self._n_values == 1:
             records = numbers[0]  # sorted by the caller, in threads: faster than partitioning by some bits here
             starts = np.searchsorted(records, np.arange(1, 1 << self._bits, dtype=np.uint64) << shift)
         else:
@@ -51,10 +51,10 @@ class Partitions:
         """Yield the records of each partition, shape (records, n_values); those of several values in the order in which they were added."""
         for partition in range(1 << self._bits):
             bounds = [(int(starts[partition]), int(starts[partition + 1])) for starts in self._starts]
-            records = np.empty((sum(stop - start for start, stop in bounds), self._numbers), np.uint64)
+            records = np.empty((sum(stop - start for start, stop in bounds), self._n_values), np.uint64)
             position = 0
             for start, stop in bounds:
-                self._file.seek(start * 8 * self._numbers)
+                self._file.seek(start * 8 * self._n_values)
                 self._file.readinto(records[position : position + stop - start].data)
                 position += stop - start
             yield records

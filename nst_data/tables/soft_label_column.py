@@ -24,7 +24,7 @@ _ADVICE = "if these are logits, add `logits`"
 
 
 class SoftLabelColumn:
-    """The numbers in each row of a table: probabilities or logits of `classes` classes, the same number in every row.
+    """The numbers in each row of a table: probabilities or logits of `n_classes` classes, the same number in every row.
 
     Raises NstError or UsageError if the columns hold anything else. The result for a row does not depend on the rows around it.
     """
@@ -35,10 +35,11 @@ class SoftLabelColumn:
         self.class_names: list[str] = []
         first = next(columns.numbers_in(batch) for batch in table.columns(columns.numbers) if batch.num_rows)
         self._check_kind(first.type)
-        self.classes = len(first[0]) if first[0].is_valid else 0
-        if self.classes < 2:
+        self.n_classes = len(first[0]) if first[0].is_valid else 0
+        if self.n_classes < 2:
             raise NstError(
-                f"{table.location}: {self._cell_location(0)} has {self.classes} number{'s' * (self.classes != 1)}, expected one for each "
+                f"{table.location}: {self._cell_location(0)} has {self.n_classes} number{'s' * (self.n_classes != 1)}, expected one for "
+                "each "
                 "class"
             )
 
@@ -48,29 +49,29 @@ class SoftLabelColumn:
     def set_class_names(self, names: Sequence[str] | None, origin: str) -> Self:
         """Set the class names: those given or the table's own. Raises UsageError or NstError if they do not fit."""
         self.class_names = list(names) if names is not None else self._own_names()
-        check_class_names(self.class_names, origin, self.classes, f"one for each number of column `{self.name}`")
+        check_class_names(self.class_names, origin, self.n_classes, f"one for each number of column `{self.name}`")
         return self
 
     def _own_names(self) -> list[str]:
         """The class names of a column of the table that has the right number. Raises UsageError if there is none, or several."""
-        candidates = list({tuple(names): names for names in self._table.class_columns().values() if len(names) == self.classes}.values())
+        candidates = list({tuple(names): names for names in self._table.class_columns().values() if len(names) == self.n_classes}.values())
         if len(candidates) == 1:
             return candidates[0]
         subject = "several columns have" if candidates else "no column has"
         raise UsageError(
-            f"{self._table.location}: column `{self.name}` has {self.classes} classes, and {subject} as many class names; "
+            f"{self._table.location}: column `{self.name}` has {self.n_classes} classes, and {subject} as many class names; "
             "provide them with `class_names` FILE"
         )
 
     @property
     def max_classes(self) -> int:
         """The number of classes that a row tells from the others: all."""
-        return self.classes
+        return self.n_classes
 
     @property
     def exact_dtype(self) -> np.dtype[np.void]:
         """The dtype of the records that `save_exact` writes."""
-        return np.dtype([("probs", "<f4", (self.classes,))])
+        return np.dtype([("probs", "<f4", (self.n_classes,))])
 
     def save_exact(self, file: Path, progress: Progress) -> None:
         """Write all rows as they are read, before rounding."""
@@ -89,7 +90,7 @@ class SoftLabelColumn:
 
     def default_top_k(self) -> int | None:
         """The number of classes to keep by default; None for all."""
-        return default_top_k(self.classes)
+        return default_top_k(self.n_classes)
 
     def probabilities(self) -> Iterator[NDArray[np.float32]]:
         """Yield all rows in order, each divided by its sum in float64, in batches of shape (rows, classes)."""
@@ -111,7 +112,7 @@ class SoftLabelColumn:
 
     def digest(self, progress: Progress) -> str:
         """The sha256 of the probabilities; all rows are checked in the process."""
-        sha256 = hashlib.sha256(f"{self.classes}\n".encode())
+        sha256 = hashlib.sha256(f"{self.n_classes}\n".encode())
         with progress.task(f"check `{self.name}`", len(self), "soft labels") as task:
             for probs in self.probabilities():
                 sha256.update(probs.tobytes())
@@ -127,7 +128,7 @@ class SoftLabelColumn:
 
     def load(self, file: Path, top_k: int | None) -> NDArray[np.void]:
         """The records in a file, memory-mapped, shape (rows,); what was read of it stays in memory as long as the array."""
-        return np.memmap(file, record_dtype(self.classes, top_k), "r")
+        return np.memmap(file, record_dtype(self.n_classes, top_k), "r")
 
     def _read_numbers(self, column: pa.Array, start: int) -> NDArray[np.float64]:
         self._check_kind(column.type)
@@ -135,18 +136,18 @@ class SoftLabelColumn:
             row = start + _first_true(column.is_null())
             raise NstError(f"{self._table.location}: {self._cell_location(row)} is empty; expected one number for each class in every row")
         lengths = pc.list_value_length(column)
-        wrong = pc.not_equal(lengths, self.classes)
+        wrong = pc.not_equal(lengths, self.n_classes)
         if pc.any(wrong).as_py():
             row = _first_true(wrong)
-            problem = f"{self._cell_location(start + row)} has {lengths[row].as_py()} numbers, the first row {self.classes}"
+            problem = f"{self._cell_location(start + row)} has {lengths[row].as_py()} numbers, the first row {self.n_classes}"
             raise NstError(f"{self._table.location}: {problem}; expected one for each class in every row")
         flat = column.flatten()
         if flat.null_count:
-            row = _first_true(flat.is_null()) // self.classes
+            row = _first_true(flat.is_null()) // self.n_classes
             raise NstError(
                 f"{self._table.location}: {self._cell_location(start + row)} lacks a number; expected one for each class in every row"
             )
-        numbers: NDArray[np.float64] = flat.to_numpy(zero_copy_only=False).astype(np.float64).reshape(-1, self.classes)
+        numbers: NDArray[np.float64] = flat.to_numpy(zero_copy_only=False).astype(np.float64).reshape(-1, self.n_classes)
         return numbers
 
     def _check_kind(self, kind: pa.DataType) -> None:

@@ -60,13 +60,13 @@ class TopLabelColumns:
         return len(self._table)
 
     @property
-    def classes(self) -> int:
+    def n_classes(self) -> int:
         """The number of classes."""
         return len(self.class_names)
 
     def default_top_k(self) -> int | None:
         """The number of classes to keep by default: as many as a row names at most; None for all."""
-        return self.max_classes if self.max_classes < self.classes else default_top_k(self.classes)
+        return self.max_classes if self.max_classes < self.n_classes else default_top_k(self.n_classes)
 
     def check_top_k(self, top_k: int | None) -> None:
         """Raise NstError if `top_k` is more classes than a row names at most."""
@@ -107,14 +107,14 @@ class TopLabelColumns:
 
     def _spread_rest(self, classes: NDArray[np.int32], probs: NDArray[np.float32]) -> NDArray[np.float32]:
         """The probabilities of every class: what is left to 1 is spread evenly over the other classes."""
-        remainder = (1 - probs.sum(axis=1, dtype=np.float64, keepdims=True)).clip(0) / max(1, self.classes - self.max_classes)
-        dense = np.broadcast_to(remainder, (len(probs), self.classes)).astype(np.float32)
+        remainder = (1 - probs.sum(axis=1, dtype=np.float64, keepdims=True)).clip(0) / max(1, self.n_classes - self.max_classes)
+        dense = np.broadcast_to(remainder, (len(probs), self.n_classes)).astype(np.float32)
         np.put_along_axis(dense, classes.astype(np.int64), probs, axis=1)
         return dense
 
     def digest(self, progress: Progress) -> str:
         """The sha256 of classes and probabilities; all rows are checked in the process."""
-        sha256 = hashlib.sha256(f"{self.classes}\ntop {self.max_classes}\n".encode())
+        sha256 = hashlib.sha256(f"{self.n_classes}\ntop {self.max_classes}\n".encode())
         with progress.task(f"check `{self.name}`", len(self), "soft labels") as task:
             for classes, probs in self.top_batches():
                 sha256.update(classes.tobytes())
@@ -125,18 +125,18 @@ class TopLabelColumns:
     def save(self, file: Path, top_k: int | None, progress: Progress) -> None:
         """Write all rows to a file that `load` reads."""
         with progress.task(f"read `{self.name}`", len(self), "soft labels") as task, atomic_write(file) as out:
-            if self.max_classes == self.classes or top_k is None:
+            if self.max_classes == self.n_classes or top_k is None:
                 for dense in self.probabilities():
                     out.write(soft_labels(dense, top_k).tobytes())
                     task.advance(len(dense))
                 return
             for classes, probs in self.top_batches():
-                out.write(top_soft_labels(classes, probs, self.classes, top_k).tobytes())
+                out.write(top_soft_labels(classes, probs, self.n_classes, top_k).tobytes())
                 task.advance(len(probs))
 
     def load(self, file: Path, top_k: int | None) -> NDArray[np.void]:
         """The records in a file, memory-mapped; shape (rows,)."""
-        return np.memmap(file, record_dtype(self.classes, top_k), "r")
+        return np.memmap(file, record_dtype(self.n_classes, top_k), "r")
 
     def _classes_in(self, batch: pa.RecordBatch) -> pa.Array:
         """The classes of each row, as lists; floats without a fraction become integers."""
@@ -168,14 +168,14 @@ class TopLabelColumns:
         """(class names, index among them of each text in the table)."""
         location, column = self._table.location, format_columns(self._columns.classes)
         names = class_names or self._table.class_columns().get(column)
-        sorted_words = sorted(texts)
-        numbers = parse_class_numbers(sorted_words, f"{location}: column `{column}`")
+        sorted_texts = sorted(texts)
+        numbers = parse_class_numbers(sorted_texts, f"{location}: column `{column}`")
         if names is None and (self._by_number or numbers is not None):
             raise UsageError(f"{location}: column `{column}` has class numbers; give their names with `class_names` FILE")
-        if names is None and (suspect := find_non_class(sorted_words, self._columns.is_requested)):
+        if names is None and (suspect := find_non_class(sorted_texts, self._columns.is_requested)):
             text, advice = suspect
             raise NstError(f"{location}: {self._cell_location(self._first_row_with(text), column)} has the label {text!r}, {advice}")
-        names = sorted_words if names is None else names
+        names = sorted_texts if names is None else names
         check_class_names(names, origin, None, "two or more")
         if self._by_number:
             return names, {}
@@ -183,10 +183,10 @@ class TopLabelColumns:
             too_large = [number for number in numbers if number >= len(names)]
             if too_large:
                 raise NstError(f"{location}: column `{column}` has the class number {min(too_large)}, expected 0 to {len(names) - 1}")
-            return names, dict(zip(sorted_words, numbers, strict=True))
-        plain = sorted_words if numbers is None or class_numbers(sorted_words) is not None else [str(number) for number in numbers]
+            return names, dict(zip(sorted_texts, numbers, strict=True))
+        plain = sorted_texts if numbers is None or class_numbers(sorted_texts) is not None else [str(number) for number in numbers]
         indices = match_classes(plain, names, f"{location}: column `{column}`", subset=True, advice=_ADVICE)
-        return names, dict(zip(sorted_words, indices.tolist(), strict=True))
+        return names, dict(zip(sorted_texts, indices.tolist(), strict=True))
 
     def _first_row_with(self, text: str) -> int:
         """The first row that names a class by this text."""
@@ -200,11 +200,11 @@ class TopLabelColumns:
 
     def _add_remarks(self, has_given_names: bool) -> None:
         if not has_given_names and self._table.class_columns().get(format_columns(self._columns.classes)) is None:
-            self.remarks.append(f"the {self.classes:,} classes are those that occur in it; `class_names` FILE gives others")
+            self.remarks.append(f"the {self.n_classes:,} classes are those that occur in it; `class_names` FILE gives others")
             self.remarks += class_name_warnings(self.class_names)
         if not self._columns.numbers:
             self.remarks.append(f"labels without a confidence: hard, smoothing {self._smoothing:g}")
-        elif self._columns.logits and self.max_classes < self.classes:
+        elif self._columns.logits and self.max_classes < self.n_classes:
             self.remarks.append(f"softmax over the {self.max_classes:,} logits of each image; the other classes get nothing")
 
     def _read_batch(self, batch: pa.RecordBatch, start: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
@@ -228,13 +228,13 @@ class TopLabelColumns:
         )
         values[rows, positions] = self._read_numbers(batch, lengths, rows, start)
         if not self._columns.numbers:
-            values[rows, positions] = 1 - self._smoothing + self._smoothing / self.classes
+            values[rows, positions] = 1 - self._smoothing + self._smoothing / self.n_classes
         elif self._columns.logits:
             values[classes < 0] = -np.inf
             values = softmax(values)
         self._check_probabilities(values, classes, lengths, start)
         sums = values.sum(axis=1, keepdims=True)
-        values = values / np.where((lengths == self.classes)[:, None], sums, np.maximum(sums, 1))
+        values = values / np.where((lengths == self.n_classes)[:, None], sums, np.maximum(sums, 1))
         self._fill_up(classes, values)
         order = np.lexsort((classes, -values.astype(np.float32)), axis=1)
         return (
@@ -250,13 +250,13 @@ class TopLabelColumns:
             classes: NDArray[np.int64] = code_numbers[encoded.indices.to_numpy(zero_copy_only=False)] if len(code_numbers) else code_numbers
             return classes
         numbers: NDArray[np.int64] = flat.to_numpy(zero_copy_only=False).astype(np.int64)
-        invalid = (numbers < 0) | (numbers >= self.classes)
+        invalid = (numbers < 0) | (numbers >= self.n_classes)
         if invalid.any():
             first = int(invalid.argmax())
             raise NstError(
                 f"{self._table.location}: {self._cell_location(start + int(rows[first]), format_columns(self._columns.classes))} is "
                 f"{numbers[first]}, "
-                f"expected 0 to {self.classes - 1}"
+                f"expected 0 to {self.n_classes - 1}"
             )
         return numbers
 
@@ -283,20 +283,22 @@ class TopLabelColumns:
         too_large: NDArray[np.bool_] = sums > 1 + SUM_TOLERANCE
         self._reject_rows(too_large, start, f"adds up to {sums[too_large.argmax()]:.4g}, more than 1; {expected}")
         smallest = np.where(classes < 0, np.inf, values).min(axis=1)
-        share = (1 - sums) / np.maximum(1, self.classes - lengths)
+        share = (1 - sums) / np.maximum(1, self.n_classes - lengths)
         implausible: NDArray[np.bool_] = np.where(
-            lengths < self.classes, smallest < share - SUM_TOLERANCE, np.abs(sums - 1) > SUM_TOLERANCE
+            lengths < self.n_classes, smallest < share - SUM_TOLERANCE, np.abs(sums - 1) > SUM_TOLERANCE
         )
         first = int(implausible.argmax())
-        problem = f"leaves {1 - sums[first]:.4g} to {self.classes - lengths[first]:,} other classes, more to each than to one that is named"
+        problem = (
+            f"leaves {1 - sums[first]:.4g} to {self.n_classes - lengths[first]:,} other classes, more to each than to one that is named"
+        )
         self._reject_rows(implausible, start, f"adds up to {sums[first]:.4g}: {problem}; expected the most probable classes")
 
     def _fill_up(self, classes: NDArray[np.int64], values: NDArray[np.float64]) -> None:
         """Fill up rows that name fewer classes than others with the first classes they do not name, each with an even share of the rest."""
         for row in np.flatnonzero((classes < 0).any(axis=1)).tolist():
             missing = classes[row] < 0
-            unnamed = np.setdiff1d(np.arange(min(self.classes, 2 * self.max_classes)), classes[row])[: missing.sum()]
-            share = max(0.0, 1 - values[row].sum()) / (self.classes - int((~missing).sum()))
+            unnamed = np.setdiff1d(np.arange(min(self.n_classes, 2 * self.max_classes)), classes[row])[: missing.sum()]
+            share = max(0.0, 1 - values[row].sum()) / (self.n_classes - int((~missing).sum()))
             classes[row, missing], values[row, missing] = unnamed, share
 
     def _reject_values(

@@ -85,7 +85,7 @@ class Decoders:
 
     def __init__(self, teacher: Teacher, hashes: bool, count: int) -> None:
         probe = torch.zeros(3, 64, 64, dtype=torch.uint8)
-        self._alike = [preprocessing.prepare(probe) for preprocessing in teacher.preprocessings]
+        self._templates = [preprocessing.prepare(probe) for preprocessing in teacher.preprocessings]
         self._all: list[_Decoder] = []
         self._free: queue.SimpleQueue[_Decoder] = queue.SimpleQueue()
         load = partial(_load, preprocessings=teacher.preprocessings, hashes=hashes, noise=teacher.noise)
@@ -102,7 +102,7 @@ class Decoders:
     def _start(self, load: "_Load") -> None:
         context = multiprocessing.get_context("fork")
         connection, child_connection = context.Pipe()
-        pixels = [_shared_buffer(_ROWS_PER_REQUEST, one) for one in self._alike]
+        pixels = [_shared_buffer(_ROWS_PER_REQUEST, one) for one in self._templates]
         # closed in the child, which would not notice this process's end otherwise
         parent_connections = [connection, *(one.connection for one in self._all)]
         process = context.Process(target=_run_decoder, args=(child_connection, parent_connections, partial(load, into=pixels)), daemon=True)
@@ -113,7 +113,7 @@ class Decoders:
 
     def load(self, rows: Sequence[Row], batch_size: int) -> LoadedImages:
         """Like `load_images`, in pinned memory if there is a CUDA device. Raises NstError if a process died."""
-        pixels = [_pinned_buffer(batch_size, tensor) for tensor in self._alike]
+        pixels = [_pinned_buffer(batch_size, tensor) for tensor in self._templates]
         parts: list[LoadedImages] = []
         for start in range(0, len(rows), _ROWS_PER_REQUEST):
             chunk = [_read_row(row) for row in rows[start : start + _ROWS_PER_REQUEST]]

@@ -29,7 +29,7 @@ from nst_train.device import autocast, resolve_precision, set_threads, this_devi
 GPU_BATCH_SIZE, LARGEST_BATCH_SIZE = 256, 1024
 _GPU_BATCH_PIXELS = GPU_BATCH_SIZE * 224 * 224  # 256 images of 800 px would take 70 GB in EfficientNet-L2
 _BACKWARD_MEMORY = 16  # a backward pass needs the activations of every layer, inference only those of one or two
-_MAX_RETAINED_BYTES = 2**26  # the activations of a layer for a batch of `_CPU_BATCH_PIXELS`
+_MAX_RETAINED_BLOCK_BYTES = 2**26  # the activations of a layer for a batch of `_CPU_BATCH_PIXELS`
 _CPU_BATCH_PIXELS = 2**19  # fits into a core's caches: 256 images of 32 px, 8 of 224 px
 
 
@@ -144,7 +144,7 @@ def predict(
         return run_batch(batch, load_images(batch.rows, teacher.preprocessings, computation.batch_size, hashes, teacher.noise))
 
     if computation.device == "cpu":
-        with keep_freed_memory(_MAX_RETAINED_BYTES):
+        with keep_freed_memory(_MAX_RETAINED_BLOCK_BYTES):
             yield from map_batches_in_threads(load_and_run, batches, threads or cpus_of_this_process())
     else:  # the device gets its next batch while the results of this one are fetched
         with closing(load_batches(teacher, batches, computation.batch_size, hashes, threads)) as ahead:

@@ -37,7 +37,7 @@ def load_images(
     """Read, hash, decode, noise and preprocess the rows of a batch, in this thread."""
     exact = any(one.exact for one in preprocessings)
     sides = [one.min_side_px for one in preprocessings]
-    least_side_px = None if None in sides else max(side for side in sides if side is not None)
+    min_side_px = None if None in sides else max(side for side in sides if side is not None)
     readable, reasons, hashed, small = [], [], [], []
     prepared: list[list[Tensor]] = [[] for _ in preprocessings]
     start = 0
@@ -48,7 +48,7 @@ def load_images(
                 try:
                     if isinstance(content, Exception):
                         raise content
-                    pixels = decode_pixels(content, least_side_px, exact)
+                    pixels = decode_pixels(content, min_side_px, exact)
                     check_shape(pixels.shape[2], pixels.shape[1])
                     views = [_prepare(one, content, pixels, rows[position].id, noise) for one in preprocessings]
                 except (NstError, OSError) as error:

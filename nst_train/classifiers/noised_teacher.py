@@ -33,7 +33,7 @@ class TeacherNoise:
             augmentation = settings.noise.augmentation
             raise NstError(f"`noise`: only RandAugment can noise labels, and this teacher was trained with {augmentation}; remove `noise`")
         self._settings, self._noise, self._seed, self._transform = settings, settings.noise, seed, transform
-        self._ways = mode
+        self._mode = mode
         self._of_training: dict[Preprocessing, Transform] = {}
         self._networks: list[NetworkNoise] = []
         self._lock = threading.Lock()
@@ -41,10 +41,10 @@ class TeacherNoise:
     def add_to(self, network: nn.Module, classes: int) -> None:
         """Add noise to a network on its device and in evaluation mode. Raises NstError if the network has no place for it."""
         try:
-            self._networks.append(add_noise(network, self._noise, self._noise, classes, self._seed, self._ways))
+            self._networks.append(add_noise(network, self._noise, self._noise, classes, self._seed, self._mode))
         except NstError as error:
             raise NstError(f"`noise`: this teacher cannot be noised ({str(error).partition(';')[0]}); label without") from None
-        for layer in [*stochastic_depth_layers(network), *find_classifiers(network, classes, self._ways.every_head)]:
+        for layer in [*stochastic_depth_layers(network), *find_classifiers(network, classes, self._mode.every_head)]:
             layer.training = True
 
     def prepare(self, preprocessing: Preprocessing, encoded: bytes | memoryview, pixels: UInt8[Tensor, "3 h w"], row: int) -> Tensor:

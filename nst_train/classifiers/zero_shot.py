@@ -23,7 +23,7 @@ from nst_train.networks.probe import NETWORK_ERRORS, check_forward_pass
 from nst_train.networks.weights import CONFIG, FOLDER, describe_load_error, download, download_snapshot, license_of_model, parse_repository
 from nst_train.zero_shot_settings import ZeroShot
 
-_TEXTS_AT_ONCE = 64
+_TEXTS_PER_BATCH = 64
 
 
 class SimilarityClassifier(nn.Module):
@@ -53,7 +53,7 @@ def build_similarity_classifier(model: ImageText, spec: ZeroShot) -> tuple[Simil
     texts = [spec.texts(name) for name in spec.synonyms]
     model.check([texts[0][0], texts[1][0]])
     flat = [text for of_class in texts for text in of_class]
-    tokens = [model.tokenize(flat[start : start + _TEXTS_AT_ONCE]) for start in range(0, len(flat), _TEXTS_AT_ONCE)]
+    tokens = [model.tokenize(flat[start : start + _TEXTS_PER_BATCH]) for start in range(0, len(flat), _TEXTS_PER_BATCH)]
     features = F.normalize(torch.cat(_text_features(model, tokens)), dim=1)
     means = [rows.mean(dim=0) for rows in torch.split(features, [len(of_class) for of_class in texts])]
     head = F.normalize(torch.stack(means), dim=1) * model.scale

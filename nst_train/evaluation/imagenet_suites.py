@@ -138,12 +138,12 @@ def restrict_to_known(classifier: Classifier, suite: str, source: Source) -> tup
     return (source if present <= model_wnids else _open_some_classes(suite, source.location, model_wnids & present)), missing_wnids
 
 
-def create_trial(suite: str, name: str, source: Source, classifier: Classifier, lacking: Container[str] = ()) -> Trial:
-    """The trial of a classifier on a suite. All classes of the suite compete, except those that it is `lacking`, and no others.
+def create_trial(suite: str, name: str, source: Source, classifier: Classifier, missing_wnids: Container[str] = ()) -> Trial:
+    """The trial of a classifier on a suite. All classes of the suite compete, except those that it is `missing_wnids`, and no others.
 
     Raises NstError if the classifier does not have these classes.
     """
-    wnids = [wnid for wnid in suite_wnids(suite) if wnid not in lacking]
+    wnids = [wnid for wnid in suite_wnids(suite) if wnid not in missing_wnids]
     columns = output_columns(classifier.class_names, wnids, suite)
     places = {wnid: place for place, wnid in enumerate(wnids)}
     labels = np.array([places[class_name] for class_name in source.class_names or []], dtype=np.int64)[labels_in(source)]

@@ -75,8 +75,8 @@ def embedding_on_ray(
     """The request, as described by the workers (only they load the network), and a function that has them write the missing shards."""
     shards = -(-len(data) // settings.rows_per_shard)
     data.store_listing(store.indexes)  # for the workers
-    with _place_marker(store) as sign:
-        job = EmbedJob(store.location, sign, str(portable_model(model)), settings, run, SourceAddress.from_source(data))
+    with _place_marker(store) as marker:
+        job = EmbedJob(store.location, marker, str(portable_model(model)), settings, run, SourceAddress.from_source(data))
         with open_workers(job, run, shards, progress) as workers:
 
             def fill(under_way: FeaturesInProgress, task: Task) -> None:

@@ -12,13 +12,13 @@ def find_heads(network: nn.Module, classes: int, every_head: bool = True) -> lis
 
     Without `every_head`, those that an earlier nst knew of (see `network_noise.NoiseMode`).
     """
-    told = {id(layer) for layer in heads_in_config(network, classes)} if every_head else set[int]()
+    config_head_ids = {id(layer) for layer in heads_in_config(network, classes)} if every_head else set[int]()
     heads = []
     for classifier in find_classifiers(network, classes, every_head):
         layers = [
             layer for layer in classifier.modules() if getattr(layer, "out_features", getattr(layer, "out_channels", None)) == classes
         ]
-        heads += [layer for layer in layers if id(layer) in told] or layers[-1:]
+        heads += [layer for layer in layers if id(layer) in config_head_ids] or layers[-1:]
     return heads
 
 

@@ -45,12 +45,12 @@ def read_processor(name: str, folder: Path) -> dict[str, Any]:
         stored = {key: getattr(processor, key, None) for key in _READ_FIELDS} | {key: sizes.get(key) for key in ("size", "crop_size")}
         stored["image_processor_type"] = type(processor).__name__
         with torch.device("cpu"):  # even while the outline of a network is created on the meta device
-            is_followed = _is_reproducible(processor, stored)
+            is_reproducible = _is_reproducible(processor, stored)
     except (NstError, *NETWORK_ERRORS, OSError, ImportError) as error:
         raise NstError(
             f"{name}: its image processor cannot be used ({first_line(error)[:_MAX_SHOWN]}); correct its {PROCESSOR_FILE}"
         ) from None
-    if not is_followed:
+    if not is_reproducible:
         raise NstError(
             f"{name}: its {stored['image_processor_type']} does more to images than training, probes and features can, which resize, crop "
             "the middle and normalize RGB (not BGR); choose another model, or only label with this one"

@@ -102,7 +102,7 @@ def create_network(settings: TrainSettings, classes: int) -> nn.Module:
     elif settings.pretrained:
         options["pretrained_cfg_overlay"] = {"file": str(published_weights(name)[0])}
     with _translate_library_errors(settings):
-        network = _of_timm(name, settings, options)
+        network = _create_timm_network(name, settings, options)
     published: Any = getattr(network, "pretrained_cfg", None) or {}
     has_published_head = settings.pretrained and published.get("num_classes") == classes
     if settings.head_init == "zero" and not has_published_head:
@@ -110,17 +110,17 @@ def create_network(settings: TrainSettings, classes: int) -> nn.Module:
     return network
 
 
-def _of_timm(name: str, settings: TrainSettings, options: dict[str, Any]) -> nn.Module:
+def _create_timm_network(name: str, settings: TrainSettings, options: dict[str, Any]) -> nn.Module:
     """A network of timm with no other noise than the settings', and the initial weights that it has with its own."""
     random_state = torch.get_rng_state()
     network: nn.Module = timm.create_model(name, pretrained=settings.pretrained, **options)
-    if unasked := unasked_noise(network, settings):
+    if unasked := unrequested_noise_arguments(network, settings):
         torch.set_rng_state(random_state)
         network = timm.create_model(name, pretrained=settings.pretrained, **options, **dict.fromkeys(unasked, 0.0))
     return network
 
 
-def unasked_noise(network: nn.Module, settings: TrainSettings) -> list[str]:
+def unrequested_noise_arguments(network: nn.Module, settings: TrainSettings) -> list[str]:
     """The arguments that timm gives a network by default, though the settings do not ask for the noise.
 
     They are dropout as in GhostNet and ReXNet, which would come on top of `noise.dropout`, and, if `noise.stochastic_depth` is 0, the

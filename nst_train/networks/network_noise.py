@@ -188,11 +188,11 @@ def find_classifiers(network: nn.Module, classes: int, every_head: bool = True) 
     Without `every_head` (see `NoiseMode`), of a timm network only what `get_classifier` says, of a transformers one only the last layer.
     """
     if hasattr(network, "get_classifier"):
-        answer: Any = network.get_classifier()  # type: ignore[operator]
-        heads = [module for module in _each(answer) if isinstance(module, nn.Module)]
+        classifier: Any = network.get_classifier()  # type: ignore[operator]
+        heads = [module for module in _as_modules(classifier) if isinstance(module, nn.Module)]
         if not every_head:
             return heads
-        heads = [module for head in heads for module in _each(head)]
+        heads = [module for head in heads for module in _as_modules(head)]
         inside = {id(module) for head in heads for module in head.modules()}
         return heads + [layer for layer in heads_in_config(network, classes) if id(layer) not in inside]
     if every_head and hasattr(network, "last_layers"):
@@ -212,7 +212,7 @@ def heads_in_config(network: nn.Module, classes: int) -> list[nn.Module]:
     return [layers[place] for place in places if place in layers and _outputs(layers[place]) == classes]
 
 
-def _each(modules: Any) -> Iterable[Any]:  # noqa: ANN401 - what a network says
+def _as_modules(modules: Any) -> Iterable[Any]:  # noqa: ANN401 - what a network says
     return modules if isinstance(modules, tuple | list | nn.ModuleList) else [modules]
 
 

@@ -50,8 +50,8 @@ def load_open_clip(name: str, folder: Path, exact: bool) -> ImageText:
         network = open_clip.create_model(f"{FOLDER}{folder}", precision="fp32", device="cpu", load_weights=False, **no_pretrained)
         load_checkpoint(network, str(weights[0]), strict=True)
         # without it, the folder's `auto_map` could name code to run
-        of_transformers = {"trust_remote_code": False} if config["text_cfg"].get("hf_tokenizer_name") else {}
-        tokenizer = open_clip.get_tokenizer(f"{FOLDER}{folder}", **of_transformers)
+        tokenizer_options = {"trust_remote_code": False} if config["text_cfg"].get("hf_tokenizer_name") else {}
+        tokenizer = open_clip.get_tokenizer(f"{FOLDER}{folder}", **tokenizer_options)
     network.eval()
 
     def tokenize(texts: Sequence[str]) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from nst_data.errors import NstError, is_out_of_memory
 from nst_data.store.manifest import HEADS, NETWORK_NOISE
 from nst_train.networks.heads import find_heads
 from nst_train.networks.model_config import is_timm_config, read_config
-from nst_train.networks.models import create_network, training_data_config, unasked_noise
+from nst_train.networks.models import create_network, training_data_config, unrequested_noise_arguments
 from nst_train.networks.network_noise import NetworkNoise, add_noise, stochastic_depth_layers
 from nst_train.networks.preparation import prepare_for_training
 from nst_train.networks.probe import NETWORK_ERRORS
@@ -81,7 +81,7 @@ def brings_noise(settings: TrainSettings, classes: int) -> bool:
             network = timm.create_model(model, num_classes=classes, **({"drop_path_rate": 0.1} if asks else {}))
     except (NstError, *NETWORK_ERRORS):  # training will refuse it
         return False
-    return bool(unasked_noise(network, settings))
+    return bool(unrequested_noise_arguments(network, settings))
 
 
 def reuses_stochastic_depth(settings: TrainSettings, classes: int) -> bool:

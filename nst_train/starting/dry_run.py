@@ -134,15 +134,15 @@ class _Stages:
 
     def all(self) -> Iterator[Stage]:
         """All versions of the recipe, in the order they are made."""
-        is_taught, is_selected = self.data.teacher is not None, False
+        has_teacher, is_selected = self.data.teacher is not None, False
         for number, group in groupby(self.recipe.networks, lambda network: network.generation):
             networks = list(group)
-            if is_taught:
+            if has_teacher:
                 yield from self._label_stages(number, is_selected)
                 is_selected = True
             for network in networks:
-                yield from self._training_stages(network, network.store_name(self.recipe.name), number, is_taught)
-            is_taught = True
+                yield from self._training_stages(network, network.store_name(self.recipe.name), number, has_teacher)
+            has_teacher = True
         for network in networks if self.recipe.control else []:
             yield from self._training_stages(network, network.store_name(self.recipe.name, "control"), 0, with_pseudo=False)
 

@@ -117,7 +117,7 @@ class Training:
         )
         images = settings.batch_size // processes * _images_per_labeled(settings, pseudo is not None)
         local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        ahead = choose_prefetch_factor(images, data_config["input_size"][-1], run.workers_on(device_type), local_processes)
+        prefetch_factor = choose_prefetch_factor(images, data_config["input_size"][-1], run.workers_on(device_type), local_processes)
         part_images = images // settings.accumulate * (processes if settings.sync_batch_norm else 1)
         check_accepts_images(network, settings, data_config, len(class_names), part_images)
         check_optimizer(settings, this_process().device)
@@ -133,7 +133,7 @@ class Training:
             per_epoch = round(counted * _images_per_labeled(settings, pseudo is not None))
             test_config = evaluation_data_config(network, settings)
             scores = Validation.from_settings(validation, class_names, settings, test_config, step.schedule, per_epoch, run.decode_threads)
-        return cls(staging, step, labeled, pseudo, class_names, lines, empty, data_config, ahead, scores, unscored)
+        return cls(staging, step, labeled, pseudo, class_names, lines, empty, data_config, prefetch_factor, scores, unscored)
 
     def report_size(self, progress: Progress) -> None:
         """Report the images and the number of steps, and warn if batch size, warm-up or `layer_decay` do not suit them."""

@@ -123,10 +123,10 @@ def create_step(
     `class_weights` weigh the labeled images of each class. Raises NstError if the network has no place for the noise.
     """
     # precision and accumulation come from the settings, not from the environment that `accelerate launch` sets
-    of_processes = DistributedDataParallelKwargs()
+    ddp_kwargs = DistributedDataParallelKwargs()
     uncompiled = TorchDynamoPlugin(backend=DynamoBackend.NO)
     accelerator = Accelerator(
-        cpu=this_process().device.type == "cpu", mixed_precision="no", kwargs_handlers=[of_processes], dynamo_plugin=uncompiled
+        cpu=this_process().device.type == "cpu", mixed_precision="no", kwargs_handlers=[ddp_kwargs], dynamo_plugin=uncompiled
     )
     if (kind := accelerator.distributed_type) in _SHARDED_TYPES:
         raise UsageError(
@@ -141,7 +141,7 @@ def create_step(
     averaged = ModelEmaV3(network, decay=settings.ema_decay, use_warmup=True, warmup_gamma=9.0, warmup_power=1.0)
     prepare_for_training(network, settings)
     if accelerator.distributed_type != DistributedType.NO:
-        of_processes.find_unused_parameters = isinstance(network, TransformersClassifier) or has_unused_weights(
+        ddp_kwargs.find_unused_parameters = isinstance(network, TransformersClassifier) or has_unused_weights(
             network, data_config["input_size"]
         )
     noise = add_noise(network, settings.noise, settings.for_pseudo_images.noise, classes, settings.seed)

@@ -45,7 +45,7 @@ class TrainingLog:
     ) -> None:
         self._metrics, self._summary = folder / METRICS_LOG, folder / SUMMARY
         self._schedule, self._images_per_step, self.trackers = schedule, images_per_step, trackers
-        nothing = {
+        empty_sums = {
             "window": [0.0] * 3,
             "counts": [0, 0],
             "folded": start_step,
@@ -53,7 +53,7 @@ class TrainingLog:
             "row": [0.0] * 4,
             "row_began": start_step,
         }
-        sums = notes.get("log", nothing)
+        sums = notes.get("log", empty_sums)
         self._window = torch.tensor(sums["window"])  # loss of both parts and number of finite steps, since the last fold
         self._counts, self._folded = list(sums["counts"]), int(sums["folded"])
         self._line, self._row, self._row_began = list(sums["line"]), list(sums["row"]), int(sums["row_began"])

@@ -22,7 +22,7 @@ from nst_train.transforms.preprocessing import decode_pixels, to_pillow
 _OVERSIZE = 2  # a JPEG is decoded so that the crop has at least twice the size that it is then resized to
 _ASPECTS = (3 / 4, 4 / 3)
 _ATTEMPTS = 10
-_OF_TORCH = ("bicubic", "bilinear", "lanczos")  # what it resizes with antialiasing; nearest, box and hamming are left to Pillow
+_TORCH_INTERPOLATIONS = ("bicubic", "bilinear", "lanczos")  # what it resizes with antialiasing; nearest, box and hamming are left to Pillow
 _COVERED, _AROUND_PX = 0.1, 32  # of the released code: `min_object_covered` and `CROP_PADDING` (preprocessing.py)
 
 
@@ -100,13 +100,13 @@ class RandomResizedCrop:
     def __call__(self, encoded: bytes | memoryview, random: Random) -> Image.Image:
         """An RGB image of size `size_px`. Raises ImageError for bytes that cannot be decoded."""
         header, box = jpeg_header(encoded), None
-        least_side_px = None
+        min_side_px = None
         if header is not None and min(header.width, header.height) >= 2 * _OVERSIZE * max(self._size):
             width, height = upright_size(encoded)
             box = self._sample_box(width, height, random)
             factor = reduced_factor(box.width, box.height, _OVERSIZE * max(self._size))
-            least_side_px = min(width, height) // factor if factor > 1 else None
-        pixels = decode_pixels(encoded, least_side_px).permute(1, 2, 0)
+            min_side_px = min(width, height) // factor if factor > 1 else None
+        pixels = decode_pixels(encoded, min_side_px).permute(1, 2, 0)
         if box is None:
             box = self._sample_box(pixels.shape[1], pixels.shape[0], random)
         else:
@@ -128,7 +128,7 @@ def _scale_box(box: Box, x_scale: float, y_scale: float) -> Box:
 
 def _resize(pixels: torch.Tensor, size_px: tuple[int, int], interpolation: str) -> NDArray[np.uint8]:
     """Resize uint8 pixels of shape (h, w, 3) to (height, width, 3). The memory stays channels last, the fastest layout for torch."""
-    if pixels.shape[:2] != size_px and interpolation not in _OF_TORCH:
+    if pixels.shape[:2] != size_px and interpolation not in _TORCH_INTERPOLATIONS:
         resized = to_pillow(pixels.permute(2, 0, 1)).resize(size_px[::-1], str_to_pil_interp(interpolation))
         return np.array(resized)
     if pixels.shape[:2] != size_px:
