@@ -262,7 +262,7 @@ def test_a_network_of_timm_drops_nothing_that_the_settings_do_not_ask_for(model)
         network = create_network(settings, 3)
     assert not getattr(network, "drop_rate", 0)
     assert not any(rate for *_, rate in drop_paths_of(network))
-    assert extra_settings(settings, 3) == {"network_noise": "as asked"}  # what an earlier nst trained so is another training
+    assert extra_settings(settings, 3) == {"network_noise": "as configured"}  # what an earlier nst trained so is another training
     assert extra_settings(settings.model_copy(update={"probe": True}), 3) == {}
 
 

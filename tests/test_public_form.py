@@ -38,6 +38,14 @@ def test_a_model_and_what_a_training_starts_from_are_named_by_the_last_part_of_t
     settings = {"model": f"local-dir:{FOLDER}/net", "start": f"local-dir:{FOLDER}/old net"}
     teacher = seal(Store(tmp_path), TeacherRequest(settings=settings, inputs={"labeled": POOL}), "net", COUNTS["teacher"])
     assert published_manifest(teacher, Store(tmp_path)).request.settings == {"model": "net", "start": "old net"}
+    settings |= {"folders": {"model": "1" * 64, "start": "2" * 64}}
+    teacher = seal(Store(tmp_path), TeacherRequest(settings=settings, inputs={"labeled": POOL}), "known", COUNTS["teacher"])
+    assert published_manifest(teacher, Store(tmp_path)).digest == teacher.manifest.digest
+
+
+def test_only_settings_that_may_name_a_folder_are_known_by_its_content():
+    requests = [{"model": "local-dir:a", "epochs": epochs, "folders": {"model": "1" * 64, "epochs": "2" * 64}} for epochs in (1, 2)]
+    assert len({TeacherRequest(settings=settings, inputs={"labeled": POOL}).digest for settings in requests}) == 2
 
 
 def test_results_name_folders_by_their_last_part_and_datasets_of_the_hub_whole(tmp_path):

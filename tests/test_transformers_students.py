@@ -278,4 +278,4 @@ def test_a_mobilenet_of_transformers_has_no_dropout_but_that_of_noise(tmp_path):
     MobileNetV1ForImageClassification(config).save_pretrained(tmp_path)
     settings = TrainSettings(model=f"local-dir:{tmp_path}", noise={"stochastic_depth": 0})
     assert create_network(settings, 3).network.dropout.p == 0
-    assert extra_settings(settings, 3) == {"network_noise": "as asked"}  # what an earlier nst trained so is another training
+    assert extra_settings(settings, 3) == {"network_noise": "as configured"}  # what an earlier nst trained so is another training

@@ -20,7 +20,8 @@ def published_manifest(version: Version, store: Store, anonymous_repo: str | Non
     """A version's manifest as others may see it: paths shortened to names, and inputs with their locations on the Hub.
 
     `anonymous_repo` is the repository to which it is pushed without keys and hashes: input labels are then linked only to locations that
-    omit these too. The digest is the version's own, unless its settings contained a path.
+    omit these too. The digest is the version's own, unless its settings contained a path that counts: an earlier nst did not name
+    the content of folders.
     """
     manifest = version.manifest
     by_digest = {candidate.manifest.digest: candidate for candidate in store.versions() if candidate.is_readable}

@@ -28,6 +28,7 @@ NETWORK_NOISE = "network_noise"  # likewise: a DropPath reused in a forward pass
 HEADS = "heads"  # likewise: a network with several last layers is trained with all of them, unlike in an earlier nst
 PROBE_SAMPLE = "probe_sample"  # likewise: on how many images a large probe chose its strength; an earlier nst used all
 FOLDERS = "folders"  # likewise: digests of the folders it names, which identify it in place of their paths
+FOLDER_SETTINGS = ("model", "start")  # those that may name a folder
 DERIVED_SETTINGS = (ORDER, PREPARATION, NETWORK_NOISE, HEADS, PROBE_SAMPLE, FOLDERS)  # of a training: they follow from its inputs
 Kind = Literal["generation", "edition", "review", "teacher"]
 
@@ -58,7 +59,8 @@ class Request(_Frozen):
     def identity(self) -> dict[str, Any]:
         """The settings that identify a version: without paths of folders whose content they name."""
         folders = self.settings.get(FOLDERS)
-        return {name: value for name, value in self.settings.items() if not (isinstance(folders, dict) and name in folders)}
+        named = [name for name in FOLDER_SETTINGS if isinstance(folders, dict) and name in folders]
+        return {name: value for name, value in self.settings.items() if name not in named}
 
     @property
     def full_settings(self) -> dict[str, Any]:

@@ -29,8 +29,6 @@ from nst_train.classifiers.lineage import teacher_input
 from nst_train.classifiers.noised_teacher import TeacherNoise
 from nst_train.classifiers.zero_shot import is_zero_shot, load_zero_shot
 from nst_train.networks.model_config import (
-    COMBINED_PROCESSOR_FILE,
-    PROCESSOR_FILE,
     check_config,
     check_is_classifier,
     is_image_text,
@@ -42,8 +40,10 @@ from nst_train.networks.network_noise import NoiseMode
 from nst_train.networks.probe import NETWORK_ERRORS, check_forward_pass
 from nst_train.networks.transformers_networks import TransformersClassifier, load_trained
 from nst_train.networks.weights import (
+    COMBINED_PROCESSOR_FILE,
     CONFIG,
     FOLDER,
+    PROCESSOR_FILE,
     describe_load_error,
     download,
     license_of_model,

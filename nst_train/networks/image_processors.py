@@ -11,9 +11,9 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from nst_data.errors import NstError, first_line
-from nst_train.networks.model_config import COMBINED_PROCESSOR_FILE, PROCESSOR_FILE, check_config, is_timm_config, read_config
+from nst_train.networks.model_config import check_config, is_timm_config, read_config
 from nst_train.networks.probe import NETWORK_ERRORS
-from nst_train.networks.weights import FOLDER, download
+from nst_train.networks.weights import COMBINED_PROCESSOR_FILE, FOLDER, PROCESSOR_FILE, download
 from nst_train.settings import TrainSettings
 from nst_train.transforms.preprocessing import TimmPreprocessing, to_pillow
 

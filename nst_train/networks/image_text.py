@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nst_data.errors import NstError, UsageError
-from nst_train.networks.model_config import COMBINED_PROCESSOR_FILE
 from nst_train.networks.transformers_networks import load_trained
+from nst_train.networks.weights import COMBINED_PROCESSOR_FILE
 from nst_train.transforms.preprocessing import Preprocessing, ProcessorPreprocessing, to_pillow
 
 TOKENIZER_FILES = (

@@ -11,11 +11,9 @@ import timm
 
 from nst_data.errors import NstError, first_line
 from nst_train.networks.probe import NETWORK_ERRORS
-from nst_train.networks.weights import CONFIG, measure_tensors
+from nst_train.networks.weights import COMBINED_PROCESSOR_FILE, CONFIG, PROCESSOR_FILE, measure_tensors
 from nst_train.transforms.preprocessing import LARGEST_SIDE_PX
 
-PROCESSOR_FILE = "preprocessor_config.json"
-COMBINED_PROCESSOR_FILE = "processor_config.json"  # image processor and tokenizer in one file
 _SIDES = ("img_size", "input_size")  # in pixels; need not show in the shape of any tensor
 _DEPTHS = ("layers", "depths", "depth", "num_layers", "num_hidden_layers", "num_blocks")
 _WIDTHS = ("hidden_size", "hidden_sizes", "intermediate_size", "embed_dim")  # of transformers; many others do not show in the weights

@@ -38,7 +38,7 @@ def create_outline(settings: TrainSettings, classes: int) -> nn.Module | None:
 
 def extra_settings(settings: TrainSettings, classes: int) -> dict[str, str]:
     """What a training request names in addition to its settings if an earlier nst trained the network differently."""
-    changes = {"each use": reuses_stochastic_depth, "as asked": brings_noise}
+    changes = {"each use": reuses_stochastic_depth, "as configured": brings_noise}
     noise = ", ".join(change for change, applies in changes.items() if applies(settings, classes))
     return ({NETWORK_NOISE: noise} if noise else {}) | ({HEADS: "all"} if has_several_heads(settings, classes) else {})
 

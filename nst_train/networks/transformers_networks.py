@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from nst_data.errors import NstError, first_line
 from nst_train.networks.heads import zero_heads
 from nst_train.networks.image_processors import read_processor, write_processor
-from nst_train.networks.model_config import PROCESSOR_FILE
 from nst_train.networks.probe import NETWORK_ERRORS
-from nst_train.networks.weights import CONFIG, describe_differences
+from nst_train.networks.weights import CONFIG, PROCESSOR_FILE, describe_differences
 from nst_train.settings import TrainSettings
 
 _LAST_DROPOUT = "classifier_dropout_prob"

@@ -23,8 +23,9 @@ from nst_data.utf8_names import check_utf8
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FOLDER, HUB = "local-dir:", "hf-hub:"
-_PROCESSOR = "preprocessor_config.json"
-_FILES = [CONFIG, _PROCESSOR, WEIGHTS, "model-*.safetensors", "model.safetensors.index.json"]
+PROCESSOR_FILE = "preprocessor_config.json"
+COMBINED_PROCESSOR_FILE = "processor_config.json"  # image processor and tokenizer in one file
+_FILES = [CONFIG, PROCESSOR_FILE, WEIGHTS, "model-*.safetensors", "model.safetensors.index.json"]
 
 
 def parse_repository(name: str) -> HubReference:
@@ -146,7 +147,8 @@ def config_digest(name: str) -> str:
     Raises UsageError if it holds no network.
     """
     folder = check_folder(name)
-    return json_digest({file: hash_file(folder / file).sha256 for file in (CONFIG, _PROCESSOR) if (folder / file).is_file()})
+    files = (CONFIG, PROCESSOR_FILE, COMBINED_PROCESSOR_FILE)
+    return json_digest({file: hash_file(folder / file).sha256 for file in files if (folder / file).is_file()})
 
 
 def _single_weights_file(name: str) -> Path:

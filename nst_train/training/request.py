@@ -5,7 +5,7 @@ from nst_data.selection.editions import excluded_inputs
 from nst_data.self_contained.images import needs_pool
 from nst_data.sources.labeled_pool import pool_entry
 from nst_data.store.inputs import TeacherInputs
-from nst_data.store.manifest import FOLDERS, ORDER, PREPARATION, PROBE_SAMPLE, EditionManifest, Request, TeacherRequest
+from nst_data.store.manifest import FOLDER_SETTINGS, FOLDERS, ORDER, PREPARATION, PROBE_SAMPLE, EditionManifest, Request, TeacherRequest
 from nst_data.store.store import Staging, Store, Version
 from nst_train.features.linear_probe import MAX_FOLDED
 from nst_train.networks.image_processors import preparation_changes
@@ -46,7 +46,7 @@ def folder_digests(settings: TrainSettings) -> dict[str, dict[str, str]]:
 
     Raises UsageError if a folder holds no network.
     """
-    names = {"model": settings.model, "start": settings.start}
+    names = {setting: getattr(settings, setting) for setting in FOLDER_SETTINGS}
     digests = {setting: config_digest(name) for setting, name in names.items() if name is not None and name.startswith(FOLDER)}
     return {FOLDERS: digests} if digests else {}
 

@@ -198,7 +198,7 @@ const viewer = {
       overview.reviewed(reply.review);
       return true;
     } catch (error) {
-      note(`Not kept: ${error.message}`, true);
+      note(`Not saved: ${error.message}`, true);
       return false;
     } finally {
       this.busy = false;
@@ -209,7 +209,7 @@ const viewer = {
   async answer(choice, id = this.detail?.id) {
     if (this.id !== null && this.detail?.id !== this.id) return; // the next image is on its way
     if (!this.canBeSeen(id))
-      return note("Not kept: an image that cannot be shown takes no answer. Press s to skip it.", true);
+      return note("Not saved: this image cannot be shown, so it cannot be answered. Press s to skip it.", true);
     if (!(await this.send(id, { class: null, excluded: null, ...choice }))) return;
     this.answered.push(id);
     const missed = this.hasty ? " The key after it came too soon: press it again." : "";
