@@ -64,6 +64,7 @@ def held_with_a_checkpoint(url, hold, home, store, labeled):
         deadline = time.monotonic() + 60
         while not any(store.glob("runs/*/*/*/work/checkpoints/*")) and time.monotonic() < deadline:
             time.sleep(0.01)
+        assert list(store.glob("runs/*/*/*/work/checkpoints/*"))
         yield running
 
 
@@ -95,6 +96,7 @@ def test_cut_off_from_the_hub_training_ends_with_one_line_and_goes_on_later(publ
         unreached = r"the Hub cannot be reached \([\w ]+\); check the network and HF_ENDPOINT"
         assert re.fullmatch(rf"nst: alice/bugs-pseudo: {unreached}", said.splitlines()[-1])
         assert "Traceback" not in said
+        assert list(store.glob("runs/*/*/*/work/checkpoints/*"))
         faults.clear()
         done = nst(url, tmp_path / "home", *words(labeled, store))
     assert done.returncode == 0, done.stderr
