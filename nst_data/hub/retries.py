@@ -36,7 +36,7 @@ def call_with_retries(call: Callable[[], T], waits: Sequence[float] = WAITS_SECO
             pause = _retry_wait(error, wait, may_be_path or was_retried)
             if pause is None:
                 raise
-            _log.info("the Hub: %s; asked again in %g s", redact_secrets(first_line(error)), pause)
+            _log.info("the Hub: %s; retrying in %g s", redact_secrets(first_line(error)), pause)
             time.sleep(pause)
     return call()
 

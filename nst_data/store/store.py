@@ -228,11 +228,11 @@ class Store:
         for digest, version in product(digests, versions):
             if version.manifest.request.digest == digest:
                 self._delete_run(self._run_folder(request.kind, name, version.number))
-                _log.info("%s is there already: request %s", version.ref, digest[:12])
+                _log.info("%s already exists: request %s", version.ref, digest[:12])
                 return version
         for digest, staging in product(digests, stagings):
             if staging.request.digest == digest:
-                _log.info("%s goes on in %s: request %s", staging.ref, staging.folder, digest[:12])
+                _log.info("%s resumes in %s: request %s", staging.ref, staging.folder, digest[:12])
                 return staging
         existing: list[Version | Staging] = [*versions, *stagings]
         if generation is None:  # the next free number is above all existing ones, of either kind
