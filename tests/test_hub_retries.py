@@ -87,7 +87,7 @@ def test_what_is_asked_again_is_noted_without_the_signature_of_its_address(caplo
     caplog.set_level("INFO", "nst_data.hub.retries")
     assert calls_until(ConnectionError("reset by https://cdn.example/a?X-Amz-Signature=5ec3e7 while reading")) == 3
     assert [record.getMessage() for record in caplog.records] == [
-        f"the Hub: reset by https://cdn.example/a while reading; asked again in {wait} s" for wait in (0, 0)
+        f"the Hub: reset by https://cdn.example/a while reading; retrying in {wait} s" for wait in (0, 0)
     ]
 
 
